@@ -1,0 +1,1 @@
+"""The Trenchcoat custom resource, and everything that follows from a spec alone."""

@@ -1,0 +1,1 @@
+"""The Trenchcoat operator: watches Trenchcoats, starts their stages, tells how they go."""

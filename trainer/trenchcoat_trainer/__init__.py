@@ -1,0 +1,1 @@
+"""The stages of a linearization: tokenize, collect, shard, cria, stitch, evaluate, export."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
-from trenchcoat_trainer.stages import collect, shard, tokenize
+from trenchcoat_trainer.stages import collect, cria, shard, tokenize
 from trenchcoat_trainer.stages.context import StageContext
 from trenchcoat_trainer.stages.opening import open_context
 
@@ -37,6 +37,7 @@ def training_spec(teacher_folder: Path, text_folder: Path) -> TrenchcoatSpec:
             "dtype": "float32",
             "attention": {"window": 16, "featureDim": 8},
             "transfer": {"epochs": 2, "batchSize": 4, "microBatchSize": 4, "plateau": {"every": 2}},
+            "stitch": {"batchSize": 4, "learningRate": "1e-2", "lora": {"dropout": "0"}},
             "criaLora": {"epochs": 2, "batchSize": 4, "microBatchSize": 2, "learningRate": "1e-2"},
         }
     )
@@ -52,14 +53,27 @@ def collected_store(training_spec: TrenchcoatSpec, tmp_path_factory: pytest.Temp
     return folder
 
 
+@pytest.fixture(scope="session")
+def trained_store(
+    training_spec: TrenchcoatSpec, collected_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder store in which all Crias are trained as well; copy it, do not change it."""
+    folder = tmp_path_factory.mktemp("trained") / "store"
+    shutil.copytree(collected_store, folder)
+    for index in range(3):
+        cria.run(open_context(training_spec, Stage.CRIA, cria=index, folder=folder, rank=0, world_size=1))
+    return folder
+
+
 @pytest.fixture
-def open_training(collected_store: Path, tmp_path: Path) -> Iterator[Callable[..., StageContext]]:
-    """Opens the context of a stage over a copy of the collected store below tmp_path, one per `store`."""
+def open_training(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., StageContext]]:
+    """Opens the context of a stage over a copy of the store that it needs below tmp_path, one per `store`."""
 
     def open_it(spec: TrenchcoatSpec, stage: Stage, *, store: str = "store", **options: Any) -> StageContext:
         folder = tmp_path / store
         if not folder.exists():
-            shutil.copytree(collected_store, folder)
+            source = "collected_store" if stage is Stage.CRIA else "trained_store"
+            shutil.copytree(request.getfixturevalue(source), folder)
         return open_context(spec, stage, folder=folder, **options)
 
     yield open_it

@@ -40,9 +40,8 @@ class TextFiles:
 
     def _read(self, path: str) -> Iterator[str]:
         name = f"{self.store.name}/{path}"
-        raw = cast(IO[bytes], io.BufferedReader(_Stream(self.store.stream(path)), 1 << 20))
         try:
-            with io.TextIOWrapper(cast(IO[bytes], _unpacked(path, raw)), encoding="utf-8") as lines:
+            with io.TextIOWrapper(_unpacked(path, self.store.stream(path)), encoding="utf-8") as lines:
                 if ".jsonl" in _suffix(path):
                     yield from _jsonl(lines, self.text_field, name)
                 else:
@@ -108,12 +107,27 @@ def _suffix(path: str) -> str:
     return next(suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if path.endswith(suffix))
 
 
-def _unpacked(path: str, raw: IO[bytes]) -> object:
+def _unpacked(path: str, chunks: Iterator[bytes]) -> IO[bytes]:
     if path.endswith(".gz"):
-        return gzip.GzipFile(fileobj=raw)
-    if path.endswith(".zst"):
-        return zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-    return raw
+        return cast(IO[bytes], gzip.GzipFile(fileobj=_buffered(chunks)))
+    return _buffered(_frames(chunks) if path.endswith(".zst") else chunks)
+
+
+def _frames(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Unpack zstd frames that follow one another; unlike the library's own reader, notice a cut end."""
+    frame = None
+    for chunk in chunks:
+        while chunk:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            yield frame.decompress(chunk)
+            chunk = frame.unused_data if frame.eof else b""
+            frame = None if frame.eof else frame
+    if frame is not None:
+        raise EOFError("the last frame is cut short")
+
+
+def _buffered(chunks: Iterator[bytes]) -> IO[bytes]:
+    return cast(IO[bytes], io.BufferedReader(_Stream(chunks), 1 << 20))
 
 
 def _jsonl(lines: Iterator[str], field: str, name: str) -> Iterator[str]:

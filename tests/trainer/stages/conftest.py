@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.stages import collect, cria, shard, tokenize
@@ -65,14 +66,46 @@ def trained_store(
     return folder
 
 
+@pytest.fixture(scope="session")
+def stitched_store(
+    training_spec: TrenchcoatSpec, trained_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder store with a stitch of random adapters, so that no test but its own waits for DeepSpeed."""
+    folder = tmp_path_factory.mktemp("stitched") / "store"
+    shutil.copytree(trained_store, folder)
+    context = open_context(training_spec, Stage.STITCH, folder=folder, rank=0, world_size=1)
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"q_proj": (64, 64), "k_proj": (32, 64), "v_proj": (32, 64), "o_proj": (64, 64)}
+    adapters = {}
+    for layer in range(5):
+        for projection, (outputs, inputs) in shapes.items():
+            name = f"base_model.model.model.layers.{layer}.self_attn.{projection}"
+            rank = training_spec.stitch.lora.rank
+            adapters[f"{name}.lora_A.weight"] = torch.randn(rank, inputs, generator=generator) / 8
+            adapters[f"{name}.lora_B.weight"] = torch.randn(outputs, rank, generator=generator) / 8
+    context.writer.write_tensors("adapters.safetensors", adapters)
+    context.writer.finish()
+    return folder
+
+
 @pytest.fixture
 def open_training(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., StageContext]]:
-    """Opens the context of a stage over a copy of the store that it needs below tmp_path, one per `store`."""
+    """Opens the context of a stage over a copy of the store that it needs, at tmp_path / `store`.
 
-    def open_it(spec: TrenchcoatSpec, stage: Stage, *, store: str = "store", **options: Any) -> StageContext:
+    `trained` names the fixture that stages after the Crias copy.
+    """
+
+    def open_it(
+        spec: TrenchcoatSpec,
+        stage: Stage,
+        *,
+        store: str = "store",
+        trained: str = "trained_store",
+        **options: Any,
+    ) -> StageContext:
         folder = tmp_path / store
         if not folder.exists():
-            source = "collected_store" if stage is Stage.CRIA else "trained_store"
+            source = "collected_store" if stage is Stage.CRIA else trained
             shutil.copytree(request.getfixturevalue(source), folder)
         return open_context(spec, stage, folder=folder, **options)
 

@@ -77,7 +77,8 @@ def train(context: StageContext) -> None:
         tensors, state, saved = {}, {"phase": "lora", "cursor": {}}, None
     else:
         maps = {name: tensors[f"maps.{name}"] for name in model.maps()}
-        load_maps(model, maps)
+        model.set_maps(maps)
+        model.requires_grad_(False)
         loop.skip(transfer)
 
     lora = LoraPhase(model, spec)
@@ -110,14 +111,6 @@ def load_cria(context: StageContext, cria: CriaRange) -> CriaModel:
         dtype=weight_dtype(context),
         device=device,
     )
-
-
-def load_maps(model: CriaModel, maps: dict[str, torch.Tensor]) -> None:
-    """Copy feature maps into the Cria."""
-    with torch.no_grad():
-        for name, parameter in model.maps().items():
-            parameter.copy_(maps[name])
-            parameter.requires_grad_(False)
 
 
 def embedding(context: StageContext, cria: CriaRange) -> Callable[[torch.Tensor], torch.Tensor]:

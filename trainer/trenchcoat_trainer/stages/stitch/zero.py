@@ -30,8 +30,8 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 def import_deepspeed(device: torch.device) -> Any:
     """Import DeepSpeed, told which device to use, and without its habit of compiling helpers.
 
-    It would build a shared-memory helper for CPU processes of one machine at first use, which needs a compiler
-    and a writable folder; gloo does the same work without.
+    It would build a shared-memory helper for CPU processes at first use, which needs a compiler and a
+    writable folder; gloo does the same work without.
     """
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")
     os.environ.setdefault("LOCAL_RANK", str(device.index or 0))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from trenchcoat_api.stages import Stage
 
+from trenchcoat_trainer.local.command import add_run
 from trenchcoat_trainer.stages.stop import StopRequest
 
 _HELP = {
@@ -35,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="trenchcoat", description="Linearize large Llama models, one Cria at a time."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_run(commands)
     for stage in Stage:
         _add_stage(commands, stage)
     return parser

@@ -98,7 +98,7 @@ class Environment:
 
 
 def local(namespace: str, *, name: str = "trenchcoat", gpus: str = "1,1") -> Environment:
-    """Start the local cluster unless it runs, give it our images, and deploy what stands beside the operator."""
+    """Start the local cluster unless it runs, with our images and what stands beside the operator."""
     if "nothing is there" in _cluster("status", name=name, check=False):
         _cluster("up", "--gpus", gpus, name=name, show=True)
     _cluster("images", name=name, show=True)

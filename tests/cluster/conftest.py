@@ -1,4 +1,4 @@
-"""A real cluster for the tests: started once, removed at the end, with everything that a user would install."""
+"""A real cluster for the tests, made once and removed at the end, as a user would have it."""
 
 import os
 import sys

@@ -69,7 +69,7 @@ def save_teacher(folder: Path, config: LlamaConfig, dtype: torch.dtype = torch.f
 
 def make_documents(count: int, seed: int = 0) -> list[str]:
     """Reproducible English-like documents of different lengths."""
-    words = list("abcdefghijklmnopqrstuvwxyz") + ["the", "quick", "brown", "fox", "over", "lines", "of text"]
+    words = [*"abcdefghijklmnopqrstuvwxyz", "the", "quick", "brown", "fox", "over", "lines", "of text"]
     source = random.Random(seed)
     return [" ".join(source.choices(words, k=source.randint(5, 120))) + f" {index}" for index in range(count)]
 

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,6 +74,9 @@ def _add_stage(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
 def _run_stage(arguments: argparse.Namespace) -> int:
     stop = StopRequest()
     stop.listen()
+    # Idle threads of torch would otherwise spin: where processes share cores, that makes each several times
+    # slower. Set before torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Late, because it loads torch, and a stop may be requested meanwhile.
     from trenchcoat_trainer.stages.program import run_program
 

@@ -1,6 +1,6 @@
 """Running some of a Llama's decoder layers exactly as the whole model runs them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -31,21 +31,23 @@ class TeacherLayers(nn.Module):
         Raises:
             RuntimeError: a weight is missing, superfluous or of another shape.
         """
-        for index, layer in zip(self.indices, self.layers, strict=True):
-            prefix = f"model.layers.{index}."
-            own = {
-                name.removeprefix(prefix): tensor
-                for name, tensor in weights.items()
-                if name.startswith(prefix) and not name.endswith("rotary_emb.inv_freq")
-            }
-            layer.load_state_dict(own, assign=True)
+        for index in self.indices:
+            start = f"model.layers.{index}."
+            self.load_layer(index, {name: t for name, t in weights.items() if name.startswith(start)})
+
+    def load_layer(self, index: int, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take over the weights of the layer with this global index."""
+        start = f"model.layers.{index}."
+        own = {name.removeprefix(start): tensor for name, tensor in weights.items()}
+        self.layers[self.indices.index(index)].load_state_dict(own, assign=True)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states after the last layer: [batch, tokens, hidden size] in and out, positions from 0."""
-        *_, last = self.states(hidden)
-        return last
+        for state in self.states(hidden):
+            hidden = state
+        return hidden
 
-    def states(self, hidden: torch.Tensor) -> Iterable[torch.Tensor]:
+    def states(self, hidden: torch.Tensor) -> Iterator[torch.Tensor]:
         """The raw residual stream after each layer in turn."""
         positions = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
         mask = create_causal_mask(

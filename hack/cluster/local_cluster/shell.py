@@ -51,10 +51,15 @@ def run(
         detail, output = f"see {log}", ""
     else:
         done = subprocess.run(command, capture_output=True, env=environment, cwd=cwd, check=False, **feed)
-        detail, output = done.stderr.decode(errors="replace").strip(), done.stdout.decode(errors="replace")
+        detail, output = _tail(done.stderr.decode(errors="replace")), done.stdout.decode(errors="replace")
     if check and done.returncode:
         raise Failure(f"`{' '.join(command)}` exited {done.returncode}: {detail}")
     return output
+
+
+def _tail(text: str) -> str:
+    """The last lines of an error, where its cause mostly stands."""
+    return "\n".join(text.strip().splitlines()[-5:])
 
 
 def succeeds(argv: Sequence[str | os.PathLike[str]]) -> bool:

@@ -3,5 +3,6 @@
 FROM scratch
 COPY busybox /bin/busybox
 RUN ["/bin/busybox", "--install", "-s", "/bin"]
+RUN ["/bin/mkdir", "-m", "1777", "/tmp"]
 ENV PATH=/bin
 CMD ["/bin/sleep", "2147483647"]

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from .layout import HACK, cache
-from .shell import Failure, run, step
+from .shell import Failure, locked, run, step
 
 COMPONENTS = HACK / "components"
 
@@ -62,7 +62,11 @@ def binary(component: str, program: str) -> Path:
 
 def build(wanted: list[str]) -> None:
     """Build what the cache lacks, one after another: each build alone fills two cores."""
-    missing = [name for name in wanted if not (folder_of(name) / ".complete").exists()]
+    with locked(cache() / "components.lock"):
+        _build([name for name in wanted if not (folder_of(name) / ".complete").exists()])
+
+
+def _build(missing: list[str]) -> None:
     build_cache = cache() / "go-build"
     for name in missing:
         source, target = COMPONENTS / name, folder_of(name)

@@ -125,8 +125,12 @@ version = 2
 root = "{node.containerd_root}"
 state = "/run/containerd/state"
 disabled_plugins = [
-  "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs",
-  "io.containerd.snapshotter.v1.devmapper", "io.containerd.internal.v1.opt", "io.containerd.tracing.processor.v1.otlp",
+  "io.containerd.snapshotter.v1.aufs",
+  "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.devmapper",
+  "io.containerd.snapshotter.v1.zfs",
+  "io.containerd.internal.v1.opt",
+  "io.containerd.tracing.processor.v1.otlp",
 ]
 [grpc]
 address = "{node.socket}"
@@ -177,7 +181,7 @@ def kubelet(node: Node) -> str:
             "clusterDomain": "cluster.local",
             "containerRuntimeEndpoint": f"unix://{node.socket}",
             "enforceNodeAllocatable": [],
-            "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
+            "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%"},
             "failSwapOn": False,
             # Images come by hack/cluster alone; one thrown away could not be pulled again.
             "imageGCHighThresholdPercent": 100,

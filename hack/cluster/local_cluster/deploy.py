@@ -25,19 +25,23 @@ def deploy(layout: Layout, namespace: str) -> None:
     with step("apply training operator and MinIO"):
         credentials = _credentials(layout)
         for where in dict.fromkeys(("minio", namespace)):
-            kubectl(layout, "apply", "--server-side", "-f", "-", stdin=json.dumps(_namespace(where)))
-            kubectl(layout, "apply", "--server-side", "-f", "-", stdin=json.dumps(_secret(where, credentials)))
+            for wanted in (_namespace(where), _secret(where, credentials)):
+                kubectl(layout, "apply", "--server-side", "-f", "-", stdin=json.dumps(wanted))
         _apply(layout, "training-operator", training_operator(layout))
         _apply(layout, "minio", minio(layout))
     with step("wait for MinIO and its bucket"):
-        kubectl(layout, "rollout", "status", "-n", "minio", "deployment/minio", "--timeout=120s")
+        _rolled_out(layout, "minio", "minio")
         kubectl(layout, "wait", "-n", "minio", "job/bucket", "--for=condition=Complete", "--timeout=120s")
     with step("wait for the training operator"):
-        kubectl(layout, "rollout", "status", "-n", "kubeflow", "deployment/training-operator", "--timeout=120s")
+        _rolled_out(layout, "kubeflow", "training-operator")
         # Ready is not yet reachable: its webhook gets a certificate of its own making.
         probe = json.dumps(_probe())
         create = ("create", "--dry-run=server", "-o", "name", "-f", "-")
         wait_for("webhook", lambda: bool(kubectl(layout, *create, stdin=probe, check=False)), seconds=60)
+
+
+def _rolled_out(layout: Layout, namespace: str, name: str) -> None:
+    kubectl(layout, "rollout", "status", "-n", namespace, f"deployment/{name}", "--timeout=120s")
 
 
 def _apply(layout: Layout, name: str, kustomization: dict[str, Any]) -> None:

@@ -1,8 +1,9 @@
 """Build images with buildah, and hand them to the nodes without copying a byte.
 
-A node's containerd unpacks a layer into a folder, and so does buildah: both give overlayfs the same kind of folder.
-Both lie in the cache, so a layer is imported by hard-linking buildah's folder into a snapshot of containerd's; what
-remains to import is the manifest, a few kilobytes. The trainer's image is gigabytes: this saves minutes and disk.
+A node's containerd unpacks a layer into a folder, and so does buildah: both give overlayfs the same kind of
+folder. Both lie in the cache, so a layer is imported by hard-linking buildah's folder into a snapshot of
+containerd's; what remains to import is the manifest, a few kilobytes. The trainer's image is gigabytes: this
+saves minutes and disk.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from pathlib import Path
 
 from . import components
 from .layout import HACK, REPO, Node, cache
-from .shell import Failure, run, step, succeeds
+from .shell import Failure, locked, run, step, succeeds
 
 PREFIX = "localhost/trenchcoat"
+RUN = "/run/trenchcoat-images"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 # Passed on to the build where a machine has them set; they stay in no image.
 BUILD_ENVIRONMENT = ("UV_DEFAULT_INDEX", "PIP_INDEX_URL")
@@ -53,11 +55,12 @@ def _python_image(name: str) -> Image:
 
 def catalogue() -> dict[str, Image]:
     """Every image by name; what an image needs stands before it."""
-    programs = [name for name in components.names() if (HACK / "images" / f"{name}.Dockerfile").exists()]
+    recipes = {name: HACK / "images" / f"{name}.Dockerfile" for name in components.names()}
+    programs = {name: recipe for name, recipe in recipes.items() if recipe.exists()}
     images = [
         Image("base", (), recipe=" ".join((BASE_SUITE, *BASE_PACKAGES))),
         Image("busybox", (HACK / "images" / "busybox.Dockerfile",)),
-        *(Image(name, (HACK / "images" / f"{name}.Dockerfile", components.COMPONENTS / name)) for name in programs),
+        *(Image(name, (recipe, components.COMPONENTS / name)) for name, recipe in programs.items()),
         _python_image("operator"),
         _python_image("trainer"),
     ]
@@ -88,11 +91,10 @@ def tags() -> dict[str, str]:
 
 
 def _buildah(*arguments: str | Path, log: Path | None = None) -> str:
-    store = cache() / "images"
-    prefix = ["buildah", "--root", str(store), "--runroot", "/run/trenchcoat-images", "--storage-driver", "overlay"]
+    store: list[str | Path] = ["--root", cache() / "images", "--runroot", RUN, "--storage-driver", "overlay"]
     # By default the store is a mount of its own: it would stay behind, and nothing hard-links across mounts.
-    prefix += ["--storage-opt", "overlay.skip_mount_home=true"]
-    return run([*prefix, *arguments], env={"BUILDAH_ISOLATION": "chroot"}, log=log)
+    store += ["--storage-opt", "overlay.skip_mount_home=true"]
+    return run(["buildah", *store, *arguments], env={"BUILDAH_ISOLATION": "chroot"}, log=log)
 
 
 def built() -> set[str]:
@@ -103,18 +105,20 @@ def built() -> set[str]:
 
 def build(wanted: Iterable[str]) -> None:
     """Build those images that are not in the store yet, and drop older ones of the same name."""
-    have = built()
-    for name in _with_needs(wanted):
-        if tag(name) in have:
-            continue
-        log = cache() / "logs" / f"image-{name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text("")
-        with step(f"image {tag(name)}"):
-            _build(name, log)
-        old = {other for other in have if re.match(rf"{PREFIX}/{name}:", other)}
-        for other in old:
-            _buildah("rmi", "--force", other)
+    names = _with_needs(wanted)
+    if {tag(name) for name in names} <= built():
+        return
+    with locked(cache() / "images.lock"):
+        _buildah("rm", "--all")  # What a killed build left: nobody else builds while the lock is held.
+        have = built()
+        for name in [name for name in names if tag(name) not in have]:
+            log = cache() / "logs" / f"image-{name}.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text("")
+            with step(f"image {tag(name)}"):
+                _build(name, log)
+            if old := [other for other in have if other.startswith(f"{PREFIX}/{name}:")]:
+                _buildah("rmi", "--force", *old)
 
 
 def _with_needs(wanted: Iterable[str]) -> list[str]:
@@ -152,7 +156,13 @@ def _dockerfile(name: str, context: Path, log: Path) -> None:
 
 
 def _project(name: str, full_name: str, log: Path, *more: str) -> None:
-    options = ["--layers", "--ignorefile", REPO / ".dockerignore", "--file", REPO / name / "Dockerfile"]
+    options: list[str | Path] = [
+        "--layers",
+        "--ignorefile",
+        REPO / ".dockerignore",
+        "--file",
+        REPO / name / "Dockerfile",
+    ]
     if CERTIFICATES.exists():
         options += ["--volume", f"{CERTIFICATES}:{CERTIFICATES}:ro"]
     for key in BUILD_ENVIRONMENT:
@@ -190,18 +200,17 @@ def chain_ids(digests: Iterable[str]) -> list[str]:
     """The name of each layer together with all below it, as the OCI image specification defines it."""
     chain: list[str] = []
     for digest in digests:
-        chain.append("sha256:" + hashlib.sha256(f"{chain[-1]} {digest}".encode()).hexdigest() if chain else digest)
+        whole = f"{chain[-1]} {digest}".encode() if chain else b""
+        chain.append("sha256:" + hashlib.sha256(whole).hexdigest() if chain else digest)
     return chain
 
 
 def layers_of(full_name: str, store: Path) -> list[Layer]:
     """An image's layers, lowest first."""
-    image = next(
-        entry
-        for entry in json.loads((store / "overlay-images" / "images.json").read_text())
-        if full_name in entry.get("names", [])
-    )
-    known = {entry["id"]: entry for entry in json.loads((store / "overlay-layers" / "layers.json").read_text())}
+    images = json.loads((store / "overlay-images" / "images.json").read_text())
+    layers = json.loads((store / "overlay-layers" / "layers.json").read_text())
+    image = next(entry for entry in images if full_name in entry.get("names", []))
+    known = {entry["id"]: entry for entry in layers}
     found, at = [], image.get("layer")
     while at:
         found.append(Layer(known[at]["diff-digest"], store / "overlay" / at / "diff"))
@@ -266,11 +275,8 @@ def _import(full_name: str, ctr: list[str]) -> None:
             if succeeds([*snapshots, "info", draft]):
                 run([*snapshots, "rm", draft])  # An import was killed here.
             run([*snapshots, "prepare", draft, *below])
-            mounts = run([*snapshots, "mounts", "/nowhere", draft])
-            target = re.search(r"(?:upperdir=)?(/[^\s,]*/snapshots/\d+/fs)(?=[\s,]|$)", upper_of(mounts))
-            if not target:
-                raise Failure(f"cannot tell where containerd put snapshot {draft}: {mounts}")
-            run(["unshare","--mount","sh","-c",'umount -l "$0" 2>/dev/null; exec "$@"',cache()/"images"/"overlay","cp", "--archive", "--link", f"{layer.folder}/.", target[1]])
+            target = writable_folder(run([*snapshots, "mounts", "/nowhere", draft]))
+            run(["cp", "--archive", "--link", f"{layer.folder}/.", target])
             run([*snapshots, "commit", chain, draft])
             made.append(chain)
         below = [chain]
@@ -282,7 +288,9 @@ def _import(full_name: str, ctr: list[str]) -> None:
         run([*snapshots, "label", chain, "containerd.io/gc.root="])
 
 
-def upper_of(mounts: str) -> str:
-    """The part of a mount command that names the writable folder: lower ones may stand before it."""
-    match = re.search(r"upperdir=[^\s,]+", mounts)
-    return match[0] if match else mounts
+def writable_folder(mounts: str) -> str:
+    """The folder that a new snapshot's content goes to, out of the mount command that `ctr` prints for it."""
+    match = re.search(r"upperdir=([^\s,]+)", mounts) or re.search(r"(/\S+/snapshots/\d+/fs)\s", mounts)
+    if not match:
+        raise Failure(f"cannot tell where containerd put a snapshot: {mounts}")
+    return match[1]

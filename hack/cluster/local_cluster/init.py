@@ -1,7 +1,7 @@
 """Process 1 of a cluster's namespaces, or of a node's: make the mounts, then wait to be killed.
 
-Run by `unshare` as `init.py cluster|node MARKER READY_FILE`; everything else is started into the namespaces from
-outside. With it the kernel takes every process, mount and link of the namespaces.
+Run by `unshare` as `init.py cluster|node MARKER READY_FILE`; everything else is started into the namespaces
+from outside. With it the kernel takes every process, mount and link of the namespaces.
 """
 
 from __future__ import annotations

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 from . import components, config, images, namespaces, pki
 from .layout import HACK, Layout, Node, cache, free_slot, state_root
-from .shell import Failure, run, step, succeeds, wait_for
+from .shell import Failure, locked, run, step, succeeds, wait_for
 
 PACKAGES = {  # What each Debian package is needed for, as a program to look for.
     "etcd-server": "etcd",
@@ -40,7 +38,8 @@ def up(layout: Layout, gpus: Sequence[int]) -> Layout:
     images.build(NODE_IMAGES)
     down(layout)
     layout.logs.mkdir(parents=True)
-    with step("certificates"), _one_at_a_time():
+    # Two starts must not choose one slot.
+    with step("namespaces and network"), locked(state_root() / ".lock"):
         layout = replace(layout, slot=_choose_slot())
         _remember(layout, gpus)
         outer = _start_outer(layout)
@@ -53,7 +52,7 @@ def up(layout: Layout, gpus: Sequence[int]) -> Layout:
         for node in layout.nodes:
             _start_node_processes(node, outer, fresh=True)
         for node in layout.nodes:
-            _wait_ready(node)
+            _wait_ready(node, since="")
         _set_gpus(layout)
     with step("DNS"):
         manifest = (HACK / "coredns.yaml").read_text()
@@ -102,10 +101,18 @@ def load(name: str) -> Layout | None:
 
 def running(name: str) -> Layout:
     """The cluster of that name, which must run."""
-    layout = load(name)
-    if layout is None or namespaces.inside(layout.marker) is None:
-        raise Failure(f"cluster {name} does not run: start it with `hack/cluster/cluster --name {name} up`")
+    layout = load(name) or Layout(name)
+    _outer(layout)
     return layout
+
+
+def _outer(layout: Layout) -> int:
+    pid = namespaces.inside(layout.marker)
+    if pid is None:
+        raise Failure(
+            f"{layout.name} does not run: start it with `hack/cluster/cluster --name {layout.name} up`"
+        )
+    return pid
 
 
 def kill_node(node: Node) -> None:
@@ -119,10 +126,11 @@ def start_node(node: Node) -> None:
     """Start a node that was killed; it finds its images, and what pods it had, on its disk."""
     if namespaces.outside(node.marker):
         raise Failure(f"{node.name} runs already")
-    outer = namespaces.inside(node.cluster.marker)
+    outer = _outer(node.cluster)
+    _, heartbeat = _readiness(node)  # It may still count as ready.
     with step(f"start {node.name}"):
         _start_node_processes(node, outer, fresh=False)
-        _wait_ready(node)
+        _wait_ready(node, since=heartbeat)
         _set_gpus(node.cluster)
 
 
@@ -150,15 +158,6 @@ def install_packages() -> None:
         with step(f"install {' '.join(missing)}"):
             run(["apt-get", "update"], log=log)
             run(["apt-get", "install", "-y", "--no-install-recommends", *missing], log=log, env=quiet)
-
-
-@contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Keep two starting clusters from choosing the same addresses."""
-    state_root().mkdir(parents=True, exist_ok=True)
-    with (state_root() / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _choose_slot() -> int:
@@ -212,18 +211,21 @@ def _start_control_plane(layout: Layout, outer: int) -> None:
     commands = [config.etcd(), config.api_server(layout)]
     for command in commands:
         namespaces.spawn(outer, command, layout.logs / f"{command[0]}.log", _path())
-    log = layout.logs / "kube-apiserver.log"
-    wait_for("API server", lambda: kubectl(layout, "get", "--raw=/readyz", check=False) == "ok", seconds=90, log=log)
+
+    def ready() -> bool:
+        return kubectl(layout, "get", "--raw=/readyz", check=False) == "ok"
+
+    wait_for("API server", ready, seconds=90, log=layout.logs / "kube-apiserver.log")
     for command in (config.controller_manager(layout), config.scheduler(layout)):
         namespaces.spawn(outer, command, layout.logs / f"{command[0]}.log", _path())
 
 
-def _start_node_processes(node: Node, outer: int | None, *, fresh: bool) -> None:
+def _start_node_processes(node: Node, outer: int, *, fresh: bool) -> None:
     """Containerd, kubelet and kube-proxy, in namespaces nested in the cluster's."""
     layout, logs = node.cluster, node.cluster.logs / node.name
     namespaces.make_cgroup(node.cgroup)
     inner = namespaces.create(node.marker, "node", node.state / "ready", logs / "namespaces.log", outer)
-    run(["nsenter", "-t", str(outer), "-n", "ip", "link", "add", node.name, "type", "veth", "peer", "name", "eth0", "netns", str(inner)])
+    _ip(outer, f"link add {node.name} type veth peer name eth0 netns {inner}")
     _ip(outer, f"link set {node.name} master nodes up")
     _ip(inner, f"addr add {node.address}/24 dev eth0")
     _ip(inner, "link set eth0 up")
@@ -252,10 +254,18 @@ def _start_containerd(node: Node, inner: int, *, fresh: bool) -> None:
         images.load(NODE_IMAGES, node)
 
 
-def _wait_ready(node: Node) -> None:
+def _readiness(node: Node) -> tuple[bool, str]:
+    """Whether Kubernetes holds a node for ready, and when kubelet said so last."""
+    path = "jsonpath={.status.conditions[?(@.type=='Ready')]['status','lastHeartbeatTime']}"
+    answer = kubectl(node.cluster, "get", "node", node.name, "-o", path, check=False)
+    status, _, heartbeat = answer.partition(" ")
+    return status == "True", heartbeat
+
+
+def _wait_ready(node: Node, since: str) -> None:
     def ready() -> bool:
-        path = "jsonpath={.status.conditions[?(@.type=='Ready')].status}"
-        return kubectl(node.cluster, "get", "node", node.name, "-o", path, check=False) == "True"
+        is_ready, heartbeat = _readiness(node)
+        return is_ready and heartbeat != since
 
     log = node.cluster.logs / node.name / "kubelet.log"
     wait_for(f"{node.name} Ready", ready, seconds=90, log=log)
@@ -266,7 +276,8 @@ def _set_gpus(layout: Layout) -> None:
     gpus = json.loads((layout.state / "cluster.json").read_text())["gpus"]
     for node, count in zip(layout.nodes, gpus, strict=True):
         if namespaces.outside(node.marker):
-            change = {"status": {"capacity": {"nvidia.com/gpu": str(count)}}}
+            claim = {"nvidia.com/gpu": str(count)}
+            change = {"status": {"capacity": claim, "allocatable": claim}}
             kubectl(layout, "patch", "node", node.name, "--subresource=status", "-p", json.dumps(change))
 
 

@@ -20,7 +20,7 @@ HIERARCHIES = Path("/sys/fs/cgroup")
 
 
 def outside(marker: str) -> list[int]:
-    """Pids of the `unshare` processes with that marker, found by their command lines: no pid file to go stale."""
+    """Pids of the `unshare` processes with that marker, found by command line: no pid file to go stale."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -42,9 +42,9 @@ def inside(marker: str) -> int | None:
     return None
 
 
-def enter(pid: int, argv: Sequence[str | os.PathLike[str]]) -> list[str]:
+def enter(pid: int, argv: Sequence[str]) -> list[str]:
     """A command line that runs `argv` in the namespaces of `pid`."""
-    return ["nsenter", "-t", str(pid), "-m", "-n", "-p", "--", *map(os.fspath, argv)]
+    return ["nsenter", "-t", str(pid), "-m", "-n", "-p", "--", *argv]
 
 
 def spawn(pid: int | None, argv: Sequence[str], log: Path, path: str | None = None) -> None:
@@ -78,8 +78,8 @@ def kill(marker: str) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    for pid in [*pids, *firsts]:
-        wait_for(f"end of process {pid}", lambda pid=pid: not _alive(pid), seconds=30)
+    everyone = [*pids, *firsts]
+    wait_for(f"end of {marker}", lambda: not any(map(_alive, everyone)), seconds=30)
 
 
 def _alive(pid: int) -> bool:
@@ -125,4 +125,5 @@ def make_cgroup(name: str) -> None:
 
 def links(prefix: str) -> list[str]:
     """Network links of the host whose name starts so."""
-    return [line.split()[0].partition("@")[0] for line in run(["ip", "-br", "link"]).splitlines() if line.startswith(prefix)]
+    names = [line.split()[0].partition("@")[0] for line in run(["ip", "-br", "link"]).splitlines()]
+    return [name for name in names if name.startswith(prefix)]

@@ -45,9 +45,11 @@ def make(layout: Layout) -> Path:
     run([*authority, "-keyout", folder / "ca.key", "-out", folder / "ca.crt"])
     for name, who in identities(layout).items():
         _sign(folder, name, who, "extendedKeyUsage=clientAuth")
-    _sign(folder, "api", subject("kube-apiserver"), f"extendedKeyUsage=serverAuth\nsubjectAltName={api_names(layout)}")
-    run(["openssl", "genrsa", "-out", folder / "service-account.key", "2048"])
-    run(["openssl", "rsa", "-in", folder / "service-account.key", "-pubout", "-out", folder / "service-account.pub"])
+    serves = f"extendedKeyUsage=serverAuth\nsubjectAltName={api_names(layout)}"
+    _sign(folder, "api", subject("kube-apiserver"), serves)
+    private, public = folder / "service-account.key", folder / "service-account.pub"
+    run(["openssl", "genrsa", "-out", private, "2048"])
+    run(["openssl", "rsa", "-in", private, "-pubout", "-out", public])
     return folder
 
 
@@ -56,7 +58,15 @@ def _sign(folder: Path, name: str, who: str, extensions: str) -> None:
     options = folder / f"{name}.ext"
     options.write_text(extensions + "\n")
     run(["openssl", "req", "-new", *CURVE, "-subj", who, "-keyout", key, "-out", request])
-    by = ["-CA", folder / "ca.crt", "-CAkey", folder / "ca.key", "-CAcreateserial", "-days", DAYS]
+    by: list[str | Path] = [
+        "-CA",
+        folder / "ca.crt",
+        "-CAkey",
+        folder / "ca.key",
+        "-CAcreateserial",
+        "-days",
+        DAYS,
+    ]
     run(["openssl", "x509", "-req", "-in", request, *by, "-extfile", options, "-out", certificate])
     request.unlink()
     options.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 class Failure(Exception):
@@ -41,7 +43,7 @@ def run(
     command = [os.fspath(word) for word in argv]
     data = stdin.encode() if isinstance(stdin, str) else stdin
     environment = {**os.environ, **(env or {})}
-    feed: dict[str, object] = {"input": data} if data is not None else {"stdin": subprocess.DEVNULL}
+    feed: dict[str, Any] = {"input": data} if data is not None else {"stdin": subprocess.DEVNULL}
     if log:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as sink:
@@ -75,6 +77,15 @@ def wait_for(what: str, ready: Callable[[], bool], *, seconds: float, log: Path 
         if time.monotonic() > deadline:
             raise Failure(f"{what}: not there after {seconds:.0f} s" + (f"; see {log}" if log else ""))
         time.sleep(0.2)
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Keep others out who lock the same file; a lock ends with its process."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def warn(text: str) -> None:

@@ -25,6 +25,7 @@ def test_little_more_than_model_data_and_store_is_needed():
         ("spec.transfer.learningRate", "fast", r"spec\.transfer\.learningRate.*pattern"),
         ("spec.data.tokens", 100, r"data\.tokens must be at least data\.sequenceLength"),
         ("spec.attention.window", 1024, r"sequenceLength must be greater than attention\.window"),
+        ("spec.criaLora.lora", {"targetModules": ["q_proj", "o_proj"]}, r"o_proj.*layerwise"),
         ("spec.criaLora.objective", "blockwise", r"spec\.criaLora\.objective.*layerwise"),
         ("metadata.name", "x" * 33, r"metadata\.name.*32"),
         ("kind", "Raincoat", "kind.*Trenchcoat"),

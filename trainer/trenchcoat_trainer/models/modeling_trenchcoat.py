@@ -81,9 +81,7 @@ class TerraceLayer(CacheLayerMixin):
 
     def crop(self, tokens_to_remove):
         """Refuse: tokens that were folded into the state cannot be taken out again."""
-        raise NotImplementedError(
-            "a hybrid layer cannot forget tokens: do not use assisted generation"
-        )
+        raise NotImplementedError("a hybrid layer cannot forget tokens: do not use assisted generation")
 
 
 def cache_layers(config):
@@ -231,9 +229,7 @@ class TrenchcoatLlamaModel(TrenchcoatPreTrainedModel, LlamaModel):
         if any(isinstance(layer, TerraceLayer) for layer in cache.layers):
             return
         if cache.get_seq_length() > 0:
-            raise ValueError(
-                "past_key_values holds keys of ordinary attention: pass a TrenchcoatCache"
-            )
+            raise ValueError("past_key_values holds keys of ordinary attention: pass a TrenchcoatCache")
         cache.layers = cache_layers(self.config)
 
     @staticmethod

@@ -420,7 +420,7 @@ class TrenchcoatSpec(Camel):
         lora = self.cria_lora
         if lora.objective is Objective.LAYERWISE and ProjectionName.O_PROJ in lora.lora.target_modules:
             raise ValueError(
-                "criaLora.lora.targetModules has o_proj, which the objective layerwise cannot train (it compares "
-                "attention before o_proj): remove it, or set criaLora.objective to block"
+                "criaLora.lora.targetModules has o_proj, which the objective layerwise cannot train (it "
+                "compares attention before o_proj): remove it, or set criaLora.objective to block"
             )
         return self

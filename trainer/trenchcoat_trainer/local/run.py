@@ -120,12 +120,7 @@ class _LocalRun:
 
     def execute(self, display: Display) -> None:
         """Start what can start, wait, repeat."""
-        for artifact in self._wanted():
-            self._take_if_complete(artifact)
-        display.expect(self._wanted())
-        for artifact in self._wanted():
-            if artifact.key in self._record.manifests:
-                display.end(artifact, "complete already")
+        self._take_complete(display)
         shown = 0.0
         try:
             while len(self._record.manifests) < len(self._wanted()):
@@ -176,6 +171,15 @@ class _LocalRun:
             raise LocalRunError("the tokenize artifact lacks the model's facts: delete it", ExitCode.FAILED)
         return model.layers
 
+    def _take_complete(self, display: Display) -> None:
+        """Take over what earlier runs left; all that is wanted is known only once the text is tokenized."""
+        wanted: list[Artifact] = []
+        while wanted != (wanted := self._wanted()):
+            display.expect(wanted)
+            for artifact in wanted:
+                if artifact.key not in self._record.manifests and self._take_if_complete(artifact):
+                    display.end(artifact, "complete already")
+
     def _take_if_complete(self, artifact: Artifact) -> bool:
         if not self._store.exists(artifact.manifest_path):
             return False
@@ -215,12 +219,8 @@ class _LocalRun:
             if not self._take_if_complete(stage.artifact):
                 raise LocalRunError(f"{stage.artifact.name} ended without a manifest", ExitCode.FAILED)
             display.end(stage.artifact, f"complete in {stage.seconds:.0f} s")
-            wanted = self._wanted()
-            for artifact in wanted:
-                if artifact.key not in self._record.manifests and self._take_if_complete(artifact):
-                    display.expect([artifact])
-                    display.end(artifact, "complete already")
-            display.expect(wanted)
+            if stage.artifact.stage is Stage.TOKENIZE:
+                self._take_complete(display)
 
     def _show(self, display: Display) -> None:
         for stage in self._running.values():

@@ -87,7 +87,7 @@ class Applier:
 
 def status_object(status: TrenchcoatStatus) -> dict[str, Any]:
     """The status as it stands in YAML."""
-    return status.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
 
 
 def event_object(trenchcoat: Trenchcoat, event: Event, now: datetime) -> dict[str, Any]:

@@ -18,6 +18,10 @@ def register(registry: kopf.OperatorRegistry, queue: WorkQueue, worker: Worker) 
     looks at a Trenchcoat with something going on tell as much.
     """
 
+    @kopf.on.login(registry=registry)
+    def login(**arguments: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_via_client(**arguments)  # as client.Cluster does: service account or kubeconfig
+
     @kopf.on.startup(registry=registry)
     def start(settings: kopf.OperatorSettings, **_: Any) -> None:
         _configure(settings)

@@ -4,6 +4,7 @@ import base64
 import binascii
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from trenchcoat_api import constants
@@ -34,8 +35,9 @@ class SecretError(StoreError):
 class Observer:
     """Looks; keeps nothing but what never changes."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, namespaces: tuple[str, ...]) -> None:
         self._cluster = cluster
+        self._namespaces = namespaces or ("",)
         self._manifests = ManifestCache()
         self._readers = Readers()
 
@@ -114,12 +116,17 @@ class Observer:
             contenders=tuple(self._contenders(trenchcoat, running)),
         )
 
+    def _everywhere(self, place: client.Kind, labels: str = "") -> Iterator[Object]:
+        """Objects in all namespaces that are served."""
+        for namespace in self._namespaces:
+            yield from self._cluster.list(place, namespace, labels=labels)
+
     def _all_children(self) -> list[tuple[ChildKind, Object]]:
         """Children of all Trenchcoats that are not over."""
         result = []
         for kind, place in _KINDS.items():
             try:
-                for body in self._cluster.list(place, labels=_MANAGED):
+                for body in self._everywhere(place, _MANAGED):
                     seen = views.child(kind, body, "", ())
                     if seen is not None and seen.active and not seen.suspended:
                         result.append((kind, body))
@@ -129,7 +136,7 @@ class Observer:
 
     def _contenders(self, asking: Trenchcoat, running: Counter[tuple[str, str, str]]) -> list[Contender]:
         result = []
-        for body in self._cluster.list(client.TRENCHCOATS):
+        for body in self._everywhere(client.TRENCHCOATS):
             try:
                 other = Trenchcoat.from_object(body)
             except InvalidTrenchcoatError:

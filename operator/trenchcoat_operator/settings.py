@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-DEFAULT_IMAGE = "ghcr.io/trenchcoat/trenchcoat-trainer:0.1.0"
+DEFAULT_IMAGE = "trenchcoat-trainer:0.1.0"
 
 
 class SettingsError(ValueError):

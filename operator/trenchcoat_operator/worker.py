@@ -29,7 +29,7 @@ class Reconciler:
     def __init__(self, cluster: Cluster, settings: Settings) -> None:
         self._cluster = cluster
         self._settings = settings
-        self._observer = Observer(cluster)
+        self._observer = Observer(cluster, settings.namespaces)
         self._applier = Applier(cluster)
         self._releasing = threading.Lock()
 

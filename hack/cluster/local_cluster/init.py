@@ -21,7 +21,7 @@ KUBELET_WANTS = {
     "kernel/keys/root_maxbytes": "25000000",
 }
 # Fixed folders that programs write to: in memory, so that the disk of the machine stays as it was.
-IN_MEMORY = ("/run", "/var/log", "/var/lib/cni")
+IN_MEMORY = ("/run", "/var/log", "/var/lib/cni", "/var/lib/kubelet")
 
 
 def mount(*arguments: str) -> None:
@@ -45,7 +45,10 @@ def main() -> None:
             seen.parent.mkdir(parents=True, exist_ok=True)
             seen.write_text(value + "\n")
             mount("--bind", str(seen), f"/proc/sys/{key}")
-    Path("/proc/sys/net/ipv4/ip_forward").write_text("1\n")
+    network = Path("/proc/sys/net/ipv4")
+    (network / "ip_forward").write_text("1\n")
+    # Connections whose ends were killed keep a network namespace for minutes otherwise.
+    (network / "tcp_orphan_retries").write_text("1\n")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # The kernel reaps the orphans that come to process 1.
     Path(ready).touch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import os
 from collections.abc import Iterable
@@ -169,8 +170,8 @@ class Layout:
 
     @property
     def link(self) -> str:
-        """The host's end of the veth pair; at most 15 characters."""
-        return f"tcoat{self.slot}"
+        """The host's end of the veth pair, told from the name alone; at most 15 characters."""
+        return f"tcoat-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
 
     @property
     def nodes(self) -> list[Node]:

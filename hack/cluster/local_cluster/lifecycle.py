@@ -70,6 +70,9 @@ def down(layout: Layout) -> None:
             # Nodes are nested, and so gone by now; unless one was started by hand.
             for node in layout.nodes:
                 namespaces.kill(node.marker)
+            if namespaces.link_exists(layout.link):
+                # The kernel is about to, once the last connection within has timed out.
+                succeeds(["ip", "link", "delete", layout.link])
             namespaces.remove_cgroups(layout.cgroup)
             shutil.rmtree(layout.state, ignore_errors=True)
         if left := leftovers(layout):
@@ -82,8 +85,8 @@ def leftovers(layout: Layout) -> list[str]:
     found += [f"process {pid}" for node in layout.nodes for pid in namespaces.outside(node.marker)]
     if layout.state.exists():
         found.append(f"folder {layout.state}")
-        if (known := load(layout.name)) and known.link in namespaces.links("tcoat"):
-            found.append(f"link {known.link}")
+    if namespaces.link_exists(layout.link):
+        found.append(f"link {layout.link}")
     found += [f"cgroup {folder}" for folder in namespaces.cgroup_folders(layout.cgroup)]
     with open("/proc/self/mounts") as mounts:
         found += [f"mount {line.split()[1]}" for line in mounts if f"{layout.state}/" in line]

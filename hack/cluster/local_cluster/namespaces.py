@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .shell import Failure, run, wait_for
+from .shell import Failure, wait_for
 
 INIT = Path(__file__).with_name("init.py")
 UNSHARE = ["unshare", "--pid", "--mount", "--net", "--fork", "--kill-child"]
@@ -123,7 +123,6 @@ def make_cgroup(name: str) -> None:
                     (folder / file).write_text((parent / file).read_text())
 
 
-def links(prefix: str) -> list[str]:
-    """Network links of the host whose name starts so."""
-    names = [line.split()[0].partition("@")[0] for line in run(["ip", "-br", "link"]).splitlines()]
-    return [name for name in names if name.startswith(prefix)]
+def link_exists(name: str) -> bool:
+    """Whether the host has a network link of that name."""
+    return Path("/sys/class/net", name).exists()

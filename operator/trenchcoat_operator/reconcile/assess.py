@@ -60,8 +60,8 @@ def tries_of(work: Work, children: tuple[Child, ...]) -> tuple[Child, ...]:
 def assess(work: Work, trenchcoat: Trenchcoat, observed: Observed, now: datetime) -> Assessment:
     """Judge one work."""
     tries = tries_of(work, observed.children)
-    outcomes = _outcomes(tries, now)
     manifest = observed.store.manifests.get(work.key)
+    outcomes = _outcomes(tries, now, complete=manifest is not None)
     base = Assessment(
         work=work,
         state=State.BLOCKED,
@@ -129,12 +129,12 @@ def _overdue(child: Child, now: datetime) -> bool:
     return child.finished_at is not None and now - child.finished_at > MANIFEST_GRACE
 
 
-def _outcomes(tries: tuple[Child, ...], now: datetime) -> list[tuple[Child, Outcome]]:
+def _outcomes(tries: tuple[Child, ...], now: datetime, *, complete: bool) -> list[tuple[Child, Outcome]]:
     result = []
     for child in tries:
         if child.phase is ChildPhase.FAILED:
             result.append((child, failures.classify(child)))
-        elif child.phase is ChildPhase.SUCCEEDED and (child.outcome or _overdue(child, now)):
+        elif child.phase is ChildPhase.SUCCEEDED and not complete and (child.outcome or _overdue(child, now)):
             message = f"{child.kind} {child.name} ended well but left no manifest in the store"
             result.append((child, Outcome(FailureClass.NO_MANIFEST, message)))
     return result

@@ -59,7 +59,7 @@ def row(
             values["node"] = nodes[0]
     if former is not None and not values.get("node") and manifest is not None:
         values["node"] = former.node
-    if former is not None and progress is None and assessment.state is not State.BLOCKED:
+    if former is not None and progress is None and manifest is None:
         values |= {name: getattr(former, name) for name in ("phase", "step", "steps", "progress", "loss")}
     if progress is not None and assessment.state in (State.RUNNING, State.SUSPENDED, State.FAILED):
         values |= _of_progress(progress, running=assessment.state is State.RUNNING)

@@ -14,10 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "trainer"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from minio_server import ACCESS_KEY, BUCKET, SECRET_KEY, find_minio, running_minio
 from trenchcoat_api.artifacts import DataFacts, Facts, ModelFacts
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
@@ -31,6 +30,8 @@ from trenchcoat_trainer.data.layout import (
     token_path,
 )
 from trenchcoat_trainer.stages.opening import open_context
+
+from tests.trainer.minio_server import ACCESS_KEY, BUCKET, SECRET_KEY, find_minio, running_minio
 
 LENGTH, HIDDEN_SIZE = 1024, 2048
 

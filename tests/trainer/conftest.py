@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from minio_server import MinioServer, find_minio, running_minio
-from trainer_samples import make_config, make_documents, save_teacher
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.stages.context import StageContext
 from trenchcoat_trainer.stages.opening import open_context
+
+from tests.trainer.minio_server import MinioServer, find_minio, running_minio
+from tests.trainer.trainer_samples import make_config, make_documents, save_teacher
 
 # The machine's cores are shared with other processes: threads that wait for one another cost more than they
 # save on such small models.

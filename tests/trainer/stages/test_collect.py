@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from trainer_samples import StopAfter, make_config, save_teacher
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from trenchcoat_api.artifacts import Manifest
 from trenchcoat_api.spec import TrenchcoatSpec
@@ -22,6 +21,8 @@ from trenchcoat_trainer.stages import collect, shard, tokenize
 from trenchcoat_trainer.stages.collect.pipeline import split_layers
 from trenchcoat_trainer.stages.opening import open_context
 from trenchcoat_trainer.teacher import TeacherLayers
+
+from tests.trainer.trainer_samples import StopAfter, make_config, save_teacher
 
 BATCH = 4
 SEQUENCES_PER_OBJECT = 10
@@ -45,7 +46,7 @@ def run_ranks(spec: TrenchcoatSpec, folder: Path, world_size: int) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["trenchcoat_trainer.stages.collect", "trainer_samples"])
+    processes.set_forkserver_preload(["trenchcoat_trainer.stages.collect", "tests.trainer.trainer_samples"])
     ranks = [
         processes.Process(target=run_rank, args=(spec, folder, rank, world_size, port))
         for rank in range(world_size)

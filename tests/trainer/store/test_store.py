@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
-from minio_server import BUCKET
 from trenchcoat_trainer.errors import NotFoundError
 from trenchcoat_trainer.store import Entry, FolderStore, Store
 from trenchcoat_trainer.store.base import CHUNK_BYTES
+
+from tests.trainer.minio_server import BUCKET
 
 
 @pytest.fixture(params=["folder", "s3"])

@@ -19,6 +19,12 @@ MANAGED_BY = "trenchcoat"
 # Annotations on every child object.
 ANNOTATION_KEY = f"{GROUP}/artifact-key"  # the content key of the artifact that the object produces
 ANNOTATION_ATTEMPT = f"{GROUP}/attempt"  # 1 for the first try
+ANNOTATION_SPEC = f"{GROUP}/spec"  # name of the ConfigMap that its pods read the spec from
+ANNOTATION_TEMPLATE = f"{GROUP}/pod-template"  # hash of the pod template that it was made with
+
+# Annotations that the operator adds to a child that failed, so that the verdict outlives its pods.
+ANNOTATION_OUTCOME = f"{GROUP}/outcome"  # the class of the failure, such as OutOfMemory
+ANNOTATION_OUTCOME_MESSAGE = f"{GROUP}/outcome-message"  # what it said
 
 # Kueue reads this label when spec.scheduling.queueName is set.
 LABEL_KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"

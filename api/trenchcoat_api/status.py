@@ -67,11 +67,34 @@ class Source(StrEnum):
     """It was in the store already."""
 
 
+class WaitingReason(StrEnum):
+    """What a stage or a Cria in state Waiting waits for."""
+
+    GPU = "Gpu"
+    """A free GPU."""
+    PARALLELISM = "Parallelism"
+    """Fewer running Crias: spec.scheduling.maxParallelCrias are running."""
+    QUEUE = "Queue"
+    """Kueue, which has not admitted its Job yet."""
+    RETRY = "Retry"
+    """The end of the back-off after a failed try."""
+    CLEANUP = "Cleanup"
+    """The end of an earlier Job of the same name."""
+    STORE = "Store"
+    """The store, which cannot be used."""
+    TRAINING_OPERATOR = "TrainingOperator"
+    """The training-operator, which is not installed."""
+
+
 class Work(Camel):
     """What the rows of stages and of Crias have in common."""
 
     state: State = Field(description="Blocked, Waiting, Starting, Running, Succeeded, Failed or Suspended.")
     message: str = Field(default="", description="Why it is in this state.", max_length=4096)
+    waiting_reason: WaitingReason | None = Field(
+        default=None,
+        description="What it waits for: Gpu, Parallelism, Queue, Retry, Cleanup, Store or TrainingOperator.",
+    )
     key: str = Field(default="", description="Content key of its artifact.")
     attempt: int = Field(default=0, description="Number of the latest try, counted from 1.")
     node: str = Field(default="", description="Node of its first pod.")

@@ -1,17 +1,19 @@
 """Fixtures of the trainer's tests: a tiny teacher, text, and a spec over a folder store."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from trainer_samples import make_config, make_documents, save_teacher
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.stages.context import StageContext
 from trenchcoat_trainer.stages.opening import open_context
+
+from tests.trainer.minio_server import MinioServer, find_minio, running_minio
+from tests.trainer.trainer_samples import make_config, make_documents, save_teacher
 
 # The machine's cores are shared with other processes: threads that wait for one another cost more than they
 # save on such small models.
@@ -35,6 +37,16 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines = [json.dumps({"text": text}) for text in documents[part::2]]
         (folder / f"part-{part}.jsonl").write_text("\n".join(lines) + "\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def minio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MinioServer]:
+    """A real MinIO."""
+    program = find_minio()
+    if program is None:
+        pytest.skip("no MinIO program: set TRENCHCOAT_MINIO, or build the cluster's components")
+    with running_minio(program, tmp_path_factory.mktemp("minio")) as server:
+        yield server
 
 
 SpecFactory = Callable[..., TrenchcoatSpec]

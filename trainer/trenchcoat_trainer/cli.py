@@ -9,6 +9,8 @@ from pathlib import Path
 
 from trenchcoat_api.stages import Stage
 
+from trenchcoat_trainer.local.command import add_run
+from trenchcoat_trainer.planning import add_plan
 from trenchcoat_trainer.stages.stop import StopRequest
 
 _HELP = {
@@ -36,6 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="trenchcoat", description="Linearize large Llama models, one Cria at a time."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_plan(commands)
+    add_run(commands)
     for stage in Stage:
         _add_stage(commands, stage)
     return parser

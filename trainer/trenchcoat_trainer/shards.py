@@ -1,6 +1,5 @@
 """The teacher's weights and files as the shard stage left them."""
 
-import hashlib
 import json
 from typing import TYPE_CHECKING
 
@@ -8,8 +7,7 @@ import torch
 from trenchcoat_api.crias import CriaRange
 from trenchcoat_api.spec import DType
 
-from trenchcoat_trainer.stages.context import StageContext, check_object
-from trenchcoat_trainer.tensors import unpack
+from trenchcoat_trainer.stages.context import StageContext
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
@@ -75,21 +73,11 @@ def teacher_files(context: StageContext) -> list[str]:
 
 
 def load_object(context: StageContext, path: str, device: str | torch.device) -> dict[str, torch.Tensor]:
-    """The tensors of one object of the shard artifact, in spec.dtype, read in pieces and checked.
+    """The tensors of one object of the shard artifact, in spec.dtype.
 
     Raises:
         CorruptObjectError: size or checksum differ from the manifest.
     """
-    artifact = context.artifacts.shard
-    stored = context.stored_object(artifact, path)
-    data = bytearray(stored.size)
-    digest, size = hashlib.sha256(), 0
-    for chunk in context.store.stream(artifact.prefix + path):
-        digest.update(chunk)
-        data[size : size + len(chunk)] = chunk
-        size += len(chunk)
-        if size > stored.size:
-            break
-    check_object(stored, artifact, size, digest.hexdigest())
     dtype = TORCH_DTYPES[context.spec.dtype]
-    return {name: tensor.to(device, dtype) for name, tensor in unpack(data)[0].items()}
+    tensors = context.read_tensors(context.artifacts.shard, path)
+    return {name: tensor.to(device, dtype) for name, tensor in tensors.items()}

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from trainer_samples import StopAfter, make_config, save_teacher
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from trenchcoat_api.artifacts import Manifest
+from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.data import CriaData, TokenData, layout
@@ -21,7 +21,10 @@ from trenchcoat_trainer.shards import TORCH_DTYPES, load_config, load_cria_weigh
 from trenchcoat_trainer.stages import collect, shard, tokenize
 from trenchcoat_trainer.stages.collect.pipeline import split_layers
 from trenchcoat_trainer.stages.opening import open_context
+from trenchcoat_trainer.stages.stop import StopRequest
 from trenchcoat_trainer.teacher import TeacherLayers
+
+from tests.trainer.trainer_samples import StopAfter, make_config, save_teacher
 
 BATCH = 4
 SEQUENCES_PER_OBJECT = 10
@@ -32,29 +35,36 @@ def hidden_bytes(spec: TrenchcoatSpec) -> int:
     return SEQUENCES_PER_OBJECT * spec.data.sequence_length * 64 * item
 
 
-def run_rank(spec: TrenchcoatSpec, folder: Path, rank: int, world_size: int, port: int) -> None:
+def run_rank(
+    spec: TrenchcoatSpec, folder: Path, rank: int, world_size: int, port: int, stop: StopRequest
+) -> None:
     """One process of a collection; in a child process."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     layout.HIDDEN_BYTES = hidden_bytes(spec)
-    collect.run(open_context(spec, Stage.COLLECT, folder=folder, rank=rank, world_size=world_size))
+    context = open_context(spec, Stage.COLLECT, folder=folder, rank=rank, world_size=world_size, stop=stop)
+    try:
+        collect.run(context)
+    except PreemptedError as error:
+        raise SystemExit(int(error.exit_code)) from error
 
 
-def run_ranks(spec: TrenchcoatSpec, folder: Path, world_size: int) -> None:
+def run_ranks(spec: TrenchcoatSpec, folder: Path, stops: list[StopRequest]) -> list[int | None]:
+    """Run as many ranks as there are stops, and return their exit codes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["trenchcoat_trainer.stages.collect", "trainer_samples"])
+    processes.set_forkserver_preload(["trenchcoat_trainer.stages.collect", "tests.trainer.trainer_samples"])
     ranks = [
-        processes.Process(target=run_rank, args=(spec, folder, rank, world_size, port))
-        for rank in range(world_size)
+        processes.Process(target=run_rank, args=(spec, folder, rank, len(stops), port, stop))
+        for rank, stop in enumerate(stops)
     ]
     for process in ranks:
         process.start()
     for process in ranks:
         process.join(60)
-    assert [process.exitcode for process in ranks] == [0] * world_size
+    return [process.exitcode for process in ranks]
 
 
 def checksums(manifest: Manifest) -> dict[str, str]:
@@ -98,7 +108,22 @@ def test_objects_hold_every_sequence_of_every_inner_boundary(uninterrupted: dict
 def test_any_number_of_ranks_gives_the_same_bytes(
     spec: TrenchcoatSpec, tokenized: Path, uninterrupted: dict[str, str], world_size: int
 ) -> None:
-    run_ranks(spec, tokenized, world_size)
+    assert run_ranks(spec, tokenized, [StopRequest()] * world_size) == [0] * world_size
+    assert collected(spec, tokenized) == uninterrupted
+
+
+@pytest.mark.parametrize("stopped", [0, 1, 2])
+def test_a_stop_of_any_rank_stops_them_all_and_they_go_on(
+    spec: TrenchcoatSpec, tokenized: Path, uninterrupted: dict[str, str], stopped: int
+) -> None:
+    stops: list[StopRequest] = [StopRequest(), StopRequest(), StopRequest()]
+    stops[stopped] = StopAfter(12)
+    assert run_ranks(spec, tokenized, stops) == [ExitCode.PREEMPTED] * 3
+    context = open_context(spec, Stage.COLLECT, folder=tokenized)
+    assert not context.store.exists(context.artifact.manifest_path)
+    kept = [path for path in uninterrupted if context.writer.recorded(path)]
+    assert 0 < len(kept) < len(uninterrupted)
+    collect.run(context)
     assert collected(spec, tokenized) == uninterrupted
 
 

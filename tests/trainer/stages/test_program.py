@@ -193,7 +193,7 @@ def test_a_signal_stops_a_stage_which_goes_on_when_started_again(make_spec, tmp_
     file = write_spec(spec, tmp_path)
     run("tokenize", file, tmp_path)
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["trenchcoat_trainer.stages.collect", "trainer_samples"])
+    processes.set_forkserver_preload(["trenchcoat_trainer.stages.collect", "tests.trainer.trainer_samples"])
     child = processes.Process(target=collect_in_child, args=(file, tmp_path))
     child.start()
     progress = tmp_path / "store" / spec.store.bucket / Artifacts(spec).collect.progress_path

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from trainer_samples import StopAfter, make_config, save_teacher
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.errors import BadInputError, CorruptObjectError, PreemptedError
@@ -19,6 +18,8 @@ from trenchcoat_trainer.shards import (
 )
 from trenchcoat_trainer.stages import shard, tokenize
 from trenchcoat_trainer.stages.context import StageContext
+
+from tests.trainer.trainer_samples import StopAfter, make_config, save_teacher
 
 
 @pytest.fixture

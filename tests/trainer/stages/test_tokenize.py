@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainer_samples import StopAfter, make_config, make_documents, save_teacher
 from transformers import AutoTokenizer
 from trenchcoat_api.artifacts import Manifest
 from trenchcoat_api.stages import Stage
@@ -16,6 +15,8 @@ from trenchcoat_trainer.errors import BadInputError, PreemptedError
 from trenchcoat_trainer.stages import tokenize
 from trenchcoat_trainer.stages.context import StageContext
 from trenchcoat_trainer.stages.tokenize import is_held_out
+
+from tests.trainer.trainer_samples import StopAfter, make_config, make_documents, save_teacher
 
 ALL = 10_000_000
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from trenchcoat_trainer.errors import StoreError
-from trenchcoat_trainer.store import S3Store, open_store
+from trenchcoat_trainer.store import S3Store, open_store, s3
 
 
 def unreachable(endpoint: str) -> S3Store:
@@ -77,6 +77,47 @@ def test_a_host_that_does_not_exist_is_told() -> None:
 def test_a_server_that_is_no_store_is_told(web_server: str) -> None:
     with pytest.raises(StoreError, match=r"spec\.store\.endpoint|the store at"):
         unreachable(web_server).check()
+
+
+@pytest.fixture
+def breaking_server() -> Iterator[str]:
+    """A store of one object, 100 kB, that breaks off each answer after 40 kB."""
+    data = bytes(range(250)) * 400
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            first = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+            self.send_response(206)
+            self.send_header("Content-Length", str(len(data) - first))
+            self.end_headers()
+            self.wfile.write(data[first : first + 40_000])
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_connection_that_breaks_is_taken_up_where_it_was(
+    breaking_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "CHUNK_BYTES", 10_000)
+    assert unreachable(breaking_server).read("object") == bytes(range(250)) * 400
+
+
+def test_a_connection_that_breaks_too_often_is_told(
+    breaking_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "CHUNK_BYTES", 10_000)
+    monkeypatch.setattr(s3, "RETRIES", 1)
+    with pytest.raises(StoreError, match=r"cannot be reached \(.*IncompleteRead"):
+        unreachable(breaking_server).read("object")
 
 
 def test_missing_credentials_are_told(make_spec, monkeypatch: pytest.MonkeyPatch) -> None:

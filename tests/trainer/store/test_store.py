@@ -4,8 +4,18 @@ from pathlib import Path
 
 import pytest
 from trenchcoat_trainer.errors import NotFoundError
-from trenchcoat_trainer.store import Entry, Store
+from trenchcoat_trainer.store import Entry, FolderStore, Store
 from trenchcoat_trainer.store.base import CHUNK_BYTES
+
+from tests.trainer.minio_server import BUCKET
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """Either kind of store; the two must behave alike."""
+    if request.param == "folder":
+        return FolderStore(tmp_path / BUCKET)
+    return request.getfixturevalue("minio_server").store()
 
 
 def test_what_is_written_is_read_whole_and_in_parts(store: Store) -> None:

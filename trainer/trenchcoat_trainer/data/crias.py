@@ -77,8 +77,7 @@ class CriaData:
             inputs = self._embed(first.long()) if self._inputs is None else first
             yield Batch(inputs, rest[0] if rest else None)
 
-    def _read(self, piece: Piece) -> list[torch.Tensor]:
-        rows = torch.from_numpy(piece.rows)
+    def _read(self, piece: Piece) -> list[list[torch.Tensor]]:
         if self._inputs is None:
             first = piece.group * self._order.group_size
             parts = [self._tokens.read(first, first + self._order.length(piece.group))]
@@ -86,7 +85,8 @@ class CriaData:
             parts = [self._boundary(self._inputs, piece.group)]
         if self._targets is not None:
             parts.append(self._boundary(self._targets, piece.group))
-        return [part[rows] for part in parts]
+        # Views: the one copy is made when a batch is put together.
+        return [[part[row] for row in piece.rows.tolist()] for part in parts]
 
     def _boundary(self, boundary: int, group: int) -> torch.Tensor:
         return self._context.read_tensors(self._collect, boundary_path(boundary, group))[HIDDEN]

@@ -15,7 +15,10 @@ from huggingface_hub.hf_api import RepoFile
 from trenchcoat_api.constants import ENV_HF_TOKEN
 
 from trenchcoat_trainer.errors import BadInputError, NotFoundError, StageError
-from trenchcoat_trainer.store.base import CHUNK_BYTES, Entry
+from trenchcoat_trainer.store.base import Entry
+
+# Each piece is a request of its own.
+CHUNK_BYTES = 16 * 1024 * 1024
 
 # The HTTP client below the hub's library changes with its version; this is whichever's base class of errors.
 _HttpError: type[Exception] = HfHubHTTPError.__bases__[0]

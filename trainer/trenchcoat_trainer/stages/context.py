@@ -74,10 +74,7 @@ class StageContext:
         Raises:
             CorruptObjectError: size or checksum differ from the manifest.
         """
-        stored = self.stored_object(artifact, path)
-        data = self.store.read(artifact.prefix + path)
-        check_object(stored, artifact, len(data), hashlib.sha256(data).hexdigest())
-        return data
+        return bytes(self._read(artifact, path))
 
     def read_tensors(self, artifact: Artifact, path: str) -> dict[str, torch.Tensor]:
         """The tensors of an input's safetensors object, on the CPU.
@@ -85,24 +82,20 @@ class StageContext:
         Raises:
             CorruptObjectError: size or checksum differ from the manifest.
         """
-        return unpack(self.read_object(artifact, path))[0]
+        return unpack(self._read(artifact, path))[0]
 
-
-def check_object(stored: StoredObject, artifact: Artifact, size: int, sha256: str) -> None:
-    """Compare what was read of an object with its manifest.
-
-    Raises:
-        CorruptObjectError: naming the object.
-    """
-    if (size, sha256) == (stored.size, stored.sha256):
-        return
-    fault = (
-        f"has {size} bytes in place of {stored.size}" if size != stored.size else "does not have its checksum"
-    )
-    raise CorruptObjectError(
-        f"object {artifact.prefix}{stored.path} {fault}: delete {artifact.manifest_path} and the object, "
-        f"and the {artifact.stage} stage makes it anew"
-    )
+    def _read(self, artifact: Artifact, path: str) -> bytearray:
+        stored = self.stored_object(artifact, path)
+        data = bytearray(stored.size)
+        digest, size = hashlib.sha256(), 0
+        for chunk in self.store.stream(artifact.prefix + path):
+            digest.update(chunk)
+            data[size : size + len(chunk)] = chunk
+            size += len(chunk)
+            if size > stored.size:
+                break
+        _check(stored, artifact, size, digest.hexdigest())
+        return data
 
 
 def read_manifest(store: Store, artifact: Artifact) -> Manifest:
@@ -125,3 +118,15 @@ def read_manifest(store: Store, artifact: Artifact) -> Manifest:
         raise CorruptObjectError(
             f"{artifact.manifest_path} is no manifest: delete it, and the {artifact.stage} stage goes on"
         ) from error
+
+
+def _check(stored: StoredObject, artifact: Artifact, size: int, sha256: str) -> None:
+    if (size, sha256) == (stored.size, stored.sha256):
+        return
+    fault = (
+        f"has {size} bytes in place of {stored.size}" if size != stored.size else "does not have its checksum"
+    )
+    raise CorruptObjectError(
+        f"object {artifact.prefix}{stored.path} {fault}: delete {artifact.manifest_path} and the object, "
+        f"and the {artifact.stage} stage makes it anew"
+    )

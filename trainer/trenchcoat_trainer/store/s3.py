@@ -1,5 +1,6 @@
 """A bucket of an S3 store, through the minio client."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BytesIO, RawIOBase
@@ -13,6 +14,8 @@ from minio.error import InvalidResponseError, MinioException, S3Error, ServerErr
 from trenchcoat_trainer.errors import NotFoundError, StoreError
 from trenchcoat_trainer.store.base import CHUNK_BYTES, Entry
 from trenchcoat_trainer.store.folder import FolderStore
+
+logger = logging.getLogger(__name__)
 
 # Three tries of 5 s and the pauses between them: an address that leads nowhere fails within 20 s.
 CONNECT_SECONDS = 5.0
@@ -81,13 +84,25 @@ class S3Store:
         if length == 0:
             self.size(path)
             return
-        with self._errors(path):
-            response = self._client.get_object(self._bucket, path, offset=offset, length=length or 0)
+        end = None if length is None else offset + length
+        interruptions = 0
+        while True:
             try:
-                yield from response.stream(CHUNK_BYTES)
-            finally:
-                response.close()
-                response.release_conn()
+                for chunk in self._stream_once(path, offset, end):
+                    offset += len(chunk)
+                    yield chunk
+                return
+            except urllib3.exceptions.HTTPError as error:
+                # The connection broke in the middle, which the client does not mend by itself.
+                interruptions += 1
+                if interruptions > RETRIES:
+                    with self._errors(path):
+                        raise
+                logger.warning(
+                    "%s/%s broke at byte %d (%s): going on from there", self.name, path, offset, error
+                )
+                if end is not None and offset >= end:
+                    return
 
     def size(self, path: str) -> int:
         """Size of an object in bytes."""
@@ -133,6 +148,16 @@ class S3Store:
         """Delete an object; it need not be there."""
         with self._errors(path):
             self._client.remove_object(self._bucket, path)
+
+    def _stream_once(self, path: str, offset: int, end: int | None) -> Iterator[bytes]:
+        length = 0 if end is None else end - offset
+        with self._errors(path):
+            response = self._client.get_object(self._bucket, path, offset=offset, length=length)
+        try:
+            yield from response.stream(CHUNK_BYTES)
+        finally:
+            response.close()
+            response.release_conn()
 
     def _no_bucket(self) -> StoreError:
         return StoreError(

@@ -110,6 +110,8 @@ class _Worker:
                         writer.submit(path, {HIDDEN: hidden})
         context.writer.save_journal()
         if self._pipeline.stopped:
+            # No rank may leave while another waits for what it has sent.
+            self._pipeline.barrier()
             raise PreemptedError(
                 "collection stopped on request; boundaries that are done stay, and the next start goes on"
             )

@@ -1,4 +1,4 @@
-"""A real MinIO server for the tests of the S3 store, where its program is found."""
+"""A real MinIO server for tests, where its program is found."""
 
 import os
 import shutil
@@ -6,12 +6,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import urllib3
-from trenchcoat_trainer.store import FolderStore, S3Store, Store
+from trenchcoat_trainer.store import S3Store
 
 ACCESS_KEY, SECRET_KEY, BUCKET, REGION = "tester", "a-long-secret", "trenchcoat", "us-east-1"
 
@@ -43,12 +44,9 @@ def find_minio() -> str | None:
     return str(found[-1]) if found else shutil.which("minio")
 
 
-@pytest.fixture(scope="session")
-def minio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MinioServer]:
-    program = find_minio()
-    if program is None:
-        pytest.skip("no MinIO program: set TRENCHCOAT_MINIO, or build the cluster's components")
-    folder = tmp_path_factory.mktemp("minio")
+@contextmanager
+def running_minio(program: str, folder: Path) -> Iterator[MinioServer]:
+    """A server with its data in this folder, and an empty bucket."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -88,11 +86,3 @@ def wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> No
             pass
         time.sleep(0.1)
     pytest.fail(f"MinIO does not become ready: {log.read_text()}")
-
-
-@pytest.fixture(params=["folder", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """Either kind of store; the two must behave alike."""
-    if request.param == "folder":
-        return FolderStore(tmp_path / BUCKET)
-    return request.getfixturevalue("minio_server").store()

@@ -142,12 +142,9 @@ def _outcomes(tries: tuple[Child, ...], now: datetime, *, complete: bool) -> lis
 
 
 def _missing(work: Work, manifests: Mapping[str, Manifest]) -> str:
-    count = sum(key not in manifests for key in work.inputs)
-    if not count:
-        return ""
-    if len(work.inputs) == 1:
-        return "its input"
-    return f"{count} of its {len(work.inputs)} inputs"
+    """The stages that an input is still to come from, in words."""
+    stages = [item.stage.value for item in work.inputs if item.key not in manifests]
+    return " and ".join(dict.fromkeys(stages))
 
 
 def _active(base: Assessment, child: Child, trenchcoat: Trenchcoat, now: datetime) -> Assessment:

@@ -131,7 +131,9 @@ def _status(
         stages, crias = list(former.stages), list(former.crias)  # what the store holds is not known now
     else:
         started = frozenset(work.key for work in released.start)
-        stages, crias = rows.stage_rows(desired, assessments, dict(released.held), started, observed)
+        stages, crias = rows.stage_rows(
+            desired, assessments, dict(released.held), started, observed, graph.fault
+        )
     busy = any(child.active and child.owned for child in observed.children) or bool(released.start)
     first = conditions.accepted(graph, assessments, observed)
     problem = _problem(graph, assessments, observed)

@@ -107,7 +107,9 @@ class Cluster:
             node = 0
             if _takes_gpu(child):
                 free = [number for number, count in enumerate(left) if count > 0]
-                assert free, f"{name} was made and no GPU is free for it"
+                assert free or child.key not in self.made, f"{name} was made and no GPU is free for it"
+                if not free:
+                    continue  # made in a time before this test, when there were more GPUs
                 node = free[0]
                 left[node] -= 1
                 self.gpu_of[name] = node
@@ -141,7 +143,7 @@ def run(cluster: Cluster, luck: random.Random, fail: float = 0.0) -> None:
         again = cluster.plan()
         assert again.actions == (), "a plan that was carried out is done with"
         cluster.schedule()
-        active = cluster.active()
+        active = [name for name in cluster.active() if cluster.children[name].running]
         if active:
             for name in luck.sample(active, luck.randint(1, len(active))):
                 if luck.random() < fail:
@@ -187,7 +189,14 @@ def clusters(draw: st.DrawFn) -> Cluster:
             if kind == "succeeded":
                 cluster.manifests[artifact.key] = world.manifest(artifact)
             if kind == "running" and _takes_gpu(child):
-                cluster.gpu_of[child.name] = 0
+                taken = list(cluster.gpu_of.values())
+                free = [node for node, gpus in enumerate(cluster.gpus) if taken.count(node) < gpus]
+                if free:
+                    cluster.gpu_of[child.name] = free[0]
+                    running = replace(child.pods[0], node=f"n{free[0]}")
+                    cluster.children[child.name] = replace(child, pods=(running,))
+                else:
+                    cluster.children[child.name] = replace(child, pods=())
     cluster.config_maps.add(specs.spec_name(owner))
     return cluster
 
@@ -284,7 +293,7 @@ def test_no_gpu_stays_idle_while_a_cria_waits_for_one(cluster: Cluster) -> None:
 @given(clusters(), st.randoms(use_true_random=False))
 @settings(max_examples=60, deadline=None)
 def test_any_state_leads_to_the_end(cluster: Cluster, luck: random.Random) -> None:
-    cluster.gpus[0] = max(1, *cluster.gpus, len(cluster.gpu_of))
+    cluster.gpus[0] = max(1, cluster.gpus[0])
     cluster.trenchcoat = cluster.trenchcoat.model_copy(
         update={"spec": cluster.trenchcoat.spec.model_copy(update={"suspend": False})}
     )

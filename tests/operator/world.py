@@ -1,7 +1,7 @@
 """A world to decide about, written as YAML: what stands in it is what the API server and the store would say.
 
-Content keys are hashes, so files name them by artifact: KEY[cria-02] is the key, KEY8[cria-02] the part of it
-that stands in names; SPEC[now] and TEMPLATE[cria] are the hashes of the spec's ConfigMap and of a stage's pods.
+Content keys are hashes, so files name them by artifact: KEY[cria-02] is the key, KEY8[cria-02] the part
+of it that stands in names; SPEC[now] and TEMPLATE[cria-02] are hashes of the spec's ConfigMap and of pods.
 """
 
 import re

@@ -23,6 +23,13 @@ _SPEC_RULES = [
         ),
     },
     {
+        "rule": "self.criaLora.objective != 'layerwise' || !('o_proj' in self.criaLora.lora.targetModules)",
+        "message": (
+            "criaLora.lora.targetModules has o_proj, which the objective layerwise cannot train (it compares "
+            "attention before o_proj): remove it, or set criaLora.objective to block"
+        ),
+    },
+    {
         "rule": "self.store.endpoint == oldSelf.store.endpoint && self.store.bucket == oldSelf.store.bucket"
         " && self.store.prefix == oldSelf.store.prefix",
         "message": (

@@ -417,4 +417,10 @@ class TrenchcoatSpec(Camel):
             raise ValueError(
                 "data.sequenceLength must be greater than attention.window: the linear part would see nothing"
             )
+        lora = self.cria_lora
+        if lora.objective is Objective.LAYERWISE and ProjectionName.O_PROJ in lora.lora.target_modules:
+            raise ValueError(
+                "criaLora.lora.targetModules has o_proj, which the objective layerwise cannot train (it "
+                "compares attention before o_proj): remove it, or set criaLora.objective to block"
+            )
         return self

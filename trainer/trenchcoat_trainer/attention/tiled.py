@@ -1,0 +1,175 @@
+"""The losses of attention transfer in memory linear in the number of tokens: plain torch, any device.
+
+The hybrid is itself a softmax over s': s' = s - m + log sigma in the window and s' = log u,
+u = phi_q . phi_k, below it.  So with p the student's and a the teacher's attention,
+
+    XENT = log Z - sum_below a log u - sum_window a (s - m) - log sigma sum_window a,
+    dloss/ds' = p (g . v_k - g . y) + b (p - a),    g = dloss/dy,  b = dloss/dXENT of the row,
+
+and both follow from one block of query rows at a time, whose window is the block before it and itself.
+Between forward and backward only Z, the outputs and the teacher's log-sum-exp L are kept.  Below the window
+ds' / u carries on to the feature maps; in the window ds' is the gradient of s, less its row sum at the row's
+maximum (the student subtracts m from the window only), and that sum is the gradient of log sigma.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from trenchcoat_trainer.attention.hybrid import accumulation_dtype, feature_map, per_head
+
+
+class _Block(NamedTuple):
+    """Positions of one block of rows, of the keys in its window, and of the keys below that."""
+
+    rows: slice
+    window: slice
+    below: slice
+    above: torch.Tensor
+    """True where a key of the window lies after the row, [rows, window]."""
+
+
+class _Inputs(NamedTuple):
+    """What the losses are a function of; everything [B, H, T, ...] with keys repeated."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    q_teacher: torch.Tensor
+    k_teacher: torch.Tensor
+    v_teacher: torch.Tensor
+    phi_q: torch.Tensor
+    phi_k: torch.Tensor
+    window_factor: torch.Tensor
+
+    def scores(self, block: _Block, teacher: bool) -> torch.Tensor:
+        """Return s of the block, over all keys for the teacher and over the window for the student."""
+        q, k = (self.q_teacher, self.k_teacher) if teacher else (self.q, self.k)
+        keys = slice(0, block.rows.stop) if teacher else block.window
+        dtype = self.phi_q.dtype
+        s = q[:, :, block.rows].to(dtype) @ k[:, :, keys].to(dtype).transpose(-1, -2)
+        s *= q.shape[-1] ** -0.5
+        in_window = s[..., block.window] if teacher else s
+        in_window.masked_fill_(block.above, float("-inf"))
+        return s
+
+    def sigma(self) -> torch.Tensor:
+        """Return sigmoid of the window factor, [H, 1, 1]."""
+        return self.window_factor.to(self.phi_q.dtype).sigmoid()[:, None, None]
+
+
+def _blocks(q: torch.Tensor, window_size: int) -> Iterator[_Block]:
+    tokens = q.shape[2]
+    for start in range(0, tokens, window_size):
+        stop = min(start + window_size, tokens)
+        first = max(start - window_size, 0)
+        row = torch.arange(start, stop, device=q.device)[:, None]
+        above = torch.arange(first, stop, device=q.device)[None, :] > row
+        yield _Block(slice(start, stop), slice(first, stop), slice(0, first), above)
+
+
+class _Distill(torch.autograd.Function):
+    """(mse, xent, teacher's output) with the analytic gradient, block by block."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, window_size: int, same_scores: bool, *tensors: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        x = _Inputs(*tensors)
+        dtype, sigma = x.phi_q.dtype, x.sigma()
+        v, v_teacher = x.v.to(dtype), x.v_teacher.to(dtype)
+        y, output = torch.empty_like(x.q, dtype=dtype), torch.empty_like(x.q, dtype=dtype)
+        log_total, z = x.phi_q.new_empty(2, *x.q.shape[:3], 1)
+        mse, xent = x.phi_q.new_zeros(2)
+        for block in _blocks(x.q, window_size):
+            rows, window, below, above = block
+            a = x.scores(block, teacher=True)
+            s = a[..., window].clone() if same_scores else x.scores(block, teacher=False)
+            log_total[:, :, rows] = a.logsumexp(-1, keepdim=True)
+            a.sub_(log_total[:, :, rows]).exp_()
+            output[:, :, rows] = a @ v_teacher[:, :, : rows.stop]
+
+            s -= s.amax(-1, keepdim=True)
+            e = s.exp()
+            u = x.phi_q[:, :, rows] @ x.phi_k[:, :, below].transpose(-1, -2)
+            z[:, :, rows] = sigma * e.sum(-1, keepdim=True) + u.sum(-1, keepdim=True)
+            y[:, :, rows] = (sigma * (e @ v[:, :, window]) + u @ v[:, :, below]) / z[:, :, rows]
+            mse += (y[:, :, rows] - output[:, :, rows]).square().sum()
+            xent += z[:, :, rows].log().sum() - (a[..., below] * u.log_()).sum()
+            s.masked_fill_(above, 0.0).add_(sigma.log())
+            xent -= (a[..., window] * s).sum()
+        ctx.window_size, ctx.same_scores = window_size, same_scores
+        ctx.save_for_backward(*tensors, y, output, log_total, z)
+        teacher = output.to(x.q.dtype)
+        ctx.mark_non_differentiable(teacher)
+        return mse / y.numel(), xent / z.numel(), teacher
+
+    @staticmethod
+    def backward(ctx: Any, grad_mse: torch.Tensor, grad_xent: torch.Tensor, _: Any) -> tuple[Any, ...]:
+        *tensors, y, output, log_total, z = ctx.saved_tensors
+        x = _Inputs(*tensors)
+        dtype, sigma, scale = y.dtype, x.sigma(), y.shape[-1] ** -0.5
+        k, v = x.k.to(dtype), x.v.to(dtype)
+        dq, dk, dv = (torch.zeros_like(y) if want else None for want in ctx.needs_input_grad[2:5])
+        dphi_q, dphi_k = torch.zeros_like(x.phi_q), torch.zeros_like(x.phi_k)
+        dlog_sigma = torch.zeros_like(x.window_factor, dtype=dtype)
+        b = grad_xent / z.numel()
+        for block in _blocks(y, ctx.window_size):
+            rows, window, below, _ = block
+            g = (y[:, :, rows] - output[:, :, rows]) * (grad_mse * 2 / y.numel())
+            gy = (g * y[:, :, rows]).sum(-1, keepdim=True)
+            a = x.scores(block, teacher=True)
+            s = a[..., window].clone() if ctx.same_scores else x.scores(block, teacher=False)
+            a.sub_(log_total[:, :, rows]).exp_()
+
+            u = x.phi_q[:, :, rows] @ x.phi_k[:, :, below].transpose(-1, -2)
+            du = (g @ v[:, :, below].transpose(-1, -2)).add_(b - gy).div_(z[:, :, rows])
+            du -= a[..., below].div_(u).mul_(b)
+            dphi_q[:, :, rows] = du @ x.phi_k[:, :, below]
+            dphi_k[:, :, below] += du.transpose(-1, -2) @ x.phi_q[:, :, rows]
+
+            m, argmax = s.max(-1, keepdim=True)
+            p = (s - m).exp_().mul_(sigma / z[:, :, rows])
+            ds = p * (g @ v[:, :, window].transpose(-1, -2) - gy + b) - a[..., window] * b
+            row_sum = ds.sum(-1, keepdim=True)
+            dlog_sigma += row_sum.sum((0, 2, 3))
+            if dv is not None:
+                dv[:, :, below] += u.transpose(-1, -2) @ (g / z[:, :, rows])
+                dv[:, :, window] += p.transpose(-1, -2) @ g
+            if dq is not None or dk is not None:
+                ds.scatter_add_(-1, argmax, -row_sum)
+            if dq is not None:
+                dq[:, :, rows] = ds @ k[:, :, window] * scale
+            if dk is not None:
+                dk[:, :, window] += ds.transpose(-1, -2) @ x.q[:, :, rows].to(dtype) * scale
+        dfactor = dlog_sigma * (-x.window_factor.to(dtype)).sigmoid()
+        grads = [None if d is None else d.to(x.q.dtype) for d in (dq, dk, dv)]
+        return None, None, *grads, None, None, None, dphi_q, dphi_k, dfactor.to(x.window_factor.dtype)
+
+
+def distill_loss(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    q_teacher: torch.Tensor,
+    k_teacher: torch.Tensor,
+    v_teacher: torch.Tensor,
+    w_q: torch.Tensor,
+    w_k: torch.Tensor,
+    window_factor: torch.Tensor,
+    window_size: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (mse, xent, teacher's output); gradients flow to the student's arguments only."""
+    heads = q.shape[1]
+    same_scores = q_teacher is q and k_teacher is k
+    k, v, k_teacher, v_teacher = (per_head(x, heads, 1) for x in (k, v, k_teacher, v_teacher))
+    dtype = accumulation_dtype(q.dtype)
+    phi_q = feature_map(q, w_q.to(dtype))
+    phi_k = feature_map(k, per_head(w_k, heads, 0).to(dtype))
+    mse, xent, output = _Distill.apply(
+        window_size, same_scores, q, k, v, q_teacher, k_teacher, v_teacher, phi_q, phi_k, window_factor
+    )
+    return mse, xent, output

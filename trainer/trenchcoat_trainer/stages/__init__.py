@@ -1,0 +1,1 @@
+"""The stages, one module each with `run(context)`, and what they stand on."""

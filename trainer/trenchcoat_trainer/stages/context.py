@@ -1,0 +1,127 @@
+"""What a stage is given: its spec, its inputs, and where its artifact goes."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from trenchcoat_api.artifacts import Artifact, Artifacts, Manifest, StoredObject
+from trenchcoat_api.crias import CriaRange
+from trenchcoat_api.spec import TrenchcoatSpec
+
+from trenchcoat_trainer.errors import CorruptObjectError, MissingInputError, NotFoundError
+from trenchcoat_trainer.stages.checkpoint import Checkpoint
+from trenchcoat_trainer.stages.progress import ProgressReporter
+from trenchcoat_trainer.stages.stop import StopRequest
+from trenchcoat_trainer.stages.writer import ArtifactWriter
+from trenchcoat_trainer.store import Store
+from trenchcoat_trainer.tensors import unpack
+
+
+@dataclass
+class StageContext:
+    """Everything a stage needs; the same in a pod and in a local process."""
+
+    spec: TrenchcoatSpec
+    store: Store
+    artifacts: Artifacts
+    artifact: Artifact
+    """What this stage makes."""
+    cria: CriaRange | None
+    """The Cria at hand; the cria stage alone."""
+    crias: list[CriaRange]
+    """All Crias; empty before tokenize has read the model's number of layers."""
+    rank: int
+    world_size: int
+    progress: ProgressReporter
+    stop: StopRequest
+    writer: ArtifactWriter
+    checkpoint: Checkpoint
+    folder: Path | None = None
+    """The folder that stands for the store, where one does."""
+    _manifests: dict[str, Manifest] = field(default_factory=dict)
+    _objects: dict[str, dict[str, StoredObject]] = field(default_factory=dict)
+
+    def manifest(self, artifact: Artifact) -> Manifest:
+        """The manifest of an input.
+
+        Raises:
+            MissingInputError: the input is not complete.
+            CorruptObjectError: its manifest cannot be read.
+        """
+        if artifact.key not in self._manifests:
+            self._manifests[artifact.key] = read_manifest(self.store, artifact)
+        return self._manifests[artifact.key]
+
+    def stored_object(self, artifact: Artifact, path: str) -> StoredObject:
+        """What the manifest of an input says of one of its objects; `path` is relative to its folder.
+
+        Raises:
+            MissingInputError: the input is not complete.
+            NotFoundError: its manifest lists no such object.
+        """
+        if artifact.key not in self._objects:
+            self._objects[artifact.key] = {item.path: item for item in self.manifest(artifact).objects}
+        try:
+            return self._objects[artifact.key][path]
+        except KeyError:
+            raise NotFoundError(path, f"the manifest of {artifact.name} ({artifact.manifest_path})") from None
+
+    def read_object(self, artifact: Artifact, path: str) -> bytes:
+        """The content of an input's object.
+
+        Raises:
+            CorruptObjectError: size or checksum differ from the manifest.
+        """
+        stored = self.stored_object(artifact, path)
+        data = self.store.read(artifact.prefix + path)
+        check_object(stored, artifact, len(data), hashlib.sha256(data).hexdigest())
+        return data
+
+    def read_tensors(self, artifact: Artifact, path: str) -> dict[str, torch.Tensor]:
+        """The tensors of an input's safetensors object, on the CPU.
+
+        Raises:
+            CorruptObjectError: size or checksum differ from the manifest.
+        """
+        return unpack(self.read_object(artifact, path))[0]
+
+
+def check_object(stored: StoredObject, artifact: Artifact, size: int, sha256: str) -> None:
+    """Compare what was read of an object with its manifest.
+
+    Raises:
+        CorruptObjectError: naming the object.
+    """
+    if (size, sha256) == (stored.size, stored.sha256):
+        return
+    fault = (
+        f"has {size} bytes in place of {stored.size}" if size != stored.size else "does not have its checksum"
+    )
+    raise CorruptObjectError(
+        f"object {artifact.prefix}{stored.path} {fault}: delete {artifact.manifest_path} and the object, "
+        f"and the {artifact.stage} stage makes it anew"
+    )
+
+
+def read_manifest(store: Store, artifact: Artifact) -> Manifest:
+    """Read an artifact's manifest from the store.
+
+    Raises:
+        MissingInputError: there is none: the artifact is not complete.
+        CorruptObjectError: it cannot be read.
+    """
+    try:
+        data = store.read(artifact.manifest_path)
+    except NotFoundError as error:
+        raise MissingInputError(
+            f"{artifact.name} is not complete: {artifact.manifest_path} is not in {store.name}; "
+            f"run the {artifact.stage} stage first"
+        ) from error
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        raise CorruptObjectError(
+            f"{artifact.manifest_path} is no manifest: delete it, and the {artifact.stage} stage goes on"
+        ) from error

@@ -91,7 +91,8 @@ def training_operator(layout: Layout) -> dict[str, Any]:
         {"op": "add", "path": f"{pod}/containers/0/volumeMounts/-", "value": mount},
         {"op": "add", "path": f"{pod}/volumes/-", "value": volume},
     ]
-    template = {"name": "init-container", "namespace": "kubeflow", "files": [f"initContainer.yaml={INIT_CONTAINER}"]}
+    files = [f"initContainer.yaml={INIT_CONTAINER}"]
+    template = {"name": "init-container", "namespace": "kubeflow", "files": files}
     return {
         "resources": [_from(folder, upstream)],
         "components": [_from(folder, REPO / "manifests" / "training-operator")],

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
-from trenchcoat_trainer.stages import collect, shard, tokenize
+from trenchcoat_trainer.stages import collect, cria, shard, tokenize
 from trenchcoat_trainer.stages.context import StageContext
 from trenchcoat_trainer.stages.opening import open_context
 
@@ -37,6 +38,7 @@ def training_spec(teacher_folder: Path, text_folder: Path) -> TrenchcoatSpec:
             "dtype": "float32",
             "attention": {"window": 16, "featureDim": 8},
             "transfer": {"epochs": 2, "batchSize": 4, "microBatchSize": 4, "plateau": {"every": 2}},
+            "stitch": {"batchSize": 4, "learningRate": "1e-2", "lora": {"dropout": "0"}},
             "criaLora": {"epochs": 2, "batchSize": 4, "microBatchSize": 2, "learningRate": "1e-2"},
         }
     )
@@ -52,14 +54,59 @@ def collected_store(training_spec: TrenchcoatSpec, tmp_path_factory: pytest.Temp
     return folder
 
 
-@pytest.fixture
-def open_training(collected_store: Path, tmp_path: Path) -> Iterator[Callable[..., StageContext]]:
-    """Opens the context of a stage over a copy of the collected store below tmp_path, one per `store`."""
+@pytest.fixture(scope="session")
+def trained_store(
+    training_spec: TrenchcoatSpec, collected_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder store in which all Crias are trained as well; copy it, do not change it."""
+    folder = tmp_path_factory.mktemp("trained") / "store"
+    shutil.copytree(collected_store, folder)
+    for index in range(3):
+        cria.run(open_context(training_spec, Stage.CRIA, cria=index, folder=folder, rank=0, world_size=1))
+    return folder
 
-    def open_it(spec: TrenchcoatSpec, stage: Stage, *, store: str = "store", **options: Any) -> StageContext:
+
+@pytest.fixture(scope="session")
+def stitched_store(
+    training_spec: TrenchcoatSpec, trained_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder store with a stitch of random adapters, so that no test but its own waits for DeepSpeed."""
+    folder = tmp_path_factory.mktemp("stitched") / "store"
+    shutil.copytree(trained_store, folder)
+    context = open_context(training_spec, Stage.STITCH, folder=folder, rank=0, world_size=1)
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"q_proj": (64, 64), "k_proj": (32, 64), "v_proj": (32, 64), "o_proj": (64, 64)}
+    adapters = {}
+    for layer in range(5):
+        for projection, (outputs, inputs) in shapes.items():
+            name = f"base_model.model.model.layers.{layer}.self_attn.{projection}"
+            rank = training_spec.stitch.lora.rank
+            adapters[f"{name}.lora_A.weight"] = torch.randn(rank, inputs, generator=generator) / 8
+            adapters[f"{name}.lora_B.weight"] = torch.randn(outputs, rank, generator=generator) / 8
+    context.writer.write_tensors("adapters.safetensors", adapters)
+    context.writer.finish()
+    return folder
+
+
+@pytest.fixture
+def open_training(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., StageContext]]:
+    """Opens the context of a stage over a copy of the store that it needs, at tmp_path / `store`.
+
+    `trained` names the fixture that stages after the Crias copy.
+    """
+
+    def open_it(
+        spec: TrenchcoatSpec,
+        stage: Stage,
+        *,
+        store: str = "store",
+        trained: str = "trained_store",
+        **options: Any,
+    ) -> StageContext:
         folder = tmp_path / store
         if not folder.exists():
-            shutil.copytree(collected_store, folder)
+            source = "collected_store" if stage is Stage.CRIA else trained
+            shutil.copytree(request.getfixturevalue(source), folder)
         return open_context(spec, stage, folder=folder, **options)
 
     yield open_it

@@ -38,18 +38,6 @@ class TransferLoss(NamedTuple):
 
 
 @functools.cache
-def _triton_missing() -> str | None:
-    """Say what keeps the Triton kernels from running on CUDA tensors, or None."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    if not torch.cuda.is_available():
-        return "there is no GPU"
-    if torch.cuda.get_device_capability() < (8, 0):
-        return "the GPU has no bf16 matrix units"
-    return None
-
-
-@functools.cache
 def _warn_once(reason: str) -> None:
     logger.warning("attention falls back to the tiled backend: %s", reason)
 
@@ -74,13 +62,16 @@ def choose_backend(backend: str | None, q: torch.Tensor) -> str:
 
 def _triton_unusable(q: torch.Tensor) -> str | None:
     """Say why the Triton kernels cannot take `q`, or None when they can."""
-    if importlib.util.find_spec("trenchcoat_trainer.attention.kernels") is None:
-        return "the Triton kernels are not part of this installation"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
     from trenchcoat_trainer.attention import kernels  # imports triton: only where it is wanted
 
-    if kernels.INTERPRETED:
-        return None
-    return _triton_missing() or kernels.unsupported(q)
+    if not kernels.INTERPRETED:
+        if not torch.cuda.is_available() or not q.is_cuda:
+            return "there is no GPU"
+        if torch.cuda.get_device_capability(q.device) < (8, 0):
+            return "the GPU has no bf16 matrix units"
+    return kernels.unsupported(q)
 
 
 def transfer_loss(

@@ -64,7 +64,8 @@ class CriaModel(nn.Module):
         }
         for name, tensor in maps.items():
             layer, parameter = name.rsplit(".", 1)
-            state[f"{layer}.self_attn.{parameter}"] = tensor.to(device, torch.float32)
+            # A copy, because maps are trained in place.
+            state[f"{layer}.self_attn.{parameter}"] = tensor.to(device, torch.float32, copy=True)
         model.load_state_dict(state, assign=True)
         model.requires_grad_(False)
         model.rotary_emb = LlamaRotaryEmbedding(config).to(device)
@@ -88,6 +89,12 @@ class CriaModel(nn.Module):
             for n, layer in self.hybrid_layers()
             for name in MAP_NAMES
         }
+
+    @torch.no_grad()
+    def set_maps(self, maps: dict[str, torch.Tensor]) -> None:
+        """Copy feature maps and window factors in, by the names that `build` takes."""
+        for name, parameter in self.maps().items():
+            parameter.copy_(maps[name])
 
     def use(self, *, softmax: bool = False, keep_parts: str = "both") -> None:
         """Choose the attention of hybrid layers: the teacher's softmax, or the student's or a part of it."""

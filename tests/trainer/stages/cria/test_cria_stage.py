@@ -2,30 +2,13 @@
 
 import pytest
 import torch
+from stop_after import StopAfter
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.errors import BadInputError, PreemptedError
 from trenchcoat_trainer.models.maps import initial_maps, student_config
 from trenchcoat_trainer.shards import load_config
 from trenchcoat_trainer.stages import cria as cria_stage
 from trenchcoat_trainer.stages.context import StageContext
-
-STEPS = 2 * 5  # epochs times batches, in either phase
-
-
-class StopAfter:
-    """A stop request that arrives after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self._left = steps
-
-    @property
-    def requested(self) -> bool:
-        self._left -= 1
-        return self._left <= 0
-
-    def check(self) -> None:
-        if self._left <= 0:
-            raise PreemptedError("stopped")
 
 
 def run(

@@ -14,21 +14,25 @@ from trenchcoat_api.artifacts import Facts
 from trenchcoat_api.crias import CriaRange
 
 from trenchcoat_trainer.data import CriaData
-from trenchcoat_trainer.errors import BadInputError, OutOfMemoryError
-from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
+from trenchcoat_trainer.errors import OutOfMemoryError
 from trenchcoat_trainer.models.cria import CriaModel
-from trenchcoat_trainer.models.maps import initial_maps, student_config
-from trenchcoat_trainer.shards import TORCH_DTYPES, load_config, load_cria_weights, load_embeddings
+from trenchcoat_trainer.shards import load_cria_weights, load_embeddings
 from trenchcoat_trainer.stages.context import StageContext
 from trenchcoat_trainer.stages.cria.lora import LoraPhase
-from trenchcoat_trainer.stages.cria.phase import Cursor, Loop
+from trenchcoat_trainer.stages.cria.phase import Loop
 from trenchcoat_trainer.stages.cria.transfer import TransferPhase
 from trenchcoat_trainer.stages.progress import format_loss
+from trenchcoat_trainer.stages.ranks import choose_device
+from trenchcoat_trainer.stages.student import (
+    ADAPTERS,
+    FEATURE_MAPS,
+    load_student_config,
+    untrained_maps,
+    weight_dtype,
+)
+from trenchcoat_trainer.stages.training import Cursor
 
 logger = logging.getLogger(__name__)
-
-FEATURE_MAPS = "feature_maps.safetensors"
-ADAPTERS = "adapters.safetensors"
 
 
 def run(context: StageContext) -> None:
@@ -73,7 +77,8 @@ def train(context: StageContext) -> None:
         tensors, state, saved = {}, {"phase": "lora", "cursor": {}}, None
     else:
         maps = {name: tensors[f"maps.{name}"] for name in model.maps()}
-        load_maps(model, maps)
+        model.set_maps(maps)
+        model.requires_grad_(False)
         loop.skip(transfer)
 
     lora = LoraPhase(model, spec)
@@ -97,40 +102,15 @@ def train(context: StageContext) -> None:
 
 def load_cria(context: StageContext, cria: CriaRange) -> CriaModel:
     """Load the Cria's frozen weights, and its maps as they are before training, onto the device."""
-    config = load_student_config(context)
-    maps = {
-        f"layers.{layer}.{name}": tensor
-        for layer in cria.layers
-        for name, tensor in initial_maps(config, layer, context.spec.seed).items()
-    }
+    config, device = load_student_config(context), choose_device(context.rank)
     return CriaModel.build(
         config,
         cria,
-        load_cria_weights(context, cria),
-        maps,
+        load_cria_weights(context, cria, device),
+        untrained_maps(context, config, cria),
         dtype=weight_dtype(context),
-        device=device(),
+        device=device,
     )
-
-
-def load_student_config(context: StageContext) -> TrenchcoatLlamaConfig:
-    """Return the configuration of the student.
-
-    Raises:
-        BadInputError: a layer that is to keep softmax attention does not exist.
-    """
-    try:
-        return student_config(load_config(context), context.spec.attention)
-    except ValueError as error:
-        raise BadInputError(str(error)) from error
-
-
-def load_maps(model: CriaModel, maps: dict[str, torch.Tensor]) -> None:
-    """Copy feature maps into the Cria."""
-    with torch.no_grad():
-        for name, parameter in model.maps().items():
-            parameter.copy_(maps[name])
-            parameter.requires_grad_(False)
 
 
 def embedding(context: StageContext, cria: CriaRange) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -142,13 +122,3 @@ def embedding(context: StageContext, cria: CriaRange) -> Callable[[torch.Tensor]
 
 def _embed_nothing(tokens: torch.Tensor) -> torch.Tensor:
     raise AssertionError("only the first Cria starts from token ids")
-
-
-def weight_dtype(context: StageContext) -> torch.dtype:
-    """Return the number format of weights and activations."""
-    return TORCH_DTYPES[context.spec.dtype]
-
-
-def device() -> torch.device:
-    """Return the GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -12,10 +11,7 @@ from trenchcoat_api.crias import CriaRange
 from trenchcoat_trainer.data import Batch, CriaData
 from trenchcoat_trainer.errors import DivergedError
 from trenchcoat_trainer.stages.context import StageContext
-
-CHECKPOINT_SECONDS = 30.0
-CHECKPOINT_SHARE = 0.05
-"""Checkpoints are spaced out so that writing them takes at most this share of the time."""
+from trenchcoat_trainer.stages.training import CHECKPOINT_SECONDS, CHECKPOINT_SHARE, Cursor
 
 
 class Phase(Protocol):
@@ -36,29 +32,6 @@ class Phase(Protocol):
 
     def restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         """Go on from what `tensors` and `state` returned."""
-
-
-@dataclass
-class Cursor:
-    """Where in a phase training stands, and the losses so far."""
-
-    epoch: int = 0
-    step: int = 0
-    """Steps done in this epoch."""
-    done: int = 0
-    """Steps done in this phase."""
-    initial: float | None = None
-    """Loss of the first step."""
-    final: float | None = None
-    """Mean loss of the last steps: a running mean over about 16."""
-
-    def note(self, loss: float) -> None:
-        """Count one step with its loss."""
-        self.step += 1
-        self.done += 1
-        self.initial = loss if self.initial is None else self.initial
-        share = max(1 / 16, 1 / self.done)
-        self.final = loss if self.final is None else self.final + share * (loss - self.final)
 
 
 class Loop:

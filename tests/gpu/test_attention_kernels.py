@@ -1,0 +1,104 @@
+"""The Triton kernels on a real GPU, against `naive` in float64."""
+
+import functools
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "trainer" / "attention"))
+import attention_problems
+import kernel_checks
+from trenchcoat_trainer.attention import transfer_loss
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: this machine has none"),
+]
+
+TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 1e-4}
+DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+
+
+@pytest.fixture(autouse=True)
+def on_the_gpu(monkeypatch):
+    """Build every problem on the GPU; compare with products in full precision."""
+    monkeypatch.setattr(
+        kernel_checks, "problem", functools.partial(attention_problems.problem, device="cuda")
+    )
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+
+
+def shape(tokens, head_dim=128, feature_dim=64, heads=4, kv_heads=2, batch=1):
+    return {
+        "tokens": tokens, "head_dim": head_dim, "feature_dim": feature_dim, "heads": heads,
+        "kv_heads": kv_heads, "batch": batch,
+    }  # fmt: skip
+
+
+SHAPES = [
+    *[(64, shape(tokens)) for tokens in (1, 7, 63, 64, 65, 127, 129, 200, 1000, 1031)],
+    *[(window, shape(333, head_dim=64)) for window in (16, 32, 48, 128)],
+    *[(64, shape(333, head_dim=d, feature_dim=f)) for d in (64, 128) for f in (32, 48, 96, 128)],
+    (64, shape(520, heads=8, kv_heads=8, batch=2)),
+]
+
+
+@DTYPES
+@pytest.mark.parametrize(("window_size", "shape"), SHAPES)
+def test_transfer_loss(window_size, shape, dtype):
+    check(kernel_checks.transfer_errors(window_size, dtype, **shape), dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize(("window_size", "shape"), SHAPES)
+def test_distill_loss(window_size, shape, dtype):
+    check(kernel_checks.distill_errors(window_size, dtype, **shape), dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize(("window_size", "shape"), SHAPES)
+def test_hybrid_attention(window_size, shape, dtype):
+    check(kernel_checks.hybrid_errors(window_size, dtype, **shape), dtype)
+
+
+def check(errors, dtype):
+    assert {name: error for name, error in errors.items() if not error < TOLERANCE[dtype]} == {}
+
+
+@DTYPES
+def test_extreme_scores_stay_finite(dtype):
+    q, k, v, *maps = attention_problems.problem(
+        300, heads=2, head_dim=64, feature_dim=32, dtype=torch.float32
+    )
+    q[:, :, ::3] *= 1e4
+    tensors = [t.to("cuda", dtype if t.ndim == 4 else torch.float32) for t in (q, k, v, *maps)]
+    result, gradients = attention_problems.with_gradients(
+        functools.partial(transfer_loss, window_size=64, backend="triton"), tensors, kernel_checks.MAPS
+    )
+    assert all(torch.isfinite(x).all() for x in (*result, *gradients.values()))
+
+
+def test_the_same_bits_every_time():
+    tensors = attention_problems.problem(
+        700, heads=8, kv_heads=2, head_dim=128, feature_dim=64, device="cuda"
+    )
+    tensors = kernel_checks.as_given(tensors, torch.bfloat16)
+    function = functools.partial(transfer_loss, window_size=64)
+    first, second = (kernel_checks.losses(function, tensors, kernel_checks.MAPS, "triton") for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_no_memory_quadratic_in_tokens():
+    peaks = []
+    for tokens in (4096, 16384):
+        tensors = attention_problems.problem(tokens, heads=2, head_dim=64, feature_dim=32, device="cuda")
+        tensors = kernel_checks.as_given(tensors, torch.bfloat16)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        kernel_checks.losses(
+            functools.partial(transfer_loss, window_size=64), tensors, kernel_checks.MAPS, "triton"
+        )
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[1] < 4.5 * peaks[0]

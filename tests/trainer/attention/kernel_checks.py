@@ -1,0 +1,75 @@
+"""Checks of the Triton kernels against `naive` that run on a GPU or under Triton's interpreter."""
+
+import functools
+
+import torch
+from attention_problems import ARGUMENTS, problem, relative, with_gradients
+from trenchcoat_trainer.attention import distill_loss, hybrid_attention, transfer_loss
+
+MAPS = ("w_q", "w_k", "window_factor")
+STUDENT = ("q", "k", "v", *MAPS)
+
+
+def poisoned(x, padding=37):
+    """Return `x` [B, H, T, D] as a view of a larger tensor whose other tokens are NaN."""
+    batch, heads, tokens, head_dim = x.shape
+    storage = x.new_full((batch, tokens + padding, heads, head_dim), float("nan"))
+    view = storage.transpose(1, 2)[:, :, :tokens]
+    view.copy_(x)
+    return view
+
+
+def as_given(tensors, dtype):
+    """Round q, k, v to `dtype` inside poisoned storage; feature maps and factors stay fp32 masters."""
+    return [poisoned(t.to(dtype)) if t.ndim == 4 else t.float() for t in tensors]
+
+
+def exact(tensors):
+    return [t.double() for t in tensors]
+
+
+def errors(tested, truth):
+    """Return the relative error of every named result, infinite where one is not finite."""
+    return {
+        name: relative(tested[name], truth[name]) if torch.isfinite(tested[name]).all() else float("inf")
+        for name in truth
+    }
+
+
+def losses(function, tensors, wanted, backend):
+    result, gradients = with_gradients(functools.partial(function, backend=backend), tensors, wanted)
+    return {"loss": result.loss, "output": result.output, **gradients}
+
+
+def transfer_errors(window_size, dtype=torch.float32, **shape):
+    """Errors of transfer_loss: the loss, the teacher's output, the gradients of the maps."""
+    tensors = as_given(problem(dtype=torch.float32, **shape), dtype)
+    function = functools.partial(transfer_loss, window_size=window_size)
+    return errors(losses(function, tensors, MAPS, "triton"), losses(function, exact(tensors), MAPS, "naive"))
+
+
+def distill_errors(window_size, dtype=torch.float32, map_heads=None, **shape):
+    """Errors of distill_loss for a student beside its teacher: also the gradients of q, k and v."""
+    teacher = problem(dtype=torch.float32, seed=1, **shape)[:3]
+    *change, w_q, w_k, factor = problem(dtype=torch.float32, map_heads=map_heads, **shape)
+    student = [t + 0.2 * x for t, x in zip(teacher, change, strict=True)]
+    tensors = as_given([*student, *teacher, w_q, w_k, factor], dtype)
+    function = functools.partial(distill_loss, window_size=window_size)
+    return errors(
+        losses(function, tensors, STUDENT, "triton"), losses(function, exact(tensors), STUDENT, "naive")
+    )
+
+
+def hybrid_errors(window_size, dtype=torch.float32, **shape):
+    """Errors of hybrid_attention: its output and every gradient."""
+    tensors = as_given(problem(dtype=torch.float32, **shape), dtype)
+    upstream = torch.randn(tensors[0].shape, generator=torch.Generator().manual_seed(5))
+    upstream = upstream.to(tensors[0].device, dtype)
+
+    def run(tensors, backend):
+        leaves = [t.detach().requires_grad_() for t in tensors]
+        y = hybrid_attention(*leaves, window_size=window_size, backend=backend)
+        y.backward(upstream.to(y.dtype))
+        return {"y": y.detach(), **{n: x.grad for n, x in zip(ARGUMENTS, leaves, strict=True)}}
+
+    return errors(run(tensors, "triton"), run(exact(tensors), "naive"))

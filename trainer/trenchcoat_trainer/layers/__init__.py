@@ -1,0 +1,30 @@
+"""Llama decoder layers as plain functions, and the training steps of one Cria over them."""
+
+from trenchcoat_trainer.layers.cria_step import (
+    Adapter,
+    FeatureMaps,
+    LossWeights,
+    StepLosses,
+    block_step,
+    boundary_error,
+    layerwise_step,
+    student_forward,
+    transfer_step,
+)
+from trenchcoat_trainer.layers.llama import LayerShape, LayerWeights, Rope, teacher_forward
+
+__all__ = [
+    "Adapter",
+    "FeatureMaps",
+    "LayerShape",
+    "LayerWeights",
+    "LossWeights",
+    "Rope",
+    "StepLosses",
+    "block_step",
+    "boundary_error",
+    "layerwise_step",
+    "student_forward",
+    "teacher_forward",
+    "transfer_step",
+]

@@ -1,0 +1,202 @@
+"""A Llama decoder layer as plain functions: frozen weights in, hidden states out.
+
+The query, key and value projections lie in one matrix, and so do gate and up, which makes fewer and larger
+matrix products of them.  Shapes come from a Hugging Face LlamaConfig; RoPE scaling of every kind that depends
+on the config alone (llama3 among them) is taken from transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from trenchcoat_trainer.layers.fused import add_rms_norm, split_and_rotate, swiglu
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerShape:
+    """Sizes of one decoder layer."""
+
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    eps: float
+
+    @classmethod
+    def from_config(cls, config: Any) -> LayerShape:
+        """Read the sizes from a Hugging Face LlamaConfig.
+
+        Raises:
+            ValueError: the config asks for biases or another activation, which these functions do not have.
+        """
+        if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
+            raise ValueError("Llama layers with biases are not supported")
+        if config.hidden_act not in ("silu", "swish"):
+            raise ValueError(f"hidden_act must be silu, not {config.hidden_act}")
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cls(
+            hidden=config.hidden_size,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=head_dim,
+            mlp=config.intermediate_size,
+            eps=config.rms_norm_eps,
+        )
+
+    @property
+    def products_per_token(self) -> int:
+        """Multiply-adds of the layer's matrix products, per token."""
+        qkv = (self.heads + 2 * self.kv_heads) * self.head_dim
+        return self.hidden * (qkv + self.heads * self.head_dim + 3 * self.mlp)
+
+    @property
+    def skipped_products_per_token(self) -> int:
+        """Multiply-adds of o_proj and the MLP, which the last layer of a Cria skips in attention transfer."""
+        return self.hidden * (self.heads * self.head_dim + 3 * self.mlp)
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Cosines and sines of the rotary embedding, fp32, [T, D / 2], scaled as the config says."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    @classmethod
+    def from_config(cls, config: Any, tokens: int, device: torch.device | str) -> Rope:
+        """Compute the angles of positions 0 to `tokens` - 1."""
+        from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+        rotary = LlamaRotaryEmbedding(config=config)
+        angles = torch.arange(tokens, dtype=torch.float32)[:, None] * rotary.inv_freq.float()[None, :]
+        scaling = rotary.attention_scaling
+        return cls((angles.cos() * scaling).to(device), (angles.sin() * scaling).to(device))
+
+    def first(self, tokens: int) -> Rope:
+        """Return the angles of the first `tokens` positions."""
+        return Rope(self.cos[:tokens], self.sin[:tokens])
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """The frozen weights of one decoder layer, projections as [out, in].
+
+    Attributes:
+        qkv: q_proj, k_proj and v_proj, one above the other.
+        out: o_proj.
+        gate_up: gate_proj and up_proj, one above the other.
+        down: down_proj.
+        input_norm: input_layernorm, [hidden].
+        post_norm: post_attention_layernorm, [hidden].
+    """
+
+    qkv: torch.Tensor
+    out: torch.Tensor
+    gate_up: torch.Tensor
+    down: torch.Tensor
+    input_norm: torch.Tensor
+    post_norm: torch.Tensor
+
+    @classmethod
+    def empty(cls, shape: LayerShape, dtype: torch.dtype, device: torch.device | str) -> LayerWeights:
+        """Allocate a layer; `parts` then names what to copy where."""
+
+        def new(*size: int) -> torch.Tensor:
+            return torch.empty(size, dtype=dtype, device=device)
+
+        inner = shape.heads * shape.head_dim
+        return cls(
+            qkv=new(inner + 2 * shape.kv_heads * shape.head_dim, shape.hidden),
+            out=new(shape.hidden, inner),
+            gate_up=new(2 * shape.mlp, shape.hidden),
+            down=new(shape.hidden, shape.mlp),
+            input_norm=new(shape.hidden),
+            post_norm=new(shape.hidden),
+        )
+
+    def parts(self, shape: LayerShape) -> dict[str, torch.Tensor]:
+        """Return views of the weights under the names that a Hugging Face checkpoint gives them."""
+        inner, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        q, k, v = self.qkv.split([inner, kv, kv])
+        gate, up = self.gate_up.split(shape.mlp)
+        return {
+            "self_attn.q_proj.weight": q,
+            "self_attn.k_proj.weight": k,
+            "self_attn.v_proj.weight": v,
+            "self_attn.o_proj.weight": self.out,
+            "mlp.gate_proj.weight": gate,
+            "mlp.up_proj.weight": up,
+            "mlp.down_proj.weight": self.down,
+            "input_layernorm.weight": self.input_norm,
+            "post_attention_layernorm.weight": self.post_norm,
+        }
+
+    @classmethod
+    def from_tensors(
+        cls,
+        shape: LayerShape,
+        tensors: Mapping[str, torch.Tensor],
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> LayerWeights:
+        """Copy a layer's checkpoint tensors, named as in `parts`, tensor by tensor to `device`.
+
+        Raises:
+            KeyError: a tensor is missing.
+            ValueError: a tensor has the wrong shape.
+        """
+        weights = cls.empty(shape, dtype, device)
+        for name, part in weights.parts(shape).items():
+            tensor = tensors[name]
+            if tensor.shape != part.shape:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(part.shape)}")
+            part.copy_(tensor)
+        return weights
+
+
+def attention_inputs(
+    weights: LayerWeights, normed: torch.Tensor, rope: Rope, shape: LayerShape
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return q, k (after RoPE) and v, [B, heads or kv_heads, T, D], of normed states [B, T, hidden]."""
+    qkv = F.linear(normed, weights.qkv)
+    return split_and_rotate(qkv, rope.cos, rope.sin, shape.heads, shape.kv_heads)
+
+
+def merge_heads(y: torch.Tensor) -> torch.Tensor:
+    """Turn attention outputs [B, H, T, D] into the rows that o_proj reads, [B, T, H * D]."""
+    return y.transpose(1, 2).reshape(y.shape[0], y.shape[2], -1)
+
+
+def after_attention(
+    weights: LayerWeights, hidden: torch.Tensor, y: torch.Tensor, shape: LayerShape
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the residual stream after attention and the MLP's output, both [B, T, hidden].
+
+    Their sum is the layer's output; they stay apart so that the next layer's norm can add them in passing.
+    """
+    attended = F.linear(merge_heads(y), weights.out)
+    hidden, normed = add_rms_norm(hidden, attended, weights.post_norm, shape.eps)
+    return hidden, F.linear(swiglu(F.linear(normed, weights.gate_up)), weights.down)
+
+
+def softmax_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Return causal softmax attention, [B, H, T, D], with grouped queries."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def teacher_forward(
+    layers: Iterable[LayerWeights], hidden: torch.Tensor, rope: Rope, shape: LayerShape
+) -> torch.Tensor:
+    """Run decoder layers on the residual stream [B, T, hidden] and return the residual stream after them."""
+    delta = None
+    for weights in layers:
+        hidden, normed = add_rms_norm(hidden, delta, weights.input_norm, shape.eps)
+        q, k, v = attention_inputs(weights, normed, rope, shape)
+        hidden, delta = after_attention(weights, hidden, softmax_attention(q, k, v), shape)
+    return hidden if delta is None else hidden + delta

@@ -15,7 +15,6 @@ from trenchcoat_api import spec
 
 from trenchcoat_trainer.attention import distill_loss
 from trenchcoat_trainer.data import Batch
-from trenchcoat_trainer.errors import BadInputError
 from trenchcoat_trainer.models.adapters import adapted_modules, adapter_delta, base_layer, inject_adapters
 from trenchcoat_trainer.models.cria import CriaModel, Rope
 from trenchcoat_trainer.models.maps import derived_seed
@@ -162,18 +161,9 @@ class LoraPhase:
     def __init__(
         self, cria: CriaModel, spec: spec.TrenchcoatSpec, layerwise: LayerwiseStep = layerwise_step
     ) -> None:
-        """Put adapters on `cria`; `layerwise` computes gradients, as `layerwise_step`.
-
-        Raises:
-            BadInputError: the objective cannot train an adapter that the spec asks for.
-        """
+        """Put adapters on `cria`; `layerwise` computes gradients, as `layerwise_step`."""
         settings = spec.cria_lora
         self._by_layer = settings.objective == "layerwise"
-        if self._by_layer and "o_proj" in settings.lora.target_modules:
-            raise BadInputError(
-                "spec.criaLora.lora.targetModules has o_proj, but the objective layerwise compares attention "
-                "before o_proj and cannot train it: remove o_proj, or set spec.criaLora.objective to block"
-            )
         self.epochs, self.batch_size = settings.epochs, settings.batch_size
         self._cria = cria
         self._settings = settings

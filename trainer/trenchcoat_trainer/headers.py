@@ -4,6 +4,7 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from trenchcoat_trainer.store.base import Readable
 
@@ -84,6 +85,6 @@ def read_header(store: Readable, path: str) -> dict[str, TensorRange]:
     return parse_header(start)[0]
 
 
-def _range(item: dict[str, object], end: int) -> TensorRange:
-    first, last = item["data_offsets"]  # type: ignore[misc]
-    return TensorRange(str(item["dtype"]), tuple(item["shape"]), end + first, last - first)  # type: ignore[arg-type]
+def _range(item: dict[str, Any], end: int) -> TensorRange:
+    first, last = item["data_offsets"]
+    return TensorRange(str(item["dtype"]), tuple(item["shape"]), end + first, last - first)

@@ -13,6 +13,20 @@ from trenchcoat_trainer.stages.context import StageContext
 if TYPE_CHECKING:
     from transformers import LlamaConfig
 
+__all__ = [
+    "EMBEDDINGS",
+    "HEAD",
+    "TEACHER",
+    "TORCH_DTYPES",
+    "layer_path",
+    "load_config",
+    "load_cria_weights",
+    "load_embeddings",
+    "load_object",
+    "load_rest_weights",
+    "teacher_files",
+]
+
 TORCH_DTYPES = {DType.BFLOAT16: torch.bfloat16, DType.FLOAT32: torch.float32}
 
 

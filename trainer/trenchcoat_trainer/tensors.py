@@ -42,7 +42,7 @@ def unpack(data: bytes | bytearray) -> tuple[dict[str, torch.Tensor], dict[str, 
 
 def byte_view(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous tensor on the CPU, to read into."""
-    return memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    return tensor.view(-1).view(torch.uint8).numpy().data
 
 
 def _view(buffer: bytearray, name: str, place: TensorRange) -> torch.Tensor:

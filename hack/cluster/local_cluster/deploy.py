@@ -86,7 +86,7 @@ def training_operator(layout: Layout) -> dict[str, Any]:
     init_image = f"--pytorch-init-container-image={images.tag('busybox')}"
     mount = {"name": "init-container", "mountPath": "/etc/config"}
     volume = {"name": "init-container", "configMap": {"name": "init-container"}}
-    changes = [
+    changes: list[dict[str, Any]] = [
         {"op": "add", "path": f"{pod}/containers/0/args/-", "value": init_image},
         {"op": "add", "path": f"{pod}/containers/0/volumeMounts/-", "value": mount},
         {"op": "add", "path": f"{pod}/volumes/-", "value": volume},

@@ -209,7 +209,9 @@ def layers_of(full_name: str, store: Path) -> list[Layer]:
     """An image's layers, lowest first."""
     images = json.loads((store / "overlay-images" / "images.json").read_text())
     layers = json.loads((store / "overlay-layers" / "layers.json").read_text())
-    image = next(entry for entry in images if full_name in entry.get("names", []))
+    image = next((entry for entry in images if full_name in entry.get("names", [])), None)
+    if image is None:
+        raise Failure(f"{full_name} is gone: another checkout built over it; build it again")
     known = {entry["id"]: entry for entry in layers}
     found, at = [], image.get("layer")
     while at:

@@ -19,15 +19,15 @@ class Failure(Exception):
 
 @contextmanager
 def step(text: str) -> Iterator[None]:
-    """Print one line for a step, with the seconds it took."""
+    """Tell of a step in one line, with the seconds it took; on stderr, as stdout may be for a program."""
     started = time.monotonic()
-    print(f"{text} ...", end="", flush=True)
+    print(f"{text} ...", end="", file=sys.stderr, flush=True)
     try:
         yield
     except BaseException:
-        print(" failed", flush=True)
+        print(" failed", file=sys.stderr, flush=True)
         raise
-    print(f" {time.monotonic() - started:.1f} s", flush=True)
+    print(f" {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
 
 
 def run(

@@ -11,7 +11,7 @@ from trenchcoat_api.status import TrenchcoatStatus
 
 from trenchcoat_operator.kubernetes import client
 from trenchcoat_operator.kubernetes.client import ApiError, Cluster, ConflictError, NotFoundError
-from trenchcoat_operator.reconcile.plan import Action, Apply, Delete, Event, Plan, RecordOutcome
+from trenchcoat_operator.reconcile.plan import Action, Apply, Delete, Event, ForcePod, Plan, RecordOutcome
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,9 @@ class Applier:
             case Delete(kind=kind, name=name, reason=reason):
                 log.info("deletes %s %s/%s: %s", kind, namespace, name, reason)
                 self._cluster.delete(client.KINDS[kind], namespace, name)
+            case ForcePod(name=name, node=node):
+                log.warning("removes pod %s/%s: node %s does not answer", namespace, name, node)
+                self._cluster.delete(client.PODS, namespace, name, at_once=True)
             case RecordOutcome(kind=kind, name=name, outcome=outcome, message=message):
                 log.info("%s %s/%s failed: %s: %s", kind, namespace, name, outcome, message)
                 self._record(client.KINDS[kind], namespace, name, outcome, message)

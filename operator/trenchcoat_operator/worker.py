@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,14 +14,18 @@ from trenchcoat_api.status import ConditionType, TrenchcoatStatus
 from trenchcoat_operator.apply import Applier, status_object
 from trenchcoat_operator.kubernetes import client
 from trenchcoat_operator.kubernetes.client import ApiError, Cluster, NotFoundError
+from trenchcoat_operator.model.observed import Problem
 from trenchcoat_operator.observe import Observer
 from trenchcoat_operator.queue import Key, WorkQueue
-from trenchcoat_operator.reconcile.conditions import Verdict, merge
+from trenchcoat_operator.reconcile.conditions import Verdict, merge, rejected
 from trenchcoat_operator.reconcile.decide import reconcile
+from trenchcoat_operator.reconcile.events import of_conditions
 from trenchcoat_operator.reconcile.plan import Plan
 from trenchcoat_operator.settings import Settings
 
 log = logging.getLogger(__name__)
+
+_REJECTIONS = (400, 403, 422)
 
 
 class Reconciler:
@@ -55,15 +60,28 @@ class Reconciler:
         if trenchcoat is None or trenchcoat.metadata.deletion_timestamp:
             return None
         plan = self._plan(trenchcoat, with_capacity=False)
-        if not plan.needs_capacity:
-            self._applier.act(trenchcoat, plan)
-        else:
-            # GPUs are given out one Trenchcoat at a time, so that none is given twice.
-            with self._releasing:
-                plan = self._plan(trenchcoat, with_capacity=True)
+        try:
+            if not plan.needs_capacity:
                 self._applier.act(trenchcoat, plan)
+            else:
+                # GPUs are given out one Trenchcoat at a time, so that none is given twice.
+                with self._releasing:
+                    plan = self._plan(trenchcoat, with_capacity=True)
+                    self._applier.act(trenchcoat, plan)
+        except ApiError as error:
+            if error.status in _REJECTIONS:
+                self._tell_rejection(trenchcoat, plan, error)
+            raise
         self._applier.report(trenchcoat, plan)
         return plan.look_again
+
+    def _tell_rejection(self, trenchcoat: Trenchcoat, plan: Plan, error: ApiError) -> None:
+        """What the plan asks for is not taken, and will not be the next time: a person must know."""
+        now = datetime.now(UTC)
+        problem = Problem("Rejected", f"the API server does not take what was to be made: {error.message}")
+        status = rejected(trenchcoat.status, problem, now)
+        told = of_conditions(trenchcoat.status.conditions, status.conditions, trenchcoat)
+        self._applier.report(trenchcoat, replace(plan, status=status, events=tuple(told)))
 
     def _plan(self, trenchcoat: Trenchcoat, *, with_capacity: bool) -> Plan:
         observed = self._observer.look(trenchcoat, with_capacity=with_capacity)

@@ -31,7 +31,7 @@ from trenchcoat_operator.model import views
 from trenchcoat_operator.model.capacity import Capacity, Contender, Demand
 from trenchcoat_operator.model.observed import ChildKind, Observed, Problem, StoreView
 from trenchcoat_operator.reconcile import graph
-from trenchcoat_operator.reconcile.plan import Apply, Delete, Plan
+from trenchcoat_operator.reconcile.plan import Apply, Delete, ForcePod, Plan
 from trenchcoat_operator.settings import PodDefaults, Settings
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
@@ -232,6 +232,8 @@ def plan_document(plan: Plan) -> dict[str, Any]:
                 actions.append({"apply": manifest})
             case Delete(kind=kind, name=name, reason=reason):
                 actions.append({"delete": f"{kind} {name}", "because": reason})
+            case ForcePod(name=name, node=node):
+                actions.append({"force": f"Pod {name}", "on": node})
             case _:
                 actions.append(
                     {

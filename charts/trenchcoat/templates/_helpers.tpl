@@ -64,9 +64,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [list, create, patch, delete]
+# Deleting: only pods of its own whose node does not answer.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [list]
+  verbs: [list, delete]
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get]

@@ -12,13 +12,22 @@ from trenchcoat_operator.reconcile.plan import Object
 from trenchcoat_operator.settings import PodDefaults
 
 USER = 65532
+_LOST_NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
 
 def tolerations(spec: TrenchcoatSpec, stage: Stage, gpus: int) -> list[dict[str, Any]]:
-    """The user's, and for GPU pods one for the taint that GPU nodes commonly carry."""
+    """The user's, one for the taint that GPU nodes commonly carry, and short ones for lost nodes.
+
+    The checkpoint makes it cheap to go on elsewhere, so a lost node is waited for a minute, not five.
+    """
     result = list(graph.overrides(spec, stage).tolerations)
     if gpus:
         result.append({"key": spec.scheduling.gpu_resource, "operator": "Exists"})
+    for taint in _LOST_NODE_TAINTS:
+        if not any(item.get("key") == taint for item in result):
+            result.append(
+                {"key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}
+            )
     return result
 
 

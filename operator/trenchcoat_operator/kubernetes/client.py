@@ -149,14 +149,19 @@ class Cluster:
         """
         return self._call("POST", kind.path(manifest["metadata"]["namespace"]), body=manifest)
 
-    def delete(self, kind: Kind, namespace: str, name: str) -> None:
-        """Delete an object; it stays until what it owns is gone. One that is gone is as well."""
+    def delete(self, kind: Kind, namespace: str, name: str, *, at_once: bool = False) -> None:
+        """Delete an object; it stays until what it owns is gone. One that is gone is as well.
+
+        Args:
+            kind: The kind of object.
+            namespace: Where it is.
+            name: Its name.
+            at_once: Whether a pod goes without waiting for its node to say that it ended.
+        """
+        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions"}
+        options |= {"gracePeriodSeconds": 0} if at_once else {"propagationPolicy": "Foreground"}
         try:
-            self._call(
-                "DELETE",
-                kind.path(namespace, name),
-                body={"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground"},
-            )
+            self._call("DELETE", kind.path(namespace, name), body=options)
         except NotFoundError:
             return
 

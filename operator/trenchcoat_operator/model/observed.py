@@ -48,6 +48,13 @@ class Pod:
     """The cluster ended it: preemption, eviction, a lost node."""
     reason: str = ""
     """The pod's own reason, such as Evicted."""
+    gone_by: datetime | None = None
+    """When it should have ended and be gone, once it was deleted."""
+
+    @property
+    def over(self) -> bool:
+        """Whether it ended."""
+        return self.phase in ("Succeeded", "Failed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

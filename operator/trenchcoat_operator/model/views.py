@@ -127,6 +127,7 @@ def pod(body: Object) -> Pod:
         exit_message=str(terminated.get("message") or ""),
         disrupted=_condition(body, "DisruptionTarget") is not None,
         reason=str(status.get("reason") or ""),
+        gone_by=moment(body["metadata"].get("deletionTimestamp")),
     )
 
 

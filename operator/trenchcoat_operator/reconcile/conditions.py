@@ -6,7 +6,7 @@ from datetime import datetime
 
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
-from trenchcoat_api.status import Condition, ConditionType, StageStatus, State
+from trenchcoat_api.status import Condition, ConditionType, StageStatus, State, TrenchcoatStatus
 
 from trenchcoat_operator.model.observed import Observed, Problem
 from trenchcoat_operator.reconcile import texts
@@ -103,6 +103,17 @@ def verdicts(
         problem.message if problem and stalled else "",
     )
     return result
+
+
+def rejected(status: TrenchcoatStatus, problem: Problem, now: datetime) -> TrenchcoatStatus:
+    """The status when the API server took no object of the plan's: nothing goes on until that is mended."""
+    verdict = Verdict("False", problem.reason, problem.message)
+    wanted = {item.type: Verdict(item.status, item.reason, item.message) for item in status.conditions} | {
+        ConditionType.SUCCEEDED: verdict,
+        ConditionType.STALLED: Verdict("True", problem.reason, problem.message),
+    }
+    changed = merge(status.conditions, wanted, status.observed_generation, now)
+    return status.model_copy(update={"conditions": changed})
 
 
 def merge(

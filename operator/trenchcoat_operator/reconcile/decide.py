@@ -1,6 +1,6 @@
 """The decision: from one Trenchcoat and one look at the world to a plan."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from trenchcoat_api.artifacts import Artifacts
 from trenchcoat_api.resource import Trenchcoat
@@ -8,15 +8,17 @@ from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import State, TrenchcoatStatus, WaitingReason
 
 from trenchcoat_operator.children import jobs, specs
-from trenchcoat_operator.model.observed import Observed, Problem
+from trenchcoat_operator.model.observed import ChildKind, Observed, Problem
 from trenchcoat_operator.reconcile import columns, conditions, events, rows, texts
 from trenchcoat_operator.reconcile.assess import Assessment, assess
 from trenchcoat_operator.reconcile.graph import Graph, build
-from trenchcoat_operator.reconcile.plan import Action, Apply, Delete, Plan, RecordOutcome
+from trenchcoat_operator.reconcile.plan import Action, Apply, Delete, ForcePod, Plan, RecordOutcome
 from trenchcoat_operator.reconcile.release import Hold, Release, release
 from trenchcoat_operator.settings import Settings
 
 STORE_RETRY_SECONDS = 10.0
+LOST_POD_GRACE = timedelta(seconds=30)
+"""A pod that should be gone for so long is on a node that does not answer."""
 
 
 def reconcile(desired: Trenchcoat, observed: Observed, settings: Settings, now: datetime) -> Plan:
@@ -32,7 +34,12 @@ def reconcile(desired: Trenchcoat, observed: Observed, settings: Settings, now: 
         for assessment in assessments
         for child, outcome in assessment.unrecorded
     ]
-    actions = (*deletions, *records, *_creations(desired, assessments, released, observed, settings))
+    actions = (
+        *deletions,
+        *_lost_pods(observed, now),
+        *records,
+        *_creations(desired, assessments, released, observed, settings),
+    )
     status = _status(desired, graph, assessments, released, observed, now)
     told = (
         *events.of_conditions(desired.status.conditions, status.conditions, desired),
@@ -80,6 +87,11 @@ def _deletions(desired: Trenchcoat, graph: Graph, observed: Observed, settings: 
             and child.template != jobs.template_hash(desired, wanted[child.key], settings.pods)
         ):
             reason = "its pod settings changed before it ran"
+        elif (
+            child.kind is ChildKind.PYTORCH_JOB and child.active and any(pod.disrupted for pod in child.pods)
+        ):
+            # Its other pods cannot go on without the one that is gone; their ends would count as failures.
+            reason = "the cluster ended a pod of it; it starts again from its checkpoint"
         if reason:
             going.add(child.name)
             result.append(Delete(child.kind, child.name, reason))
@@ -88,6 +100,16 @@ def _deletions(desired: Trenchcoat, graph: Graph, observed: Observed, settings: 
     for name in sorted(observed.config_maps - needed):
         result.append(Delete("ConfigMap", name, "no Job reads it any more"))
     return result
+
+
+def _lost_pods(observed: Observed, now: datetime) -> list[Action]:
+    lost = [
+        ForcePod(pod.name, pod.node)
+        for child in observed.children
+        for pod in child.pods
+        if pod.gone_by is not None and not pod.over and now > pod.gone_by + LOST_POD_GRACE
+    ]
+    return sorted(lost, key=lambda action: action.name)
 
 
 def _creations(

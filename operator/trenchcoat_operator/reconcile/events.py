@@ -16,7 +16,7 @@ from trenchcoat_api.status import (
 
 from trenchcoat_operator.reconcile import texts
 from trenchcoat_operator.reconcile.assess import Assessment
-from trenchcoat_operator.reconcile.plan import Action, Apply, Delete, Event
+from trenchcoat_operator.reconcile.plan import Action, Apply, Delete, Event, ForcePod
 
 
 def _subject(row: Row) -> str:
@@ -79,6 +79,9 @@ def of_actions(actions: tuple[Action, ...], moment: str) -> list[Event]:
         elif isinstance(action, Delete) and action.kind != "ConfigMap":
             what = f"{action.kind} {action.name}"
             told.append(Event("Normal", "Stopped", f"stops {what}: {action.reason}", f"{what}/stop/{moment}"))
+        elif isinstance(action, ForcePod):
+            message = f"gives up pod {action.name}: node {action.node} does not answer"
+            told.append(Event("Warning", "NodeLost", message, f"{action.name}/lost"))
     return told
 
 
@@ -114,7 +117,8 @@ def _news(
         case ConditionType.SUCCEEDED, "True":
             return "Normal", "Succeeded", condition.message
         case ConditionType.STALLED, "True":
-            if now[ConditionType.ACCEPTED].status == "False":
+            accepted = now.get(ConditionType.ACCEPTED)
+            if accepted is not None and accepted.status == "False":
                 return None  # the same, told of Accepted
             return "Warning", condition.reason, condition.message
         case ConditionType.STALLED, "False" if earlier is not None and earlier.status == "True":

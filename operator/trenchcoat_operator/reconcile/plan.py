@@ -41,7 +41,18 @@ class RecordOutcome:
     message: str
 
 
-Action = Apply | Delete | RecordOutcome
+@dataclass(frozen=True, slots=True)
+class ForcePod:
+    """Remove a pod whose node does not answer, so that its work can go on elsewhere.
+
+    Should the pod still run, two do the same work for a while: they write the same objects, each as a whole.
+    """
+
+    name: str
+    node: str
+
+
+Action = Apply | Delete | RecordOutcome | ForcePod
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from tiny_student import ATTENTION, make_student, make_teacher
 from trenchcoat_trainer.models import TrenchcoatCache
+
+from tests.trainer.tiny_student import ATTENTION, make_student, make_teacher
 
 TOKENS = 43  # five blocks of the window and a part of a sixth
 

@@ -8,10 +8,11 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_evaluate import stitched_student
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.stages import evaluate, export
 from trenchcoat_trainer.stages.export.files import plan_files
+
+from tests.trainer.stages.test_evaluate import stitched_student
 
 MAX_BYTES = 200_000
 LOAD = """

@@ -8,7 +8,6 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
-from stop_after import StopAfter
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.data import TokenData
@@ -23,6 +22,8 @@ from trenchcoat_trainer.stages.student import (
     stitch_adapters,
     trained_maps,
 )
+
+from tests.trainer.trainer_samples import StopAfter
 
 SETTINGS = {"epochs": 2, "batchSize": 8, "microBatchSize": 1, "clip": "0.5"}
 
@@ -96,7 +97,7 @@ def test_stopped_and_started_again_it_ends_with_the_same_adapters(open_training,
     stitch.run(context)
     for steps in (1, 3):
         with pytest.raises(PreemptedError):
-            stitch.run(open_training(spec, Stage.STITCH, store="stopped", stop=StopAfter(steps)))
+            stitch.run(open_training(spec, Stage.STITCH, store="stopped", stop=StopAfter(steps - 1)))
     again = open_training(spec, Stage.STITCH, store="stopped")
     stitch.run(again)
     expected = stitch_adapters(context)

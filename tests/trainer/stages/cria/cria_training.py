@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from tiny_student import make_cria, make_teacher
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_trainer.attention import transfer_loss
 from trenchcoat_trainer.data import Batch
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.stages.cria.transfer import TransferPhase, finish_layer
+
+from tests.trainer.tiny_student import make_cria, make_teacher
 
 SEQUENCES = 12
 TOKENS = 29

@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
-from cria_training import boundaries, make_spec, train_transfer
-from tiny_student import ATTENTION, make_cria, make_teacher
 from trenchcoat_trainer.attention import naive
 from trenchcoat_trainer.data import Batch
 from trenchcoat_trainer.errors import DivergedError
 from trenchcoat_trainer.stages.cria.plateau import Plateau
 from trenchcoat_trainer.stages.cria.transfer import TransferPhase, transfer_step
+
+from tests.trainer.stages.cria.cria_training import boundaries, make_spec, train_transfer
+from tests.trainer.tiny_student import ATTENTION, make_cria, make_teacher
 
 
 @pytest.fixture(scope="module")

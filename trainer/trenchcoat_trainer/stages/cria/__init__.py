@@ -18,9 +18,10 @@ from trenchcoat_trainer.errors import OutOfMemoryError
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.shards import load_cria_weights, load_embeddings
 from trenchcoat_trainer.stages.context import StageContext
-from trenchcoat_trainer.stages.cria.lora import LoraPhase
+from trenchcoat_trainer.stages.cria.fused import fuse_for_gpu
+from trenchcoat_trainer.stages.cria.lora import LoraPhase, layerwise_step
 from trenchcoat_trainer.stages.cria.phase import Loop
-from trenchcoat_trainer.stages.cria.transfer import TransferPhase
+from trenchcoat_trainer.stages.cria.transfer import TransferPhase, transfer_step
 from trenchcoat_trainer.stages.progress import format_loss
 from trenchcoat_trainer.stages.ranks import choose_device
 from trenchcoat_trainer.stages.student import (
@@ -62,8 +63,12 @@ def train(context: StageContext) -> None:
     facts: dict[str, Any] = state["facts"]
     losses: dict[str, float] = facts.setdefault("losses", {})
 
+    fused = fuse_for_gpu(model)
     transfer = TransferPhase(
-        model, spec.transfer, spec.transfer.epochs * data.steps(spec.transfer.batch_size)
+        model,
+        spec.transfer,
+        spec.transfer.epochs * data.steps(spec.transfer.batch_size),
+        fused.transfer_step if fused else transfer_step,
     )
     if state["phase"] == "transfer":
         cursor = Cursor(**state["cursor"])
@@ -81,7 +86,7 @@ def train(context: StageContext) -> None:
         model.requires_grad_(False)
         loop.skip(transfer)
 
-    lora = LoraPhase(model, spec)
+    lora = LoraPhase(model, spec, fused.layerwise_step if fused else layerwise_step)
     cursor = Cursor(**state["cursor"])
     if saved:
         logger.info("going on from step %d of LoRA", cursor.done)

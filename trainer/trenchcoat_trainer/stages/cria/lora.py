@@ -15,7 +15,8 @@ from trenchcoat_api import spec
 
 from trenchcoat_trainer.attention import distill_loss
 from trenchcoat_trainer.data import Batch
-from trenchcoat_trainer.errors import BadInputError
+from trenchcoat_trainer.layers import boundary_error
+from trenchcoat_trainer.layers.llama import softmax_attention
 from trenchcoat_trainer.models.adapters import adapted_modules, adapter_delta, base_layer, inject_adapters
 from trenchcoat_trainer.models.cria import CriaModel, Rope
 from trenchcoat_trainer.models.maps import derived_seed
@@ -57,16 +58,15 @@ def layerwise_step(
     losses = []
     for name, layer in cria.layers.items():
         attention = layer.self_attn
-        if attention.softmax:
-            with torch.no_grad():
-                hidden_BTE = layer(hidden_BTE, position_embeddings=rope)
-            continue
         with torch.no_grad():
             normed_BTE = layer.input_layernorm(hidden_BTE)
         torch.manual_seed(derived_seed(seed, name))
-        student, teacher = _both_sides(attention, normed_BTE, rope)
+        student, of_teacher = _both_sides(attention, normed_BTE, rope)
+        if attention.softmax:
+            hidden_BTE = finish_layer(layer, hidden_BTE, softmax_attention(*of_teacher))
+            continue
         result = distill_loss(
-            *student, *teacher, attention.w_q, attention.w_k, attention.window_factor,
+            *student, *of_teacher, attention.w_q, attention.w_k, attention.window_factor,
             window_size=cria.config.window, mse_weight=mse_weight, xent_weight=xent_weight,
         )  # fmt: skip
         (result.loss * scale).backward()
@@ -101,9 +101,9 @@ def block_step(
 ) -> torch.Tensor:
     """Add one micro-batch's gradient to the adapters: the Cria's output against the next boundary.
 
-    The student runs as it will at inference, hybrid outputs passed on. The loss of a sequence is the mean
-    squared error over the target's mean square; without a stored target (the last Cria) the teacher's layers
-    give it.
+    The student runs as it will at inference, hybrid outputs passed on. The loss of a token is the squared
+    error over the target's squared length, so that no long token outweighs the others. Without a stored
+    target (the last Cria) the teacher's layers give it.
 
     Args:
         cria: the layers, with adapters.
@@ -113,7 +113,7 @@ def block_step(
         seed: decides dropout, together with the layer's number.
 
     Returns:
-        Loss, averaged over sequences, a scalar in fp32, not scaled.
+        Loss, averaged over tokens, a scalar in fp32, not scaled.
     """
     if target_BTE is None:
         with torch.no_grad(), teacher(cria):
@@ -132,9 +132,7 @@ def block_step(
             )
         else:
             hidden_BTE = run_layer(name, hidden_BTE)
-    target = target_BTE.float()
-    error_B = (hidden_BTE.float() - target).square().mean((1, 2))
-    loss = (error_B / target.square().mean((1, 2)).clamp_min(torch.finfo(torch.float32).tiny)).mean()
+    loss = boundary_error(hidden_BTE, target_BTE)
     (loss * scale).backward()
     return loss.detach()
 
@@ -162,18 +160,9 @@ class LoraPhase:
     def __init__(
         self, cria: CriaModel, spec: spec.TrenchcoatSpec, layerwise: LayerwiseStep = layerwise_step
     ) -> None:
-        """Put adapters on `cria`; `layerwise` computes gradients, as `layerwise_step`.
-
-        Raises:
-            BadInputError: the objective cannot train an adapter that the spec asks for.
-        """
+        """Put adapters on `cria`; `layerwise` computes gradients, as `layerwise_step`."""
         settings = spec.cria_lora
         self._by_layer = settings.objective == "layerwise"
-        if self._by_layer and "o_proj" in settings.lora.target_modules:
-            raise BadInputError(
-                "spec.criaLora.lora.targetModules has o_proj, but the objective layerwise compares attention "
-                "before o_proj and cannot train it: remove o_proj, or set spec.criaLora.objective to block"
-            )
         self.epochs, self.batch_size = settings.epochs, settings.batch_size
         self._cria = cria
         self._settings = settings

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from trenchcoat_api.artifacts import Facts
 
 from trenchcoat_trainer.data import TokenData
-from trenchcoat_trainer.errors import DivergedError, OutOfMemoryError
+from trenchcoat_trainer.errors import DivergedError, OutOfMemoryError, PreemptedError
 from trenchcoat_trainer.models.adapters import inject_adapters
 from trenchcoat_trainer.models.maps import derived_seed
 from trenchcoat_trainer.stages.context import StageContext
@@ -97,8 +97,9 @@ def train(deepspeed: Any, context: StageContext, device: torch.device) -> None:
                 save_checkpoint(context, masters, cursor)
                 saved_at = time.monotonic()
             if stop:
-                context.stop.requested = True
-                context.stop.check()
+                raise PreemptedError(
+                    f"a rank was asked to stop: step {cursor.done} is saved, the next start goes on from it"
+                )
             context.progress.update(
                 "stitch",
                 cursor.done,

@@ -1,0 +1,63 @@
+# Everything a person or CI does here. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python
+
+# An existing cluster for `make demo`; without one, a cluster is made here.
+KUBECONFIG :=
+REGISTRY :=
+TAG := latest
+
+.PHONY: help venv demo local-demo test unit cluster-test lint format crds lock cluster-up cluster-down cluster-status images
+
+help:  ## show this
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+
+venv:  ## install the locked dependencies (once, into the cache) and this project into .venv
+	@hack/python-env
+
+local-demo: venv  ## linearize a small Llama on this machine, without a cluster
+	$(PYTHON) examples/tiny_teacher.py --store build/store
+	.venv/bin/trenchcoat run examples/tiny.yaml --store build/store --summary build/store/summary.json
+
+demo: venv  ## linearize a small Llama on a real Kubernetes; KUBECONFIG=... REGISTRY=... TAG=... use yours
+	$(PYTHON) hack/demo $(if $(KUBECONFIG),--kubeconfig $(KUBECONFIG)) $(if $(REGISTRY),--registry $(REGISTRY) --tag $(TAG))
+
+test: lint  ## all tests, those on a real cluster included; starts and removes a cluster of its own
+	$(PYTHON) -m pytest tests
+
+unit: venv  ## tests without a cluster
+	$(PYTHON) -m pytest -q tests --ignore tests/cluster
+
+lint: venv  ## ruff, mypy --strict on api and operator, generated files current
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy api operator
+
+format: venv  ## ruff's formatter and fixes
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+crds: venv  ## generate crds/ and the chart's copy from api/
+	$(PYTHON) -m trenchcoat_api.crd | tee crds/trenchcoat.dev_trenchcoats.yaml > charts/trenchcoat/files/crd.yaml
+
+lock: venv  ## pin the newest versions that pyproject.toml allows
+	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  --extra operator pyproject.toml -o requirements/operator.txt
+	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  --extra trainer pyproject.toml -o requirements/trainer.txt
+	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  --extra dev pyproject.toml -c requirements/trainer.txt -c requirements/operator.txt -o requirements/dev.txt
+
+images: ## build all images, into the cluster made here if it runs
+	hack/cluster/cluster images
+
+cluster-up:  ## start the local cluster
+	hack/cluster/cluster up
+
+cluster-down:  ## remove the local cluster and every trace of it but the cache
+	hack/cluster/cluster down
+
+cluster-status:  ## what of the local cluster is there
+	hack/cluster/cluster status

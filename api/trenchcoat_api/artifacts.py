@@ -1,0 +1,249 @@
+"""Artifacts: what a stage leaves in the store, where it stands, and when it is complete.
+
+An artifact is a folder of objects below one content key. The key is the hash of the spec fields that the
+stage depends on, the version of the stage's code and the keys of its inputs: equal keys mean equal results,
+so nothing is computed twice, not even across Trenchcoats. The manifest is written last; an artifact is
+complete when, and only when, its manifest is there.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pydantic import Field
+
+from trenchcoat_api.crias import CriaRange
+from trenchcoat_api.spec import Camel, TrenchcoatSpec
+from trenchcoat_api.stages import Stage
+
+CODE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1)
+"""Raised by hand whenever a stage's code computes something else from the same inputs."""
+
+MANIFEST = "manifest.json"
+PROGRESS = "progress.json"
+CHECKPOINT = "checkpoint/"
+KEY_LENGTH = 16
+
+
+class StoredObject(Camel):
+    """One object of an artifact."""
+
+    path: str = Field(description="Key of the object, relative to the artifact's folder.")
+    size: int = Field(description="Bytes.", ge=0)
+    sha256: str = Field(description="Checksum of the content, in hex.")
+
+
+class ModelFacts(Camel):
+    """What the tokenize stage read in the teacher's config.json."""
+
+    layers: int = Field(description="Decoder layers.")
+    hidden_size: int = Field(description="Width of the residual stream.")
+    heads: int = Field(description="Query heads.")
+    kv_heads: int = Field(description="Key/value heads.")
+    head_dim: int = Field(description="Width of one head.")
+    intermediate_size: int = Field(description="Width of the MLP.")
+    vocab_size: int = Field(description="Rows of the embedding.")
+    parameters: int = Field(description="Parameters in all.")
+
+
+class DataFacts(Camel):
+    """What the tokenize stage made of the text."""
+
+    documents: int = Field(description="Training documents read.")
+    sequences: int = Field(description="Training sequences.")
+    tokens: int = Field(description="Training tokens: sequences times their length.")
+    held_out_documents: int = Field(description="Held-out documents read.")
+    held_out_sequences: int = Field(description="Held-out sequences.")
+
+
+class Perplexity(Camel):
+    """Perplexity of one form of the model on the held-out text."""
+
+    name: str = Field(description="teacher, untrained, transfer, criaLora or stitched.")
+    perplexity: str = Field(description="exp of the mean negative log-likelihood of a token.")
+
+
+class Facts(Camel):
+    """What later stages, the operator and people want to know of an artifact without opening it."""
+
+    model: ModelFacts | None = Field(default=None, description="Of the teacher; tokenize alone.")
+    data: DataFacts | None = Field(default=None, description="Of the text; tokenize alone.")
+    losses: dict[str, str] = Field(
+        default_factory=dict, description="Final losses by name, such as transfer."
+    )
+    curve: list[str] = Field(default_factory=list, description="At most 32 losses over the stage's steps.")
+    perplexities: list[Perplexity] = Field(default_factory=list, description="Results; evaluate alone.")
+
+
+class Manifest(Camel):
+    """Proof that an artifact is complete, with every object in it."""
+
+    stage: Stage = Field(description="The stage that made it.")
+    cria: int | None = Field(default=None, description="Index of the Cria; the cria stage alone.")
+    key: str = Field(description="Content key.")
+    inputs: list[str] = Field(default_factory=list, description="Content keys of the inputs.")
+    objects: list[StoredObject] = Field(default_factory=list, description="Every object, in order of path.")
+    facts: Facts = Field(
+        default_factory=Facts, description="Numbers worth knowing without opening an object."
+    )
+    started_at: datetime = Field(description="When the first attempt began.")
+    completed_at: datetime = Field(description="When the manifest was written.")
+    seconds: float = Field(description="Time spent computing, over all attempts.", ge=0)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all objects."""
+        return sum(item.size for item in self.objects)
+
+
+class Progress(Camel):
+    """How a running stage goes; overwritten in the artifact's folder every few seconds."""
+
+    stage: Stage = Field(description="The stage.")
+    cria: int | None = Field(default=None, description="Index of the Cria; the cria stage alone.")
+    key: str = Field(description="Content key.")
+    phase: str = Field(description="What it does now, such as transfer or lora.")
+    step: int = Field(description="Steps done in this phase.", ge=0)
+    steps: int = Field(description="Steps of this phase; 0 while unknown.", ge=0)
+    fraction: float = Field(description="Share of the whole stage that is done.", ge=0, le=1)
+    losses: dict[str, str] = Field(default_factory=dict, description="Latest losses by name.")
+    curve: list[str] = Field(default_factory=list, description="At most 32 losses of this phase so far.")
+    tokens_per_second: float | None = Field(default=None, description="Over the last steps.")
+    eta_seconds: float | None = Field(
+        default=None, description="Until the stage is done; none while unknown."
+    )
+    gpu_memory_bytes: int | None = Field(default=None, description="Peak so far; none without a GPU.")
+    updated_at: datetime = Field(description="When this was written.")
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """The place of one artifact; complete or not."""
+
+    stage: Stage
+    key: str
+    prefix: str
+    """Folder of the artifact within the bucket, ending in a slash."""
+    inputs: tuple[str, ...] = ()
+    cria: CriaRange | None = None
+
+    @property
+    def manifest_path(self) -> str:
+        """Object key of the manifest within the bucket."""
+        return self.prefix + MANIFEST
+
+    @property
+    def progress_path(self) -> str:
+        """Object key of the progress report within the bucket."""
+        return self.prefix + PROGRESS
+
+    @property
+    def checkpoint_prefix(self) -> str:
+        """Where the stage keeps what it needs to resume, within the bucket."""
+        return self.prefix + CHECKPOINT
+
+    @property
+    def name(self) -> str:
+        """Name for people: the stage, with the Cria's index where there is one."""
+        return self.stage.value if self.cria is None else f"{self.stage.value}-{self.cria.index:02d}"
+
+
+def content_key(stage: Stage, fields: dict[str, Any], inputs: tuple[str, ...]) -> str:
+    """Hash what a stage's result depends on: 16 hex digits of SHA-256 over canonical JSON."""
+    document = {"stage": stage, "code": CODE_VERSIONS[stage], "fields": fields, "inputs": list(inputs)}
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def _dump(model: Camel, *, exclude: set[str] | None = None) -> dict[str, Any]:
+    # Python names, not YAML's: the key must not change when an alias does.
+    return model.model_dump(mode="json", exclude=exclude)
+
+
+# What decides how a stage runs but not what it computes stays out of the keys.
+_HOW_IT_RUNS = {"nodes", "gpus_per_node"}
+
+
+class Artifacts:
+    """The artifacts of one spec, by stage. Those of Crias need the model's number of layers."""
+
+    def __init__(self, spec: TrenchcoatSpec) -> None:
+        self._spec = spec
+        self._root = spec.store.prefix + "/artifacts"
+
+    def _make(
+        self, stage: Stage, fields: dict[str, Any], inputs: tuple[str, ...], cria: CriaRange | None = None
+    ) -> Artifact:
+        key = content_key(stage, fields, inputs)
+        return Artifact(stage, key, f"{self._root}/{stage}/{key}/", inputs, cria)
+
+    @property
+    def tokenize(self) -> Artifact:
+        """Training and held-out sequences of token ids; facts of the model and the text."""
+        spec = self._spec
+        fields = {"model": _dump(spec.model, exclude={"token_secret_ref"}), "data": _dump(spec.data)}
+        return self._make(Stage.TOKENIZE, fields, ())
+
+    @property
+    def collect(self) -> Artifact:
+        """Hidden states at every inner Cria boundary."""
+        spec = self._spec
+        fields = {"layersPerCria": spec.layers_per_cria, "dtype": spec.dtype}
+        return self._make(Stage.COLLECT, fields, (self.tokenize.key,))
+
+    @property
+    def shard(self) -> Artifact:
+        """The checkpoint's tensors, one shard per Cria, and one for the embeddings, final norm and head."""
+        spec = self._spec
+        fields = {
+            "model": _dump(spec.model, exclude={"token_secret_ref"}),
+            "layersPerCria": spec.layers_per_cria,
+        }
+        return self._make(Stage.SHARD, fields, ())
+
+    def cria(self, cria: CriaRange) -> Artifact:
+        """Feature maps, window factors and adapters of one Cria."""
+        spec = self._spec
+        fields = {
+            "index": cria.index,
+            "seed": spec.seed,
+            "dtype": spec.dtype,
+            "attention": _dump(spec.attention),
+            "transfer": _dump(spec.transfer),
+            "criaLora": _dump(spec.cria_lora),
+        }
+        return self._make(Stage.CRIA, fields, (self.collect.key, self.shard.key), cria)
+
+    def stitch(self, crias: list[CriaRange]) -> Artifact:
+        """End-to-end adapters over the whole student."""
+        spec = self._spec
+        fields = {"seed": spec.seed, "stitch": _dump(spec.stitch, exclude=_HOW_IT_RUNS)}
+        inputs = (self.tokenize.key, self.shard.key, *(self.cria(cria).key for cria in crias))
+        return self._make(Stage.STITCH, fields, inputs)
+
+    def evaluate(self, crias: list[CriaRange]) -> Artifact:
+        """Perplexities of the teacher and of the student after every stage."""
+        return self._make(Stage.EVALUATE, {}, (self.stitch(crias).key,))
+
+    def export(self, crias: list[CriaRange]) -> Artifact:
+        """The Hugging Face checkpoint."""
+        return self._make(
+            Stage.EXPORT, _dump(self._spec.export, exclude={"enabled"}), (self.stitch(crias).key,)
+        )
+
+    def all(self, crias: list[CriaRange]) -> list[Artifact]:
+        """Every artifact that the spec asks for, in an order that respects their inputs."""
+        wanted = [
+            self.tokenize,
+            self.collect,
+            self.shard,
+            *(self.cria(cria) for cria in crias),
+            self.stitch(crias),
+        ]
+        if self._spec.evaluate.enabled:
+            wanted.append(self.evaluate(crias))
+        if self._spec.export.enabled:
+            wanted.append(self.export(crias))
+        return wanted

@@ -1,0 +1,44 @@
+"""Names that users, the operator and the trainer agree on."""
+
+GROUP = "trenchcoat.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "Trenchcoat"
+PLURAL = "trenchcoats"
+SINGULAR = "trenchcoat"
+SHORT_NAME = "tc"
+CATEGORY = "ml"
+
+# Labels on every child object, so that it can be found by one live list.
+LABEL_NAME = f"{GROUP}/name"  # the Trenchcoat that owns the object
+LABEL_STAGE = f"{GROUP}/stage"  # a value of `stages.Stage`
+LABEL_CRIA = f"{GROUP}/cria"  # the Cria's index in decimal, on Cria Jobs alone
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+MANAGED_BY = "trenchcoat"
+
+# Annotations on every child object.
+ANNOTATION_KEY = f"{GROUP}/artifact-key"  # the content key of the artifact that the object produces
+ANNOTATION_ATTEMPT = f"{GROUP}/attempt"  # 1 for the first try
+ANNOTATION_SPEC = f"{GROUP}/spec"  # name of the ConfigMap that its pods read the spec from
+ANNOTATION_TEMPLATE = f"{GROUP}/pod-template"  # hash of the pod template that it was made with
+
+# Annotations that the operator adds to a child that failed, so that the verdict outlives its pods.
+ANNOTATION_OUTCOME = f"{GROUP}/outcome"  # the class of the failure, such as OutOfMemory
+ANNOTATION_OUTCOME_MESSAGE = f"{GROUP}/outcome-message"  # what it said
+
+# Kueue reads this label when spec.scheduling.queueName is set.
+LABEL_KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
+
+# Where a stage program finds its spec in a pod.
+SPEC_MOUNT_PATH = "/etc/trenchcoat"
+SPEC_FILE = "trenchcoat.yaml"
+
+# How a stage program gets the store's credentials: the names that every S3 client knows.
+ENV_ACCESS_KEY = "AWS_ACCESS_KEY_ID"
+ENV_SECRET_KEY = "AWS_SECRET_ACCESS_KEY"  # noqa: S105  (a variable's name, not a secret)
+ENV_HF_TOKEN = "HF_TOKEN"  # noqa: S105
+SECRET_ACCESS_KEY_FIELD = "accessKey"  # noqa: S105
+SECRET_SECRET_KEY_FIELD = "secretKey"  # noqa: S105
+
+# A child's name is NAME-STAGE[-NN]-KEY8-ATTEMPT, and its pods' names must stay within 63 characters.
+MAX_NAME_LENGTH = 32

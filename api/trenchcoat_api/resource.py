@@ -1,0 +1,75 @@
+"""The Trenchcoat custom resource as a whole, read from and written to YAML."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trenchcoat_api.constants import MAX_NAME_LENGTH
+from trenchcoat_api.spec import Camel, TrenchcoatSpec
+from trenchcoat_api.status import TrenchcoatStatus
+
+
+class InvalidTrenchcoatError(ValueError):
+    """A Trenchcoat that cannot be read: says which object, which field and what to do."""
+
+
+class Metadata(BaseModel):
+    """The parts of an object's metadata that anything here depends on; the rest is ignored."""
+
+    model_config = ConfigDict(extra="ignore", populate_by_name=True, frozen=True)
+
+    name: str = Field(max_length=MAX_NAME_LENGTH, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
+    namespace: str = "default"
+    uid: str = ""
+    generation: int = 0
+    creation_timestamp: str | None = Field(default=None, alias="creationTimestamp")
+    deletion_timestamp: str | None = Field(default=None, alias="deletionTimestamp")
+
+
+class Trenchcoat(Camel):
+    """One linearization."""
+
+    api_version: Literal["trenchcoat.dev/v1alpha1"] = "trenchcoat.dev/v1alpha1"
+    kind: Literal["Trenchcoat"] = "Trenchcoat"
+    metadata: Metadata
+    spec: TrenchcoatSpec
+    status: TrenchcoatStatus = Field(default_factory=TrenchcoatStatus)
+
+    @classmethod
+    def from_object(cls, body: dict[str, Any]) -> Self:
+        """Read an object as the API server or a YAML file gives it.
+
+        Raises:
+            InvalidTrenchcoatError: naming every field at fault.
+        """
+        try:
+            return cls.model_validate(body)
+        except ValidationError as error:
+            name = (body.get("metadata") or {}).get("name", "?") if isinstance(body, dict) else "?"
+            faults = "; ".join(
+                f"{'.'.join(str(part) for part in fault['loc']) or 'object'}: {fault['msg']}"
+                for fault in error.errors()
+            )
+            raise InvalidTrenchcoatError(f"Trenchcoat {name}: {faults}") from error
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Self:
+        """Read a YAML file that holds one Trenchcoat.
+
+        Raises:
+            InvalidTrenchcoatError: the file is no YAML, holds something else, or fields are at fault.
+            OSError: the file cannot be read.
+        """
+        try:
+            body = yaml.safe_load(path.read_text())
+        except yaml.YAMLError as error:
+            raise InvalidTrenchcoatError(f"{path}: not YAML: {error}") from error
+        if not isinstance(body, dict):
+            raise InvalidTrenchcoatError(f"{path}: holds no object; expected one of kind Trenchcoat")
+        return cls.from_object(body)
+
+    def to_object(self) -> dict[str, Any]:
+        """The object with YAML's field names; what is unset stays out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -1,0 +1,426 @@
+"""The spec of a Trenchcoat, field for field as users write it in YAML.
+
+The descriptions become the custom resource's own documentation (`kubectl explain trenchcoat.spec`).
+There are no floats: the Kubernetes API convention is a decimal in a string.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+
+DECIMAL_PATTERN = r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?$"
+
+
+def _decimal_to_string(value: object) -> object:
+    # A convenience of `trenchcoat run` only: the API server wants the string itself.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if is_number else value
+
+
+Decimal = Annotated[str, BeforeValidator(_decimal_to_string), Field(pattern=DECIMAL_PATTERN)]
+"""A non-negative decimal number written as a string, such as "1e-2"; read it with float()."""
+
+DnsName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+
+
+class Camel(BaseModel):
+    """A model whose YAML keys are the camelCase of its Python names; unknown keys are errors."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+
+
+class SecretRef(Camel):
+    """A Secret in the Trenchcoat's own namespace."""
+
+    name: DnsName = Field(description="Name of the Secret.")
+
+
+class SecretKeyRef(SecretRef):
+    """One key of a Secret in the Trenchcoat's own namespace."""
+
+    key: str = Field(description="Key within the Secret.", min_length=1, max_length=253)
+
+
+class Model(Camel):
+    """The teacher."""
+
+    source: str = Field(
+        description=(
+            "The teacher's checkpoint in Hugging Face's layout (config.json, *.safetensors, tokenizer): "
+            "hf://OWNER/NAME, s3://BUCKET/PREFIX in the store of spec.store, or file:///FOLDER."
+        ),
+        max_length=1024,
+        pattern=r"^(hf://[^/ ]+/[^/ ]+|s3://[^/ ]+/[^ ]+|file:///[^ ]+)$",
+    )
+    revision: str = Field(
+        default="main", description="Branch, tag or commit of an hf:// source.", min_length=1, max_length=200
+    )
+    token_secret_ref: SecretKeyRef | None = Field(
+        default=None, description="Hugging Face token for a gated hf:// source."
+    )
+
+
+class Data(Camel):
+    """The text that activations are collected on and adapters are trained on."""
+
+    source: str = Field(
+        description=(
+            "The text: s3://BUCKET/GLOB in the store of spec.store or file:///GLOB, files ending in .jsonl "
+            "or .txt, plain or compressed with .gz or .zst."
+        ),
+        max_length=1024,
+        pattern=r"^(s3://[^/ ]+/[^ ]+|file:///[^ ]+)$",
+    )
+    text_field: str = Field(
+        default="text",
+        description="The field of a JSONL record that holds the text.",
+        min_length=1,
+        max_length=100,
+    )
+    tokens: int = Field(
+        description="Training tokens to use, at most; the text may hold fewer.", ge=1, le=1_000_000_000_000
+    )
+    sequence_length: int = Field(default=1024, description="Tokens per sequence.", ge=16, le=131_072)
+    held_out_tokens: int = Field(
+        default=500_000,
+        description="Tokens of held-out documents, at most, that perplexity is measured on.",
+        ge=1,
+        le=1_000_000_000,
+    )
+    held_out_percent: int = Field(
+        default=2, description="Share of documents held out, chosen by the hash of their text.", ge=1, le=50
+    )
+
+
+class Store(Camel):
+    """The S3 store that holds activations, shards, checkpoints and results."""
+
+    endpoint: str = Field(
+        description="URL of the S3 endpoint, such as https://minio.example:9000.",
+        max_length=300,
+        pattern=r"^https?://[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?(:[0-9]{1,5})?/?$",
+    )
+    bucket: str = Field(
+        description="An existing bucket.",
+        min_length=3,
+        max_length=63,
+        pattern=r"^[a-z0-9][a-z0-9.-]+[a-z0-9]$",
+    )
+    prefix: str = Field(
+        default="trenchcoat",
+        description="Everything Trenchcoat writes stands below this prefix.",
+        max_length=200,
+        pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$",
+    )
+    region: str = Field(default="us-east-1", description="Region of the bucket.", min_length=1, max_length=50)
+    credentials_secret_ref: SecretRef = Field(
+        description="Secret with the keys accessKey and secretKey, in the Trenchcoat's namespace."
+    )
+
+
+class DType(StrEnum):
+    """Number format of weights and activations; losses, maps and their optimiser are always fp32."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+
+
+class Attention(Camel):
+    """The form of the student's hybrid attention."""
+
+    window: int = Field(
+        default=64,
+        description="Terrace block: a query sees its own block and the one before exactly.",
+        ge=1,
+        le=4096,
+    )
+    feature_dim: int = Field(
+        default=64,
+        description="Columns of each feature map's matrix; features are twice as many.",
+        ge=1,
+        le=1024,
+    )
+    keep_softmax_layers: list[Annotated[int, Field(ge=0, le=10_000)]] = Field(
+        default_factory=list,
+        description="Decoder layers, counted from 0, that keep their softmax attention.",
+        max_length=1000,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+
+
+class Plateau(Camel):
+    """Learning-rate schedule by layer: cut when a layer's loss stops falling."""
+
+    factor: Decimal = Field(default="0.1", description="The rate is multiplied by this at a cut.")
+    patience: int = Field(
+        default=10, description="Checks without improvement before a cut.", ge=0, le=100_000
+    )
+    every: int = Field(default=16, description="Optimiser steps between checks.", ge=1, le=100_000)
+    min_learning_rate: Decimal = Field(default="1e-5", description="The rate never falls below this.")
+
+
+class Transfer(Camel):
+    """Attention transfer: feature maps and window factors learn to imitate softmax attention."""
+
+    epochs: int = Field(
+        default=2, description="Passes over the activations; 0 switches it off.", ge=0, le=1000
+    )
+    learning_rate: Decimal = Field(default="1e-2", description="Learning rate of AdamW.")
+    plateau: Plateau = Field(default_factory=Plateau, description="Learning-rate schedule, by layer.")
+    batch_size: int = Field(default=8, description="Sequences per optimiser step.", ge=1, le=65_536)
+    micro_batch_size: int = Field(default=1, description="Sequences per forward pass.", ge=1, le=65_536)
+    clip: Decimal = Field(
+        default="1.0", description="Largest gradient norm, by layer; 0 switches clipping off."
+    )
+    mse_weight: Decimal = Field(
+        default="1000", description="Weight of the squared error of attention outputs."
+    )
+    xent_weight: Decimal = Field(default="1", description="Weight of the cross-entropy of attention maps.")
+
+
+class ProjectionName(StrEnum):
+    """An attention projection that an adapter may stand on."""
+
+    Q_PROJ = "q_proj"
+    K_PROJ = "k_proj"
+    V_PROJ = "v_proj"
+    O_PROJ = "o_proj"
+
+
+class Lora(Camel):
+    """Low-rank adapters."""
+
+    rank: int = Field(default=8, description="Rank of the adapters.", ge=1, le=1024)
+    alpha: int = Field(default=16, description="Adapters are scaled by alpha / rank.", ge=1, le=65_536)
+    dropout: Decimal = Field(default="0.05", description="Dropout on the adapters' input.")
+    target_modules: list[ProjectionName] = Field(
+        default=[ProjectionName.Q_PROJ, ProjectionName.V_PROJ],
+        description="Attention projections that get an adapter.",
+        min_length=1,
+        max_length=4,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+
+
+class StitchLora(Lora):
+    """Low-rank adapters of the stitch; smaller ones, on all four projections."""
+
+    rank: int = Field(default=4, description="Rank of the adapters.", ge=1, le=1024)
+    alpha: int = Field(default=8, description="Adapters are scaled by alpha / rank.", ge=1, le=65_536)
+    target_modules: list[ProjectionName] = Field(
+        default=list(ProjectionName),
+        description="Attention projections that get an adapter.",
+        min_length=1,
+        max_length=4,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+
+
+class Objective(StrEnum):
+    """What LoRA by Cria matches."""
+
+    LAYERWISE = "layerwise"
+    """Each layer's hybrid output and map with adapters against the teacher's without; teacher forced."""
+    BLOCK = "block"
+    """The Cria's own output, hybrid outputs passed on, against the stored next boundary."""
+
+
+class CriaLora(Camel):
+    """LoRA by Cria: adapters on one Cria's attention projections, hybrid attention in place."""
+
+    epochs: int = Field(
+        default=2, description="Passes over the activations; 0 switches it off.", ge=0, le=1000
+    )
+    objective: Objective = Field(
+        default=Objective.LAYERWISE,
+        description=(
+            "layerwise: every layer's attention against the teacher's, teacher forced. "
+            "block: the Cria's output, run as at inference, against the stored next boundary."
+        ),
+    )
+    learning_rate: Decimal = Field(default="1e-4", description="Learning rate of AdamW.")
+    batch_size: int = Field(default=8, description="Sequences per optimiser step.", ge=1, le=65_536)
+    micro_batch_size: int = Field(default=1, description="Sequences per forward pass.", ge=1, le=65_536)
+    clip: Decimal = Field(default="1.0", description="Largest gradient norm; 0 switches clipping off.")
+    lora: Lora = Field(default_factory=Lora, description="The adapters.")
+
+
+class Quantities(Camel):
+    """Compute resources of one pod, requested and limited alike; GPUs are set by the stage."""
+
+    cpu: str | None = Field(
+        default=None, description="CPU cores requested, such as 500m or 8.", pattern=r"^[0-9]+(\.[0-9]+)?m?$"
+    )
+    memory: str | None = Field(
+        default=None,
+        description="Memory requested and its limit.",
+        pattern=r"^[0-9]+(\.[0-9]+)?([KMGTP]i?)?$",
+    )
+    ephemeral_storage: str | None = Field(
+        default=None, description="Local disk requested.", pattern=r"^[0-9]+(\.[0-9]+)?([KMGTP]i?)?$"
+    )
+
+
+_OPEN_OBJECT: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True}
+_OPEN_ITEMS: dict[str, Any] = {"items": {"type": "object", **_OPEN_OBJECT}}
+
+
+class PodOverrides(Camel):
+    """What the pods of a stage need beyond the operator's defaults."""
+
+    image: str | None = Field(
+        default=None, description="Trainer image; the operator's by default.", max_length=500
+    )
+    resources: Quantities = Field(default_factory=Quantities, description="CPU, memory and disk of a pod.")
+    node_selector: dict[str, str] = Field(
+        default_factory=dict, description="Labels of nodes that may run it."
+    )
+    tolerations: list[dict[str, Any]] = Field(
+        default_factory=list,
+        description="Tolerations, as in a Pod.",
+        max_length=50,
+        json_schema_extra=_OPEN_ITEMS,
+    )
+    affinity: dict[str, Any] = Field(
+        default_factory=dict, description="Affinity, as in a Pod.", json_schema_extra=_OPEN_OBJECT
+    )
+    env: list[dict[str, Any]] = Field(
+        default_factory=list,
+        description="Environment variables, as in a Container.",
+        max_length=100,
+        json_schema_extra=_OPEN_ITEMS,
+    )
+    volumes: list[dict[str, Any]] = Field(
+        default_factory=list,
+        description="Volumes, as in a Pod.",
+        max_length=50,
+        json_schema_extra=_OPEN_ITEMS,
+    )
+    volume_mounts: list[dict[str, Any]] = Field(
+        default_factory=list,
+        description="Where the volumes are mounted, as in a Container.",
+        max_length=50,
+        json_schema_extra=_OPEN_ITEMS,
+    )
+
+
+class Collect(Camel):
+    """Collection: the teacher runs once, its hidden states at Cria boundaries are stored."""
+
+    nodes: int = Field(default=1, description="Pods of the PyTorchJob.", ge=1, le=1000)
+    gpus_per_node: int = Field(default=1, description="GPUs of each pod; 0 runs on CPUs.", ge=0, le=64)
+    batch_size: int = Field(default=1, description="Sequences per forward pass.", ge=1, le=65_536)
+
+
+class Stitch(Camel):
+    """Stitching: end-to-end LoRA over the whole model with the language-modelling loss."""
+
+    nodes: int = Field(default=1, description="Pods of the PyTorchJob.", ge=1, le=1000)
+    gpus_per_node: int = Field(default=1, description="GPUs of each pod; 0 runs on CPUs.", ge=0, le=64)
+    epochs: int = Field(default=1, description="Passes over the text; 0 switches it off.", ge=0, le=1000)
+    learning_rate: Decimal = Field(default="1e-4", description="Learning rate of AdamW.")
+    batch_size: int = Field(
+        default=8, description="Sequences per optimiser step, over all ranks.", ge=1, le=65_536
+    )
+    micro_batch_size: int = Field(
+        default=1, description="Sequences per rank and forward pass.", ge=1, le=65_536
+    )
+    clip: Decimal = Field(default="1.0", description="Largest gradient norm; 0 switches clipping off.")
+    lora: StitchLora = Field(default_factory=StitchLora, description="The adapters.")
+
+
+class Evaluate(Camel):
+    """Evaluation on held-out text: the teacher and the student after every stage, by one code."""
+
+    enabled: bool = Field(default=True, description="Whether to evaluate.")
+    batch_size: int = Field(default=4, description="Sequences per forward pass.", ge=1, le=65_536)
+
+
+class Export(Camel):
+    """Export: a Hugging Face checkpoint that anyone can load."""
+
+    enabled: bool = Field(default=True, description="Whether to export.")
+    max_shard_bytes: int = Field(
+        default=5_000_000_000, description="Largest safetensors file.", ge=1_000_000, le=1_000_000_000_000
+    )
+
+
+class Scheduling(Camel):
+    """How the Jobs share the cluster with other tenants."""
+
+    max_parallel_crias: int = Field(
+        default=1000, description="Cria Jobs at one time, at most.", ge=1, le=1000
+    )
+    gpu_resource: str = Field(
+        default="nvidia.com/gpu",
+        description="Name of the extended resource that counts GPUs.",
+        max_length=253,
+    )
+    queue_name: str | None = Field(
+        default=None, description="Kueue LocalQueue; Kueue then decides when Jobs start.", max_length=63
+    )
+    priority_class_name: str | None = Field(
+        default=None, description="PriorityClass of all pods.", max_length=253
+    )
+    max_attempts: int = Field(
+        default=3,
+        description="Tries of a stage before it counts as failed; preemptions are free.",
+        ge=1,
+        le=100,
+    )
+
+
+class StagePods(Camel):
+    """Pod settings by stage."""
+
+    tokenize: PodOverrides = Field(default_factory=PodOverrides, description="The tokenization Job.")
+    collect: PodOverrides = Field(default_factory=PodOverrides, description="The collection PyTorchJob.")
+    shard: PodOverrides = Field(default_factory=PodOverrides, description="The sharding Job.")
+    cria: PodOverrides = Field(default_factory=PodOverrides, description="Each Cria Job.")
+    stitch: PodOverrides = Field(default_factory=PodOverrides, description="The stitching PyTorchJob.")
+    evaluate: PodOverrides = Field(default_factory=PodOverrides, description="The evaluation Job.")
+    export: PodOverrides = Field(default_factory=PodOverrides, description="The export Job.")
+
+
+class TrenchcoatSpec(Camel):
+    """What to linearize, with what, and where the results go; defaults are the published settings."""
+
+    model: Model = Field(description="The teacher.")
+    data: Data = Field(description="The text.")
+    store: Store = Field(description="The S3 store that holds all artifacts.")
+    layers_per_cria: int = Field(
+        default=9, description="Consecutive decoder layers per Cria.", ge=1, le=10_000
+    )
+    dtype: DType = Field(default=DType.BFLOAT16, description="Number format of weights and activations.")
+    seed: int = Field(
+        default=0, description="Seed of initial values and of the order of data.", ge=0, le=2**31 - 1
+    )
+    attention: Attention = Field(default_factory=Attention, description="The student's hybrid attention.")
+    collect: Collect = Field(default_factory=Collect, description="Multi-node collection of activations.")
+    transfer: Transfer = Field(default_factory=Transfer, description="Attention transfer, by Cria.")
+    cria_lora: CriaLora = Field(default_factory=CriaLora, description="LoRA by Cria.")
+    stitch: Stitch = Field(default_factory=Stitch, description="End-to-end LoRA on several nodes.")
+    evaluate: Evaluate = Field(default_factory=Evaluate, description="Perplexity on held-out text.")
+    export: Export = Field(default_factory=Export, description="The Hugging Face checkpoint.")
+    scheduling: Scheduling = Field(default_factory=Scheduling, description="How the Jobs share the cluster.")
+    pods: StagePods = Field(default_factory=StagePods, description="Pod settings by stage.")
+    suspend: bool = Field(default=False, description="Stops all Jobs after a checkpoint; false resumes.")
+
+    @model_validator(mode="after")
+    def _check_across_fields(self) -> "TrenchcoatSpec":
+        # The same rules stand in the custom resource as CEL (crd.py), for the API server.
+        if self.data.tokens < self.data.sequence_length:
+            raise ValueError("data.tokens must be at least data.sequenceLength: no sequence would be full")
+        if self.data.sequence_length <= self.attention.window:
+            raise ValueError(
+                "data.sequenceLength must be greater than attention.window: the linear part would see nothing"
+            )
+        lora = self.cria_lora
+        if lora.objective is Objective.LAYERWISE and ProjectionName.O_PROJ in lora.lora.target_modules:
+            raise ValueError(
+                "criaLora.lora.targetModules has o_proj, which the objective layerwise cannot train (it "
+                "compares attention before o_proj): remove it, or set criaLora.objective to block"
+            )
+        return self

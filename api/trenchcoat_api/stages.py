@@ -1,0 +1,27 @@
+"""The stages of a linearization and what each waits for."""
+
+from enum import StrEnum
+
+
+class Stage(StrEnum):
+    """One step of the method; the value is its name in commands, labels, status and the store."""
+
+    TOKENIZE = "tokenize"
+    COLLECT = "collect"
+    SHARD = "shard"
+    CRIA = "cria"
+    STITCH = "stitch"
+    EVALUATE = "evaluate"
+    EXPORT = "export"
+
+
+INPUTS: dict[Stage, tuple[Stage, ...]] = {
+    Stage.TOKENIZE: (),
+    Stage.COLLECT: (Stage.TOKENIZE,),
+    Stage.SHARD: (Stage.TOKENIZE,),
+    Stage.CRIA: (Stage.COLLECT, Stage.SHARD),
+    Stage.STITCH: (Stage.CRIA,),
+    Stage.EVALUATE: (Stage.STITCH,),
+    Stage.EXPORT: (Stage.STITCH,),
+}
+"""The stages whose artifacts must be complete before a stage may start (direct inputs only)."""

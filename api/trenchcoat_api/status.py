@@ -1,0 +1,164 @@
+"""The status of a Trenchcoat, field for field as `kubectl get -o yaml` shows it.
+
+Conditions follow metav1.Condition. Loss, progress and times are strings: the Kubernetes API has no floats.
+"""
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from trenchcoat_api.artifacts import DataFacts, ModelFacts, Perplexity
+from trenchcoat_api.spec import Camel
+
+
+class ConditionType(StrEnum):
+    """What the conditions mean; each is True, False or Unknown."""
+
+    ACCEPTED = "Accepted"
+    """The spec, the store, the model and the text were checked and can work."""
+    ACTIVATIONS_READY = "ActivationsReady"
+    """Hidden states at every Cria boundary are in the store."""
+    SHARDS_READY = "ShardsReady"
+    """The checkpoint is cut into one shard per Cria."""
+    CRIAS_TRAINED = "CriasTrained"
+    """Every Cria's feature maps and adapters are in the store."""
+    STITCHED = "Stitched"
+    """End-to-end adapters are trained."""
+    SUCCEEDED = "Succeeded"
+    """All stages are complete, evaluation and export included."""
+    RECONCILING = "Reconciling"
+    """Work is going on (kstatus)."""
+    STALLED = "Stalled"
+    """Nothing will go on without a person (kstatus); the message says what to do."""
+
+
+class Condition(Camel):
+    """One condition, as metav1.Condition."""
+
+    type: ConditionType = Field(description="What it is about.")
+    status: str = Field(description="True, False or Unknown.", pattern="^(True|False|Unknown)$")
+    reason: str = Field(description="One CamelCase word for programs.", max_length=1024)
+    message: str = Field(default="", description="A sentence for people.", max_length=32768)
+    observed_generation: int = Field(default=0, description="Generation of the spec that it speaks of.")
+    last_transition_time: str = Field(description="When the status last changed, RFC 3339.")
+
+
+class State(StrEnum):
+    """State of a stage or a Cria."""
+
+    BLOCKED = "Blocked"
+    """An input is not there yet."""
+    WAITING = "Waiting"
+    """Its inputs are there; the message says what it waits for, a free GPU say."""
+    STARTING = "Starting"
+    """Its Job is made; no pod runs yet."""
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    SUSPENDED = "Suspended"
+
+
+class Source(StrEnum):
+    """Where a complete artifact came from."""
+
+    COMPUTED = "Computed"
+    """A Job of this Trenchcoat made it."""
+    REUSED = "Reused"
+    """It was in the store already."""
+
+
+class WaitingReason(StrEnum):
+    """What a stage or a Cria in state Waiting waits for."""
+
+    GPU = "Gpu"
+    """A free GPU."""
+    PARALLELISM = "Parallelism"
+    """Fewer running Crias: spec.scheduling.maxParallelCrias are running."""
+    QUEUE = "Queue"
+    """Kueue, which has not admitted its Job yet."""
+    RETRY = "Retry"
+    """The end of the back-off after a failed try."""
+    CLEANUP = "Cleanup"
+    """The end of an earlier Job of the same name."""
+    STORE = "Store"
+    """The store, which cannot be used."""
+    TRAINING_OPERATOR = "TrainingOperator"
+    """The training-operator, which is not installed."""
+
+
+class Work(Camel):
+    """What the rows of stages and of Crias have in common."""
+
+    state: State = Field(description="Blocked, Waiting, Starting, Running, Succeeded, Failed or Suspended.")
+    message: str = Field(default="", description="Why it is in this state.", max_length=4096)
+    waiting_reason: WaitingReason | None = Field(
+        default=None,
+        description="What it waits for: Gpu, Parallelism, Queue, Retry, Cleanup, Store or TrainingOperator.",
+    )
+    key: str = Field(default="", description="Content key of its artifact.")
+    attempt: int = Field(default=0, description="Number of the latest try, counted from 1.")
+    node: str = Field(default="", description="Node of its first pod.")
+    phase: str = Field(default="", description="What it does now, such as transfer or lora.")
+    step: int = Field(default=0, description="Steps done in this phase.")
+    steps: int = Field(default=0, description="Steps of this phase.")
+    progress: str = Field(default="", description="Share that is done, in percent.")
+    loss: str = Field(default="", description="Latest or final loss.")
+    eta: str = Field(default="", description="Time until it is done, such as 4m10s.")
+    started_at: str = Field(default="", description="When it first ran, RFC 3339.")
+    completed_at: str = Field(default="", description="When its artifact was complete, RFC 3339.")
+    seconds: str = Field(default="", description="Time spent computing.")
+    source: Source | None = Field(default=None, description="Computed, or Reused from the store.")
+    uri: str = Field(default="", description="Where its artifact stands.")
+    bytes: int = Field(default=0, description="Size of its artifact.")
+    last_failure: str = Field(default="", description="How the latest failed try ended.", max_length=4096)
+
+
+class StageStatus(Work):
+    """One stage; the Crias together are one."""
+
+    name: str = Field(description="tokenize, collect, shard, cria, stitch, evaluate or export.")
+
+
+class CriaStatus(Work):
+    """One Cria."""
+
+    index: int = Field(description="Counted from 0.")
+    layers: str = Field(description="First and last decoder layer, such as 0-8.")
+    losses: dict[str, str] = Field(default_factory=dict, description="Latest or final losses by name.")
+    curve: list[str] = Field(default_factory=list, description="At most 32 losses.", max_length=32)
+
+
+class TrenchcoatStatus(Camel):
+    """How the linearization goes."""
+
+    observed_generation: int = Field(default=0, description="Generation of the spec that this speaks of.")
+    stage: str = Field(default="", description="What it does now, for the STAGE column.")
+    crias_done: str = Field(default="", description="Trained Crias of all, such as 9/14.")
+    loss: str = Field(default="", description="Latest loss of the running stage.")
+    progress: str = Field(default="", description="Share of the whole run that is done, in percent.")
+    eta: str = Field(default="", description="Time until the running stage is done.")
+    max_crias_running: int = Field(default=0, description="Most Cria pods seen running at one time.")
+    stored_bytes: int = Field(default=0, description="Size of all complete artifacts.")
+    export_uri: str = Field(default="", description="Where the Hugging Face checkpoint stands.")
+    model: ModelFacts | None = Field(default=None, description="Facts of the teacher.")
+    data: DataFacts | None = Field(default=None, description="Facts of the text.")
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        description="Conditions, one of each type.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+    stages: list[StageStatus] = Field(
+        default_factory=list,
+        description="Stages, in order.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    crias: list[CriaStatus] = Field(
+        default_factory=list,
+        description="Crias, in order.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["index"]},
+    )
+    perplexities: list[Perplexity] = Field(
+        default_factory=list,
+        description="Results on held-out text.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )

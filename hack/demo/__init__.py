@@ -1,0 +1,1 @@
+"""The demo: everything that `make demo` does, step by step."""

@@ -1,0 +1,106 @@
+"""The main job from beginning to end: a cluster, the operator, a teacher, one Trenchcoat, the numbers.
+
+make demo                                   on a cluster made here
+make demo KUBECONFIG=... REGISTRY=...       on one that you have
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+REPO = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPO / "hack"))
+
+from demo.environment import DemoError, Environment, foreign, local  # noqa: E402
+from demo.inputs import make_teacher, upload  # noqa: E402
+from demo.install import install_operator  # noqa: E402
+from demo.results import collect_results, load_and_generate  # noqa: E402
+from demo.watch import follow  # noqa: E402
+
+NAMESPACE = "trenchcoat-demo"
+EXAMPLE = REPO / "examples" / "tiny.yaml"
+OUTPUT = REPO / "build" / "demo"
+
+
+def main() -> int:
+    """Run the demo and return its exit code."""
+    arguments = parse()
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+    started = time.monotonic()
+    try:
+        run(arguments, console)
+    except DemoError as error:
+        Console(stderr=True).print(f"[bold red]demo:[/] {error}", highlight=False)
+        return 1
+    console.print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="demo", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--kubeconfig", type=Path, help="use this cluster in place of making one")
+    parser.add_argument(
+        "--registry", help="with --kubeconfig: REGISTRY/operator:TAG and REGISTRY/trainer:TAG"
+    )
+    parser.add_argument("--tag", default="latest", help="with --registry: the images' tag")
+    return parser.parse_args()
+
+
+def run(arguments: argparse.Namespace, console: Console) -> None:
+    """Every step in turn."""
+    console.rule("cluster", align="left")
+    environment = prepare(arguments, console)
+    console.rule("operator", align="left")
+    install_operator(environment, console)
+    console.rule("teacher and text", align="left")
+    make_teacher(OUTPUT / "store")
+    upload(environment, OUTPUT / "store", fresh_prefix=True)
+    console.rule("kubectl apply -f examples/tiny.yaml", align="left")
+    name = apply_example(environment)
+    follow(environment, name, console)
+    console.rule("result", align="left")
+    summary, export_uri = collect_results(environment, name)
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    (OUTPUT / "summary.json").write_text(summary.to_json())
+    console.print(summary.render())
+    line = load_and_generate(environment, export_uri, OUTPUT / "model")
+    console.print(
+        f"\nThe student, downloaded and loaded by transformers, goes on from 'def __init__(self':\n{line}"
+    )
+    console.print(look_further(environment, name))
+
+
+def prepare(arguments: argparse.Namespace, console: Console) -> Environment:
+    """The cluster to work on, with everything that stands beside the operator."""
+    if arguments.kubeconfig is None:
+        return local(NAMESPACE)
+    if arguments.registry is None:
+        raise DemoError("--kubeconfig needs --registry: where the cluster finds our two images (see README)")
+    return foreign(arguments.kubeconfig, arguments.registry, arguments.tag, NAMESPACE)
+
+
+def apply_example(environment: Environment) -> str:
+    """Apply examples/tiny.yaml anew and return the Trenchcoat's name."""
+    environment.kubectl("delete", "trenchcoat", "tiny", "--ignore-not-found", "--wait=true", "--timeout=120s")
+    environment.kubectl("apply", "-f", str(EXAMPLE))
+    return "tiny"
+
+
+def look_further(environment: Environment, name: str) -> str:
+    """Commands that show more."""
+    return (
+        "\nTo look further:\n"
+        f"  export KUBECONFIG={environment.kubeconfig}\n"
+        f"  kubectl -n {environment.namespace} describe trenchcoat {name}\n"
+        f"  kubectl -n {environment.namespace} get jobs,pytorchjobs,pods -l trenchcoat.dev/name={name}\n"
+        f"  less build/demo/summary.json\n"
+        "  make cluster-down      removes the cluster made here"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

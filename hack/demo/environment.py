@@ -1,0 +1,147 @@
+"""The cluster that the demo works on: one made here, or one that somebody has."""
+
+import base64
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parents[2]
+CLUSTER = REPO / "hack" / "cluster" / "cluster"
+STORE_SECRET = "minio"
+STORE_NAMESPACE = "minio"
+BUCKET = "trenchcoat"
+
+
+class DemoError(Exception):
+    """The demo cannot go on; the message says what is at fault and the remedy."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A cluster with the training operator and MinIO, and how to reach it."""
+
+    kubeconfig: Path
+    namespace: str
+    operator_image: str
+    trainer_image: str
+    path: str
+    """PATH with kubectl and helm."""
+
+    def command(self, *words: str, stdin: str | None = None, check: bool = True) -> str:
+        """Run a program against this cluster and return what it prints.
+
+        Raises:
+            DemoError: it failed and `check` is set.
+        """
+        environment = {**os.environ, "KUBECONFIG": str(self.kubeconfig), "PATH": self.path}
+        program = shutil.which(words[0], path=self.path)
+        if program is None:
+            raise DemoError(f"{words[0]} is not on the PATH: install it")
+        result = subprocess.run(
+            [program, *words[1:]], env=environment, input=stdin, capture_output=True, text=True, check=False
+        )
+        if check and result.returncode:
+            raise DemoError(f"{' '.join(words)} failed: {result.stderr.strip() or result.stdout.strip()}")
+        return result.stdout
+
+    def kubectl(self, *words: str, stdin: str | None = None, check: bool = True) -> str:
+        """Run kubectl in the demo's namespace."""
+        return self.command("kubectl", "--namespace", self.namespace, *words, stdin=stdin, check=check)
+
+    def get(self, *words: str) -> dict[str, Any]:
+        """An object, or a list of them, as kubectl gives it."""
+        found: dict[str, Any] = json.loads(self.kubectl("get", *words, "-o", "json"))
+        return found
+
+    @contextlib.contextmanager
+    def store_address(self) -> Iterator[str]:
+        """host:port of MinIO on this machine, while the context lasts."""
+        words = [
+            "kubectl",
+            "-n",
+            STORE_NAMESPACE,
+            "port-forward",
+            "service/minio",
+            ":9000",
+            "--address=127.0.0.1",
+        ]
+        environment = {**os.environ, "KUBECONFIG": str(self.kubeconfig), "PATH": self.path}
+        program = shutil.which("kubectl", path=self.path)
+        with subprocess.Popen(
+            [program or "kubectl", *words[1:]],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ) as forward:
+            try:
+                line = forward.stdout.readline() if forward.stdout else ""
+                found = re.search(r"127\.0\.0\.1:(\d+)", line)
+                if not found:
+                    raise DemoError("service/minio in namespace minio cannot be reached: is MinIO deployed?")
+                yield f"127.0.0.1:{found[1]}"
+            finally:
+                forward.terminate()
+
+    def store_credentials(self) -> tuple[str, str]:
+        """Access key and secret key of the store."""
+        data = self.get("secret", STORE_SECRET)["data"]
+        access, secret = (base64.b64decode(data[key]).decode() for key in ("accessKey", "secretKey"))
+        return access, secret
+
+
+def local(namespace: str, *, name: str = "trenchcoat", gpus: str = "1,1") -> Environment:
+    """Start the local cluster unless it runs, with our images and what stands beside the operator."""
+    if "does not run" in _cluster("status", name=name, check=False):
+        _cluster("up", "--gpus", gpus, name=name, show=True)
+    _cluster("images", name=name, show=True)
+    _cluster("deploy", "--namespace", namespace, name=name, show=True)
+    tags = json.loads(_cluster("images", "--print-tags", name=name))
+    return Environment(
+        kubeconfig=Path(_cluster("kubeconfig", name=name).strip()),
+        namespace=namespace,
+        operator_image=tags["operator"],
+        trainer_image=tags["trainer"],
+        path=_cluster("bin", name=name).strip() + os.pathsep + os.environ["PATH"],
+    )
+
+
+def foreign(kubeconfig: Path, registry: str, tag: str, namespace: str) -> Environment:
+    """Use a cluster that somebody has; MinIO is added to it, the training operator must be there."""
+    environment = Environment(
+        kubeconfig=kubeconfig,
+        namespace=namespace,
+        operator_image=f"{registry}/operator:{tag}",
+        trainer_image=f"{registry}/trainer:{tag}",
+        path=os.environ["PATH"],
+    )
+    if not environment.command("kubectl", "get", "crd", "pytorchjobs.kubeflow.org", "--ignore-not-found"):
+        raise DemoError(
+            "the cluster has no PyTorchJob: install the Kubeflow training operator v1.9 first "
+            "(kubectl apply --server-side -k manifests/training-operator says how)"
+        )
+    return environment
+
+
+def remove(name: str) -> None:
+    """Take a local cluster down."""
+    _cluster("down", name=name)
+
+
+def _cluster(*words: str, name: str = "trenchcoat", show: bool = False, check: bool = True) -> str:
+    result = subprocess.run(
+        [str(CLUSTER), "--name", name, *words],
+        stdout=None if show else subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if check and result.returncode:
+        raise DemoError(f"hack/cluster/cluster {' '.join(words)} failed; see above")
+    return result.stdout or ""

@@ -1,0 +1,26 @@
+"""Installing the operator by Helm."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from demo.environment import Environment
+
+CHART = Path(__file__).resolve().parents[2] / "charts" / "trenchcoat"
+RELEASE = "trenchcoat"
+RELEASE_NAMESPACE = "trenchcoat-system"
+
+
+def install_operator(environment: Environment, console: Console | None = None) -> None:
+    """Install or upgrade the chart with the images at hand, and wait until the operator is ready."""
+    words = ["helm", "upgrade", "--install", RELEASE, str(CHART)]
+    words += ["--namespace", RELEASE_NAMESPACE, "--create-namespace", "--wait", "--timeout", "3m"]
+    for value, image in (("image", environment.operator_image), ("trainerImage", environment.trainer_image)):
+        repository, _, tag = image.rpartition(":")
+        words += ["--set", f"{value}.repository={repository}", "--set", f"{value}.tag={tag}"]
+        words += ["--set", f"{value}.pullPolicy=IfNotPresent"]
+    if console is not None:
+        console.print(
+            "helm upgrade --install " + " ".join(words[3:5]).replace(str(CHART), "charts/trenchcoat")
+        )
+    environment.command(*words)

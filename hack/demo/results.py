@@ -1,0 +1,63 @@
+"""The numbers and the checkpoint at the end."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from trenchcoat_api.artifacts import Perplexity
+from trenchcoat_api.summary import StageTime, Summary
+
+from demo.environment import BUCKET, DemoError, Environment
+from demo.inputs import client
+
+GPU = "nvidia.com/gpu"
+PROMPT = "def __init__(self"
+GENERATE = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, prompt = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+ids = tokenizer(prompt, return_tensors="pt").input_ids
+out = model.generate(ids, max_new_tokens=60, do_sample=False)
+print(tokenizer.decode(out[0], skip_special_tokens=True))
+"""
+
+
+def collect_results(environment: Environment, name: str) -> tuple[Summary, str]:
+    """The summary and the URI of the exported checkpoint, from the Trenchcoat's status."""
+    status = environment.get("trenchcoat", name)["status"]
+    nodes = environment.get("nodes")["items"]
+    summary = Summary.from_perplexities(
+        [Perplexity.model_validate(item) for item in status["perplexities"]],
+        stages=[StageTime(row["name"], float(row["seconds"])) for row in status["stages"]],
+        stored_bytes=status["storedBytes"],
+        crias=len(status["crias"]),
+        gpus=sum(int(node["status"]["allocatable"].get(GPU, 0)) for node in nodes),
+        max_crias_running=status["maxCriasRunning"],
+    )
+    return summary, status["exportUri"]
+
+
+def load_and_generate(environment: Environment, export_uri: str, folder: Path) -> str:
+    """Download the checkpoint and let a fresh Python with transformers alone generate from it."""
+    download(environment, export_uri, folder)
+    result = subprocess.run(
+        [sys.executable, "-c", GENERATE, str(folder), PROMPT], capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        raise DemoError(f"the exported checkpoint in {folder} does not load: {result.stderr.strip()[-2000:]}")
+    return result.stdout
+
+
+def download(environment: Environment, export_uri: str, folder: Path) -> None:
+    """Fetch every object below an s3:// URI of the store's bucket into a folder."""
+    prefix = export_uri.removeprefix(f"s3://{BUCKET}/")
+    shutil.rmtree(folder, ignore_errors=True)
+    with environment.store_address() as address:
+        store_client = client(environment, address)
+        for item in store_client.list_objects(bucket_name=BUCKET, prefix=prefix, recursive=True):
+            name = item.object_name or ""
+            target = folder / name.removeprefix(prefix)
+            store_client.fget_object(bucket_name=BUCKET, object_name=name, file_path=str(target))

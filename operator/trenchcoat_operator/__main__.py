@@ -1,0 +1,43 @@
+"""The operator's program: `python -m trenchcoat_operator`."""
+
+import logging
+import os
+import sys
+
+import kopf
+
+from trenchcoat_operator import handlers
+from trenchcoat_operator.kubernetes.client import Cluster
+from trenchcoat_operator.queue import WorkQueue
+from trenchcoat_operator.settings import Settings, SettingsError
+from trenchcoat_operator.worker import Reconciler, Worker
+
+
+def main() -> int:
+    """Run until SIGTERM."""
+    try:
+        settings = Settings.from_environment(os.environ)
+    except SettingsError as error:
+        sys.stderr.write(f"trenchcoat-operator: {error}\n")
+        return 2
+    kopf.configure(log_format=kopf.LogFormat.JSON if not sys.stderr.isatty() else kopf.LogFormat.PLAIN)
+    logging.getLogger().setLevel(settings.log_level)
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)  # a line for each probe, otherwise
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # what it retries in vain is told by who asked
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # an info line for each event, otherwise
+    queue = WorkQueue()
+    worker = Worker(queue, Reconciler(Cluster.connect(), settings), settings)
+    registry = kopf.OperatorRegistry()
+    handlers.register(registry, queue, worker)
+    kopf.run(
+        registry=registry,
+        standalone=True,
+        clusterwide=not settings.namespaces,
+        namespaces=settings.namespaces,
+        liveness_endpoint=f"http://0.0.0.0:{settings.health_port}/healthz",
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""Carrying out a plan: actions, then events, then the status, last and once."""
+
+import hashlib
+import logging
+from datetime import UTC, datetime
+from typing import Any
+
+from trenchcoat_api import constants
+from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_api.status import TrenchcoatStatus
+
+from trenchcoat_operator.kubernetes import client
+from trenchcoat_operator.kubernetes.client import ApiError, Cluster, ConflictError, NotFoundError
+from trenchcoat_operator.reconcile.plan import Action, Apply, Delete, Event, ForcePod, Plan, RecordOutcome
+
+log = logging.getLogger(__name__)
+
+COMPONENT = "trenchcoat-operator"
+
+
+class Applier:
+    """Writes to the cluster."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    def act(self, trenchcoat: Trenchcoat, plan: Plan) -> None:
+        """Carry out the actions.
+
+        Raises:
+            ApiError: one could not be carried out; those after it were not tried.
+        """
+        for action in plan.actions:
+            self._act(trenchcoat.metadata.namespace, action)
+
+    def report(self, trenchcoat: Trenchcoat, plan: Plan) -> None:
+        """Tell the events and write the status, if it changed.
+
+        Raises:
+            ApiError: the status could not be written.
+        """
+        for event in plan.events:
+            self._tell(trenchcoat, event)
+        if plan.status != trenchcoat.status:
+            self.write_status(trenchcoat.metadata, status_object(plan.status))
+
+    def write_status(self, metadata: Any, status: dict[str, Any]) -> None:
+        """Write a status; that of a Trenchcoat which is gone need not be."""
+        try:
+            self._cluster.write_status(
+                client.TRENCHCOATS, metadata.namespace, metadata.name, metadata.uid, status
+            )
+        except NotFoundError:
+            return
+
+    def _act(self, namespace: str, action: Action) -> None:
+        match action:
+            case Apply(manifest=manifest):
+                log.info("makes %s %s/%s", manifest["kind"], namespace, action.name)
+                self._cluster.apply(client.KINDS[manifest["kind"]], manifest)
+            case Delete(kind=kind, name=name, reason=reason):
+                log.info("deletes %s %s/%s: %s", kind, namespace, name, reason)
+                self._cluster.delete(client.KINDS[kind], namespace, name)
+            case ForcePod(name=name, node=node):
+                log.warning("removes pod %s/%s: node %s does not answer", namespace, name, node)
+                self._cluster.delete(client.PODS, namespace, name, at_once=True)
+            case RecordOutcome(kind=kind, name=name, outcome=outcome, message=message):
+                log.info("%s %s/%s failed: %s: %s", kind, namespace, name, outcome, message)
+                self._record(client.KINDS[kind], namespace, name, outcome, message)
+
+    def _record(self, kind: client.Kind, namespace: str, name: str, outcome: str, message: str) -> None:
+        annotations = {
+            constants.ANNOTATION_OUTCOME: outcome,
+            constants.ANNOTATION_OUTCOME_MESSAGE: message,
+        }
+        try:
+            self._cluster.annotate(kind, namespace, name, annotations)
+        except NotFoundError:
+            return  # deleted meanwhile, by somebody who wants it tried again
+
+    def _tell(self, trenchcoat: Trenchcoat, event: Event) -> None:
+        """Make the event; told twice it is made once, for its name follows from what it tells."""
+        try:
+            self._cluster.create(client.EVENTS, event_object(trenchcoat, event, datetime.now(UTC)))
+        except ConflictError:
+            return
+        except ApiError as error:
+            log.warning("an event could not be told: %s", error)  # the status says the same
+
+
+def status_object(status: TrenchcoatStatus) -> dict[str, Any]:
+    """The status as it stands in YAML."""
+    return status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+
+
+def event_object(trenchcoat: Trenchcoat, event: Event, now: datetime) -> dict[str, Any]:
+    """The Event as it stands in YAML."""
+    metadata = trenchcoat.metadata
+    told = hashlib.sha256(f"{metadata.uid}/{event.reason}/{event.identity}".encode()).hexdigest()[:16]
+    moment = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{metadata.name}.{told}", "namespace": metadata.namespace},
+        "involvedObject": {
+            "apiVersion": constants.API_VERSION,
+            "kind": constants.KIND,
+            "name": metadata.name,
+            "namespace": metadata.namespace,
+            "uid": metadata.uid,
+        },
+        "type": event.type,
+        "reason": event.reason,
+        "message": event.message[:1024],
+        "firstTimestamp": moment,
+        "lastTimestamp": moment,
+        "count": 1,
+        "source": {"component": COMPONENT},
+        "reportingComponent": COMPONENT,
+        "reportingInstance": COMPONENT,
+    }

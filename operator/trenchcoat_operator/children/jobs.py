@@ -1,0 +1,100 @@
+"""The Job or PyTorchJob that makes one artifact."""
+
+from trenchcoat_api import constants
+from trenchcoat_api.exitcodes import ExitCode
+from trenchcoat_api.resource import Trenchcoat
+
+from trenchcoat_operator.children import names, pods, specs
+from trenchcoat_operator.model.observed import ChildKind
+from trenchcoat_operator.reconcile.graph import Work
+from trenchcoat_operator.reconcile.plan import Object
+from trenchcoat_operator.settings import PodDefaults
+
+JOB_CONTAINER = "stage"
+PYTORCH_CONTAINER = "pytorch"
+"""The training-operator insists on this name."""
+
+
+def kind(work: Work) -> ChildKind:
+    """Which kind of object runs a work."""
+    return ChildKind.PYTORCH_JOB if work.distributed else ChildKind.JOB
+
+
+def _pod_spec(trenchcoat: Trenchcoat, work: Work, defaults: PodDefaults, spec_name: str) -> Object:
+    container = PYTORCH_CONTAINER if work.distributed else JOB_CONTAINER
+    return pods.pod_spec(trenchcoat.spec, work, spec_name, container, defaults)
+
+
+def template_hash(trenchcoat: Trenchcoat, work: Work, defaults: PodDefaults) -> str:
+    """Changes when pods would now be made otherwise.
+
+    Live pods are never compared with what was asked for, because admission plugins change them.
+    """
+    return names.digest(
+        [_pod_spec(trenchcoat, work, defaults, ""), work.pods, trenchcoat.spec.scheduling.queue_name]
+    )
+
+
+def build(trenchcoat: Trenchcoat, work: Work, attempt: int, defaults: PodDefaults) -> Object:
+    """The object that runs a work for the given time."""
+    spec_name = specs.spec_name(trenchcoat)
+    metadata = names.metadata(
+        trenchcoat, names.child_name(trenchcoat.metadata.name, work.artifact, attempt), work.artifact
+    )
+    metadata["annotations"] = {
+        constants.ANNOTATION_KEY: work.key,
+        constants.ANNOTATION_ATTEMPT: str(attempt),
+        constants.ANNOTATION_SPEC: spec_name,
+        constants.ANNOTATION_TEMPLATE: template_hash(trenchcoat, work, defaults),
+    }
+    queue = trenchcoat.spec.scheduling.queue_name
+    if queue:
+        metadata["labels"][constants.LABEL_KUEUE_QUEUE] = queue
+    template = {
+        "metadata": {"labels": names.labels(trenchcoat, work.artifact)},
+        "spec": _pod_spec(trenchcoat, work, defaults, spec_name),
+    }
+    if work.distributed:
+        return _pytorch_job(metadata, work, template, suspend=bool(queue))
+    return _job(metadata, template, suspend=bool(queue))
+
+
+def _job(metadata: Object, template: Object, *, suspend: bool) -> Object:
+    final = [ExitCode.BAD_INPUT, ExitCode.DIVERGED, ExitCode.OUT_OF_MEMORY]
+    spec: Object = {
+        "backoffLimit": 0,  # tries are the operator's: one Job for each
+        "podReplacementPolicy": "Failed",
+        "podFailurePolicy": {
+            "rules": [
+                {
+                    "action": "Ignore",
+                    "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+                },
+                {
+                    "action": "FailJob",
+                    "onExitCodes": {
+                        "containerName": JOB_CONTAINER,
+                        "operator": "In",
+                        "values": sorted(int(code) for code in [*final, ExitCode.PREEMPTED]),
+                    },
+                },
+            ]
+        },
+        "template": template,
+    }
+    if suspend:
+        spec["suspend"] = True  # Kueue admits it
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+
+
+def _pytorch_job(metadata: Object, work: Work, template: Object, *, suspend: bool) -> Object:
+    replicas = {"Master": {"replicas": 1, "restartPolicy": "Never", "template": template}}
+    if work.pods > 1:
+        replicas["Worker"] = {"replicas": work.pods - 1, "restartPolicy": "Never", "template": template}
+    policy: Object = {"cleanPodPolicy": "Running"}
+    if suspend:
+        policy["suspend"] = True
+    spec: Object = {"runPolicy": policy, "pytorchReplicaSpecs": replicas}
+    if work.gpus > 1:
+        spec["nprocPerNode"] = str(work.gpus)
+    return {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": metadata, "spec": spec}

@@ -1,0 +1,141 @@
+"""The pod that runs a stage program; it passes the restricted Pod Security Standard."""
+
+from typing import Any
+
+from trenchcoat_api import constants
+from trenchcoat_api.spec import TrenchcoatSpec
+from trenchcoat_api.stages import Stage
+
+from trenchcoat_operator.reconcile import graph
+from trenchcoat_operator.reconcile.graph import Work
+from trenchcoat_operator.reconcile.plan import Object
+from trenchcoat_operator.settings import PodDefaults
+
+USER = 65532
+_LOST_NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+
+
+def tolerations(spec: TrenchcoatSpec, stage: Stage, gpus: int) -> list[dict[str, Any]]:
+    """The user's, one for the taint that GPU nodes commonly carry, and short ones for lost nodes.
+
+    The checkpoint makes it cheap to go on elsewhere, so a lost node is waited for a minute, not five.
+    """
+    result = list(graph.overrides(spec, stage).tolerations)
+    if gpus:
+        result.append({"key": spec.scheduling.gpu_resource, "operator": "Exists"})
+    for taint in _LOST_NODE_TAINTS:
+        if not any(item.get("key") == taint for item in result):
+            result.append(
+                {"key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}
+            )
+    return result
+
+
+def command(work: Work) -> list[str]:
+    """The stage program's command line.
+
+    With several GPUs per pod torchrun starts one process for each; it reads the rest of what it needs
+    from the PET_* variables that the training-operator sets.
+    """
+    program = ["trenchcoat"] if work.gpus <= 1 else ["torchrun", "-m", "trenchcoat_trainer"]
+    line = [*program, work.stage.value, "--spec", f"{constants.SPEC_MOUNT_PATH}/{constants.SPEC_FILE}"]
+    if work.artifact.cria is not None:
+        line += ["--cria", str(work.artifact.cria.index)]
+    return line
+
+
+def environment(spec: TrenchcoatSpec) -> list[dict[str, Any]]:
+    """Variables of every stage; credentials come by reference alone."""
+    store_secret = spec.store.credentials_secret_ref.name
+    result: list[dict[str, Any]] = [
+        {"name": "HOME", "value": "/tmp"},  # noqa: S108  (an emptyDir of the pod's own)
+        _from_secret(constants.ENV_ACCESS_KEY, store_secret, constants.SECRET_ACCESS_KEY_FIELD),
+        _from_secret(constants.ENV_SECRET_KEY, store_secret, constants.SECRET_SECRET_KEY_FIELD),
+    ]
+    token = spec.model.token_secret_ref
+    if token is not None:
+        result.append(_from_secret(constants.ENV_HF_TOKEN, token.name, token.key))
+    return result
+
+
+def _from_secret(variable: str, secret: str, key: str) -> dict[str, Any]:
+    return {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
+
+
+def _merged(base: list[dict[str, Any]], users: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    # The user's word stands where both name the same thing; the order stays, for later ones may use earlier.
+    named = {item.get("name") for item in users}
+    return [item for item in base if item["name"] not in named] + list(users)
+
+
+def _resources(spec: TrenchcoatSpec, work: Work, defaults: PodDefaults) -> dict[str, Any]:
+    wanted = graph.overrides(spec, work.stage).resources
+    requests = {"cpu": wanted.cpu or defaults.cpu, "memory": wanted.memory or defaults.memory}
+    limits: dict[str, str] = {}
+    if wanted.memory:
+        limits["memory"] = wanted.memory
+    if wanted.ephemeral_storage:
+        requests["ephemeral-storage"] = wanted.ephemeral_storage
+    if work.gpus:
+        requests[spec.scheduling.gpu_resource] = limits[spec.scheduling.gpu_resource] = str(work.gpus)
+    return {"requests": requests, "limits": limits} if limits else {"requests": requests}
+
+
+def pod_spec(
+    spec: TrenchcoatSpec, work: Work, spec_name: str, container: str, defaults: PodDefaults
+) -> Object:
+    """The pod's spec."""
+    wanted = graph.overrides(spec, work.stage)
+    volumes: list[dict[str, Any]] = [
+        {"name": "spec", "configMap": {"name": spec_name}},
+        {"name": "tmp", "emptyDir": {}},
+    ]
+    mounts: list[dict[str, Any]] = [
+        {"name": "spec", "mountPath": constants.SPEC_MOUNT_PATH, "readOnly": True},
+        {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
+    ]
+    if work.gpus > 1:  # processes of one pod talk through shared memory
+        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
+        mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108
+    result: Object = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": defaults.grace_seconds,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [
+            {
+                "name": container,
+                "image": wanted.image or defaults.image,
+                "imagePullPolicy": defaults.pull_policy,
+                "command": command(work),
+                "env": _merged(environment(spec), wanted.env),
+                "resources": _resources(spec, work, defaults),
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "readOnlyRootFilesystem": True,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+                "terminationMessagePolicy": "FallbackToLogsOnError",
+                "volumeMounts": [*mounts, *wanted.volume_mounts],
+            }
+        ],
+        "volumes": [*volumes, *wanted.volumes],
+    }
+    if defaults.pull_secrets:
+        result["imagePullSecrets"] = [{"name": name} for name in defaults.pull_secrets]
+    if spec.scheduling.priority_class_name:
+        result["priorityClassName"] = spec.scheduling.priority_class_name
+    if wanted.node_selector:
+        result["nodeSelector"] = dict(wanted.node_selector)
+    if wanted.affinity:
+        result["affinity"] = wanted.affinity
+    if tolerated := tolerations(spec, work.stage, work.gpus):
+        result["tolerations"] = tolerated
+    return result

@@ -1,0 +1,229 @@
+"""A small client for the API server: objects in, objects out, every failure one typed error."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import urllib3
+from kubernetes import client as library
+from kubernetes import config as library_config
+from kubernetes.config.config_exception import ConfigException
+from trenchcoat_api import constants
+
+Object = dict[str, Any]
+
+FIELD_MANAGER = "trenchcoat-operator"
+_TIMEOUT = (5.0, 30.0)  # to connect, to read
+_PAGE = 500
+
+
+class ApiError(Exception):
+    """The API server said no, or said nothing."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(f"{status} {reason}: {message}")
+        self.status = status
+        self.reason = reason
+        self.message = message
+
+
+class NotFoundError(ApiError):
+    """There is no such object, or no such kind of object."""
+
+
+class ConflictError(ApiError):
+    """The object is there already, or is another than was thought."""
+
+
+class ForbiddenError(ApiError):
+    """The operator's role does not allow it."""
+
+
+_ERRORS: dict[int, type[ApiError]] = {403: ForbiddenError, 404: NotFoundError, 409: ConflictError}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Where a kind of objects stands in the API."""
+
+    group_version: str
+    plural: str
+
+    def path(self, namespace: str = "", name: str = "") -> str:
+        """URL path of all objects, those of a namespace, or one."""
+        root = "/api/" if "/" not in self.group_version else "/apis/"
+        parts = [root + self.group_version]
+        if namespace:
+            parts.append(f"namespaces/{namespace}")
+        parts.append(self.plural)
+        if name:
+            parts.append(name)
+        return "/".join(parts)
+
+
+TRENCHCOATS = Kind(constants.API_VERSION, constants.PLURAL)
+JOBS = Kind("batch/v1", "jobs")
+PYTORCH_JOBS = Kind("kubeflow.org/v1", "pytorchjobs")
+PODS = Kind("v1", "pods")
+NODES = Kind("v1", "nodes")
+SECRETS = Kind("v1", "secrets")
+CONFIG_MAPS = Kind("v1", "configmaps")
+EVENTS = Kind("v1", "events")
+
+KINDS = {"Job": JOBS, "PyTorchJob": PYTORCH_JOBS, "ConfigMap": CONFIG_MAPS}
+
+
+class Cluster:
+    """The API server."""
+
+    def __init__(self, api: library.ApiClient) -> None:
+        self._api = api
+
+    @classmethod
+    def connect(cls) -> "Cluster":
+        """Find the API server: inside a pod by its service account, elsewhere by the kubeconfig."""
+        configuration = library.Configuration()
+        configuration.connection_pool_maxsize = 32
+        configuration.retries = urllib3.Retry(total=2, backoff_factor=0.2, allowed_methods={"GET"})
+        try:
+            library_config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        except ConfigException:
+            library_config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        return cls(library.ApiClient(configuration))
+
+    def get(self, kind: Kind, namespace: str, name: str) -> Object:
+        """Read one object.
+
+        Raises:
+            NotFoundError: there is none.
+            ApiError: anything else.
+        """
+        return self._call("GET", kind.path(namespace, name))
+
+    def list(
+        self, kind: Kind, namespace: str = "", *, labels: str = "", fields: str = "", cached: bool = False
+    ) -> Iterator[Object]:
+        """Read all objects of a kind, in pages.
+
+        Args:
+            kind: The kind of objects.
+            namespace: Where; everywhere if empty.
+            labels: Label selector.
+            fields: Field selector.
+            cached: Whether the API server may answer from its cache, which may be a moment old.
+
+        Raises:
+            NotFoundError: the cluster knows no such kind.
+            ApiError: anything else.
+        """
+        query = {"labelSelector": labels, "fieldSelector": fields}
+        if cached:
+            query["resourceVersion"] = "0"
+        else:
+            query["limit"] = str(_PAGE)
+        while True:
+            page = self._call("GET", kind.path(namespace), query={k: v for k, v in query.items() if v})
+            yield from page.get("items") or []
+            token = (page.get("metadata") or {}).get("continue")
+            if not token:
+                return
+            query["continue"] = token
+
+    def apply(self, kind: Kind, manifest: Object) -> Object:
+        """Make an object, or bring it to what is given, by server-side apply."""
+        metadata = manifest["metadata"]
+        return self._call(
+            "PATCH",
+            kind.path(metadata["namespace"], metadata["name"]),
+            query={"fieldManager": FIELD_MANAGER, "force": "true"},
+            body=manifest,
+            content_type="application/apply-patch+yaml",
+        )
+
+    def create(self, kind: Kind, manifest: Object) -> Object:
+        """Make an object.
+
+        Raises:
+            ConflictError: it is there already.
+        """
+        return self._call("POST", kind.path(manifest["metadata"]["namespace"]), body=manifest)
+
+    def delete(self, kind: Kind, namespace: str, name: str, *, at_once: bool = False) -> None:
+        """Delete an object; it stays until what it owns is gone. One that is gone is as well.
+
+        Args:
+            kind: The kind of object.
+            namespace: Where it is.
+            name: Its name.
+            at_once: Whether a pod goes without waiting for its node to say that it ended.
+        """
+        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions"}
+        options |= {"gracePeriodSeconds": 0} if at_once else {"propagationPolicy": "Foreground"}
+        try:
+            self._call("DELETE", kind.path(namespace, name), body=options)
+        except NotFoundError:
+            return
+
+    def annotate(self, kind: Kind, namespace: str, name: str, annotations: dict[str, str]) -> None:
+        """Add annotations to an object."""
+        self._call(
+            "PATCH",
+            kind.path(namespace, name),
+            query={"fieldManager": FIELD_MANAGER},
+            body={"metadata": {"annotations": annotations}},
+            content_type="application/merge-patch+json",
+        )
+
+    def write_status(self, kind: Kind, namespace: str, name: str, uid: str, status: Object) -> None:
+        """Replace the whole status of an object, if it is still the same object."""
+        self._call(
+            "PATCH",
+            kind.path(namespace, name) + "/status",
+            query={"fieldManager": FIELD_MANAGER},
+            body=[
+                {"op": "test", "path": "/metadata/uid", "value": uid},
+                {"op": "add", "path": "/status", "value": status},
+            ],
+            content_type="application/json-patch+json",
+        )
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: dict[str, str] | None = None,
+        body: Any = None,
+        content_type: str = "application/json",
+    ) -> Object:
+        headers = {"Accept": "application/json"}
+        if body is not None:
+            headers["Content-Type"] = content_type
+        request = self._api.param_serialize(
+            method,
+            path,
+            query_params=list((query or {}).items()),
+            header_params=headers,
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        try:
+            response = self._api.call_api(*request, _request_timeout=_TIMEOUT)
+            data: bytes = response.read() or b""  # type: ignore[no-untyped-call]
+        except urllib3.exceptions.HTTPError as error:
+            raise ApiError(0, "Unreachable", f"{method} {path}: {error}") from error
+        if 200 <= response.status <= 299:
+            result: Object = json.loads(data)
+            return result
+        raise _error(response.status, str(response.reason), data)
+
+
+def _error(status: int, reason: str, data: bytes) -> ApiError:
+    message = data.decode(errors="replace")[:2000]
+    try:
+        answer = json.loads(data)
+        reason, message = str(answer.get("reason") or reason), str(answer.get("message") or message)
+    except (ValueError, AttributeError):
+        pass  # a proxy's answer, which is no Status; its text says what there is to say
+    return _ERRORS.get(status, ApiError)(status, reason, message)

@@ -1,0 +1,132 @@
+"""One look at the cluster and the store: everything that a decision about one Trenchcoat may rest on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from trenchcoat_api.artifacts import Manifest, Progress
+from trenchcoat_api.stages import Stage
+
+from trenchcoat_operator.model.capacity import Capacity
+
+
+class ChildKind(StrEnum):
+    """Kinds of objects that run a stage."""
+
+    JOB = "Job"
+    PYTORCH_JOB = "PyTorchJob"
+
+
+class ChildPhase(StrEnum):
+    """Where a child stands, by its own conditions."""
+
+    ACTIVE = "Active"
+    """Neither succeeded nor failed."""
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pod:
+    """One pod of a child."""
+
+    name: str
+    phase: str
+    node: str = ""
+    started_at: datetime | None = None
+    unschedulable: str = ""
+    """What the scheduler said, while it finds no node."""
+    waiting_reason: str = ""
+    """Why a container does not run, such as ImagePullBackOff."""
+    waiting_message: str = ""
+    exit_code: int | None = None
+    exit_reason: str = ""
+    """Reason of the terminated container, such as OOMKilled."""
+    exit_message: str = ""
+    disrupted: bool = False
+    """The cluster ended it: preemption, eviction, a lost node."""
+    reason: str = ""
+    """The pod's own reason, such as Evicted."""
+    gone_by: datetime | None = None
+    """When it should have ended and be gone, once it was deleted."""
+
+    @property
+    def over(self) -> bool:
+        """Whether it ended."""
+        return self.phase in ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Child:
+    """One Job or PyTorchJob that carries the Trenchcoat's label."""
+
+    kind: ChildKind
+    name: str
+    stage: Stage
+    cria: int | None
+    key: str
+    attempt: int
+    spec_name: str
+    """The ConfigMap that its pods read."""
+    template: str
+    """Hash of the pod template that it was made with."""
+    owned: bool
+    """By this very Trenchcoat, not by a deleted one of the same name."""
+    phase: ChildPhase = ChildPhase.ACTIVE
+    terminating: bool = False
+    suspended: bool = False
+    created_at: datetime | None = None
+    finished_at: datetime | None = None
+    reason: str = ""
+    """Of the condition that it failed with."""
+    message: str = ""
+    outcome: str = ""
+    """The recorded class of its failure."""
+    outcome_message: str = ""
+    pods: tuple[Pod, ...] = ()
+
+    @property
+    def active(self) -> bool:
+        """Whether it holds, or may come to hold, resources of the cluster."""
+        return self.phase is ChildPhase.ACTIVE
+
+    @property
+    def running(self) -> bool:
+        """Whether a pod of it runs."""
+        return any(pod.phase == "Running" for pod in self.pods)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that a person must mend."""
+
+    reason: str
+    """One CamelCase word, for a condition."""
+    message: str
+    """The field at fault and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreView:
+    """What was read in the store."""
+
+    problem: Problem | None = None
+    manifests: Mapping[str, Manifest] = field(default_factory=dict)
+    """Of complete artifacts, by content key."""
+    progress: Mapping[str, Progress] = field(default_factory=dict)
+    """Of artifacts that are being made, by content key."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """Everything seen in one look."""
+
+    children: tuple[Child, ...] = ()
+    config_maps: frozenset[str] = frozenset()
+    """Names of the ConfigMaps with specs."""
+    store: StoreView = field(default_factory=StoreView)
+    capacity: Capacity | None = None
+    """None unless it was looked at, which only a plan that asks for it needs."""
+    training_operator: bool = True
+    """Whether the cluster knows PyTorchJobs."""

@@ -1,0 +1,213 @@
+"""Reading objects of the API server into plain values; whatever is missing reads as not there."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from trenchcoat_api import constants
+from trenchcoat_api.stages import Stage
+
+from trenchcoat_operator.model.capacity import BoundPod, Node, Taint, Toleration
+from trenchcoat_operator.model.observed import Child, ChildKind, ChildPhase, Pod
+
+Object = dict[str, Any]
+
+
+def moment(text: str | None) -> datetime | None:
+    """A time as the API server writes it."""
+    return datetime.fromisoformat(text) if text else None
+
+
+def controller(body: Object) -> str:
+    """Name of the object that controls this one."""
+    for reference in body["metadata"].get("ownerReferences") or []:
+        if reference.get("controller"):
+            return str(reference["name"])
+    return ""
+
+
+def _owned(body: Object, uid: str) -> bool:
+    return any(item.get("uid") == uid for item in body["metadata"].get("ownerReferences") or [])
+
+
+def _condition(body: Object, kind: str) -> Object | None:
+    for item in (body.get("status") or {}).get("conditions") or []:
+        if item.get("type") == kind and item.get("status") == "True":
+            found: Object = item
+            return found
+    return None
+
+
+def child(kind: ChildKind, body: Object, owner: str, pods: Iterable[Pod]) -> Child | None:
+    """A Job or PyTorchJob with the label of a Trenchcoat; None when it carries no stage.
+
+    Args:
+        kind: What it is.
+        body: The object.
+        owner: UID of the Trenchcoat.
+        pods: Its pods.
+    """
+    metadata = body["metadata"]
+    labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    stage = labels.get(constants.LABEL_STAGE, "")
+    if stage not in set(Stage):
+        return None
+    succeeded = _condition(body, "Complete" if kind is ChildKind.JOB else "Succeeded")
+    failed = _condition(body, "Failed")
+    end = succeeded or failed or {}
+    phase = ChildPhase.SUCCEEDED if succeeded else ChildPhase.FAILED if failed else ChildPhase.ACTIVE
+    spec = body.get("spec") or {}
+    suspended = spec.get("suspend") if kind is ChildKind.JOB else (spec.get("runPolicy") or {}).get("suspend")
+    cria = labels.get(constants.LABEL_CRIA, "")
+    attempt = annotations.get(constants.ANNOTATION_ATTEMPT, "")
+    return Child(
+        kind=kind,
+        name=metadata["name"],
+        stage=Stage(stage),
+        cria=int(cria) if cria.isdecimal() else None,
+        key=annotations.get(constants.ANNOTATION_KEY, ""),
+        attempt=int(attempt) if attempt.isdecimal() else 0,
+        spec_name=annotations.get(constants.ANNOTATION_SPEC, ""),
+        template=annotations.get(constants.ANNOTATION_TEMPLATE, ""),
+        owned=_owned(body, owner),
+        phase=phase,
+        terminating=bool(metadata.get("deletionTimestamp")),
+        suspended=bool(suspended),
+        created_at=moment(metadata.get("creationTimestamp")),
+        finished_at=moment(end.get("lastTransitionTime")),
+        reason=str((failed or {}).get("reason") or ""),
+        message=str((failed or {}).get("message") or ""),
+        outcome=annotations.get(constants.ANNOTATION_OUTCOME, ""),
+        outcome_message=annotations.get(constants.ANNOTATION_OUTCOME_MESSAGE, ""),
+        pods=tuple(sorted(pods, key=lambda pod: pod.name)),
+    )
+
+
+def pod(body: Object) -> Pod:
+    """A pod of a child."""
+    spec, status = body.get("spec") or {}, body.get("status") or {}
+    containers = status.get("containerStatuses") or []
+    states = [item.get("state") or {} for item in [*(status.get("initContainerStatuses") or []), *containers]]
+    waiting: Object = next(
+        (
+            state["waiting"]
+            for state in states
+            if state.get("waiting") and state["waiting"].get("reason") not in _JUST_STARTING
+        ),
+        {},
+    )
+    terminated: Object = next(
+        (
+            state["terminated"]
+            for state in states
+            if state.get("terminated") and state["terminated"].get("exitCode")
+        ),
+        {},
+    )
+    begun = [
+        start
+        for item in containers
+        for state in (item.get("state") or {}).values()
+        if state and (start := moment(state.get("startedAt"))) is not None
+    ]
+    unschedulable = ""
+    for condition in status.get("conditions") or []:
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            unschedulable = str(condition.get("message") or condition.get("reason") or "")
+    return Pod(
+        name=body["metadata"]["name"],
+        phase=str(status.get("phase") or "Pending"),
+        node=str(spec.get("nodeName") or ""),
+        started_at=min(begun, default=None),
+        unschedulable=unschedulable,
+        waiting_reason=str(waiting.get("reason") or ""),
+        waiting_message=str(waiting.get("message") or ""),
+        exit_code=terminated.get("exitCode"),
+        exit_reason=str(terminated.get("reason") or ""),
+        exit_message=str(terminated.get("message") or ""),
+        disrupted=_condition(body, "DisruptionTarget") is not None,
+        reason=str(status.get("reason") or ""),
+        gone_by=moment(body["metadata"].get("deletionTimestamp")),
+    )
+
+
+_JUST_STARTING = {"ContainerCreating", "PodInitializing", None, ""}
+
+
+def _count(quantity: object) -> int:
+    # Extended resources are whole numbers, which may still be written with a suffix.
+    text = str(quantity)
+    factor = {"k": 1000, "M": 1_000_000}.get(text[-1:], 1)
+    digits = text[:-1] if factor != 1 else text
+    return int(digits) * factor if digits.isdecimal() else 0
+
+
+def _extended(resources: Object) -> dict[str, int]:
+    return {name: _count(value) for name, value in resources.items() if "/" in name}
+
+
+def node(body: Object) -> Node | None:
+    """A node; None when it is not ready or takes no pods."""
+    if (body.get("spec") or {}).get("unschedulable") or _condition(body, "Ready") is None:
+        return None
+    return Node(
+        name=body["metadata"]["name"],
+        allocatable=_extended((body.get("status") or {}).get("allocatable") or {}),
+        labels=body["metadata"].get("labels") or {},
+        taints=tuple(
+            Taint(str(item.get("key", "")), str(item.get("value") or ""), str(item.get("effect", "")))
+            for item in (body.get("spec") or {}).get("taints") or []
+        ),
+    )
+
+
+def extended_requests(spec: Object) -> dict[str, int]:
+    """Extended resources that a pod's spec requests."""
+    together: dict[str, int] = {}
+    for container in spec.get("containers") or []:
+        for name, count in _extended((container.get("resources") or {}).get("requests") or {}).items():
+            together[name] = together.get(name, 0) + count
+    for container in spec.get("initContainers") or []:
+        for name, count in _extended((container.get("resources") or {}).get("requests") or {}).items():
+            together[name] = max(together.get(name, 0), count)
+    return together
+
+
+def tolerations(spec: Object) -> tuple[Toleration, ...]:
+    """Tolerations of a pod's spec."""
+    return tuple(
+        Toleration(
+            key=str(item.get("key") or ""),
+            operator=str(item.get("operator") or "Equal"),
+            value=str(item.get("value") or ""),
+            effect=str(item.get("effect") or ""),
+        )
+        for item in spec.get("tolerations") or []
+    )
+
+
+def bound_pod(body: Object) -> BoundPod | None:
+    """What a pod holds of its node's extended resources; None when it holds nothing."""
+    spec = body.get("spec") or {}
+    if not spec.get("nodeName") or (body.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+        return None
+    requests = extended_requests(spec)
+    return BoundPod(spec["nodeName"], requests) if any(requests.values()) else None
+
+
+def finished_pods(kind: ChildKind, body: Object) -> int:
+    """Pods of a child that are over, by the child's own count."""
+    status = body.get("status") or {}
+    counts = [status] if kind is ChildKind.JOB else list((status.get("replicaStatuses") or {}).values())
+    return sum(int(item.get("succeeded") or 0) + int(item.get("failed") or 0) for item in counts)
+
+
+def templates(kind: ChildKind, body: Object) -> list[tuple[int, Object]]:
+    """How many pods a child makes from each of its templates, and the pod's spec."""
+    spec = body.get("spec") or {}
+    if kind is ChildKind.JOB:
+        return [(1, (spec.get("template") or {}).get("spec") or {})]
+    return [
+        (int(replica.get("replicas") or 1), (replica.get("template") or {}).get("spec") or {})
+        for replica in (spec.get("pytorchReplicaSpecs") or {}).values()
+    ]

@@ -1,0 +1,219 @@
+"""Where each work stands: its tries so far, and whether it may go on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import takewhile
+
+from trenchcoat_api.artifacts import Manifest
+from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_api.status import State, WaitingReason
+
+from trenchcoat_operator.children import names
+from trenchcoat_operator.model.observed import Child, ChildPhase, Observed, Problem
+from trenchcoat_operator.reconcile import failures
+from trenchcoat_operator.reconcile.failures import FailureClass, Outcome
+from trenchcoat_operator.reconcile.graph import Work
+
+MANIFEST_GRACE = timedelta(seconds=10)
+"""A Job that ended well has this long for its manifest to be seen."""
+BACKOFF = timedelta(seconds=10)
+BACKOFF_LIMIT = timedelta(minutes=5)
+NO_POD_GRACE = timedelta(seconds=30)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assessment:
+    """Where one work stands."""
+
+    work: Work
+    state: State
+    message: str = ""
+    waiting: WaitingReason | None = None
+    tries: tuple[Child, ...] = ()
+    """Its children, the earliest first."""
+    attempt: int = 0
+    """Number of the latest try."""
+    manifest: Manifest | None = None
+    last_outcome: Outcome | None = None
+    """How the latest failed try ended."""
+    startable: bool = False
+    """A new try may be made now, GPUs permitting."""
+    problem: Problem | None = None
+    """What a person must mend before it goes on."""
+    unrecorded: tuple[tuple[Child, Outcome], ...] = ()
+    """Failures whose verdict does not stand on the child yet."""
+    look_at: datetime | None = None
+    """When time alone will change this."""
+
+    @property
+    def latest(self) -> Child | None:
+        """The latest try."""
+        return self.tries[-1] if self.tries else None
+
+
+def tries_of(work: Work, children: tuple[Child, ...]) -> tuple[Child, ...]:
+    """The children that were made for a work, the earliest first."""
+    mine = (child for child in children if child.owned and child.key == work.key)
+    return tuple(sorted(mine, key=lambda child: (child.attempt, child.name)))
+
+
+def assess(work: Work, trenchcoat: Trenchcoat, observed: Observed, now: datetime) -> Assessment:
+    """Judge one work."""
+    tries = tries_of(work, observed.children)
+    manifest = observed.store.manifests.get(work.key)
+    outcomes = _outcomes(tries, now, complete=manifest is not None)
+    base = Assessment(
+        work=work,
+        state=State.BLOCKED,
+        tries=tries,
+        attempt=tries[-1].attempt if tries else 0,
+        manifest=manifest,
+        last_outcome=outcomes[-1][1] if outcomes else None,
+        unrecorded=tuple((child, outcome) for child, outcome in outcomes if not child.outcome),
+    )
+    if manifest is not None:
+        return _with(base, state=State.SUCCEEDED)
+    missing = _missing(work, observed.store.manifests)
+    latest = base.latest
+    if latest is not None and latest.terminating:
+        return _with(
+            base,
+            state=State.SUSPENDED if trenchcoat.spec.suspend else State.WAITING,
+            waiting=None if trenchcoat.spec.suspend else WaitingReason.CLEANUP,
+            message=f"{latest.kind} {latest.name} is being stopped",
+        )
+    if latest is not None and latest.active:
+        return _active(base, latest, trenchcoat, now)
+    if latest is not None and latest.phase is ChildPhase.SUCCEEDED and not _overdue(latest, now):
+        ended = latest.finished_at or now
+        return _with(
+            base,
+            state=State.RUNNING,
+            message="ended well; its manifest is about to be read",
+            look_at=ended + MANIFEST_GRACE,
+        )
+    if latest is not None and (failed := _after_failures(base, latest, outcomes, trenchcoat, now)):
+        return failed
+    if missing:
+        return _with(base, message=f"waits for {missing}")
+    if trenchcoat.spec.suspend:
+        return _with(base, state=State.SUSPENDED, message="spec.suspend is true")
+    if work.distributed and not observed.training_operator:
+        message = (
+            "the cluster has no PyTorchJob: install the Kubeflow training-operator (v1, PyTorchJob enabled)"
+        )
+        return _with(
+            base,
+            state=State.WAITING,
+            waiting=WaitingReason.TRAINING_OPERATOR,
+            message=message,
+            problem=Problem("TrainingOperatorMissing", message),
+        )
+    name = names.child_name(trenchcoat.metadata.name, work.artifact, base.attempt + 1)
+    if any(child.name == name for child in observed.children):
+        return _with(
+            base,
+            state=State.WAITING,
+            waiting=WaitingReason.CLEANUP,
+            message=f"waits until {name}, left by an earlier Trenchcoat of this name, is deleted",
+        )
+    return _with(base, state=State.WAITING, startable=True)
+
+
+def _with(base: Assessment, **changes: object) -> Assessment:
+    values = {name: getattr(base, name) for name in Assessment.__dataclass_fields__}
+    return Assessment(**{**values, **changes})
+
+
+def _overdue(child: Child, now: datetime) -> bool:
+    return child.finished_at is not None and now - child.finished_at > MANIFEST_GRACE
+
+
+def _outcomes(tries: tuple[Child, ...], now: datetime, *, complete: bool) -> list[tuple[Child, Outcome]]:
+    result = []
+    for child in tries:
+        if child.phase is ChildPhase.FAILED:
+            result.append((child, failures.classify(child)))
+        elif child.phase is ChildPhase.SUCCEEDED and not complete and (child.outcome or _overdue(child, now)):
+            message = f"{child.kind} {child.name} ended well but left no manifest in the store"
+            result.append((child, Outcome(FailureClass.NO_MANIFEST, message)))
+    return result
+
+
+def _missing(work: Work, manifests: Mapping[str, Manifest]) -> str:
+    """The stages that an input is still to come from, in words."""
+    stages = [item.stage.value for item in work.inputs if item.key not in manifests]
+    return " and ".join(dict.fromkeys(stages))
+
+
+def _active(base: Assessment, child: Child, trenchcoat: Trenchcoat, now: datetime) -> Assessment:
+    if child.running:
+        return _with(base, state=State.RUNNING)
+    if child.suspended:
+        queue = trenchcoat.spec.scheduling.queue_name
+        return _with(
+            base,
+            state=State.WAITING,
+            waiting=WaitingReason.QUEUE,
+            message=f"Kueue has not admitted it to LocalQueue {queue} yet",
+        )
+    problem = failures.pod_problem(child)
+    if problem is not None:
+        return _with(base, state=State.STARTING, message=problem.message, problem=problem)
+    for pod in sorted(child.pods, key=lambda pod: pod.name):
+        if pod.unschedulable:
+            return _with(
+                base, state=State.STARTING, message=f"pod {pod.name} waits for a node: {pod.unschedulable}"
+            )
+    if not child.pods and child.created_at is not None and now - child.created_at > NO_POD_GRACE:
+        return _with(
+            base,
+            state=State.STARTING,
+            message=f"no pod was made for it: `kubectl describe {child.kind.lower()} {child.name}` says why",
+        )
+    look_at = None if child.pods or child.created_at is None else child.created_at + NO_POD_GRACE
+    return _with(base, state=State.STARTING, message="its pods start", look_at=look_at)
+
+
+def _after_failures(
+    base: Assessment,
+    latest: Child,
+    outcomes: list[tuple[Child, Outcome]],
+    trenchcoat: Trenchcoat,
+    now: datetime,
+) -> Assessment | None:
+    """Failed for good, or waiting for the next try; None when that may be made now."""
+    last = outcomes[-1][1]
+    counted = sum(not outcome.failure.free for _, outcome in outcomes)
+    limit = trenchcoat.spec.scheduling.max_attempts
+    again = f"; mend it, then `kubectl delete {latest.kind.lower()} {latest.name}` to try again"
+    if last.failure.permanent:
+        message = last.message + again
+        return _with(base, state=State.FAILED, message=message, problem=Problem(last.failure.value, message))
+    if counted >= limit:
+        message = f"failed {counted} of {limit} times, lastly: {last.message}{again}"
+        return _with(base, state=State.FAILED, message=message, problem=Problem("AttemptsExhausted", message))
+    if trenchcoat.spec.suspend:
+        return None
+    if last.failure.free:
+        # The first comes back at once; a cluster that preempts again and again is not pressed.
+        in_a_row = sum(1 for _ in takewhile(lambda item: item[1].failure.free, reversed(outcomes)))
+        doublings = in_a_row - 2
+        tell = f"try {latest.attempt + 1}"
+    else:
+        doublings = counted - 1
+        tell = f"try {counted + 1} of {limit}"
+    if doublings < 0:
+        return None
+    ended = latest.finished_at or latest.created_at or now
+    retry_at = ended + min(BACKOFF * 2 ** min(doublings, 10), BACKOFF_LIMIT)
+    if now >= retry_at:
+        return None
+    return _with(
+        base,
+        state=State.WAITING,
+        waiting=WaitingReason.RETRY,
+        message=f"{tell} at {retry_at:%H:%M:%S} UTC, for: {last.message}",
+        look_at=retry_at,
+    )

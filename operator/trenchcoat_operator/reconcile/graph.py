@@ -1,0 +1,104 @@
+"""What a Trenchcoat asks for: the artifacts still to be made, and what each waits for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from trenchcoat_api.artifacts import Artifact, Artifacts, Manifest
+from trenchcoat_api.crias import CriaRange, cria_ranges
+from trenchcoat_api.spec import PodOverrides, TrenchcoatSpec
+from trenchcoat_api.stages import INPUTS, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One artifact to be made by one Job or PyTorchJob."""
+
+    artifact: Artifact
+    inputs: tuple[Artifact, ...]
+    """The artifacts that must be complete before it may start."""
+    pods: int = 1
+    gpus: int = 0
+    """GPUs of each pod."""
+    distributed: bool = False
+    """Whether a PyTorchJob runs it."""
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that makes the artifact."""
+        return self.artifact.stage
+
+    @property
+    def key(self) -> str:
+        """The artifact's content key."""
+        return self.artifact.key
+
+    @property
+    def gated(self) -> bool:
+        """Whether it is held back until a GPU is free for it.
+
+        PyTorchJobs are not: their pods wait as Pending, so that GPUs which come free one by one are kept
+        for them and a cluster that grows on demand sees them.
+        """
+        return self.gpus > 0 and not self.distributed
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """All works that are known so far, inputs before what needs them."""
+
+    works: tuple[Work, ...]
+    crias: tuple[CriaRange, ...] = ()
+    """Empty until the model was read."""
+    fault: str = ""
+    """Why the spec cannot work with this model."""
+
+
+def stages(spec: TrenchcoatSpec) -> tuple[Stage, ...]:
+    """The stages that the spec asks for, in order."""
+    unwanted = set()
+    if not spec.evaluate.enabled:
+        unwanted.add(Stage.EVALUATE)
+    if not spec.export.enabled:
+        unwanted.add(Stage.EXPORT)
+    return tuple(stage for stage in Stage if stage not in unwanted)
+
+
+def overrides(spec: TrenchcoatSpec, stage: Stage) -> PodOverrides:
+    """Pod settings of one stage."""
+    settings: PodOverrides = getattr(spec.pods, stage.value)
+    return settings
+
+
+def build(spec: TrenchcoatSpec, manifests: Mapping[str, Manifest]) -> Graph:
+    """Work out what is wanted from the spec and, for Crias and after, from what tokenize found out."""
+    artifacts = Artifacts(spec)
+    facts = manifests.get(artifacts.tokenize.key)
+    if facts is None or facts.facts.model is None:
+        return Graph(_works(spec, [artifacts.tokenize, artifacts.collect, artifacts.shard]))
+    try:
+        crias = cria_ranges(facts.facts.model.layers, spec.layers_per_cria)
+    except ValueError as error:
+        return Graph(_works(spec, [artifacts.tokenize]), fault=str(error))
+    return Graph(_works(spec, artifacts.all(crias)), tuple(crias))
+
+
+def _works(spec: TrenchcoatSpec, artifacts: list[Artifact]) -> tuple[Work, ...]:
+    made: dict[Stage, list[Artifact]] = {}
+    for artifact in artifacts:
+        made.setdefault(artifact.stage, []).append(artifact)
+    return tuple(
+        _work(spec, artifact, tuple(item for stage in INPUTS[artifact.stage] for item in made[stage]))
+        for artifact in artifacts
+    )
+
+
+def _work(spec: TrenchcoatSpec, artifact: Artifact, inputs: tuple[Artifact, ...]) -> Work:
+    match artifact.stage:
+        case Stage.COLLECT:
+            return Work(artifact, inputs, spec.collect.nodes, spec.collect.gpus_per_node, distributed=True)
+        case Stage.STITCH:
+            return Work(artifact, inputs, spec.stitch.nodes, spec.stitch.gpus_per_node, distributed=True)
+        case Stage.CRIA | Stage.EVALUATE:
+            return Work(artifact, inputs, gpus=1)
+        case _:
+            return Work(artifact, inputs)

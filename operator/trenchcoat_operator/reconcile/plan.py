@@ -1,0 +1,80 @@
+"""What a decision comes to: actions on children, the status to write, events to tell."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from trenchcoat_api.status import TrenchcoatStatus
+
+Object = dict[str, Any]
+"""A Kubernetes object as it stands in YAML."""
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Make an object that is not there."""
+
+    manifest: Object
+
+    @property
+    def name(self) -> str:
+        """Name of the object."""
+        name: str = self.manifest["metadata"]["name"]
+        return name
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Remove an object and wait for its pods; they get SIGTERM and write a checkpoint."""
+
+    kind: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordOutcome:
+    """Write the verdict on a failed child onto it, so that it outlives the pods."""
+
+    kind: str
+    name: str
+    outcome: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForcePod:
+    """Remove a pod whose node does not answer, so that its work can go on elsewhere.
+
+    Should the pod still run, two do the same work for a while: they write the same objects, each as a whole.
+    """
+
+    name: str
+    node: str
+
+
+Action = Apply | Delete | RecordOutcome | ForcePod
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One transition, for `kubectl describe`."""
+
+    type: str
+    """Normal or Warning."""
+    reason: str
+    message: str
+    identity: str
+    """Equal for the same transition seen twice, so that it is told once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything to be done after one look."""
+
+    actions: tuple[Action, ...]
+    status: TrenchcoatStatus
+    events: tuple[Event, ...]
+    look_again: float | None
+    """Seconds until the next look; none leaves it to events and the resync."""
+    needs_capacity: bool = False
+    """Jobs wait for GPUs and the look left the cluster's capacity out: look again, with it."""

@@ -1,0 +1,91 @@
+"""What an administrator sets for the whole operator, read from the environment once at start."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+DEFAULT_IMAGE = "trenchcoat-trainer:0.1.0"
+
+
+class SettingsError(ValueError):
+    """A variable of the environment that cannot be used: says which and what it should hold."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodDefaults:
+    """What pods of stages get where the Trenchcoat does not say otherwise."""
+
+    image: str = DEFAULT_IMAGE
+    pull_policy: str = "IfNotPresent"
+    pull_secrets: tuple[str, ...] = ()
+    """Secrets for a private registry, in the namespaces of the Trenchcoats."""
+    cpu: str = "100m"
+    """CPU requested; there is no limit, for a limit would only slow a stage down."""
+    memory: str = "256Mi"
+    """Memory requested; there is no limit."""
+    grace_seconds: int = 120
+    """Time to write a checkpoint after SIGTERM."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The operator's settings."""
+
+    pods: PodDefaults = field(default_factory=PodDefaults)
+    namespaces: tuple[str, ...] = ()
+    """Namespaces whose Trenchcoats are served; none means all."""
+    workers: int = 4
+    """Trenchcoats reconciled at one time."""
+    poll_seconds: float = 2.0
+    """How often a Trenchcoat with something going on is looked at."""
+    resync_seconds: float = 60.0
+    """How often every Trenchcoat is looked at, whatever events said."""
+    health_port: int = 8080
+    log_level: str = "INFO"
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Self:
+        """Read TRENCHCOAT_* variables; what is not set keeps its default.
+
+        Raises:
+            SettingsError: a variable holds something else than it should.
+        """
+
+        def text(name: str, default: str) -> str:
+            return environment.get(f"TRENCHCOAT_{name}", "").strip() or default
+
+        def number(name: str, default: float, least: float) -> float:
+            raw = text(name, str(default))
+            try:
+                value = float(raw)
+            except ValueError:
+                value = -1.0
+            if not least <= value <= 1_000_000:
+                raise SettingsError(f"TRENCHCOAT_{name} is {raw!r}: set it to a number of at least {least:g}")
+            return value
+
+        def words(name: str) -> tuple[str, ...]:
+            return tuple(word.strip() for word in text(name, "").split(",") if word.strip())
+
+        base = cls()
+        pods = PodDefaults(
+            image=text("TRAINER_IMAGE", base.pods.image),
+            pull_policy=text("TRAINER_PULL_POLICY", base.pods.pull_policy),
+            pull_secrets=words("TRAINER_PULL_SECRETS"),
+            cpu=text("TRAINER_CPU", base.pods.cpu),
+            memory=text("TRAINER_MEMORY", base.pods.memory),
+            grace_seconds=int(number("TRAINER_GRACE_SECONDS", base.pods.grace_seconds, 0)),
+        )
+        if pods.pull_policy not in ("Always", "IfNotPresent", "Never"):
+            raise SettingsError(
+                f"TRENCHCOAT_TRAINER_PULL_POLICY is {pods.pull_policy!r}: set Always, IfNotPresent or Never"
+            )
+        return cls(
+            pods=pods,
+            namespaces=words("NAMESPACES"),
+            workers=int(number("WORKERS", base.workers, 1)),
+            poll_seconds=number("POLL_SECONDS", base.poll_seconds, 0.1),
+            resync_seconds=number("RESYNC_SECONDS", base.resync_seconds, 1),
+            health_port=int(number("HEALTH_PORT", base.health_port, 1)),
+            log_level=text("LOG_LEVEL", base.log_level).upper(),
+        )

@@ -1,0 +1,194 @@
+"""The loop: take a key, look, decide, act; again when due."""
+
+import logging
+import threading
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ValidationError
+from trenchcoat_api.resource import InvalidTrenchcoatError, Metadata, Trenchcoat
+from trenchcoat_api.status import ConditionType, TrenchcoatStatus
+
+from trenchcoat_operator.apply import Applier, status_object
+from trenchcoat_operator.kubernetes import client
+from trenchcoat_operator.kubernetes.client import ApiError, Cluster, NotFoundError
+from trenchcoat_operator.model.observed import Problem
+from trenchcoat_operator.observe import Observer
+from trenchcoat_operator.queue import Key, WorkQueue
+from trenchcoat_operator.reconcile.conditions import Verdict, merge, rejected
+from trenchcoat_operator.reconcile.decide import reconcile
+from trenchcoat_operator.reconcile.events import of_conditions
+from trenchcoat_operator.reconcile.plan import Plan
+from trenchcoat_operator.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_REJECTIONS = (400, 403, 422)
+
+
+class Reconciler:
+    """Brings one Trenchcoat a step on."""
+
+    def __init__(self, cluster: Cluster, settings: Settings) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._observer = Observer(cluster, settings.namespaces)
+        self._applier = Applier(cluster)
+        self._releasing = threading.Lock()
+
+    def all_keys(self) -> list[Key]:
+        """All Trenchcoats that are served.
+
+        Raises:
+            ApiError: they could not be listed.
+        """
+        return [
+            Key(body["metadata"]["namespace"], body["metadata"]["name"])
+            for namespace in self._settings.namespaces or ("",)
+            for body in self._cluster.list(client.TRENCHCOATS, namespace)
+        ]
+
+    def step(self, key: Key) -> float | None:
+        """Look, decide and act once; returns the seconds until the next look, if time alone asks for it.
+
+        Raises:
+            ApiError: the API server could not be read or written.
+        """
+        trenchcoat = self._read(key)
+        if trenchcoat is None or trenchcoat.metadata.deletion_timestamp:
+            return None
+        plan = self._plan(trenchcoat, with_capacity=False)
+        try:
+            if not plan.needs_capacity:
+                self._applier.act(trenchcoat, plan)
+            else:
+                # GPUs are given out one Trenchcoat at a time, so that none is given twice.
+                with self._releasing:
+                    plan = self._plan(trenchcoat, with_capacity=True)
+                    self._applier.act(trenchcoat, plan)
+        except ApiError as error:
+            if error.status in _REJECTIONS:
+                self._tell_rejection(trenchcoat, plan, error)
+            raise
+        self._applier.report(trenchcoat, plan)
+        return plan.look_again
+
+    def _tell_rejection(self, trenchcoat: Trenchcoat, plan: Plan, error: ApiError) -> None:
+        """What the plan asks for is not taken, and will not be the next time: a person must know."""
+        now = datetime.now(UTC)
+        problem = Problem("Rejected", f"the API server does not take what was to be made: {error.message}")
+        status = rejected(trenchcoat.status, problem, now)
+        told = of_conditions(trenchcoat.status.conditions, status.conditions, trenchcoat)
+        self._applier.report(trenchcoat, replace(plan, status=status, events=tuple(told)))
+
+    def _plan(self, trenchcoat: Trenchcoat, *, with_capacity: bool) -> Plan:
+        observed = self._observer.look(trenchcoat, with_capacity=with_capacity)
+        return reconcile(trenchcoat, observed, self._settings, datetime.now(UTC))
+
+    def _read(self, key: Key) -> Trenchcoat | None:
+        try:
+            body = self._cluster.get(client.TRENCHCOATS, key.namespace, key.name)
+        except NotFoundError:
+            return None
+        try:
+            TrenchcoatStatus.model_validate(body.get("status") or {})
+        except ValidationError:
+            body.pop("status")  # another version's; everything in it can be found out again
+        try:
+            return Trenchcoat.from_object(body)
+        except InvalidTrenchcoatError as error:
+            self._refuse(body, error)
+            return None
+
+    def _refuse(self, body: dict[str, Any], error: InvalidTrenchcoatError) -> None:
+        """Say so in the status of an object that the API server let through and this version cannot read."""
+        log.warning("cannot be read: %s", error)
+        metadata = Metadata.model_construct(
+            name=body["metadata"]["name"],
+            namespace=body["metadata"]["namespace"],
+            uid=body["metadata"]["uid"],
+            generation=body["metadata"].get("generation", 0),
+        )
+        former = TrenchcoatStatus.model_validate(body.get("status") or {})
+        verdict = Verdict("False", "InvalidSpec", str(error))
+        wanted = {
+            ConditionType.ACCEPTED: verdict,
+            ConditionType.SUCCEEDED: verdict,
+            ConditionType.RECONCILING: Verdict("False", "Stalled"),
+            ConditionType.STALLED: Verdict("True", "InvalidSpec", str(error)),
+        }
+        status = former.model_copy(
+            update={
+                "observed_generation": metadata.generation,
+                "conditions": merge(former.conditions, wanted, metadata.generation, datetime.now(UTC)),
+            }
+        )
+        if status != former:
+            self._applier.write_status(metadata, status_object(status))
+
+
+class Worker:
+    """Threads that work on keys, and one that adds all keys now and then, whatever events said."""
+
+    def __init__(self, queue: WorkQueue, reconciler: Reconciler, settings: Settings) -> None:
+        self._queue = queue
+        self._reconciler = reconciler
+        self._settings = settings
+        self._stop = threading.Event()
+        self._last_resync = time.monotonic()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"worker-{number}", daemon=True)
+            for number in range(settings.workers)
+        ]
+        self._threads.append(threading.Thread(target=self._resync, name="resync", daemon=True))
+
+    def start(self) -> None:
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """Let what is being worked on end, and stop."""
+        self._stop.set()
+        self._queue.stop()
+        deadline = time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def fault(self) -> str:
+        """What is wrong with the loop; empty when it is well."""
+        dead = [thread.name for thread in self._threads if not thread.is_alive()]
+        if dead and not self._stop.is_set():
+            return f"threads ended: {', '.join(dead)}"
+        silent = time.monotonic() - self._last_resync
+        if silent > 5 * self._settings.resync_seconds:
+            return f"no Trenchcoats could be listed for {silent:.0f} s"
+        return ""
+
+    def _work(self) -> None:
+        while (key := self._queue.get()) is not None:
+            try:
+                look_again = self._reconciler.step(key)
+            except ApiError as error:
+                delay = self._queue.failed(key)
+                log.warning("%s: %s; again in %.0f s", key, error, delay)
+            except Exception:
+                delay = self._queue.failed(key)
+                log.exception("%s: could not be reconciled; again in %.0f s", key, delay)
+            else:
+                self._queue.done(key, look_again)
+
+    def _resync(self) -> None:
+        while not self._stop.is_set():
+            wait = self._settings.resync_seconds
+            try:
+                for key in self._reconciler.all_keys():
+                    self._queue.add(key)
+            except ApiError as error:
+                log.warning("Trenchcoats cannot be listed: %s", error)
+                wait = min(wait, 5.0)
+            else:
+                self._last_resync = time.monotonic()
+            self._stop.wait(wait)

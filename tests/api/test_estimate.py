@@ -1,0 +1,49 @@
+"""Against the published run: Llama 3.1 405B, 20M tokens, 9 layers a Cria."""
+
+import pytest
+from trenchcoat_api.artifacts import ModelFacts
+from trenchcoat_api.estimate import estimate, layer_parameters
+
+from tests.api.specs import trenchcoat
+
+LLAMA_405B = ModelFacts(
+    layers=126,
+    hidden_size=16384,
+    heads=128,
+    kv_heads=8,
+    head_dim=128,
+    intermediate_size=53248,
+    vocab_size=128256,
+    parameters=405_853_388_800,
+)
+
+
+def published():
+    spec = trenchcoat("spec.data.tokens", 20_000_000).spec
+    return spec.model_copy(update={"layers_per_cria": 9})
+
+
+def test_layer_is_6_38_gb_in_bf16():
+    assert 2 * layer_parameters(LLAMA_405B) / 1e9 == pytest.approx(6.38, abs=0.005)
+
+
+def test_published_run():
+    found = estimate(published(), LLAMA_405B)
+    assert len(found.crias) == 14
+    assert found.activation_bytes / 1e12 == pytest.approx(8.52, abs=0.005)
+    assert found.cria_weight_bytes / 1e9 == pytest.approx(57.4, abs=0.05)
+    assert found.weight_bytes / 1e9 == pytest.approx(812, abs=1)
+    assert found.decode_state_bytes / 1e9 == pytest.approx(1.06, abs=0.01)
+    assert found.cache_tokens == pytest.approx(2064, abs=1)
+
+
+def test_a_layers_products_at_1024_tokens_are_6528_gflop():
+    found = estimate(published(), LLAMA_405B)
+    steps = found.tokens / 1024
+    assert found.collect_flop / steps / 126 / 1e9 == pytest.approx(6528, rel=0.001)
+
+
+def test_layers_that_do_not_divide():
+    spec = trenchcoat("spec.layersPerCria", 8).spec
+    found = estimate(spec, LLAMA_405B)
+    assert [len(cria.layers) for cria in found.crias][-2:] == [8, 6]

@@ -1,0 +1,142 @@
+"""The chart: what helm makes of it. (Installing it is tested in tests/cluster.)"""
+
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from trenchcoat_api.crd import render
+
+TOP = Path(__file__).parents[2]
+CHART = TOP / "charts" / "trenchcoat"
+
+
+@cache
+def helm() -> str:
+    found = shutil.which("helm")
+    if found:
+        return found
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    for built in sorted((cache_home / "trenchcoat" / "components").glob("helm-*/helm")):
+        return str(built)
+    pytest.skip("no helm: `hack/cluster/cluster build helm` makes one")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([helm(), *arguments], capture_output=True, text=True, check=False, timeout=60)
+
+
+def template(*settings: str) -> list[dict[str, Any]]:
+    options = [word for setting in settings for word in ("--set", setting)]
+    made = run("template", "tc", str(CHART), "--namespace", "ops", "--kube-version", "1.34.0", *options)
+    assert made.returncode == 0, made.stderr
+    return [document for document in yaml.safe_load_all(made.stdout) if document]
+
+
+def of_kind(documents: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [document for document in documents if document["kind"] == kind]
+
+
+def test_definitions_are_those_of_the_models() -> None:
+    for file in (TOP / "crds" / "trenchcoat.dev_trenchcoats.yaml", CHART / "files" / "crd.yaml"):
+        assert file.read_text() == render(), f"{file} is not current: run hack/generate-crds"
+
+
+def test_lint() -> None:
+    made = run("lint", "--strict", str(CHART))
+    assert made.returncode == 0, made.stdout
+
+
+def test_the_definition_is_kept_and_can_be_left_out() -> None:
+    (definition,) = of_kind(template(), "CustomResourceDefinition")
+    assert definition["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    generated = yaml.safe_load(render())
+    assert definition["spec"] == generated["spec"]
+    (definition,) = of_kind(template("crds.keep=false"), "CustomResourceDefinition")
+    assert "annotations" not in definition["metadata"]
+    assert not of_kind(template("crds.enabled=false"), "CustomResourceDefinition")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "imgae.tag=1",
+        "image.pullpolicy=Always",
+        "image.pullPolicy=Sometimes",
+        "crds.enable=true",
+        "operator.workers=0",
+        "trainer.memory=lots",
+        "watchNamespaces={Not_A_Name}",
+    ],
+)
+def test_misspelt_values_are_refused(setting: str) -> None:
+    made = run("template", "tc", str(CHART), "--kube-version", "1.34.0", "--set", setting)
+    assert made.returncode != 0
+    assert "schema" in made.stderr
+
+
+def rules(documents: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [rule for role in of_kind(documents, kind) for rule in role["rules"]]
+
+
+@pytest.mark.parametrize("settings", [(), ("watchNamespaces={a,b}",), ("countGpus=false",)])
+def test_no_right_to_everything(settings: tuple[str, ...]) -> None:
+    documents = template(*settings)
+    for rule in rules(documents, "ClusterRole") + rules(documents, "Role"):
+        assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"]
+
+
+def test_secrets_can_only_be_read_one_by_one() -> None:
+    verbs = [rule["verbs"] for rule in rules(template(), "ClusterRole") if "secrets" in rule["resources"]]
+    assert verbs == [["get"]]
+
+
+def test_with_namespaces_rights_are_theirs_alone() -> None:
+    documents = template("watchNamespaces={a,b}")
+    assert [role["metadata"]["namespace"] for role in of_kind(documents, "Role")] == ["a", "b"]
+    (counting,) = rules(documents, "ClusterRole")
+    assert counting == {"apiGroups": [""], "resources": ["nodes", "pods"], "verbs": ["list"]}
+    assert not of_kind(template("watchNamespaces={a}", "countGpus=false"), "ClusterRole")
+
+
+def operator_container(*settings: str) -> dict[str, Any]:
+    (deployment,) = of_kind(template(*settings), "Deployment")
+    container: dict[str, Any] = deployment["spec"]["template"]["spec"]["containers"][0]
+    return container
+
+
+def test_there_is_one_operator_at_a_time() -> None:
+    (deployment,) = of_kind(template(), "Deployment")
+    assert deployment["spec"]["replicas"] == 1
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_the_pod_is_restricted() -> None:
+    (deployment,) = of_kind(template(), "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    container = pod["containers"][0]["securityContext"]
+    assert container["readOnlyRootFilesystem"] is True
+    assert container["allowPrivilegeEscalation"] is False
+    assert container["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_images() -> None:
+    assert operator_container()["image"] == "trenchcoat-operator:0.1.0"
+    set_to = ("image.registry=reg.example/team", "image.tag=abc", "trainerImage.repository=localhost/t")
+    container = operator_container(*set_to)
+    assert container["image"] == "reg.example/team/trenchcoat-operator:abc"
+    environment = {item["name"]: item["value"] for item in container["env"]}
+    assert environment["TRENCHCOAT_TRAINER_IMAGE"] == "localhost/t:0.1.0"
+
+
+def test_every_variable_is_one_that_the_operator_reads() -> None:
+    source = (TOP / "operator" / "trenchcoat_operator" / "settings.py").read_text()
+    for item in operator_container()["env"]:
+        if item["name"].startswith("TRENCHCOAT_"):
+            assert f'"{item["name"].removeprefix("TRENCHCOAT_")}"' in source

@@ -1,0 +1,46 @@
+"""A real cluster for the tests, made once and removed at the end, as a user would have it."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[2]
+sys.path.insert(0, str(REPO / "hack"))
+
+from demo.environment import Environment, local, remove
+from demo.inputs import make_teacher, upload
+from demo.install import install_operator
+
+NAME = "trenchcoat-test"
+NAMESPACE = "team-a"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.cluster)
+
+
+@pytest.fixture(scope="session")
+def environment() -> Iterator[Environment]:
+    """The cluster with MinIO, the training operator and ours; TRENCHCOAT_KEEP_CLUSTER=1 leaves it there."""
+    keep = os.environ.get("TRENCHCOAT_KEEP_CLUSTER") == "1"
+    try:
+        made = local(NAMESPACE, name=NAME)
+        install_operator(made)
+        yield made
+    finally:
+        if not keep:
+            remove(NAME)
+
+
+@pytest.fixture(scope="session")
+def store(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """The same, with the tiny teacher and its text in the bucket."""
+    folder = tmp_path_factory.mktemp("store")
+    make_teacher(folder)
+    upload(environment, folder, fresh_prefix=False)
+    return environment

@@ -1,0 +1,81 @@
+"""Trenchcoats for the cluster tests, and waiting for what becomes of them."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from demo.environment import Environment
+from demo.watch import condition
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny.yaml"
+Body = dict[str, Any]
+
+
+def example(name: str, **changes: Any) -> Body:
+    """examples/tiny.yaml under another name, with fields set by dotted path below spec (dots as __)."""
+    body: Body = yaml.safe_load(EXAMPLE.read_text())
+    body["metadata"]["name"] = name
+    for path, value in changes.items():
+        node = body["spec"]
+        *parents, last = path.split("__")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return body
+
+
+def apply(environment: Environment, body: Body) -> None:
+    environment.kubectl("apply", "-f", "-", stdin=json.dumps(body))
+
+
+def delete(environment: Environment, name: str) -> None:
+    environment.kubectl("delete", "trenchcoat", name, "--ignore-not-found", "--wait=true", "--timeout=120s")
+
+
+def wait(
+    environment: Environment,
+    name: str,
+    until: Callable[[Body], bool],
+    *,
+    timeout: float,
+    watch: Callable[[Body], None] = lambda body: None,
+) -> Body:
+    """Poll a Trenchcoat until a predicate holds; fails at once when it stalls otherwise."""
+    deadline = time.monotonic() + timeout
+    body: Body = {}
+    while time.monotonic() < deadline:
+        body = environment.get("trenchcoat", name)
+        watch(body)
+        if until(body):
+            return body
+        stalled = condition(body, "Stalled")
+        expected = condition(body, "Accepted").get("status") == "False"
+        assert expected or stalled.get("status") != "True", f"{name} stalled: {stalled.get('message')}"
+        time.sleep(1)
+    raise AssertionError(
+        f"{name} did not get there in {timeout:.0f} s: {json.dumps(body.get('status'), indent=1)}"
+    )
+
+
+def succeeded(body: Body) -> bool:
+    return condition(body, "Succeeded").get("status") == "True"
+
+
+def pods(environment: Environment, name: str, *selectors: str) -> list[Body]:
+    selector = ",".join((f"trenchcoat.dev/name={name}", *selectors))
+    return environment.get("pods", "-l", selector)["items"]
+
+
+def gpus_of(pod: Body) -> int:
+    containers = pod["spec"]["containers"]
+    return sum(
+        int(item.get("resources", {}).get("limits", {}).get("nvidia.com/gpu", 0)) for item in containers
+    )
+
+
+def events(environment: Environment, name: str) -> list[Body]:
+    selector = f"involvedObject.kind=Trenchcoat,involvedObject.name={name}"
+    return environment.get("events", "--field-selector", selector)["items"]

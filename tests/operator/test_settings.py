@@ -1,0 +1,41 @@
+"""Settings from the environment."""
+
+import pytest
+from trenchcoat_operator.settings import Settings, SettingsError
+
+
+def test_defaults() -> None:
+    assert Settings.from_environment({}) == Settings()
+
+
+def test_what_is_set_counts() -> None:
+    settings = Settings.from_environment(
+        {
+            "TRENCHCOAT_TRAINER_IMAGE": "registry.example/trainer:2",
+            "TRENCHCOAT_TRAINER_PULL_POLICY": "Never",
+            "TRENCHCOAT_TRAINER_PULL_SECRETS": "one, two",
+            "TRENCHCOAT_NAMESPACES": "a,b",
+            "TRENCHCOAT_POLL_SECONDS": "0.5",
+            "TRENCHCOAT_LOG_LEVEL": "debug",
+        }
+    )
+    assert settings.pods.image == "registry.example/trainer:2"
+    assert settings.pods.pull_policy == "Never"
+    assert settings.pods.pull_secrets == ("one", "two")
+    assert settings.namespaces == ("a", "b")
+    assert settings.poll_seconds == 0.5
+    assert settings.log_level == "DEBUG"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TRENCHCOAT_WORKERS", "many"),
+        ("TRENCHCOAT_WORKERS", "0"),
+        ("TRENCHCOAT_POLL_SECONDS", "nan"),
+        ("TRENCHCOAT_TRAINER_PULL_POLICY", "Sometimes"),
+    ],
+)
+def test_what_cannot_be_used_is_named(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=name):
+        Settings.from_environment({name: value})

@@ -1,0 +1,97 @@
+"""What the operator says of a store that it cannot use. (Reading a real one is tested in tests/cluster.)"""
+
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from minio.error import S3Error
+from trenchcoat_api.artifacts import Artifacts
+from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_operator.storage.s3 import Credentials, StoreError, StoreReader
+
+from tests.operator.test_properties import trenchcoat
+
+KEY = Credentials("accessed-by", "kept-secret")
+
+
+def fault(owner: Trenchcoat) -> StoreError:
+    with pytest.raises(StoreError) as caught:
+        StoreReader(owner.spec.store, KEY).manifest(Artifacts(owner.spec).tokenize)
+    assert KEY.secret_key not in caught.value.message
+    return caught.value
+
+
+def at(endpoint: str) -> Trenchcoat:
+    return trenchcoat(store={"endpoint": endpoint})
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def web_page() -> Iterator[int]:
+    """A server that is no S3 store."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(404)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<html>no such page</html>")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Page)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+def test_nobody_listens(closed_port: int) -> None:
+    error = fault(at(f"http://127.0.0.1:{closed_port}"))
+    assert error.reason == "StoreUnreachable"
+    assert error.message.startswith("spec.store.endpoint: ")
+    assert "0x" not in error.message, "addresses in memory would make every message a new one"
+
+
+def test_a_name_with_a_typo() -> None:
+    error = fault(at("http://minio.invalid:9000"))
+    assert error.reason == "StoreUnreachable"
+    assert "minio.invalid" in error.message
+
+
+def test_a_web_server_that_is_no_store(web_page: int) -> None:
+    error = fault(at(f"http://127.0.0.1:{web_page}"))
+    assert error.reason == "StoreUnreachable"
+    assert "S3" in error.message
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "field"),
+    [
+        ("NoSuchBucket", "BucketNotFound", "spec.store.bucket"),
+        ("AccessDenied", "StoreAccessDenied", "spec.store.credentialsSecretRef"),
+        ("InvalidAccessKeyId", "StoreAccessDenied", "spec.store.credentialsSecretRef"),
+        ("SignatureDoesNotMatch", "StoreAccessDenied", "spec.store.credentialsSecretRef"),
+        ("SlowDown", "StoreUnreachable", "spec.store.endpoint"),
+    ],
+)
+def test_answers_of_a_store(code: str, reason: str, field: str) -> None:
+    reader = StoreReader(trenchcoat().spec.store, KEY)
+    error = reader._explained(S3Error(None, code, "said so", None, None, None))  # type: ignore[arg-type]
+    assert error.reason == reason
+    assert error.message.startswith(field + ": ")
+
+
+def test_a_secret_key_is_not_shown() -> None:
+    assert "kept-secret" not in repr(KEY)

@@ -1,0 +1,61 @@
+"""Order of stages on one machine."""
+
+from trenchcoat_api.artifacts import Artifacts
+from trenchcoat_api.crias import cria_ranges
+from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.local.schedule import Machine, admit, ready
+
+from tests.api.specs import trenchcoat
+
+SPEC = trenchcoat().spec
+CRIAS = cria_ranges(12, 2)
+WANTED = Artifacts(SPEC).all(CRIAS)
+
+
+def keys(*stages):
+    return {artifact.key for artifact in WANTED if artifact.stage in stages}
+
+
+def names(artifacts):
+    return [artifact.name for artifact in artifacts]
+
+
+def test_only_tokenize_waits_for_nothing():
+    assert names(ready(WANTED, set(), set())) == ["tokenize"]
+
+
+def test_collection_and_sharding_run_side_by_side():
+    candidates = ready(WANTED, keys(Stage.TOKENIZE), set())
+    assert names(admit(candidates, {}, parallel_crias=1)) == ["collect", "shard"]
+
+
+def test_crias_wait_for_both_and_share_the_machine_up_to_the_limit():
+    done = keys(Stage.TOKENIZE, Stage.COLLECT)
+    assert names(ready(WANTED, done, keys(Stage.SHARD))) == []
+    candidates = ready(WANTED, done | keys(Stage.SHARD), set())
+    assert names(admit(candidates, {}, parallel_crias=2)) == ["cria-00", "cria-01"]
+    running = {candidates[0].key: Stage.CRIA}
+    left = ready(WANTED, done | keys(Stage.SHARD), set(running))
+    assert names(admit(left, running, parallel_crias=2)) == ["cria-01"]
+
+
+def test_stitching_waits_for_every_cria():
+    some = keys(Stage.TOKENIZE, Stage.COLLECT, Stage.SHARD) | {WANTED[3].key}
+    assert "stitch" not in names(ready(WANTED, some, set()))
+    every = keys(Stage.TOKENIZE, Stage.COLLECT, Stage.SHARD, Stage.CRIA)
+    assert names(ready(WANTED, every, set())) == ["stitch"]
+
+
+def test_a_run_ends_from_wherever_it_begins():
+    complete = keys(Stage.SHARD)
+    for _ in range(len(WANTED)):
+        for artifact in admit(ready(WANTED, complete, set()), {}, parallel_crias=3):
+            complete.add(artifact.key)
+    assert complete == {artifact.key for artifact in WANTED}
+
+
+def test_ranks_fit_the_machine():
+    spec = trenchcoat("spec.collect", {"nodes": 3, "gpusPerNode": 8}).spec
+    assert Machine(gpus=2, cores=16).workers(Stage.COLLECT, spec) == 2
+    assert Machine(gpus=0, cores=4).workers(Stage.COLLECT, spec) == 4
+    assert Machine(gpus=8, cores=16).workers(Stage.CRIA, spec) == 1

@@ -1,0 +1,88 @@
+"""A real MinIO server for tests, where its program is found."""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import urllib3
+from trenchcoat_trainer.store import S3Store
+
+ACCESS_KEY, SECRET_KEY, BUCKET, REGION = "tester", "a-long-secret", "trenchcoat", "us-east-1"
+
+
+@dataclass(frozen=True)
+class MinioServer:
+    """Where the server listens."""
+
+    endpoint: str
+
+    def store(self, **changes: str) -> S3Store:
+        options = {
+            "endpoint": self.endpoint,
+            "bucket": BUCKET,
+            "region": REGION,
+            "access_key": ACCESS_KEY,
+            "secret_key": SECRET_KEY,
+        }
+        return S3Store(**(options | changes))
+
+
+def find_minio() -> str | None:
+    """MinIO's program: named by the environment, in the cache of built components, or on the path."""
+    named = os.environ.get("TRENCHCOAT_MINIO")
+    if named:
+        return named
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trenchcoat"
+    found = sorted(file for file in cache.glob("components/*/minio") if os.access(file, os.X_OK))
+    return str(found[-1]) if found else shutil.which("minio")
+
+
+@contextmanager
+def running_minio(program: str, folder: Path) -> Iterator[MinioServer]:
+    """A server with its data in this folder, and an empty bucket."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {"MINIO_ROOT_USER": ACCESS_KEY, "MINIO_ROOT_PASSWORD": SECRET_KEY}
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [
+                program,
+                "server",
+                f"--address=127.0.0.1:{port}",
+                "--console-address=127.0.0.1:0",
+                folder / "data",
+            ],
+            env=environment,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}/minio/health/ready", server, folder / "log")
+        minio = MinioServer(f"http://127.0.0.1:{port}")
+        minio.store()._client.make_bucket(BUCKET)
+        yield minio
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    http = urllib3.PoolManager(retries=False, timeout=1.0)
+    for _ in range(300):
+        if server.poll() is not None:
+            pytest.fail(f"MinIO ended: {log.read_text()}")
+        try:
+            if http.request("GET", url).status == 200:
+                return
+        except urllib3.exceptions.HTTPError:
+            pass
+        time.sleep(0.1)
+    pytest.fail(f"MinIO does not become ready: {log.read_text()}")

@@ -1,0 +1,68 @@
+"""A Cria computes what the whole model computes."""
+
+import pytest
+import torch
+from trenchcoat_api.spec import Lora
+from trenchcoat_trainer.models.adapters import adapted_modules, inject_adapters, merge_adapters
+from trenchcoat_trainer.models.maps import initial_maps, student_config
+
+from tests.trainer.tiny_student import ATTENTION, make_cria, make_student, make_teacher
+
+LORA = Lora(rank=3, alpha=6, dropout="0.5", target_modules=["q_proj", "v_proj", "o_proj"])
+
+
+@torch.no_grad()
+def test_crias_in_a_row_are_the_student_bit_for_bit():
+    teacher = make_teacher(layers=6)
+    student = make_student(teacher)
+    ids = torch.randint(0, 61, (2, 37))
+    hidden = student.model.embed_tokens(ids)
+    for first, last in [(0, 1), (2, 4), (5, 5)]:
+        hidden = make_cria(teacher, first, last)(hidden)
+    assert torch.equal(student.lm_head(student.model.norm(hidden)), student(ids, use_cache=False).logits)
+
+
+@torch.no_grad()
+def test_a_cria_with_softmax_is_the_teacher_bit_for_bit():
+    teacher = make_teacher(layers=2)
+    cria = make_cria(teacher, 0, 1)
+    ids = torch.randint(0, 61, (2, 37))
+    hidden = teacher.model.embed_tokens(ids)
+    hybrid = cria(hidden)
+    cria.use(softmax=True)
+    assert torch.equal(teacher.lm_head(teacher.model.norm(cria(hidden))), teacher(ids).logits)
+    assert not torch.allclose(hybrid, cria(hidden), atol=1e-2)
+
+
+@torch.no_grad()
+def test_merged_adapters_compute_what_adapters_compute():
+    teacher = make_teacher(layers=3)
+    cria = make_cria(teacher, 1, 2)
+    adapters = inject_adapters(cria, LORA, seed=0, purpose="test")
+    for parameter in adapters.values():
+        parameter.normal_(std=0.1)
+    hidden = torch.randn(2, 20, 32)
+    plain = make_cria(teacher, 1, 2, state=merge_adapters(teacher.state_dict(), adapters, LORA))
+    assert not torch.allclose(cria(hidden), make_cria(teacher, 1, 2)(hidden), atol=1e-2)
+    torch.testing.assert_close(plain(hidden), cria(hidden), rtol=0, atol=1e-5)
+
+
+def test_adapters_and_maps_start_alike_however_layers_are_grouped():
+    teacher = make_teacher(layers=4)
+    whole = inject_adapters(make_cria(teacher, 0, 3), LORA, seed=5, purpose="cria")
+    second = make_cria(teacher, 2, 3)
+    part = inject_adapters(second, LORA, seed=5, purpose="cria")
+    assert set(part) < set(whole)
+    assert all(torch.equal(part[name], whole[name]) for name in part)
+    assert "base_model.model.model.layers.3.self_attn.o_proj.lora_B.weight" in part
+    assert sorted(adapted_modules(second))[0] == "layers.2.self_attn.o_proj"
+    config = student_config(teacher.config, ATTENTION)
+    assert torch.equal(second.maps()["layers.3.w_k"], initial_maps(config, 3, seed=0)["w_k"])
+    assert not torch.equal(initial_maps(config, 3, 0)["w_k"], initial_maps(config, 3, 1)["w_k"])
+    assert not torch.equal(initial_maps(config, 3, 0)["w_k"], initial_maps(config, 2, 0)["w_k"])
+
+
+def test_a_softmax_layer_that_does_not_exist_is_named():
+    with pytest.raises(ValueError, match="keepSoftmaxLayers names layer 9, but the model has 2"):
+        attention = ATTENTION.model_copy(update={"keep_softmax_layers": [9]})
+        student_config(make_teacher(layers=2).config, attention)

@@ -1,0 +1,103 @@
+"""Decoding with a cache of constant size gives what the full forward gives."""
+
+import pytest
+import torch
+from trenchcoat_trainer.models import TrenchcoatCache
+
+from tests.trainer.tiny_student import ATTENTION, make_student, make_teacher
+
+TOKENS = 43  # five blocks of the window and a part of a sixth
+
+
+@pytest.fixture(scope="module", params=[(), (1,)], ids=["all hybrid", "one softmax layer"])
+def student(request):
+    attention = ATTENTION.model_copy(update={"keep_softmax_layers": list(request.param)})
+    return make_student(make_teacher(layers=3), attention)
+
+
+def tokens(batch: int, length: int = TOKENS) -> torch.Tensor:
+    return torch.randint(0, 61, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+# Shorter than the window of 8, one less and more than a block, odd, at and across folds, all but one token.
+@pytest.mark.parametrize("prompt", [1, 3, 7, 8, 9, 16, 17, 29, 42])
+@torch.no_grad()
+def test_decode_gives_the_logits_of_the_full_forward(student, prompt):
+    ids = tokens(batch=2)
+    full = student(ids, use_cache=False).logits
+    outputs = [student(ids[:, :prompt], use_cache=True)]
+    cache = outputs[0].past_key_values
+    for position in range(prompt, TOKENS):
+        outputs.append(student(ids[:, position : position + 1], past_key_values=cache))
+    decoded = torch.cat([output.logits for output in outputs], dim=1)
+    torch.testing.assert_close(decoded, full, rtol=0, atol=2e-5)
+
+
+@torch.no_grad()
+def test_a_prompt_may_come_in_pieces(student):
+    ids = tokens(batch=1)
+    cache = TrenchcoatCache(student.config)
+    pieces = [student(piece, past_key_values=cache).logits for piece in ids.split([5, 20, 1, 17], dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, 1), student(ids, use_cache=False).logits, rtol=0, atol=2e-5)
+
+
+@torch.no_grad()
+def test_the_cache_stops_growing():
+    student = make_student(make_teacher(layers=2))
+
+    def held(length: int) -> int:
+        cache = student(tokens(1, length), use_cache=True).past_key_values
+        parts = [vars(layer.state)[name] for layer in cache.layers for name in ("keys", "values", "memory")]
+        return sum(part.numel() for part in parts)
+
+    assert held(16 * 8) == held(64 * 8)
+
+
+@torch.no_grad()
+def test_generate_with_and_without_cache_agree_and_beams_are_reordered(student):
+    ids = tokens(batch=2, length=11)
+    mask = torch.ones_like(ids)
+    for beams in (1, 3):
+        settings = {"max_new_tokens": 20, "do_sample": False, "num_beams": beams, "pad_token_id": 0}
+        cached = student.generate(ids, attention_mask=mask, **settings)
+        plain = student.generate(ids, attention_mask=mask, use_cache=False, **settings)
+        assert cached.tolist() == plain.tolist()
+
+
+@torch.no_grad()
+def test_left_padding_is_refused_with_the_remedy(student):
+    ids = tokens(batch=2, length=11)
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    with pytest.raises(ValueError, match="equal length, or one at a time"):
+        student.generate(ids, attention_mask=mask, max_new_tokens=2, pad_token_id=0)
+    with pytest.raises(ValueError, match="equal length"):
+        student(ids, attention_mask=mask)
+
+
+@torch.no_grad()
+def test_right_padding_without_a_cache_changes_nothing(student):
+    ids = tokens(batch=2, length=21)
+    mask = torch.ones_like(ids)
+    mask[1, 13:] = 0
+    padded = student(ids, attention_mask=mask, use_cache=False).logits
+    torch.testing.assert_close(padded[1, :13], student(ids[1:, :13], use_cache=False).logits[0])
+    with pytest.raises(ValueError, match="padding"):
+        student(ids, attention_mask=mask, use_cache=True)
+
+
+@torch.no_grad()
+def test_softmax_layers_are_the_teachers():
+    teacher = make_teacher(layers=2)
+    student = make_student(teacher, ATTENTION.model_copy(update={"keep_softmax_layers": [0, 1]}))
+    ids = tokens(batch=1)
+    assert torch.equal(student(ids, use_cache=False).logits, teacher(ids, use_cache=False).logits)
+
+
+def test_bf16_keeps_the_maps_in_fp32(tmp_path):
+    student = make_student(make_teacher(layers=1))
+    student.save_pretrained(tmp_path)
+    loaded = type(student).from_pretrained(tmp_path, dtype=torch.bfloat16)
+    attention = loaded.model.layers[0].self_attn
+    assert attention.q_proj.weight.dtype == torch.bfloat16
+    assert torch.equal(attention.w_q, student.model.layers[0].self_attn.w_q)

@@ -1,0 +1,141 @@
+"""The hub as a source, against a small server that answers as the hub does."""
+
+import http.server
+import json
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from trenchcoat_trainer.errors import BadInputError, NotFoundError
+from trenchcoat_trainer.sources.hub import HubRepository
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Serves one public repository, me/llama, and one gated one, me/gated."""
+
+    folder: Path
+    ranges: list[str]
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        if path.startswith(("/api/models/me/gated", "/me/gated")):
+            self._error(403, "GatedRepo")
+        elif match := re.match(r"/api/models/me/llama/(?:revision|tree|paths-info)/([^/]+)", path):
+            if match[1] not in ("main", COMMIT):
+                self._error(404, "RevisionNotFound")
+            elif "/tree/" in path:
+                self._json(self._files())
+            else:
+                self._json({"id": "me/llama", "sha": COMMIT, "siblings": []})
+        elif path.startswith(f"/me/llama/resolve/{COMMIT}/"):
+            self._file(self.folder / path.rpartition("/")[2])
+        else:
+            self._error(
+                404 if "llama" in path else 401, "EntryNotFound" if "llama" in path else "RepoNotFound"
+            )
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        names = [unquote(item.partition("=")[2]) for item in body.split("&") if item.startswith("paths=")]
+        if body.startswith("{"):
+            names = json.loads(body)["paths"]
+        self._json([item for item in self._files() if item["path"] in names])
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def _files(self) -> list[dict[str, object]]:
+        files = sorted(self.folder.iterdir())
+        return [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40} for f in files]
+
+    def _file(self, file: Path) -> None:
+        if not file.exists():
+            self._error(404, "EntryNotFound")
+            return
+        data = file.read_bytes()
+        wanted = self.headers.get("Range")
+        if wanted:
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            self.ranges.append(wanted)
+            self._send(
+                206, data[int(first) : int(last) + 1], {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
+            )
+        else:
+            self._send(200, data, {"X-Repo-Commit": COMMIT, "ETag": '"0"'})
+
+    def _json(self, value: object) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _error(self, status: int, code: str) -> None:
+        self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[http.server.ThreadingHTTPServer]:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model.safetensors").write_bytes(bytes(range(256)) * 1000)
+    handler = type("BoundHub", (Hub,), {"folder": tmp_path, "ranges": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def open_repository(
+    hub: http.server.ThreadingHTTPServer, name: str = "me/llama", revision: str = "main"
+) -> HubRepository:
+    return HubRepository(name, revision, endpoint=f"http://127.0.0.1:{hub.server_port}")
+
+
+def test_files_are_listed_and_read_by_ranges(hub) -> None:
+    repository = open_repository(hub)
+    assert [(entry.path, entry.size) for entry in repository.list("")] == [
+        ("config.json", 23),
+        ("model.safetensors", 256_000),
+    ]
+    assert repository.read("config.json") == b'{"model_type": "llama"}'
+    assert repository.size("model.safetensors") == 256_000
+    assert repository.read("model.safetensors", 254, 4) == b"\xfe\xff\x00\x01"
+    assert hub.RequestHandlerClass.ranges[-1] == "bytes=254-257"
+
+
+def test_missing_files_are_named(hub) -> None:
+    repository = open_repository(hub)
+    assert not repository.exists("tokenizer.json")
+    with pytest.raises(NotFoundError, match=r"tokenizer\.json"):
+        repository.read("tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "message"),
+    [
+        ("me/gated", "main", r"me/gated is gated: .* spec\.model\.tokenSecretRef"),
+        ("me/nothing", "main", "is not on the hub, or private"),
+        ("me/llama", "v9", r"spec\.model\.revision 'v9' is not in hf://me/llama"),
+    ],
+)
+def test_what_cannot_be_had_is_told(hub, name: str, revision: str, message: str) -> None:
+    with pytest.raises(BadInputError, match=message):
+        open_repository(hub, name, revision)

@@ -1,0 +1,81 @@
+"""The cria stage on real activations: what it leaves, and that a killed one goes on bit for bit."""
+
+import pytest
+import torch
+from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.errors import BadInputError, PreemptedError
+from trenchcoat_trainer.models.maps import initial_maps, student_config
+from trenchcoat_trainer.shards import load_config
+from trenchcoat_trainer.stages import cria as cria_stage
+from trenchcoat_trainer.stages.context import StageContext
+
+from tests.trainer.trainer_samples import StopAfter
+
+
+def run(
+    open_training, spec, index: int = 0, store: str = "store", stops: tuple[int, ...] = ()
+) -> StageContext:
+    """Run the stage, stopping it after each of `stops` steps and starting it again."""
+    for steps in stops:
+        with pytest.raises(PreemptedError):
+            context = open_training(spec, Stage.CRIA, cria=index, store=store, stop=StopAfter(steps - 1))
+            cria_stage.run(context)
+    context = open_training(spec, Stage.CRIA, cria=index, store=store)
+    cria_stage.run(context)
+    return context
+
+
+def results(context: StageContext) -> dict[str, torch.Tensor]:
+    return {
+        **context.read_tensors(context.artifact, cria_stage.FEATURE_MAPS),
+        **context.read_tensors(context.artifact, cria_stage.ADAPTERS),
+    }
+
+
+def test_it_leaves_maps_adapters_and_losses(open_training, training_spec):
+    context = run(open_training, training_spec, index=1)
+    assert [item.path for item in context.manifest(context.artifact).objects] == [
+        "adapters.safetensors",
+        "feature_maps.safetensors",
+    ]
+    tensors = results(context)
+    assert tensors["layers.3.w_q"].shape == (4, 16, 8)
+    assert tensors["layers.3.w_q"].dtype == torch.float32
+    a = "base_model.model.model.layers.2.self_attn.v_proj.lora_A.weight"
+    b = "base_model.model.model.layers.3.self_attn.q_proj.lora_B.weight"
+    assert tensors[a].shape == (8, 64)
+    assert tensors[b].shape == (64, 8)
+    assert tensors[b].abs().max() > 0
+    losses = {name: float(loss) for name, loss in context.manifest(context.artifact).facts.losses.items()}
+    assert losses["transfer"] < losses["transferInitial"]
+    assert losses["lora"] < losses["loraInitial"]
+    assert not context.store.exists(context.artifact.checkpoint_prefix + "state.safetensors")
+
+
+@pytest.mark.parametrize("objective", ["layerwise", "block"])
+@pytest.mark.parametrize("index", [0, 2])
+def test_killed_at_any_step_it_ends_with_the_same_maps_and_adapters(
+    open_training, training_spec, change, objective, index
+):
+    spec = change(training_spec, criaLora={"objective": objective})
+    whole = results(run(open_training, spec, index))
+    # In transfer, at its very end, in LoRA twice: 1, then 6, then 10 is transfer's last, then 13 and 14.
+    pieces = results(run(open_training, spec, index, store="killed", stops=(1, 5, 4, 3, 1)))
+    assert set(whole) == set(pieces)
+    assert all(torch.equal(whole[name], pieces[name]) for name in whole)
+
+
+def test_no_epochs_leave_what_was_there_before_training(open_training, training_spec, change):
+    spec = change(training_spec, transfer={"epochs": 0}, criaLora={"epochs": 0})
+    context = run(open_training, spec, index=2)
+    tensors = results(context)
+    config = student_config(load_config(context), spec.attention)
+    assert torch.equal(tensors["layers.4.w_k"], initial_maps(config, 4, seed=0)["w_k"])
+    assert tensors["base_model.model.model.layers.4.self_attn.q_proj.lora_B.weight"].abs().max() == 0
+    assert context.manifest(context.artifact).facts.losses == {}
+
+
+def test_a_softmax_layer_that_does_not_exist_is_bad_input(open_training, training_spec, change):
+    spec = change(training_spec, attention={"keepSoftmaxLayers": [7]})
+    with pytest.raises(BadInputError, match="names layer 7"):
+        run(open_training, spec)

@@ -1,0 +1,120 @@
+"""Attention transfer: it learns, layer by layer, and does not care how layers are grouped."""
+
+import math
+
+import pytest
+import torch
+from trenchcoat_trainer.attention import naive
+from trenchcoat_trainer.data import Batch
+from trenchcoat_trainer.errors import DivergedError
+from trenchcoat_trainer.stages.cria.plateau import Plateau
+from trenchcoat_trainer.stages.cria.transfer import TransferPhase, transfer_step
+
+from tests.trainer.stages.cria.cria_training import boundaries, make_spec, train_transfer
+from tests.trainer.tiny_student import ATTENTION, make_cria, make_teacher
+
+
+@pytest.fixture(scope="module")
+def hidden():
+    return boundaries()
+
+
+def test_one_cria_of_six_layers_gives_the_maps_of_two_of_three(hidden):
+    spec = make_spec()
+    _, whole, _ = train_transfer(spec, hidden, 0, 5)
+    _, first, _ = train_transfer(spec, hidden, 0, 2)
+    _, second, _ = train_transfer(spec, hidden, 3, 5)
+    assert set(whole) == set(first) | set(second)
+    for name, tensor in (first | second).items():
+        assert torch.equal(tensor, whole[name]), name
+
+
+def test_it_learns(hidden):
+    _, _, losses = train_transfer(make_spec(), hidden, 0, 2, epochs=16)
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_the_loss_and_gradient_are_the_materialised_formula(hidden):
+    cria = make_cria(make_teacher(6), 2, 3)
+    for parameter in cria.maps().values():
+        parameter.requires_grad_()
+    losses = transfer_step(cria, hidden[2][:2], scale=0.5, mse_weight=1000.0, xent_weight=1.0)
+
+    for index, (n, layer) in enumerate(cria.hybrid_layers()):
+        attention = layer.self_attn
+        with torch.no_grad():
+            inputs = hidden[2 + index][:2]
+            q, k, v = attention.project(layer.input_layernorm(inputs), cria.rope(inputs))
+        maps = [getattr(attention, name).detach().clone().requires_grad_() for name in ("w_q", "w_k")]
+        factor = attention.window_factor.detach().clone().requires_grad_()
+        mse, xent, _ = naive.distill_loss(q, k, v, q, k, v, *maps, factor, 8)
+        loss = 1000 * mse + xent
+        torch.testing.assert_close(losses[index], loss.detach(), rtol=1e-5, atol=0)
+        (0.5 * loss).backward()
+        for name, expected in [("w_q", maps[0]), ("w_k", maps[1]), ("window_factor", factor)]:
+            actual = cria.maps()[f"layers.{n}.{name}"].grad
+            torch.testing.assert_close(actual, expected.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_micro_batches_add_up_to_the_batch(hidden):
+    results = []
+    for micro in (1, 3, 4):
+        spec = make_spec(transfer={"batchSize": 4, "microBatchSize": micro, "plateau": {"every": 3}})
+        results.append(train_transfer(spec, hidden, 1, 1, epochs=1)[1]["layers.1.w_q"])
+    torch.testing.assert_close(results[0], results[2], rtol=0, atol=1e-4)
+    torch.testing.assert_close(results[1], results[2], rtol=0, atol=1e-4)
+
+
+def test_each_layer_keeps_its_own_best_maps(hidden):
+    """With a rate that ruins everything after a while, the maps kept are better than the last ones."""
+    spec = make_spec(transfer={"batchSize": 4, "learningRate": "3", "plateau": {"every": 3, "patience": 99}})
+    cria = make_cria(make_teacher(6), 0, 1)
+    phase = TransferPhase(cria, spec.transfer, steps=12)
+    batch = Batch(hidden[0][:4], None)
+    for step in range(12):
+        phase.step(batch, epoch=0, step=step)
+    weights = {"mse_weight": 1000.0, "xent_weight": 1.0}
+    last = transfer_step(cria, batch.inputs, scale=1.0, **weights)
+    maps, best = phase.finish()
+    assert all(torch.equal(maps[name], parameter) for name, parameter in cria.maps().items())
+    for parameter in cria.maps().values():
+        parameter.requires_grad_()
+    kept = transfer_step(cria, batch.inputs, scale=1.0, **weights)
+    assert bool((kept <= last).all()), (kept, last)
+    assert math.isfinite(best)
+
+
+def test_layers_that_keep_softmax_are_passed_through(hidden):
+    attention = ATTENTION.model_copy(update={"keep_softmax_layers": [1]})
+    cria = make_cria(make_teacher(6), 0, 2, attention)
+    assert [n for n, _ in cria.hybrid_layers()] == [0, 2]
+    phase = TransferPhase(cria, make_spec().transfer, steps=3)
+    for step in range(3):
+        phase.step(Batch(hidden[0][:4], None), epoch=0, step=step)
+    maps, _ = phase.finish()
+    plain = TransferPhase(make_cria(make_teacher(6), 0, 2), make_spec().transfer, steps=3)
+    for step in range(3):
+        plain.step(Batch(hidden[0][:4], None), epoch=0, step=step)
+    torch.testing.assert_close(maps["layers.2.w_k"], plain.finish()[0]["layers.2.w_k"], rtol=0, atol=1e-4)
+
+
+def test_a_loss_that_is_no_number_names_cria_layer_and_step(hidden):
+    cria = make_cria(make_teacher(6), 0, 2)
+    phase = TransferPhase(cria, make_spec().transfer, steps=3)
+    phase.step(Batch(hidden[0][:4], None), epoch=0, step=0)
+    with torch.no_grad():
+        cria.layers["1"].self_attn.w_q[0, 0, 0] = math.nan
+    with pytest.raises(DivergedError, match=r"Cria 0: the transfer loss of layer 1 became nan at step 2"):
+        phase.step(Batch(hidden[0][:4], None), epoch=0, step=1)
+
+
+def test_the_schedule_cuts_after_patience_and_stops_at_the_minimum():
+    schedule = Plateau(factor=0.1, patience=1, min_rate=1e-4, rate=1e-2)
+    assert [schedule.check(loss) for loss in (5.0, 4.0, 4.0)] == [True, True, False]
+    assert schedule.rate == 1e-2
+    schedule.check(4.0)
+    assert schedule.rate == pytest.approx(1e-3)
+    for _ in range(10):
+        schedule.check(4.0)
+    assert schedule.rate == 1e-4
+    assert Plateau.restore(schedule.state()) == schedule

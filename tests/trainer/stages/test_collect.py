@@ -1,0 +1,247 @@
+"""Collection: what is stored is exactly what the teacher computes, however it is spread and interrupted."""
+
+import multiprocessing
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from trenchcoat_api.artifacts import Manifest
+from trenchcoat_api.exitcodes import ExitCode
+from trenchcoat_api.spec import TrenchcoatSpec
+from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.data import CriaData, TokenData, layout
+from trenchcoat_trainer.errors import PreemptedError
+from trenchcoat_trainer.shards import TORCH_DTYPES, load_config, load_cria_weights, load_rest_weights
+from trenchcoat_trainer.stages import collect, shard, tokenize
+from trenchcoat_trainer.stages.collect.pipeline import split_layers
+from trenchcoat_trainer.stages.opening import open_context
+from trenchcoat_trainer.stages.stop import StopRequest
+from trenchcoat_trainer.teacher import TeacherLayers
+
+from tests.trainer.trainer_samples import StopAfter, make_config, save_teacher
+
+BATCH = 4
+SEQUENCES_PER_OBJECT = 10
+
+
+def hidden_bytes(spec: TrenchcoatSpec) -> int:
+    item = layout.ITEM_BYTES[spec.dtype]
+    return SEQUENCES_PER_OBJECT * spec.data.sequence_length * 64 * item
+
+
+def run_rank(
+    spec: TrenchcoatSpec, folder: Path, rank: int, world_size: int, port: int, stop: StopRequest
+) -> None:
+    """One process of a collection; in a child process."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    layout.HIDDEN_BYTES = hidden_bytes(spec)
+    context = open_context(spec, Stage.COLLECT, folder=folder, rank=rank, world_size=world_size, stop=stop)
+    try:
+        collect.run(context)
+    except PreemptedError as error:
+        raise SystemExit(int(error.exit_code)) from error
+
+
+def run_ranks(spec: TrenchcoatSpec, folder: Path, stops: list[StopRequest]) -> list[int | None]:
+    """Run as many ranks as there are stops, and return their exit codes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["trenchcoat_trainer.stages.collect", "tests.trainer.trainer_samples"])
+    ranks = [
+        processes.Process(target=run_rank, args=(spec, folder, rank, len(stops), port, stop))
+        for rank, stop in enumerate(stops)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    return [process.exitcode for process in ranks]
+
+
+def checksums(manifest: Manifest) -> dict[str, str]:
+    return {item.path: item.sha256 for item in manifest.objects}
+
+
+def collected(spec: TrenchcoatSpec, folder: Path) -> dict[str, str]:
+    context = open_context(spec, Stage.CRIA, cria=0, folder=folder)
+    return checksums(context.manifest(context.artifacts.collect))
+
+
+@pytest.fixture
+def spec(make_spec, monkeypatch: pytest.MonkeyPatch) -> TrenchcoatSpec:
+    made: TrenchcoatSpec = make_spec(collect={"batchSize": BATCH})
+    monkeypatch.setattr(layout, "HIDDEN_BYTES", hidden_bytes(made))
+    return made
+
+
+@pytest.fixture
+def tokenized(spec: TrenchcoatSpec, tmp_path: Path) -> Path:
+    """A folder store with the tokens."""
+    tokenize.run(open_context(spec, Stage.TOKENIZE, folder=tmp_path / "tokenized"))
+    return tmp_path / "tokenized"
+
+
+@pytest.fixture
+def uninterrupted(spec: TrenchcoatSpec, tokenized: Path, tmp_path: Path) -> dict[str, str]:
+    """Checksums of the boundaries as one process makes them in one go."""
+    folder = shutil.copytree(tokenized, tmp_path / "uninterrupted")
+    collect.run(open_context(spec, Stage.COLLECT, folder=folder))
+    return collected(spec, folder)
+
+
+def test_objects_hold_every_sequence_of_every_inner_boundary(uninterrupted: dict[str, str]) -> None:
+    assert sorted(uninterrupted) == [
+        layout.boundary_path(boundary, index) for boundary in (1, 2) for index in range(10)
+    ]
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_any_number_of_ranks_gives_the_same_bytes(
+    spec: TrenchcoatSpec, tokenized: Path, uninterrupted: dict[str, str], world_size: int
+) -> None:
+    assert run_ranks(spec, tokenized, [StopRequest()] * world_size) == [0] * world_size
+    assert collected(spec, tokenized) == uninterrupted
+
+
+@pytest.mark.parametrize("stopped", [0, 1, 2])
+def test_a_stop_of_any_rank_stops_them_all_and_they_go_on(
+    spec: TrenchcoatSpec, tokenized: Path, uninterrupted: dict[str, str], stopped: int
+) -> None:
+    stops: list[StopRequest] = [StopRequest(), StopRequest(), StopRequest()]
+    stops[stopped] = StopAfter(12)
+    assert run_ranks(spec, tokenized, stops) == [ExitCode.PREEMPTED] * 3
+    context = open_context(spec, Stage.COLLECT, folder=tokenized)
+    assert not context.store.exists(context.artifact.manifest_path)
+    kept = [path for path in uninterrupted if context.writer.recorded(path)]
+    assert 0 < len(kept) < len(uninterrupted)
+    collect.run(context)
+    assert collected(spec, tokenized) == uninterrupted
+
+
+@pytest.mark.parametrize("looks", [1, 7, 40])
+def test_a_stopped_collection_goes_on_and_gives_the_same_bytes(
+    spec: TrenchcoatSpec, tokenized: Path, uninterrupted: dict[str, str], looks: int
+) -> None:
+    stopped = open_context(spec, Stage.COLLECT, folder=tokenized, stop=StopAfter(looks))
+    with pytest.raises(PreemptedError):
+        collect.run(stopped)
+    context = open_context(spec, Stage.COLLECT, folder=tokenized)
+    kept = [path for path in uninterrupted if context.writer.recorded(path)]
+    written = record_writes(context)
+    collect.run(context)
+    assert collected(spec, tokenized) == uninterrupted
+    assert sorted(kept + written) == sorted(uninterrupted)
+    assert bool(kept) == (looks >= 7)
+
+
+def test_a_crash_between_two_objects_loses_no_more_than_what_was_not_recorded(
+    spec: TrenchcoatSpec, tokenized: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trenchcoat_trainer.stages.writer.JOURNAL_SECONDS", 0.0)
+    context = open_context(spec, Stage.COLLECT, folder=tokenized)
+    original = context.store.write
+
+    def write(path: str, data: bytes) -> None:
+        if path.endswith("boundary-02/00005.safetensors"):
+            raise OSError("the disk is gone")
+        original(path, data)
+
+    monkeypatch.setattr(context.store, "write", write)
+    with pytest.raises(OSError, match="the disk is gone"):
+        collect.run(context)
+    again = open_context(spec, Stage.COLLECT, folder=tokenized)
+    written = record_writes(again)
+    collect.run(again)
+    assert collected(spec, tokenized) == uninterrupted
+    assert "boundary-02/00005.safetensors" in written
+    assert "boundary-01/00000.safetensors" not in written
+
+
+def test_an_object_that_was_cut_after_it_was_recorded_is_made_anew(
+    spec: TrenchcoatSpec, tokenized: Path, uninterrupted: dict[str, str]
+) -> None:
+    stopped = open_context(spec, Stage.COLLECT, folder=tokenized, stop=StopAfter(40))
+    with pytest.raises(PreemptedError):
+        collect.run(stopped)
+    path = stopped.artifact.prefix + "boundary-01/00001.safetensors"
+    stopped.store.write(path, stopped.store.read(path)[:-1])
+    collect.run(open_context(spec, Stage.COLLECT, folder=tokenized))
+    assert collected(spec, tokenized) == uninterrupted
+
+
+def record_writes(context: Any) -> list[str]:
+    written: list[str] = []
+    original = context.writer.write_tensors
+
+    def write_tensors(path: str, tensors: dict[str, torch.Tensor]) -> Any:
+        written.append(path)
+        return original(path, tensors)
+
+    context.writer.write_tensors = write_tensors
+    return written
+
+
+@pytest.fixture(params=[("float32", False), ("float32", True), ("bfloat16", False), ("bfloat16", True)])
+def teacher(
+    request: pytest.FixtureRequest, make_spec, tmp_path: Path
+) -> Iterator[tuple[TrenchcoatSpec, LlamaForCausalLM]]:
+    """A spec, and its teacher loaded in the usual way: both number formats, tied and untied embeddings."""
+    dtype, tied = request.param
+    source = tmp_path / "teacher"
+    save_teacher(source, make_config(tie_word_embeddings=tied))
+    spec = make_spec(
+        model={"source": source.as_uri()}, dtype=dtype, collect={"batchSize": BATCH}, data={"tokens": 1500}
+    )
+    yield (
+        spec,
+        AutoModelForCausalLM.from_pretrained(
+            source, dtype=TORCH_DTYPES[spec.dtype], attn_implementation="sdpa"
+        ),
+    )
+
+
+def test_cria_by_cria_gives_the_teachers_logits_bit_for_bit(
+    teacher: tuple[TrenchcoatSpec, LlamaForCausalLM], tmp_path: Path
+) -> None:
+    spec, model = teacher
+    folder = tmp_path / "store"
+    for stage, module in ((Stage.TOKENIZE, tokenize), (Stage.SHARD, shard), (Stage.COLLECT, collect)):
+        module.run(open_context(spec, stage, folder=folder))
+    context = open_context(spec, Stage.CRIA, cria=0, folder=folder)
+    config, rest = load_config(context), load_rest_weights(context)
+    assert ("lm_head.weight" in rest) != config.tie_word_embeddings
+    embedding = rest["model.embed_tokens.weight"]
+    ids = next(TokenData(context).batches(epoch=0, batch_size=BATCH))
+    with torch.inference_mode():
+        expected = model(ids, use_cache=False).logits
+        for cria in context.crias:
+            layers = TeacherLayers(config, cria.layers, TORCH_DTYPES[spec.dtype])
+            layers.load(load_cria_weights(context, cria))
+            data = CriaData(
+                context, cria, lambda batch: torch.nn.functional.embedding(batch, embedding), True
+            )
+            batch = next(data.batches(epoch=0, batch_size=BATCH))
+            outputs = layers(batch.inputs)
+            if batch.targets is not None:
+                assert torch.equal(outputs, batch.targets)
+        model.model.norm.load_state_dict({"weight": rest["model.norm.weight"]})
+        logits = torch.nn.functional.linear(model.model.norm(outputs), rest.get("lm_head.weight", embedding))
+    order = torch.cat(list(TokenData(context).batches(epoch=0, batch_size=BATCH)))
+    assert torch.equal(order[:BATCH], ids)
+    assert torch.equal(logits, expected)
+
+
+@pytest.mark.parametrize(("layers", "ranks"), [(1, 1), (8, 3), (4, 4), (3, 8), (126, 24)])
+def test_layers_are_split_evenly_and_in_order(layers: int, ranks: int) -> None:
+    parts = split_layers(layers, ranks)
+    assert [layer for part in parts for layer in part] == list(range(layers))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1

@@ -1,0 +1,101 @@
+"""Export: anyone can load it, without this package, and it is the student to the last bit."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.stages import evaluate, export
+from trenchcoat_trainer.stages.export.files import plan_files
+
+from tests.trainer.stages.test_evaluate import stitched_student
+
+MAX_BYTES = 200_000
+LOAD = """
+import sys
+for name in ("trenchcoat_trainer", "trenchcoat_api"):
+    sys.modules[name] = None  # as on a machine without this package
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, out = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+ids = torch.arange(2, 72).unsqueeze(0)
+with torch.no_grad():
+    logits = model(ids).logits
+prompt = tokenizer("the quick brown fox", return_tensors="pt", return_token_type_ids=False)
+text = model.generate(**prompt, max_new_tokens=40, do_sample=False)
+save_file({"logits": logits, "text": text}, out)
+print(tokenizer.decode(text[0]))
+"""
+
+
+@pytest.fixture
+def context(open_training, training_spec):
+    # Smaller than the API allows, so that the tiny model has several files.
+    settings = training_spec.export.model_copy(update={"max_shard_bytes": MAX_BYTES})
+    spec = training_spec.model_copy(update={"export": settings})
+    return open_training(spec, Stage.EXPORT, trained="stitched_store")
+
+
+def test_a_fresh_process_loads_it_without_this_package(context, tmp_path):
+    export.run(context)
+    folder = context.folder / "trenchcoat" / context.artifact.prefix
+    weights = json.loads((folder / export.INDEX).read_text())["weight_map"]
+    assert len(set(weights.values())) > 1
+    out = tmp_path / "out.safetensors"
+    process = subprocess.run(
+        [sys.executable, "-c", LOAD, str(folder), str(out)],
+        env={**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    student = stitched_student(context)
+    result = load_file(out)
+    with torch.no_grad():
+        expected = student(torch.arange(2, 72).unsqueeze(0), use_cache=False).logits
+    torch.testing.assert_close(result["logits"], expected, rtol=0, atol=1e-5)
+    assert result["text"].shape[1] > 40
+
+
+def test_the_card_shows_the_perplexities_once_they_are_measured(context, open_training, training_spec):
+    assert export.perplexities(context) == []
+    measuring = open_training(training_spec, Stage.EVALUATE)
+    evaluate.run(measuring)
+    export.run(context)
+    card = context.read_object(context.artifact, "README.md").decode()
+    measured = measuring.manifest(measuring.artifact).facts.perplexities
+    assert f"| after stitching: this model | {measured[-1].perplexity} |" in card
+
+
+def test_a_second_attempt_makes_only_what_is_missing(context, open_training, monkeypatch):
+    export.write_weights(context, files(context))
+    context.writer.save_journal()
+    again = open_training(context.spec, Stage.EXPORT)
+    gone = files(again)[1].name
+    again.store.delete(again.artifact.prefix + gone)
+    again.writer.refresh()
+    written = []
+    monkeypatch.setattr(again.writer, "write", lambda path, data: written.append(path))
+    export.write_weights(again, files(again))
+    assert written == [gone]
+
+
+def files(context):
+    return plan_files(export.shapes(export.load_student_config(context)), MAX_BYTES)
+
+
+def test_files_hold_what_fits_and_a_large_tensor_stands_alone():
+    sizes = {"a": 2, "b": 3, "c": 9, "d": 1}
+    tensors = {name: torch.empty(size, device="meta") for name, size in sizes.items()}
+    planned = plan_files(tensors, max_bytes=20)
+    assert [list(file.sizes) for file in planned] == [["a", "b"], ["c"], ["d"]]
+    assert planned[1].name == "model-00002-of-00003.safetensors"

@@ -1,0 +1,63 @@
+"""The first stages on a real S3 store: teacher and text in it, artifacts too."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from trenchcoat_api.spec import TrenchcoatSpec
+from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.data import CriaData
+from trenchcoat_trainer.shards import load_cria_weights, teacher_files
+from trenchcoat_trainer.stages import collect, shard, tokenize
+from trenchcoat_trainer.stages.opening import open_context
+
+from tests.trainer.minio_server import ACCESS_KEY, BUCKET, SECRET_KEY, MinioServer
+from tests.trainer.trainer_samples import make_documents
+
+
+@pytest.fixture
+def spec(
+    make_spec, minio_server: MinioServer, teacher_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> TrenchcoatSpec:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    store = minio_server.store()
+    for file in teacher_folder.iterdir():
+        store.write_file(f"teacher/{file.name}", file)
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in make_documents(300))
+    store.write("text/all.jsonl", lines.encode())
+    made: TrenchcoatSpec = make_spec(
+        model={"source": f"s3://{BUCKET}/teacher"},
+        data={"source": f"s3://{BUCKET}/text/*.jsonl"},
+        store={"endpoint": minio_server.endpoint},
+    )
+    return made
+
+
+def test_the_stages_run_on_s3_as_in_a_folder(
+    spec: TrenchcoatSpec, tmp_path: Path, teacher_folder: Path
+) -> None:
+    contexts = {}
+    for stage, module in ((Stage.TOKENIZE, tokenize), (Stage.SHARD, shard), (Stage.COLLECT, collect)):
+        contexts[stage] = open_context(spec, stage)
+        module.run(contexts[stage])
+    cria = open_context(spec, Stage.CRIA, cria=1)
+    assert cria.cria is not None
+    batch = next(CriaData(cria, cria.cria, lambda ids: ids, with_targets=True).batches(epoch=0, batch_size=8))
+    assert batch.inputs.shape == (8, 64, 64)
+    assert batch.targets is not None
+    weights = load_cria_weights(cria, cria.cria)
+    original: dict[str, torch.Tensor] = {}
+    for file in teacher_folder.glob("*.safetensors"):
+        original |= load_file(file)
+    assert all(torch.equal(tensor, original[name]) for name, tensor in weights.items())
+    assert "teacher/tokenizer.json" in teacher_files(cria)
+    for stage, context in contexts.items():
+        listed = {
+            entry.path.removeprefix(context.artifact.prefix)
+            for entry in context.store.list(context.artifact.prefix)
+        }
+        manifest = cria.manifest(context.artifact)
+        assert listed == {item.path for item in manifest.objects} | {"manifest.json", "progress.json"}, stage

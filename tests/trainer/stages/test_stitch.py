@@ -1,0 +1,154 @@
+"""Stitching: the result of plain training, whatever the number of ranks, resumable, free of compilation."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.data import TokenData
+from trenchcoat_trainer.errors import PreemptedError
+from trenchcoat_trainer.models.adapters import inject_adapters
+from trenchcoat_trainer.models.cria import CriaModel
+from trenchcoat_trainer.shards import load_rest_weights
+from trenchcoat_trainer.stages import stitch
+from trenchcoat_trainer.stages.student import (
+    cria_lora_weights,
+    load_student_config,
+    stitch_adapters,
+    trained_maps,
+)
+
+from tests.trainer.trainer_samples import StopAfter
+
+SETTINGS = {"epochs": 2, "batchSize": 8, "microBatchSize": 1, "clip": "0.5"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_group():
+    """A process group for all tests here: DeepSpeed holds on to the first that it sees in a process."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def spec(training_spec, change):
+    return change(training_spec, stitch=SETTINGS)
+
+
+def train_plainly(context) -> dict[str, torch.Tensor]:
+    """The same training in a few lines, without DeepSpeed."""
+    settings = context.spec.stitch
+    config = load_student_config(context)
+    rest = load_rest_weights(context)
+    model = torch.nn.ModuleList(
+        CriaModel.build(
+            config,
+            cria,
+            cria_lora_weights(context, cria),
+            trained_maps(context, cria),
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+        )
+        for cria in context.crias
+    )
+    adapters = inject_adapters(model, settings.lora, seed=context.spec.seed, purpose="stitch")
+    adamw = torch.optim.AdamW(adapters.values(), lr=float(settings.learning_rate), weight_decay=0.0)
+    for epoch in range(settings.epochs):
+        for tokens in TokenData(context).batches(epoch=epoch, batch_size=settings.batch_size):
+            hidden = torch.nn.functional.embedding(tokens, rest["model.embed_tokens.weight"])
+            for cria in model:
+                hidden = cria(hidden)
+            hidden = torch.nn.functional.rms_norm(
+                hidden, hidden.shape[-1:], rest["model.norm.weight"], config.rms_norm_eps
+            )
+            logits = hidden @ rest["lm_head.weight"].T
+            stitch.next_token_loss(logits, tokens).backward()
+            torch.nn.utils.clip_grad_norm_(adapters.values(), float(settings.clip))
+            adamw.step()
+            adamw.zero_grad()
+    return {name: parameter.detach() for name, parameter in adapters.items()}
+
+
+def assert_alike(actual, expected) -> None:
+    assert set(actual) == set(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(actual[name], tensor, rtol=0, atol=2e-4, msg=name)
+
+
+def test_it_trains_what_plain_training_does(open_training, spec):
+    context = open_training(spec, Stage.STITCH)
+    stitch.run(context)
+    adapters = stitch_adapters(context)
+    assert adapters["base_model.model.model.layers.4.self_attn.o_proj.lora_B.weight"].abs().max() > 1e-3
+    assert_alike(adapters, train_plainly(context))
+    losses = {name: float(loss) for name, loss in context.manifest(context.artifact).facts.losses.items()}
+    assert losses["stitch"] < losses["stitchInitial"]
+
+
+def test_stopped_and_started_again_it_ends_with_the_same_adapters(open_training, spec, change):
+    spec = change(spec, stitch={"lora": {"dropout": "0.2"}})
+    context = open_training(spec, Stage.STITCH)
+    stitch.run(context)
+    for steps in (1, 3):
+        with pytest.raises(PreemptedError):
+            stitch.run(open_training(spec, Stage.STITCH, store="stopped", stop=StopAfter(steps - 1)))
+    again = open_training(spec, Stage.STITCH, store="stopped")
+    stitch.run(again)
+    expected = stitch_adapters(context)
+    for name, tensor in stitch_adapters(again).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_two_ranks_train_the_same(open_training, spec, tmp_path):
+    """As a PyTorchJob starts them: one process each, without LOCAL_RANK; 3 micro-batches for 2 ranks."""
+    spec = spec.model_copy(update={"stitch": spec.stitch.model_copy(update={"batch_size": 3, "epochs": 1})})
+    alone = open_training(spec, Stage.STITCH)
+    stitch.run(alone)
+
+    context = open_training(spec, Stage.STITCH, store="two")
+    file = tmp_path / "spec.yaml"
+    file.write_text(to_yaml(spec))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-m", "trenchcoat_trainer", "stitch", "--spec", str(file)]
+    processes = [
+        subprocess.Popen(
+            [*command, "--store", str(tmp_path / "two")],
+            env={**os.environ, **world, "RANK": str(rank), "OMP_NUM_THREADS": "1", "CXX": "/bin/false"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert_alike(stitch_adapters(context), stitch_adapters(alone))
+
+
+def to_yaml(spec) -> str:
+    body = spec.model_dump(by_alias=True, mode="json", exclude_none=True)
+    return Trenchcoat.model_validate(
+        {
+            "apiVersion": "trenchcoat.dev/v1alpha1",
+            "kind": "Trenchcoat",
+            "metadata": {"name": "tiny"},
+            "spec": body,
+        }
+    ).model_dump_json(by_alias=True, exclude_none=True)
+
+
+def test_no_epochs_leave_adapters_that_change_nothing(open_training, training_spec, change):
+    context = open_training(change(training_spec, stitch={"epochs": 0}), Stage.STITCH)
+    stitch.run(context)
+    adapters = stitch_adapters(context)
+    assert len(adapters) == 5 * 4 * 2
+    assert all(tensor.abs().max() == 0 for name, tensor in adapters.items() if "lora_B" in name)

@@ -1,0 +1,216 @@
+"""Tokenization: honest counts, a clean split, and every kind of bad input named."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+from trenchcoat_api.artifacts import Manifest
+from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.data import TokenData, layout, packing
+from trenchcoat_trainer.errors import BadInputError, PreemptedError
+from trenchcoat_trainer.stages import tokenize
+from trenchcoat_trainer.stages.context import StageContext
+from trenchcoat_trainer.stages.tokenize import is_held_out
+
+from tests.trainer.trainer_samples import StopAfter, make_config, make_documents, save_teacher
+
+ALL = 10_000_000
+
+
+def finished(context: StageContext) -> Manifest:
+    return Manifest.model_validate_json(context.store.read(context.artifact.manifest_path))
+
+
+def test_facts_are_those_of_model_and_text(make_spec, open_stage) -> None:
+    context = open_stage(make_spec(), Stage.TOKENIZE)
+    tokenize.run(context)
+    facts = finished(context).facts
+    assert facts.model is not None and facts.data is not None
+    assert (facts.model.layers, facts.model.kv_heads, facts.model.head_dim) == (5, 2, 16)
+    assert facts.data.sequences == 100
+    assert facts.data.tokens == 6400
+    assert facts.data.held_out_sequences == 10
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_parameters_are_counted_as_the_model_counts_them(tied: bool) -> None:
+    from transformers import LlamaForCausalLM
+    from trenchcoat_trainer.sources.teacher import count_parameters
+
+    config = make_config(tie_word_embeddings=tied, attention_bias=True, mlp_bias=True)
+    assert count_parameters(config) == sum(weight.numel() for weight in LlamaForCausalLM(config).parameters())
+
+
+def test_every_document_is_in_its_own_split_once(make_spec, open_stage) -> None:
+    spec = make_spec(data={"tokens": ALL, "heldOutTokens": ALL})
+    context = open_stage(spec, Stage.TOKENIZE)
+    tokenize.run(context)
+    facts = finished(context).facts.data
+    assert facts is not None
+    documents = make_documents(300)
+    held_out = [text for text in documents if is_held_out(text, 10)]
+    assert 15 < len(held_out) < 50
+    assert (facts.documents, facts.held_out_documents) == (300 - len(held_out), len(held_out))
+    tokenizer = AutoTokenizer.from_pretrained(spec.model.source.removeprefix("file://"))
+    counts = [len(tokenizer(text)["input_ids"]) + 1 for text in held_out]
+    assert facts.held_out_sequences == sum(counts) // 64
+    ids = torch.cat(list(TokenData(context, "held_out").batches(epoch=0, batch_size=1000, shuffle=False)))
+    text = tokenizer.decode(ids.flatten().tolist())
+    assert text.startswith(
+        next(t for part in (0, 1) for t in documents[part::2] if is_held_out(t, 10)) + "</s>"
+    )
+    assert sum(document in text for document in held_out) >= len(held_out) - 2
+    assert not any(document in text for document in documents if document not in held_out)
+
+
+def test_the_split_follows_the_text_alone() -> None:
+    documents = make_documents(3000)
+    share = sum(is_held_out(text, 10) for text in documents) / 3000
+    assert 0.08 < share < 0.12
+    assert all(is_held_out(text, 20) for text in documents if is_held_out(text, 10))
+
+
+@pytest.mark.parametrize("looks", [0, 3, 20])
+def test_a_stopped_tokenization_goes_on_and_gives_the_same_bytes(
+    make_spec, open_stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, looks: int
+) -> None:
+    monkeypatch.setattr(tokenize, "BATCH_DOCUMENTS", 7)
+    monkeypatch.setattr(layout, "TOKEN_BYTES", 64 * 4 * 5)
+    monkeypatch.setattr(packing, "SHUFFLE_TOKENS", 64 * 10)
+    spec = make_spec(data={"tokens": ALL})
+    context = open_stage(spec, Stage.TOKENIZE)
+    tokenize.run(context)
+    expected = finished(context)
+    shutil.rmtree(tmp_path / "store")
+    with pytest.raises(PreemptedError):
+        tokenize.run(open_stage(spec, Stage.TOKENIZE, stop=StopAfter(looks)))
+    context = open_stage(spec, Stage.TOKENIZE)
+    tokenize.run(context)
+    assert finished(context).objects == expected.objects
+    assert finished(context).facts == expected.facts
+    assert not list(context.store.list(context.artifact.checkpoint_prefix))
+
+
+Change = Callable[[Path], None]
+
+
+def rewrite_config(**changes: object) -> Change:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+
+    return change
+
+
+def remove(pattern: str) -> Change:
+    def change(folder: Path) -> None:
+        for file in folder.glob(pattern):
+            file.unlink()
+
+    return change
+
+
+def pickle_only(folder: Path) -> None:
+    remove("*.safetensors*")(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"")
+
+
+def forget_a_layer(folder: Path) -> None:
+    file = folder / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    del index["weight_map"]["model.layers.3.mlp.up_proj.weight"]
+    file.write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (rewrite_config(model_type="mistral"), "a model of type 'mistral': only Llama"),
+        (rewrite_config(quantization_config={"bits": 4}), "is quantized"),
+        (rewrite_config(num_hidden_layers=1), "spec.layersPerCria is 2, but the model has 1 decoder layers"),
+        (rewrite_config(vocab_size=5), "its embedding has 5 rows"),
+        (remove("config.json"), "has no config.json"),
+        (remove("tokenizer*"), "has no tokenizer"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "the tokenizer of .* cannot be loaded"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json .* is not JSON"),
+        (remove("model-00002-*"), r"lacks model-00002-of-\d+\.safetensors"),
+        (remove("*.safetensors*"), "has no model.safetensors"),
+        (remove("*"), "holds no files"),
+        (pickle_only, "pickle files only, which are never opened"),
+        (forget_a_layer, r"lacks the tensor model\.layers\.3\.mlp\.up_proj\.weight"),
+    ],
+)
+def test_a_teacher_that_cannot_work_is_told(
+    make_spec, open_stage, tmp_path: Path, teacher_folder: Path, change: Change, message: str
+) -> None:
+    folder = shutil.copytree(teacher_folder, tmp_path / "changed")
+    change(folder)
+    with pytest.raises(BadInputError, match=message):
+        tokenize.run(open_stage(make_spec(model={"source": folder.as_uri()}), Stage.TOKENIZE))
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], r"the training text of .* is shorter than one sequence of 64 tokens"),
+        (['{"text": "short"}'], r"is shorter than one sequence of 64 tokens \([01] documents\)"),
+        (['{"text": "fine"}', '{"body": "x"}'], r"line 2, has no field 'text': set spec\.data\.textField"),
+        (['{"text": "fine"}', "{"], "line 2, is not JSON"),
+        (['{"text": 3}'], "line 1: field 'text' is no string"),
+    ],
+)
+def test_a_text_that_cannot_work_is_told(
+    make_spec, open_stage, tmp_path: Path, lines: list[str], message: str
+) -> None:
+    (tmp_path / "text.jsonl").write_text("\n".join(lines))
+    spec = make_spec(data={"source": (tmp_path / "text.jsonl").as_uri()})
+    with pytest.raises(BadInputError, match=message):
+        tokenize.run(open_stage(spec, Stage.TOKENIZE))
+
+
+def test_a_text_without_enough_held_out_documents_is_told(make_spec, open_stage, tmp_path: Path) -> None:
+    text = next(
+        text for text in (f"{'word ' * 1000}{number}" for number in range(100)) if not is_held_out(text, 10)
+    )
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": text}))
+    spec = make_spec(data={"source": (tmp_path / "text.jsonl").as_uri()})
+    with pytest.raises(BadInputError, match=r"the held-out text .* raise spec\.data\.heldOutPercent"):
+        tokenize.run(open_stage(spec, Stage.TOKENIZE))
+
+
+def test_the_bytes_do_not_depend_on_batches(
+    make_spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trenchcoat_trainer.stages.opening import open_context
+
+    manifests = []
+    for size in (1, 1024):
+        monkeypatch.setattr(tokenize, "BATCH_DOCUMENTS", size)
+        context = open_context(make_spec(), Stage.TOKENIZE, folder=tmp_path / str(size))
+        tokenize.run(context)
+        manifests.append(finished(context))
+    assert manifests[0].objects == manifests[1].objects
+
+
+def test_llama_tokenizers_marks_are_kept(make_spec, open_stage, tmp_path: Path) -> None:
+    """A tokenizer that puts a mark at the beginning of a document keeps doing so, and the end is marked."""
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    source = tmp_path / "teacher"
+    save_teacher(source, make_config())
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.save(str(source / "tokenizer.json"))
+    context = open_stage(make_spec(model={"source": source.as_uri()}), Stage.TOKENIZE)
+    tokenize.run(context)
+    tensors = context.read_tensors(context.artifact, "train/00000.safetensors")
+    rows, columns = tensors["document_starts"].long().unbind(1)
+    assert len(rows) > 30
+    assert tensors["tokens"][rows, columns].eq(0).all()
+    inner = columns > 0
+    assert tensors["tokens"][rows[inner], columns[inner] - 1].eq(1).all()

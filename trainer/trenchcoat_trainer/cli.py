@@ -1,0 +1,87 @@
+"""The command `trenchcoat`."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from trenchcoat_api.stages import Stage
+
+from trenchcoat_trainer.local.command import add_run
+from trenchcoat_trainer.planning import add_plan
+from trenchcoat_trainer.stages.stop import StopRequest
+
+_HELP = {
+    Stage.TOKENIZE: "check the model and the text, and pack the text into sequences of token ids",
+    Stage.COLLECT: "run the teacher once and store its hidden states at every Cria boundary",
+    Stage.SHARD: "cut the teacher's checkpoint into one shard per Cria",
+    Stage.CRIA: "train one Cria: attention transfer, then LoRA",
+    Stage.STITCH: "train adapters over the whole student, end to end",
+    Stage.EVALUATE: "measure perplexity on held-out text",
+    Stage.EXPORT: "write a Hugging Face checkpoint",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments, or the process's own, and return its exit code."""
+    arguments = build_parser().parse_args(argv)
+    configure_log()
+    code: int = arguments.run(arguments)
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands; each sets `run`, a function of the parsed arguments."""
+    parser = argparse.ArgumentParser(
+        prog="trenchcoat", description="Linearize large Llama models, one Cria at a time."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_plan(commands)
+    add_run(commands)
+    for stage in Stage:
+        _add_stage(commands, stage)
+    return parser
+
+
+def configure_log() -> None:
+    """One line a record: errors on stderr, everything else on stdout."""
+    lines = logging.StreamHandler(sys.stdout)
+    lines.addFilter(lambda record: record.levelno < logging.ERROR)
+    errors = logging.StreamHandler(sys.stderr)
+    errors.setLevel(logging.ERROR)
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+        handlers=[lines, errors],
+        force=True,
+    )
+    for chatty in ("httpx", "urllib3", "transformers"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _add_stage(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", stage: Stage) -> None:
+    command = commands.add_parser(stage.value, help=_HELP[stage], description=_HELP[stage])
+    command.add_argument("--spec", type=Path, required=True, metavar="FILE", help="the Trenchcoat in YAML")
+    command.add_argument(
+        "--store", type=Path, metavar="DIR", help="keep the store in this folder in place of spec.store"
+    )
+    if stage is Stage.CRIA:
+        command.add_argument("--cria", type=int, required=True, metavar="N", help="index of the Cria")
+    command.set_defaults(run=_run_stage, stage=stage, cria=None)
+
+
+def _run_stage(arguments: argparse.Namespace) -> int:
+    stop = StopRequest()
+    stop.listen()
+    # Idle threads of torch would otherwise spin: where processes share cores, that makes each several times
+    # slower. Set before torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Late, because it loads torch, and a stop may be requested meanwhile.
+    from trenchcoat_trainer.stages.program import run_program
+
+    return run_program(
+        arguments.stage, arguments.spec, cria=arguments.cria, folder=arguments.store, stop=stop
+    )

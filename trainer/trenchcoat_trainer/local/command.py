@@ -1,0 +1,65 @@
+"""The command `trenchcoat run`."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from trenchcoat_trainer.stages.stop import StopRequest
+
+
+def add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand."""
+    text = "run every stage on this machine, without a cluster; a second call goes on where the first ended"
+    command = commands.add_parser("run", help=text, description=text)
+    command.add_argument("spec", type=Path, metavar="FILE", help="the Trenchcoat in YAML")
+    command.add_argument(
+        "--store",
+        type=Path,
+        default=Path("build/store"),
+        metavar="DIR",
+        help="folder in place of the S3 store; s3://BUCKET/PATH is DIR/BUCKET/PATH (default: build/store)",
+    )
+    command.add_argument(
+        "--parallel-crias",
+        type=int,
+        default=None,
+        metavar="N",
+        help="Crias trained at one time (default: one a GPU, or one a CPU core)",
+    )
+    command.add_argument("--summary", type=Path, metavar="FILE", help="also write the final numbers as JSON")
+    command.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    stop = StopRequest()
+    stop.listen()
+    # Late, because it loads torch, and a stop may be requested meanwhile.
+    from trenchcoat_trainer.local.run import LocalRunError, default_parallel_crias, run_locally
+
+    console = Console()
+    try:
+        result = run_locally(
+            arguments.spec,
+            store=arguments.store,
+            parallel_crias=arguments.parallel_crias or default_parallel_crias(),
+            console=console,
+            stop=stop,
+        )
+    except LocalRunError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        return error.exit_code
+    if result.summary is not None:
+        console.print(result.summary.render())
+        if arguments.summary:
+            arguments.summary.parent.mkdir(parents=True, exist_ok=True)
+            arguments.summary.write_text(result.summary.to_json())
+    if result.export is not None:
+        console.print(
+            "\nThe student, for AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True):\n"
+            f"  {result.export}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(f"Logs of the stages:\n  {arguments.store / 'logs'}", highlight=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,251 @@
+"""Running all stages of a spec on this machine, in the order that their inputs allow."""
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from rich.console import Console
+from trenchcoat_api.artifacts import Artifact, Artifacts, Manifest, Progress
+from trenchcoat_api.crias import cria_ranges
+from trenchcoat_api.exitcodes import ExitCode
+from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
+from trenchcoat_api.spec import TrenchcoatSpec
+from trenchcoat_api.stages import Stage
+from trenchcoat_api.summary import StageTime, Summary
+
+from trenchcoat_trainer.errors import NotFoundError
+from trenchcoat_trainer.local.display import Display
+from trenchcoat_trainer.local.processes import StageProcesses, start
+from trenchcoat_trainer.local.schedule import Machine, admit, ready
+from trenchcoat_trainer.stages.context import read_manifest
+from trenchcoat_trainer.stages.stop import StopRequest
+from trenchcoat_trainer.store import Store, open_store
+
+POLL_SECONDS = 0.2
+SHOW_SECONDS = 1.0
+
+
+class LocalRunError(Exception):
+    """A run that cannot go on.
+
+    Attributes:
+        exit_code: What the command should exit with.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class LocalResult:
+    """What a run leaves."""
+
+    summary: Summary | None
+    """None when the spec has no evaluation."""
+    export: Path | None
+    """Folder of the Hugging Face checkpoint; None when the spec has no export."""
+
+
+def default_parallel_crias() -> int:
+    """One Cria a GPU, or one a CPU core."""
+    return torch.cuda.device_count() or os.cpu_count() or 1
+
+
+@dataclass(slots=True)
+class _Record:
+    """What happened so far."""
+
+    started: dict[str, float] = field(default_factory=dict)
+    ended: dict[str, float] = field(default_factory=dict)
+    manifests: dict[str, Manifest] = field(default_factory=dict)
+    most_crias: int = 0
+
+
+def run_locally(
+    spec_file: Path, *, store: Path, parallel_crias: int, console: Console, stop: StopRequest
+) -> LocalResult:
+    """Run every stage that is not complete in the store.
+
+    Args:
+        spec_file: The Trenchcoat in YAML.
+        store: The folder that stands for the store.
+        parallel_crias: Crias trained at one time, at most.
+        console: Where progress goes.
+        stop: A wish to stop; stages then save checkpoints and end.
+
+    Raises:
+        LocalRunError: the spec cannot be read, or a stage failed; says what and the remedy.
+    """
+    try:
+        spec = Trenchcoat.from_yaml(spec_file).spec
+    except InvalidTrenchcoatError as error:
+        raise LocalRunError(str(error), ExitCode.BAD_INPUT) from error
+    except OSError as error:
+        raise LocalRunError(f"{spec_file} cannot be read: {error.strerror}", ExitCode.BAD_INPUT) from error
+    logs = store / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    machine = Machine(gpus=torch.cuda.device_count(), cores=os.cpu_count() or 1)
+    run = _LocalRun(spec, spec_file, store, logs, machine, parallel_crias, stop)
+    with Display(console) as display:
+        run.execute(display)
+    return LocalResult(run.summary(), run.export_folder())
+
+
+class _LocalRun:
+    def __init__(
+        self,
+        spec: TrenchcoatSpec,
+        spec_file: Path,
+        folder: Path,
+        logs: Path,
+        machine: Machine,
+        parallel_crias: int,
+        stop: StopRequest,
+    ) -> None:
+        self._spec = spec
+        self._spec_file = spec_file
+        self._folder = folder
+        self._logs = logs
+        self._machine = machine
+        self._parallel = min(parallel_crias, spec.scheduling.max_parallel_crias)
+        self._stop = stop
+        self._store: Store = open_store(spec, folder)
+        self._record = _Record()
+        self._running: dict[str, StageProcesses] = {}
+        self._crias = 0
+
+    def execute(self, display: Display) -> None:
+        """Start what can start, wait, repeat."""
+        self._take_complete(display)
+        shown = 0.0
+        try:
+            while len(self._record.manifests) < len(self._wanted()):
+                self._start_ready(display)
+                time.sleep(POLL_SECONDS)
+                if self._stop.requested:
+                    raise LocalRunError("stopped; the same command goes on from here", ExitCode.PREEMPTED)
+                self._gather(display)
+                if time.monotonic() - shown > SHOW_SECONDS:
+                    shown = time.monotonic()
+                    self._show(display)
+        finally:
+            self._end_all()
+
+    def summary(self) -> Summary | None:
+        """The numbers at the end; none when the spec has no evaluation."""
+        evaluated = [m for m in self._record.manifests.values() if m.stage is Stage.EVALUATE]
+        if not evaluated:
+            return None
+        return Summary.from_perplexities(
+            evaluated[0].facts.perplexities,
+            stages=[StageTime(stage.value, self._seconds(stage)) for stage in Stage],
+            stored_bytes=sum(manifest.size for manifest in self._record.manifests.values()),
+            crias=self._crias,
+            gpus=self._machine.gpus,
+            max_crias_running=self._record.most_crias,
+        )
+
+    def export_folder(self) -> Path | None:
+        """Where the Hugging Face checkpoint stands; none when the spec has no export."""
+        exports = [artifact for artifact in self._wanted() if artifact.stage is Stage.EXPORT]
+        return self._folder / self._spec.store.bucket / exports[0].prefix if exports else None
+
+    def _wanted(self) -> list[Artifact]:
+        artifacts = Artifacts(self._spec)
+        if artifacts.tokenize.key not in self._record.manifests:
+            return [artifacts.tokenize]
+        try:
+            crias = cria_ranges(self._layers(), self._spec.layers_per_cria)
+        except ValueError as error:
+            raise LocalRunError(str(error), ExitCode.BAD_INPUT) from error
+        self._crias = len(crias)
+        return artifacts.all(crias)
+
+    def _layers(self) -> int:
+        model = self._record.manifests[Artifacts(self._spec).tokenize.key].facts.model
+        if model is None:
+            raise LocalRunError("the tokenize artifact lacks the model's facts: delete it", ExitCode.FAILED)
+        return model.layers
+
+    def _take_complete(self, display: Display) -> None:
+        """Take over what earlier runs left; all that is wanted is known only once the text is tokenized."""
+        wanted: list[Artifact] = []
+        while wanted != (wanted := self._wanted()):
+            display.expect(wanted)
+            for artifact in wanted:
+                if artifact.key not in self._record.manifests and self._take_if_complete(artifact):
+                    display.end(artifact, "complete already")
+
+    def _take_if_complete(self, artifact: Artifact) -> bool:
+        if not self._store.exists(artifact.manifest_path):
+            return False
+        self._record.manifests[artifact.key] = read_manifest(self._store, artifact)
+        return True
+
+    def _start_ready(self, display: Display) -> None:
+        complete = set(self._record.manifests)
+        candidates = ready(self._wanted(), complete, set(self._running))
+        stages = {key: item.artifact.stage for key, item in self._running.items()}
+        for artifact in admit(candidates, stages, self._parallel):
+            workers = self._machine.workers(artifact.stage, self._spec)
+            sharing = self._parallel if artifact.stage is Stage.CRIA else workers
+            self._running[artifact.key] = start(
+                artifact,
+                spec_file=self._spec_file,
+                store=self._folder,
+                logs=self._logs,
+                workers=workers,
+                threads=max(1, self._machine.cores // sharing),
+            )
+            self._record.started[artifact.key] = time.monotonic()
+            display.begin(artifact)
+        running = sum(item.artifact.stage is Stage.CRIA for item in self._running.values())
+        self._record.most_crias = max(self._record.most_crias, running)
+
+    def _gather(self, display: Display) -> None:
+        for key, stage in list(self._running.items()):
+            code = stage.poll()
+            if code is None:
+                continue
+            del self._running[key]
+            self._record.ended[key] = time.monotonic()
+            if code != ExitCode.OK:
+                display.end(stage.artifact, "failed", complete=False)
+                raise LocalRunError(f"{stage.artifact.name} failed: {stage.failure()}", max(code, 1))
+            if not self._take_if_complete(stage.artifact):
+                raise LocalRunError(f"{stage.artifact.name} ended without a manifest", ExitCode.FAILED)
+            display.end(stage.artifact, f"complete in {stage.seconds:.0f} s")
+            if stage.artifact.stage is Stage.TOKENIZE:
+                self._take_complete(display)
+
+    def _show(self, display: Display) -> None:
+        for stage in self._running.values():
+            try:
+                report = Progress.model_validate_json(self._store.read(stage.artifact.progress_path))
+            except NotFoundError:
+                continue  # it has just started
+            except ValidationError as error:
+                raise LocalRunError(f"{stage.artifact.progress_path}: {error}", ExitCode.FAILED) from error
+            display.show(stage.artifact, report)
+
+    def _end_all(self) -> None:
+        for stage in self._running.values():
+            stage.stop()
+        deadline = time.monotonic() + 60
+        while self._running and time.monotonic() < deadline:
+            self._running = {key: stage for key, stage in self._running.items() if stage.poll() is None}
+            time.sleep(POLL_SECONDS)
+        for stage in self._running.values():
+            stage.kill()
+
+    def _seconds(self, stage: Stage) -> float:
+        """Wall time of a stage in this run; what its artifacts took when they were made earlier."""
+        keys = [key for key, manifest in self._record.manifests.items() if manifest.stage is stage]
+        ran = [key for key in keys if key in self._record.started]
+        if not ran:
+            return sum(self._record.manifests[key].seconds for key in keys)
+        return max(self._record.ended[key] for key in ran) - min(self._record.started[key] for key in ran)

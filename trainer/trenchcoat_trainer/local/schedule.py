@@ -1,0 +1,73 @@
+"""What runs next on one machine: pure decisions, apart from the processes."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from trenchcoat_api.artifacts import Artifact
+from trenchcoat_api.spec import TrenchcoatSpec
+from trenchcoat_api.stages import INPUTS, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What this machine has to run on."""
+
+    gpus: int
+    cores: int
+
+    def workers(self, stage: Stage, spec: TrenchcoatSpec) -> int:
+        """Processes of one stage: as many as the spec's pods have GPUs, but no more than fit here."""
+        if stage is Stage.COLLECT:
+            wanted = spec.collect.nodes * max(1, spec.collect.gpus_per_node)
+        elif stage is Stage.STITCH:
+            wanted = spec.stitch.nodes * max(1, spec.stitch.gpus_per_node)
+        else:
+            return 1
+        return max(1, min(wanted, self.gpus or self.cores))
+
+
+def ready(artifacts: Sequence[Artifact], complete: set[str], running: set[str]) -> list[Artifact]:
+    """The artifacts, in order, that are not made, not being made, and whose inputs are all complete.
+
+    Args:
+        artifacts: Every artifact that the run wants and is known so far.
+        complete: Keys of those in the store.
+        running: Keys of those being made.
+    """
+    by_stage: dict[Stage, list[Artifact]] = {}
+    for artifact in artifacts:
+        by_stage.setdefault(artifact.stage, []).append(artifact)
+
+    def inputs_complete(artifact: Artifact) -> bool:
+        inputs = [item for stage in INPUTS[artifact.stage] for item in by_stage.get(stage, [])]
+        return all(item.key in complete for item in inputs)
+
+    return [
+        artifact
+        for artifact in artifacts
+        if artifact.key not in complete | running and inputs_complete(artifact)
+    ]
+
+
+def admit(
+    candidates: Iterable[Artifact], running: Mapping[str, Stage], parallel_crias: int
+) -> list[Artifact]:
+    """Of the artifacts that are ready, those to start now.
+
+    Collection and sharding run side by side, up to `parallel_crias` Crias too; every other stage has the
+    machine to itself.
+    """
+    together = {Stage.COLLECT, Stage.SHARD}
+    stages = list(running.values())
+    started = []
+    for artifact in candidates:
+        if artifact.stage is Stage.CRIA:
+            free = all(stage is Stage.CRIA for stage in stages) and len(stages) < parallel_crias
+        elif artifact.stage in together:
+            free = set(stages) <= together
+        else:
+            free = not stages
+        if free:
+            started.append(artifact)
+            stages.append(artifact.stage)
+    return started

@@ -1,0 +1,95 @@
+"""Low-rank adapters: how they start, what they are called in files, how they merge into weights.
+
+Names in files are those of a peft checkpoint of the whole model, so that Crias' files can be put together.
+"""
+
+import re
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear as LoraLinear
+from torch import nn
+from trenchcoat_api.spec import Lora
+
+from trenchcoat_trainer.models.maps import generator
+
+ADAPTER = "default"
+FILE_PREFIX = "base_model.model.model."
+_ADAPTED = re.compile(r"(layers\.(\d+)\.self_attn\.\w+)$")
+
+
+def inject_adapters(module: nn.Module, lora: Lora, *, seed: int, purpose: str) -> dict[str, nn.Parameter]:
+    """Put peft's LoRA on the projections that `lora` names, and leave nothing else trainable.
+
+    A starts uniform within 1 / sqrt(inputs), as in peft, and is a pure function of (`seed`, `purpose`,
+    layer, projection), so a layer starts alike in whichever Cria it stands; B starts at zero.
+
+    Returns:
+        The adapters by their names in files; always fp32.
+    """
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=float(lora.dropout),
+        target_modules=sorted(lora.target_modules),
+        bias="none",
+    )
+    inject_adapter_in_model(config, module, adapter_name=ADAPTER)
+    module.train(module.training)  # peft's own modules start in training mode, with dropout
+    parameters = {}
+    for name, adapted in adapted_modules(module).items():
+        a, b = adapted.lora_A[ADAPTER], adapted.lora_B[ADAPTER]
+        bound = a.in_features**-0.5
+        start = torch.empty(lora.rank, a.in_features).uniform_(
+            -bound, bound, generator=generator(seed, purpose, name)
+        )
+        device = adapted.get_base_layer().weight.device
+        a.weight = nn.Parameter(start.to(device))
+        b.weight = nn.Parameter(torch.zeros(b.out_features, lora.rank, device=device))
+        parameters[f"{FILE_PREFIX}{name}.lora_A.weight"] = a.weight
+        parameters[f"{FILE_PREFIX}{name}.lora_B.weight"] = b.weight
+    return parameters
+
+
+def adapted_modules(module: nn.Module) -> dict[str, LoraLinear]:
+    """Return the projections that carry an adapter, by name from ``layers.N`` on."""
+    found = {}
+    for name, child in module.named_modules():
+        match = _ADAPTED.search(name)
+        if match and isinstance(child, LoraLinear):
+            found[match[1]] = child
+    return found
+
+
+def base_layer(projection: nn.Module) -> nn.Module:
+    """Return the projection without its adapter."""
+    return projection.get_base_layer() if isinstance(projection, LoraLinear) else projection
+
+
+def adapter_delta(projection: LoraLinear, x: torch.Tensor) -> torch.Tensor:
+    """Return what the adapter adds to the projection's output of `x`, in fp32; dropout as the mode says."""
+    down, up = projection.lora_A[ADAPTER], projection.lora_B[ADAPTER]
+    return up(down(projection.lora_dropout[ADAPTER](x.to(down.weight.dtype)))) * projection.scaling[ADAPTER]
+
+
+def merge_adapters(
+    weights: dict[str, torch.Tensor], adapters: dict[str, torch.Tensor], lora: Lora
+) -> dict[str, torch.Tensor]:
+    """Return `weights` with `adapters` added: W + B A alpha / rank, computed in fp32, in the dtype of W.
+
+    Args:
+        weights: by their names in a Hugging Face checkpoint; not changed.
+        adapters: by their names in files; those of layers that `weights` lacks are ignored.
+        lora: the settings that the adapters were trained with.
+    """
+    merged = dict(weights)
+    for name, a in adapters.items():
+        if not name.endswith(".lora_A.weight"):
+            continue
+        target = "model." + name.removeprefix(FILE_PREFIX).removesuffix(".lora_A.weight") + ".weight"
+        if target in weights:
+            w = weights[target]
+            b = adapters[name.replace(".lora_A.", ".lora_B.")]
+            delta = b.to(w.device, torch.float32) @ a.to(w.device, torch.float32)
+            merged[target] = (w.float() + delta * (lora.alpha / lora.rank)).to(w.dtype)
+    return merged

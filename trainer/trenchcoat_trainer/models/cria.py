@@ -1,0 +1,110 @@
+"""One Cria as a module: consecutive decoder layers of the student, by their number in the whole model.
+
+Shape letters: B batch, T tokens, E hidden size, H heads, D head dimension.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from trenchcoat_api.crias import CriaRange
+
+from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
+from trenchcoat_trainer.models.maps import MAP_NAMES
+from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatDecoderLayer
+
+Rope = tuple[torch.Tensor, torch.Tensor]
+"""Cosine and sine of the rotary embedding, each [1, T, D]."""
+
+
+class CriaModel(nn.Module):
+    """The decoder layers of one Cria with hybrid attention, weights frozen.
+
+    Attributes:
+        layers: the layers; a key is the layer's number in the whole model, as a string.
+    """
+
+    def __init__(self, config: TrenchcoatLlamaConfig, cria: CriaRange) -> None:
+        super().__init__()
+        self.config = config
+        self.cria = cria
+        self.layers = nn.ModuleDict({str(n): TrenchcoatDecoderLayer(config, n) for n in cria.layers})
+
+    @classmethod
+    def build(
+        cls,
+        config: TrenchcoatLlamaConfig,
+        cria: CriaRange,
+        weights: dict[str, torch.Tensor],
+        maps: dict[str, torch.Tensor],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> "CriaModel":
+        """Make a Cria of a checkpoint's tensors, without ever holding random weights.
+
+        Args:
+            config: the student's configuration.
+            cria: which layers.
+            weights: by their names in a Hugging Face checkpoint, ``model.layers.N...``.
+            maps: feature maps by name, ``layers.N.w_q``, ``layers.N.w_k``, ``layers.N.window_factor``.
+            dtype: number format of the weights; maps stay fp32.
+            device: where the Cria will run.
+
+        Raises:
+            RuntimeError: a tensor is missing, unknown or of another shape; the message names it.
+        """
+        with torch.device("meta"):
+            model = cls(config, cria)
+        state = {
+            name.removeprefix("model."): tensor.to(device, dtype)
+            for name, tensor in weights.items()
+            if not name.endswith("rotary_emb.inv_freq")  # old checkpoints store what is computed
+        }
+        for name, tensor in maps.items():
+            layer, parameter = name.rsplit(".", 1)
+            # A copy, because maps are trained in place.
+            state[f"{layer}.self_attn.{parameter}"] = tensor.to(device, torch.float32, copy=True)
+        model.load_state_dict(state, assign=True)
+        model.requires_grad_(False)
+        model.rotary_emb = LlamaRotaryEmbedding(config).to(device)
+        return model.eval()
+
+    def rope(self, hidden_BTE: torch.Tensor) -> Rope:
+        """Return the rotary embedding for sequences like `hidden_BTE` that start at position 0."""
+        positions = torch.arange(hidden_BTE.shape[1], device=hidden_BTE.device).unsqueeze(0)
+        return self.rotary_emb(hidden_BTE, position_ids=positions)
+
+    def hybrid_layers(self) -> Iterator[tuple[int, TrenchcoatDecoderLayer]]:
+        """Yield the number and the module of every layer that has feature maps."""
+        for name, layer in self.layers.items():
+            if hasattr(layer.self_attn, "w_q"):
+                yield int(name), layer
+
+    def maps(self) -> dict[str, nn.Parameter]:
+        """Return all feature maps and window factors, by the names that `build` takes."""
+        return {
+            f"layers.{n}.{name}": getattr(layer.self_attn, name)
+            for n, layer in self.hybrid_layers()
+            for name in MAP_NAMES
+        }
+
+    @torch.no_grad()
+    def set_maps(self, maps: dict[str, torch.Tensor]) -> None:
+        """Copy feature maps and window factors in, by the names that `build` takes."""
+        for name, parameter in self.maps().items():
+            parameter.copy_(maps[name])
+
+    def use(self, *, softmax: bool = False, keep_parts: str = "both") -> None:
+        """Choose the attention of hybrid layers: the teacher's softmax, or the student's or a part of it."""
+        for _, layer in self.hybrid_layers():
+            layer.self_attn.softmax = softmax
+            layer.self_attn.keep_parts = keep_parts
+
+    def forward(self, hidden_BTE: torch.Tensor) -> torch.Tensor:
+        """Run the layers on a raw residual stream; returns the same at the next boundary."""
+        rope = self.rope(hidden_BTE)
+        for layer in self.layers.values():
+            hidden_BTE = layer(hidden_BTE, position_embeddings=rope)
+        return hidden_BTE

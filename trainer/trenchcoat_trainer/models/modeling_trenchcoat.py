@@ -1,0 +1,254 @@
+"""A Llama whose attention is hybrid: softmax over a terraced window, linear below it.
+
+An exported checkpoint carries this file, so it imports only torch, transformers and its neighbours.
+Source of the method: LoLCATs (arXiv 2410.10254); feature maps from Hedgehog (arXiv 2402.04347).
+"""
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaForCausalLM,
+    LlamaMLP,
+    LlamaModel,
+    LlamaPreTrainedModel,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+)
+
+from .configuration_trenchcoat import TrenchcoatLlamaConfig
+from .hybrid import HybridState, decode_step, hybrid_attention
+
+INITIAL_WINDOW_FACTOR = -2.1972245773362196
+"""Before the sigmoid: the window starts with a weight of 0.1."""
+
+PADDING_REFUSED = (
+    "attention_mask hides tokens, but blocks of the terraced window are counted from the first token, so "
+    "padding would shift them: pass prompts of equal length, or one at a time"
+)
+
+
+class TerraceLayer(CacheLayerMixin):
+    """What decoding remembers of one hybrid layer; constant in size however many tokens have passed."""
+
+    is_croppable = False
+    supports_early_init = False
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.state = HybridState()
+
+    def lazy_initialization(self, key_states, value_states):
+        """Nothing to do: the state takes its shape from the first tokens."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        """Never called: hybrid attention updates the state itself."""
+        raise NotImplementedError("a hybrid layer's state is updated by its attention")
+
+    def get_mask_sizes(self, query_length):
+        """Return the key length and offset of a causal mask over all tokens so far."""
+        return self.state.tokens + query_length, 0
+
+    def get_seq_length(self):
+        """Return how many tokens have been seen."""
+        return self.state.tokens
+
+    def get_max_length(self):
+        """There is no longest sequence."""
+        return -1
+
+    def reset(self):
+        """Forget everything."""
+        self.state = HybridState()
+
+    def reorder_cache(self, beam_idx):
+        """Keep the rows of `beam_idx`, in that order."""
+        self.state.reorder(beam_idx)
+
+    def batch_select_indices(self, indices):
+        """Keep the rows of `indices`, in that order."""
+        self.state.reorder(indices)
+
+    def batch_repeat_interleave(self, repeats):
+        """Repeat every row `repeats` times."""
+        if self.state.keys is not None:
+            rows = torch.arange(self.state.keys.shape[0], device=self.state.keys.device)
+            self.state.reorder(rows.repeat_interleave(repeats))
+
+    def crop(self, tokens_to_remove):
+        """Refuse: tokens that were folded into the state cannot be taken out again."""
+        raise NotImplementedError("a hybrid layer cannot forget tokens: do not use assisted generation")
+
+
+def cache_layers(config):
+    """Return the cache's layers: terrace and linear state where attention is hybrid, else all keys."""
+    kept = set(config.keep_softmax_layers)
+    return [DynamicLayer() if index in kept else TerraceLayer() for index in range(config.num_hidden_layers)]
+
+
+class TrenchcoatCache(Cache):
+    """Cache of a linearized Llama: constant in size, but for layers that keep softmax attention."""
+
+    def __init__(self, config: TrenchcoatLlamaConfig):
+        super().__init__(layers=cache_layers(config))
+
+
+class TrenchcoatAttention(LlamaAttention):
+    """Llama's attention with feature maps; B batch, T tokens, H heads, K key/value heads, D head dimension.
+
+    Attributes:
+        w_q, w_k: feature maps of queries and keys, [H, D, feature_dim], fp32.
+        window_factor: weight of the window before the sigmoid, [H], fp32.
+        softmax: compute ordinary softmax attention instead (a layer that keeps it, or the teacher).
+        keep_parts: "both", or "window" or "linear" to measure what one part does by itself.
+    """
+
+    def __init__(self, config: TrenchcoatLlamaConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.softmax = layer_idx in config.keep_softmax_layers
+        self.keep_parts = "both"
+        if not self.softmax:
+            shape = (config.num_attention_heads, self.head_dim, config.feature_dim)
+            self.w_q = nn.Parameter(torch.empty(shape, dtype=torch.float32))
+            self.w_k = nn.Parameter(torch.empty(shape, dtype=torch.float32))
+            self.window_factor = nn.Parameter(torch.empty(shape[0], dtype=torch.float32))
+
+    def rotate(self, q_BTX, k_BTX, v_BTX, position_embeddings):
+        """Split projected states into heads and apply RoPE: q [B, H, T, D], k and v [B, K, T, D]."""
+        q, k, v = (x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in (q_BTX, k_BTX, v_BTX))
+        q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
+        return q, k, v
+
+    def project(self, hidden_BTE, position_embeddings):
+        """Return q [B, H, T, D], k and v [B, K, T, D] of normed hidden states, after RoPE."""
+        projected = (self.q_proj(hidden_BTE), self.k_proj(hidden_BTE), self.v_proj(hidden_BTE))
+        return self.rotate(*projected, position_embeddings)
+
+    def forward(
+        self,
+        hidden_states,
+        position_embeddings=None,
+        attention_mask=None,
+        past_key_values=None,
+        **kwargs,
+    ):
+        """Attend; returns the output after o_proj, [B, T, hidden], and None for the map."""
+        if self.softmax:
+            return super().forward(
+                hidden_states=hidden_states,
+                position_embeddings=position_embeddings,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        q, k, v = self.project(hidden_states, position_embeddings)
+        maps = (self.w_q, self.w_k, self.window_factor)
+        window_size = self.config.window
+        if past_key_values is None:
+            y = hybrid_attention(q, k, v, *maps, window_size=window_size, keep_parts=self.keep_parts)
+        else:
+            state = past_key_values.layers[self.layer_idx].state
+            y = decode_step(state, q, k, v, *maps, window_size=window_size)
+        return self.o_proj(y.transpose(1, 2).flatten(2)), None
+
+
+class TrenchcoatDecoderLayer(LlamaDecoderLayer):
+    """Llama's decoder layer with hybrid attention."""
+
+    def __init__(self, config: TrenchcoatLlamaConfig, layer_idx: int):
+        # Not LlamaDecoderLayer's own: it would allocate an attention to throw away.
+        GradientCheckpointingLayer.__init__(self)
+        self.hidden_size = config.hidden_size
+        self.self_attn = TrenchcoatAttention(config, layer_idx)
+        self.mlp = LlamaMLP(config)
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+
+class TrenchcoatPreTrainedModel(LlamaPreTrainedModel):
+    """What the models below share."""
+
+    config: TrenchcoatLlamaConfig
+    config_class = TrenchcoatLlamaConfig
+    _no_split_modules = ["TrenchcoatDecoderLayer"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["w_q", "w_k", "window_factor"]  # noqa: RUF012
+    _can_compile_fullgraph = False
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, TrenchcoatAttention) and hasattr(module, "w_q"):
+            for w in (module.w_q, module.w_k):
+                nn.init.uniform_(w, -(w.shape[1] ** -0.5), w.shape[1] ** -0.5)
+            nn.init.constant_(module.window_factor, INITIAL_WINDOW_FACTOR)
+
+
+class TrenchcoatLlamaModel(TrenchcoatPreTrainedModel, LlamaModel):
+    """Llama's decoder with hybrid attention."""
+
+    def __init__(self, config: TrenchcoatLlamaConfig):
+        LlamaPreTrainedModel.__init__(self, config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList(
+            TrenchcoatDecoderLayer(config, index) for index in range(config.num_hidden_layers)
+        )
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(self, input_ids=None, attention_mask=None, past_key_values=None, use_cache=None, **kwargs):
+        """Run the decoder. `attention_mask` may hide tokens only at the end, and only without a cache.
+
+        Raises:
+            ValueError: `attention_mask` hides tokens elsewhere, or `past_key_values` is another model's.
+        """
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        if past_key_values is None and use_cache:
+            past_key_values = TrenchcoatCache(self.config)
+        if past_key_values is not None:
+            self._adopt(past_key_values)
+        if attention_mask is not None:
+            self._refuse_padding(attention_mask, cached=past_key_values is not None)
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=None,  # causal, and nothing else is hidden
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+    def _adopt(self, cache):
+        """Give an empty cache, such as generate() makes for any model, the layers of this one."""
+        if any(isinstance(layer, TerraceLayer) for layer in cache.layers):
+            return
+        if cache.get_seq_length() > 0:
+            raise ValueError("past_key_values holds keys of ordinary attention: pass a TrenchcoatCache")
+        cache.layers = cache_layers(self.config)
+
+    @staticmethod
+    def _refuse_padding(mask, *, cached):
+        if mask.ndim != 2:
+            raise ValueError(f"attention_mask must be [batch, tokens], not {tuple(mask.shape)}")
+        visible = mask.bool()
+        # Hidden tokens after all visible ones change nothing before them, unless they are remembered.
+        at_the_end = bool((visible[:, 1:] <= visible[:, :-1]).all()) and not cached
+        if not at_the_end and not bool(visible.all()):
+            raise ValueError(PADDING_REFUSED)
+
+
+class TrenchcoatLlamaForCausalLM(TrenchcoatPreTrainedModel, LlamaForCausalLM):
+    """A linearized Llama with its language-modelling head."""
+
+    def __init__(self, config: TrenchcoatLlamaConfig):
+        LlamaPreTrainedModel.__init__(self, config)
+        self.model = TrenchcoatLlamaModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()

@@ -1,0 +1,90 @@
+"""The teacher's weights and files as the shard stage left them."""
+
+import json
+from typing import TYPE_CHECKING
+
+import torch
+from trenchcoat_api.crias import CriaRange
+from trenchcoat_api.spec import DType
+
+from trenchcoat_trainer.shard_layout import EMBEDDINGS, HEAD, TEACHER, layer_path
+from trenchcoat_trainer.stages.context import StageContext
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
+
+__all__ = [
+    "EMBEDDINGS",
+    "HEAD",
+    "TEACHER",
+    "TORCH_DTYPES",
+    "layer_path",
+    "load_config",
+    "load_cria_weights",
+    "load_embeddings",
+    "load_object",
+    "load_rest_weights",
+    "teacher_files",
+]
+
+TORCH_DTYPES = {DType.BFLOAT16: torch.bfloat16, DType.FLOAT32: torch.float32}
+
+
+def load_cria_weights(
+    context: StageContext, cria: CriaRange, device: str | torch.device = "cpu"
+) -> dict[str, torch.Tensor]:
+    """The weights of a Cria's decoder layers in spec.dtype, by Hugging Face's names (model.layers.N...).
+
+    One layer at a time is held on the CPU.
+
+    Raises:
+        MissingInputError: the shard stage is not complete.
+        CorruptObjectError: an object is not what the manifest says.
+    """
+    weights: dict[str, torch.Tensor] = {}
+    for layer in cria.layers:
+        weights |= load_object(context, layer_path(cria, layer), device)
+    return weights
+
+
+def load_rest_weights(context: StageContext, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
+    """model.embed_tokens.weight, model.norm.weight and, unless tied, lm_head.weight, in spec.dtype.
+
+    Raises:
+        MissingInputError: the shard stage is not complete.
+        CorruptObjectError: an object is not what the manifest says.
+    """
+    return load_object(context, EMBEDDINGS, device) | load_object(context, HEAD, device)
+
+
+def load_embeddings(context: StageContext, device: str | torch.device = "cpu") -> torch.Tensor:
+    """model.embed_tokens.weight alone, in spec.dtype: [vocabulary, hidden size]."""
+    return load_object(context, EMBEDDINGS, device)["model.embed_tokens.weight"]
+
+
+def load_config(context: StageContext) -> "LlamaConfig":
+    """The teacher's configuration."""
+    from transformers import LlamaConfig
+
+    fields = json.loads(context.read_object(context.artifacts.shard, TEACHER + "config.json"))
+    config = LlamaConfig.from_dict(fields)
+    if not isinstance(config, LlamaConfig):
+        raise TypeError(f"{TEACHER}config.json describes no Llama")
+    return config
+
+
+def teacher_files(context: StageContext) -> list[str]:
+    """Paths of the tokenizer and configuration files, relative to the shard artifact, below teacher/."""
+    objects = context.manifest(context.artifacts.shard).objects
+    return [item.path for item in objects if item.path.startswith(TEACHER)]
+
+
+def load_object(context: StageContext, path: str, device: str | torch.device) -> dict[str, torch.Tensor]:
+    """The tensors of one object of the shard artifact, in spec.dtype.
+
+    Raises:
+        CorruptObjectError: size or checksum differ from the manifest.
+    """
+    dtype = TORCH_DTYPES[context.spec.dtype]
+    tensors = context.read_tensors(context.artifacts.shard, path)
+    return {name: tensor.to(device, dtype) for name, tensor in tensors.items()}

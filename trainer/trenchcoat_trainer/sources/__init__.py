@@ -1,0 +1,1 @@
+"""Where the teacher and the text come from."""

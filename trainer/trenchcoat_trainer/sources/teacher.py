@@ -1,0 +1,306 @@
+"""The teacher's checkpoint as the user has it: its files, its configuration and its tensors."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trenchcoat_api.artifacts import ModelFacts
+from trenchcoat_api.spec import TrenchcoatSpec
+
+from trenchcoat_trainer.errors import BadInputError
+from trenchcoat_trainer.headers import TensorRange, read_header
+from trenchcoat_trainer.store import FolderStore, Readable, Store
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaConfig
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+KEPT_FILES = (
+    CONFIG,
+    "generation_config.json",
+    *TOKENIZER_FILES,
+    "LICENSE",
+    "LICENSE.txt",
+    "NOTICE",
+    "USE_POLICY.md",
+)
+"""What an exported student needs beside its weights, where it is there."""
+EMBEDDING = "model.embed_tokens.weight"
+NORM = "model.norm.weight"
+HEAD = "lm_head.weight"
+_MATRICES = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+_NORMS = ("input_layernorm", "post_attention_layernorm")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where one of the teacher's tensors stands."""
+
+    file: str
+    place: TensorRange
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A checkpoint in Hugging Face's layout, never loaded as a whole."""
+
+    source: str
+    """As spec.model.source says."""
+    store: Readable
+    prefix: str
+    """Of the checkpoint's folder within the store; empty, or ending in a slash."""
+
+    @cached_property
+    def files(self) -> dict[str, int]:
+        """Sizes of the files directly in the folder, by name."""
+        start = len(self.prefix)
+        entries = {entry.path[start:]: entry.size for entry in self.store.list(self.prefix)}
+        return {name: size for name, size in entries.items() if "/" not in name}
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """The configuration as config.json has it.
+
+        Raises:
+            BadInputError: it is missing, unreadable or not that of a plain Llama.
+        """
+        fields = self._json(CONFIG)
+        kind = fields.get("model_type")
+        if kind != "llama":
+            raise BadInputError(
+                f"spec.model.source {self.source} is a model of type {kind!r}: only Llama models "
+                "(model_type 'llama' in config.json) can be linearized"
+            )
+        if fields.get("quantization_config"):
+            raise BadInputError(
+                f"spec.model.source {self.source} is quantized: name the checkpoint with 16- or "
+                "32-bit weights"
+            )
+        return fields
+
+    @cached_property
+    def config(self) -> LlamaConfig:
+        """The configuration, with defaults for what config.json leaves out."""
+        from transformers import LlamaConfig
+
+        config = LlamaConfig.from_dict(self.fields)
+        if not isinstance(config, LlamaConfig):
+            raise TypeError("LlamaConfig.from_dict returned a tuple")
+        return config
+
+    @cached_property
+    def tensor_files(self) -> dict[str, str]:
+        """The file that holds each tensor, by the tensor's name.
+
+        Raises:
+            BadInputError: there are no safetensors files, or one that the index names is missing.
+        """
+        if INDEX in self.files:
+            named: dict[str, str] = self._json(INDEX)["weight_map"]
+            for file in sorted(set(named.values())):
+                if file not in self.files:
+                    raise BadInputError(
+                        f"spec.model.source {self.source} lacks {file}, which {INDEX} names: "
+                        "complete the checkpoint"
+                    )
+            return named
+        if SINGLE in self.files:
+            return dict.fromkeys(self._header(SINGLE), SINGLE)
+        if any(name.endswith((".bin", ".pt", ".pth")) for name in self.files):
+            raise BadInputError(
+                f"spec.model.source {self.source} has its weights in pickle files only, which are never "
+                "opened because they may run code: convert it to safetensors (save_pretrained does)"
+            )
+        raise BadInputError(
+            f"spec.model.source {self.source} has no {SINGLE} and no {INDEX}: name a checkpoint"
+        )
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers.
+
+        Raises:
+            BadInputError: config.json does not say.
+        """
+        layers = self.fields.get("num_hidden_layers")
+        if not isinstance(layers, int) or layers < 1:
+            raise BadInputError(f"{CONFIG} of {self.source} has no num_hidden_layers: correct it")
+        return layers
+
+    def find(self, name: str) -> StoredTensor:
+        """Where a tensor stands.
+
+        Raises:
+            BadInputError: the checkpoint has no such tensor.
+        """
+        file = self.tensor_files.get(name)
+        place = self._header(file).get(name) if file is not None else None
+        if file is None or place is None:
+            raise BadInputError(
+                f"spec.model.source {self.source} lacks the tensor {name}: complete the checkpoint"
+            )
+        return StoredTensor(file, place)
+
+    def read_tensor(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """One tensor on the CPU, converted to `dtype`; only its own bytes are read.
+
+        Raises:
+            BadInputError: it is missing, cut short or of a type that weights do not have.
+        """
+        import torch
+
+        from trenchcoat_trainer.tensors import DTYPES, byte_view
+
+        stored = self.find(name)
+        if stored.place.dtype not in DTYPES:
+            raise BadInputError(f"tensor {name} of {self.source} has the unknown type {stored.place.dtype}")
+        tensor = torch.empty(stored.place.shape, dtype=DTYPES[stored.place.dtype])
+        target, done = byte_view(tensor), 0
+        for chunk in self.store.stream(self.prefix + stored.file, stored.place.offset, stored.place.length):
+            target[done : done + len(chunk)] = chunk
+            done += len(chunk)
+        if done != stored.place.length:
+            raise BadInputError(f"{stored.file} of {self.source} is cut short: complete the checkpoint")
+        return tensor.to(dtype)
+
+    def layer_names(self, layer: int) -> list[str]:
+        """Names of a decoder layer's tensors, in the order of the checkpoint's own names.
+
+        Raises:
+            BadInputError: one that every Llama has is missing.
+        """
+        start = f"model.layers.{layer}."
+        for part in (*_MATRICES, *_NORMS):
+            if f"{start}{part}.weight" not in self.tensor_files:
+                self.find(f"{start}{part}.weight")
+        wanted = (name for name in self.tensor_files if name.startswith(start))
+        return sorted(name for name in wanted if not name.endswith("rotary_emb.inv_freq"))
+
+    def head_names(self) -> list[str]:
+        """Names of the final norm and, unless it is tied to the embedding, the head."""
+        return [NORM] if self.fields.get("tie_word_embeddings") else [NORM, HEAD]
+
+    def check(self) -> None:
+        """Find out from the configuration and the index alone whether the checkpoint is complete.
+
+        Raises:
+            BadInputError: it is not; the message says what is missing.
+        """
+        for layer in range(self.layers):
+            self.layer_names(layer)
+        for name in (EMBEDDING, *self.head_names()):
+            if name not in self.tensor_files:
+                self.find(name)
+
+    def facts(self) -> ModelFacts:
+        """Sizes of the model."""
+        config = self.config
+        return ModelFacts(
+            layers=config.num_hidden_layers,
+            hidden_size=config.hidden_size,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads or config.num_attention_heads,
+            head_dim=head_dim(config),
+            intermediate_size=config.intermediate_size,
+            vocab_size=config.vocab_size,
+            parameters=count_parameters(config),
+        )
+
+    def _json(self, name: str) -> dict[str, Any]:
+        if name not in self.files:
+            raise BadInputError(
+                f"spec.model.source {self.source} has no {name}: name a checkpoint in Hugging Face's layout"
+            )
+        try:
+            value = json.loads(self.store.read(self.prefix + name))
+        except ValueError as error:
+            raise BadInputError(f"{name} of {self.source} is not JSON ({error}): correct it") from error
+        if not isinstance(value, dict):
+            raise BadInputError(f"{name} of {self.source} holds no JSON object: correct it")
+        return value
+
+    @cached_property
+    def _headers(self) -> dict[str, dict[str, TensorRange]]:
+        return {}
+
+    def _header(self, file: str) -> dict[str, TensorRange]:
+        if file not in self._headers:
+            try:
+                self._headers[file] = read_header(self.store, self.prefix + file)
+            except ValueError as error:
+                raise BadInputError(f"{file} of {self.source} is no safetensors file ({error})") from error
+        return self._headers[file]
+
+
+def open_teacher(spec: TrenchcoatSpec, store: Store) -> Teacher:
+    """The checkpoint that spec.model.source names; `store` is that of spec.store, for s3:// sources.
+
+    Raises:
+        BadInputError: there is none.
+        StoreError: its store cannot be used.
+    """
+    source = spec.model.source
+    scheme, _, rest = source.partition("://")
+    match scheme:
+        case "s3":
+            bucket, _, folder = rest.partition("/")
+            place: Readable = store.in_bucket(bucket)
+            prefix = folder.rstrip("/") + "/"
+        case "file":
+            place, prefix = FolderStore(Path(rest)), ""
+        case "hf":
+            from trenchcoat_trainer.sources.hub import HubRepository
+
+            place, prefix = HubRepository(rest, spec.model.revision), ""
+        case _:
+            raise BadInputError(f"spec.model.source {source} has an unknown scheme: use hf, s3 or file")
+    teacher = Teacher(source, place, prefix)
+    if not teacher.files:
+        raise BadInputError(
+            f"spec.model.source {source} holds no files: correct it, or put the checkpoint there"
+        )
+    return teacher
+
+
+def head_dim(config: LlamaConfig) -> int:
+    """Width of one attention head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def count_parameters(config: LlamaConfig) -> int:
+    """Parameters of a Llama, tied ones counted once."""
+    hidden, mlp = config.hidden_size, config.intermediate_size
+    queries = config.num_attention_heads * head_dim(config)
+    keys = (config.num_key_value_heads or config.num_attention_heads) * head_dim(config)
+    layer = hidden * (2 * queries + 2 * keys + 3 * mlp + 2)
+    if config.attention_bias:
+        layer += queries + 2 * keys + hidden
+    if config.mlp_bias:
+        layer += 2 * mlp + hidden
+    embeddings = config.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)
+    return config.num_hidden_layers * layer + embeddings + hidden

@@ -1,0 +1,163 @@
+"""Running the teacher over all sequences, each rank its own layers.
+
+Rank 0 embeds; hidden states travel from rank to rank, and weights never do. The layers after the last inner
+boundary are not needed and not read. Objects that an earlier attempt has left are not computed again.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from trenchcoat_trainer.data import TokenData
+from trenchcoat_trainer.data.layout import HIDDEN, boundary_path, sequences_per_hidden_object
+from trenchcoat_trainer.data.order import Order
+from trenchcoat_trainer.errors import PreemptedError
+from trenchcoat_trainer.shards import TORCH_DTYPES
+from trenchcoat_trainer.sources.teacher import EMBEDDING, Teacher, open_teacher
+from trenchcoat_trainer.stages.collect.pipeline import Pipeline, split_layers
+from trenchcoat_trainer.stages.collect.writing import BackgroundWriter
+from trenchcoat_trainer.stages.context import StageContext
+from trenchcoat_trainer.stages.ranks import choose_device, joined
+from trenchcoat_trainer.teacher import TeacherLayers
+
+logger = logging.getLogger(__name__)
+
+PHASE = "collect"
+
+
+def run(context: StageContext) -> None:
+    """Make the objects of every inner boundary.
+
+    Raises:
+        BadInputError: the checkpoint lacks a tensor.
+        PreemptedError: a stop was requested on any rank; objects that are done stay.
+    """
+    device = choose_device(context.rank)
+    with joined(context.rank, context.world_size, device), torch.inference_mode():
+        _collect(context, device)
+
+
+def _collect(context: StageContext, device: torch.device) -> None:
+    boundaries = {cria.first - 1: cria.index for cria in context.crias[1:]}
+    tokens = TokenData(context)
+    teacher = open_teacher(context.spec, context.store)
+    order = Order(tokens.sequences, _object_size(context, teacher), context.spec.seed)
+    pipeline = Pipeline(context, device)
+    groups = pipeline.agree([g for g in range(order.groups) if not _is_done(context, boundaries, g)])
+    if boundaries and groups:
+        worker = _Worker(context, teacher, tokens, pipeline, boundaries, device)
+        worker.run(order, groups)
+    pipeline.barrier()
+    if context.rank == 0:
+        context.writer.finish()
+    pipeline.barrier()
+
+
+def _object_size(context: StageContext, teacher: Teacher) -> int:
+    spec = context.spec
+    return sequences_per_hidden_object(spec.data.sequence_length, teacher.config.hidden_size, spec.dtype)
+
+
+def _is_done(context: StageContext, boundaries: dict[int, int], group: int) -> bool:
+    paths = (boundary_path(boundary, group) for boundary in boundaries.values())
+    return all(context.writer.recorded(path) is not None for path in paths)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one rank holds of the teacher."""
+
+    layers: TeacherLayers
+    embedding: torch.Tensor | None
+    """[vocabulary, hidden size]; on the first rank alone."""
+
+
+class _Worker:
+    """One rank's share of the work."""
+
+    def __init__(
+        self,
+        context: StageContext,
+        teacher: Teacher,
+        tokens: TokenData,
+        pipeline: Pipeline,
+        boundaries: dict[int, int],
+        device: torch.device,
+    ) -> None:
+        self._context = context
+        self._tokens = tokens
+        self._pipeline = pipeline
+        self._boundaries = boundaries
+        self._device = device
+        self._dtype = TORCH_DTYPES[context.spec.dtype]
+        self._hidden_size = teacher.config.hidden_size
+        own = split_layers(max(boundaries) + 1, context.world_size)[context.rank]
+        self._part = _load_part(teacher, own, self._dtype, device, with_embedding=context.rank == 0)
+
+    def run(self, order: Order, groups: list[int]) -> None:
+        """Compute these groups of sequences, in order."""
+        context = self._context
+        with BackgroundWriter(context.writer) as writer:
+            for done, group in enumerate(groups):
+                first = group * order.group_size
+                states = self._group(first, first + order.length(group), done, len(groups))
+                if states is None:
+                    break
+                for boundary, hidden in states.items():
+                    path = boundary_path(boundary, group)
+                    if context.writer.recorded(path) is None:
+                        writer.submit(path, {HIDDEN: hidden})
+        context.writer.save_journal()
+        if self._pipeline.stopped:
+            # No rank may leave while another waits for what it has sent.
+            self._pipeline.barrier()
+            raise PreemptedError(
+                "collection stopped on request; boundaries that are done stay, and the next start goes on"
+            )
+
+    def _group(self, first: int, last: int, done: int, groups: int) -> dict[int, torch.Tensor] | None:
+        """Hidden states of the sequences first, ..., last - 1 at this rank's boundaries, on the CPU."""
+        spec = self._context.spec
+        size, length = spec.collect.batch_size, spec.data.sequence_length
+        states: dict[int, list[torch.Tensor]] = {}
+        for start in range(first, last, size):
+            stop = min(start + size, last)
+            hidden = self._receive(start, stop)
+            if hidden is None:
+                return None
+            layers = self._part.layers
+            for layer, state in zip(layers.indices, layers.states(hidden), strict=True):
+                hidden = state
+                if layer in self._boundaries:
+                    states.setdefault(self._boundaries[layer], []).append(hidden.cpu())
+            self._pipeline.send(hidden)
+            fraction = (done + (stop - first) / (last - first)) / groups
+            tokens = (stop - start) * length
+            self._context.progress.update(PHASE, done, groups, fraction=fraction, tokens=tokens)
+        return {boundary: torch.cat(parts) for boundary, parts in states.items()}
+
+    def _receive(self, start: int, stop: int) -> torch.Tensor | None:
+        """What enters this rank's layers for a batch, or none after a stop."""
+        if not self._pipeline.go_on():
+            return None
+        if self._part.embedding is not None:
+            ids = self._tokens.read(start, stop).long().to(self._device)
+            return functional.embedding(ids, self._part.embedding)
+        shape = (stop - start, self._context.spec.data.sequence_length, self._hidden_size)
+        return self._pipeline.receive(shape, self._dtype)
+
+
+def _load_part(
+    teacher: Teacher, layers: range, dtype: torch.dtype, device: torch.device, *, with_embedding: bool
+) -> _Part:
+    part = TeacherLayers(teacher.config, layers, dtype)
+    for index in layers:
+        names = teacher.layer_names(index)
+        part.load_layer(index, {name: teacher.read_tensor(name, dtype).to(device) for name in names})
+        logger.info("layer %d of %d-%d is loaded", index, layers[0], layers[-1])
+    embedding = None
+    if with_embedding:
+        embedding = teacher.read_tensor(EMBEDDING, dtype).to(device)
+    return _Part(part.to(device).eval(), embedding)

@@ -1,0 +1,46 @@
+"""Writing objects while the next ones are computed."""
+
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from types import TracebackType
+from typing import Self
+
+import torch
+from trenchcoat_api.artifacts import StoredObject
+
+from trenchcoat_trainer.stages.writer import ArtifactWriter
+
+THREADS = 4
+PENDING = 8
+"""Objects in memory that wait to be written, at most."""
+
+
+class BackgroundWriter:
+    """Writes in threads; leaving the context waits for all objects, and raises what failed."""
+
+    def __init__(self, writer: ArtifactWriter) -> None:
+        self._writer = writer
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="write")
+        self._pending: set[Future[StoredObject]] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._settle(0)
+        finally:
+            self._pool.shutdown(cancel_futures=kind is not None)
+
+    def submit(self, path: str, tensors: dict[str, torch.Tensor]) -> None:
+        """Write tensors as one object soon; waits while too many are pending."""
+        self._settle(PENDING - 1)
+        self._pending.add(self._pool.submit(self._writer.write_tensors, path, tensors))
+
+    def _settle(self, allowed: int) -> None:
+        while len(self._pending) > allowed:
+            done, self._pending = wait(self._pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()

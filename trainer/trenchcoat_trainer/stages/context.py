@@ -1,0 +1,138 @@
+"""What a stage is given: its spec, its inputs, and where its artifact goes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+from trenchcoat_api.artifacts import Artifact, Artifacts, Manifest, StoredObject
+from trenchcoat_api.crias import CriaRange
+from trenchcoat_api.spec import TrenchcoatSpec
+
+from trenchcoat_trainer.errors import CorruptObjectError, MissingInputError, NotFoundError
+from trenchcoat_trainer.stages.checkpoint import Checkpoint
+from trenchcoat_trainer.stages.progress import ProgressReporter
+from trenchcoat_trainer.stages.stop import StopRequest
+from trenchcoat_trainer.stages.writer import ArtifactWriter
+from trenchcoat_trainer.store import Store
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass
+class StageContext:
+    """Everything a stage needs; the same in a pod and in a local process."""
+
+    spec: TrenchcoatSpec
+    store: Store
+    artifacts: Artifacts
+    artifact: Artifact
+    """What this stage makes."""
+    cria: CriaRange | None
+    """The Cria at hand; the cria stage alone."""
+    crias: list[CriaRange]
+    """All Crias; empty before tokenize has read the model's number of layers."""
+    rank: int
+    world_size: int
+    progress: ProgressReporter
+    stop: StopRequest
+    writer: ArtifactWriter
+    checkpoint: Checkpoint
+    folder: Path | None = None
+    """The folder that stands for the store, where one does."""
+    _manifests: dict[str, Manifest] = field(default_factory=dict)
+    _objects: dict[str, dict[str, StoredObject]] = field(default_factory=dict)
+
+    def manifest(self, artifact: Artifact) -> Manifest:
+        """The manifest of an input.
+
+        Raises:
+            MissingInputError: the input is not complete.
+            CorruptObjectError: its manifest cannot be read.
+        """
+        if artifact.key not in self._manifests:
+            self._manifests[artifact.key] = read_manifest(self.store, artifact)
+        return self._manifests[artifact.key]
+
+    def stored_object(self, artifact: Artifact, path: str) -> StoredObject:
+        """What the manifest of an input says of one of its objects; `path` is relative to its folder.
+
+        Raises:
+            MissingInputError: the input is not complete.
+            NotFoundError: its manifest lists no such object.
+        """
+        if artifact.key not in self._objects:
+            self._objects[artifact.key] = {item.path: item for item in self.manifest(artifact).objects}
+        try:
+            return self._objects[artifact.key][path]
+        except KeyError:
+            raise NotFoundError(path, f"the manifest of {artifact.name} ({artifact.manifest_path})") from None
+
+    def read_object(self, artifact: Artifact, path: str) -> bytes:
+        """The content of an input's object.
+
+        Raises:
+            CorruptObjectError: size or checksum differ from the manifest.
+        """
+        return bytes(self._read(artifact, path))
+
+    def read_tensors(self, artifact: Artifact, path: str) -> dict[str, torch.Tensor]:
+        """The tensors of an input's safetensors object, on the CPU.
+
+        Raises:
+            CorruptObjectError: size or checksum differ from the manifest.
+        """
+        from trenchcoat_trainer.tensors import unpack
+
+        return unpack(self._read(artifact, path))[0]
+
+    def _read(self, artifact: Artifact, path: str) -> bytearray:
+        stored = self.stored_object(artifact, path)
+        data = bytearray(stored.size)
+        digest, size = hashlib.sha256(), 0
+        for chunk in self.store.stream(artifact.prefix + path):
+            digest.update(chunk)
+            data[size : size + len(chunk)] = chunk
+            size += len(chunk)
+            if size > stored.size:
+                break
+        _check(stored, artifact, size, digest.hexdigest())
+        return data
+
+
+def read_manifest(store: Store, artifact: Artifact) -> Manifest:
+    """Read an artifact's manifest from the store.
+
+    Raises:
+        MissingInputError: there is none: the artifact is not complete.
+        CorruptObjectError: it cannot be read.
+    """
+    try:
+        data = store.read(artifact.manifest_path)
+    except NotFoundError as error:
+        raise MissingInputError(
+            f"{artifact.name} is not complete: {artifact.manifest_path} is not in {store.name}; "
+            f"run the {artifact.stage} stage first"
+        ) from error
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        raise CorruptObjectError(
+            f"{artifact.manifest_path} is no manifest: delete it, and the {artifact.stage} stage goes on"
+        ) from error
+
+
+def _check(stored: StoredObject, artifact: Artifact, size: int, sha256: str) -> None:
+    if (size, sha256) == (stored.size, stored.sha256):
+        return
+    fault = (
+        f"has {size} bytes in place of {stored.size}" if size != stored.size else "does not have its checksum"
+    )
+    raise CorruptObjectError(
+        f"object {artifact.prefix}{stored.path} {fault}: delete {artifact.manifest_path} and the object, "
+        f"and the {artifact.stage} stage makes it anew"
+    )

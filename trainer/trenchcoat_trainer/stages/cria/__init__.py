@@ -1,0 +1,129 @@
+"""The cria stage: attention transfer, then LoRA, of one Cria on one device.
+
+Leaves ``feature_maps.safetensors`` and ``adapters.safetensors``; a phase of 0 epochs leaves initial values.
+"""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from trenchcoat_api.artifacts import Facts
+from trenchcoat_api.crias import CriaRange
+
+from trenchcoat_trainer.data import CriaData
+from trenchcoat_trainer.errors import OutOfMemoryError
+from trenchcoat_trainer.models.cria import CriaModel
+from trenchcoat_trainer.shards import load_cria_weights, load_embeddings
+from trenchcoat_trainer.stages.context import StageContext
+from trenchcoat_trainer.stages.cria.fused import fuse_for_gpu
+from trenchcoat_trainer.stages.cria.lora import LoraPhase, layerwise_step
+from trenchcoat_trainer.stages.cria.phase import Loop
+from trenchcoat_trainer.stages.cria.transfer import TransferPhase, transfer_step
+from trenchcoat_trainer.stages.progress import format_loss
+from trenchcoat_trainer.stages.ranks import choose_device
+from trenchcoat_trainer.stages.student import (
+    ADAPTERS,
+    FEATURE_MAPS,
+    load_student_config,
+    untrained_maps,
+    weight_dtype,
+)
+from trenchcoat_trainer.stages.training import Cursor
+
+logger = logging.getLogger(__name__)
+
+
+def run(context: StageContext) -> None:
+    """Train one Cria and write its artifact.
+
+    Raises:
+        OutOfMemoryError: the GPU's memory does not suffice; the message says what to change.
+    """
+    try:
+        train(context)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"Cria {context.cria.index} (layers {context.cria}) does not fit into the GPU's memory: set "
+            "spec.transfer.microBatchSize and spec.criaLora.microBatchSize to 1, or lower spec.layersPerCria"
+        ) from error
+
+
+def train(context: StageContext) -> None:
+    """Set up, run both phases from the last checkpoint on, save."""
+    spec, cria = context.spec, context.cria
+    model = load_cria(context, cria)
+    data = CriaData(context, cria, embedding(context, cria), with_targets=spec.cria_lora.objective == "block")
+    plan = [(phase.epochs, phase.batch_size) for phase in (spec.transfer, spec.cria_lora)]
+    loop = Loop(context, data, plan)
+    saved = context.checkpoint.load()
+    tensors, state = saved if saved else ({}, {"phase": "transfer", "cursor": {}, "facts": {}})
+    facts: dict[str, Any] = state["facts"]
+    losses: dict[str, float] = facts.setdefault("losses", {})
+
+    fused = fuse_for_gpu(model)
+    transfer = TransferPhase(
+        model,
+        spec.transfer,
+        spec.transfer.epochs * data.steps(spec.transfer.batch_size),
+        fused.transfer_step if fused else transfer_step,
+    )
+    if state["phase"] == "transfer":
+        cursor = Cursor(**state["cursor"])
+        if saved:
+            logger.info("going on from step %d of attention transfer", cursor.done)
+            transfer.restore(tensors, state["state"])
+        loop.run(transfer, cursor, {}, facts)
+        maps, best = transfer.finish()
+        if spec.transfer.epochs:
+            losses.update(transferInitial=cursor.initial, transfer=best)
+        tensors, state, saved = {}, {"phase": "lora", "cursor": {}}, None
+    else:
+        maps = {name: tensors[f"maps.{name}"] for name in model.maps()}
+        model.set_maps(maps)
+        model.requires_grad_(False)
+        loop.skip(transfer)
+
+    lora = LoraPhase(model, spec, fused.layerwise_step if fused else layerwise_step)
+    cursor = Cursor(**state["cursor"])
+    if saved:
+        logger.info("going on from step %d of LoRA", cursor.done)
+        lora.restore(tensors, state["state"])
+    loop.run(lora, cursor, {f"maps.{name}": tensor for name, tensor in maps.items()}, facts)
+    if spec.cria_lora.epochs:
+        losses.update(loraInitial=cursor.initial, lora=cursor.final)
+
+    context.writer.write_tensors(FEATURE_MAPS, maps)
+    context.writer.write_tensors(ADAPTERS, {name: p.detach() for name, p in lora.adapters.items()})
+    context.writer.finish(
+        Facts(
+            losses={name: format_loss(loss) for name, loss in losses.items()},
+            curve=context.progress.curve.formatted(),
+        )
+    )
+
+
+def load_cria(context: StageContext, cria: CriaRange) -> CriaModel:
+    """Load the Cria's frozen weights, and its maps as they are before training, onto the device."""
+    config, device = load_student_config(context), choose_device(context.rank)
+    return CriaModel.build(
+        config,
+        cria,
+        load_cria_weights(context, cria, device),
+        untrained_maps(context, config, cria),
+        dtype=weight_dtype(context),
+        device=device,
+    )
+
+
+def embedding(context: StageContext, cria: CriaRange) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the function that embeds token ids: [batch, tokens] to [batch, tokens, hidden], on the CPU."""
+    if cria.index > 0:
+        return _embed_nothing
+    return partial(F.embedding, weight=load_embeddings(context))
+
+
+def _embed_nothing(tokens: torch.Tensor) -> torch.Tensor:
+    raise AssertionError("only the first Cria starts from token ids")

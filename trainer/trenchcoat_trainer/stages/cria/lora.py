@@ -1,0 +1,237 @@
+"""LoRA by Cria: adapters on one Cria's attention projections, hybrid attention in place, maps frozen.
+
+Source: LoLCATs (arXiv 2410.10254), sections 3.2 (low-rank linearizing) and 3.3 (by blocks of layers). Feature
+maps stay as attention transfer left them, as in the paper. Shape letters: B batch, T tokens, E hidden size,
+L layers with feature maps.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from trenchcoat_api import spec
+
+from trenchcoat_trainer.attention import distill_loss
+from trenchcoat_trainer.data import Batch
+from trenchcoat_trainer.layers import boundary_error
+from trenchcoat_trainer.layers.llama import softmax_attention
+from trenchcoat_trainer.models.adapters import adapted_modules, adapter_delta, base_layer, inject_adapters
+from trenchcoat_trainer.models.cria import CriaModel, Rope
+from trenchcoat_trainer.models.maps import derived_seed
+from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatAttention
+from trenchcoat_trainer.stages.cria.optimizer import NamedAdamW
+from trenchcoat_trainer.stages.cria.phase import require_finite
+from trenchcoat_trainer.stages.cria.transfer import finish_layer
+
+LayerwiseStep = Callable[..., torch.Tensor]
+
+
+def layerwise_step(
+    cria: CriaModel,
+    hidden_BTE: torch.Tensor,
+    *,
+    scale: float,
+    seed: int,
+    mse_weight: float,
+    xent_weight: float,
+) -> torch.Tensor:
+    """Add one micro-batch's gradient to the adapters: each layer against the teacher's, layer by layer.
+
+    The student's attention (hybrid, adapters on) is compared with the teacher's (softmax, adapters off) by
+    the losses of attention transfer. Teacher forced, so one pass serves both, and layers share no gradient.
+
+    Args:
+        cria: the layers, with adapters.
+        hidden_BTE: raw residual stream at the Cria's first boundary, in the weights' dtype.
+        scale: factor on the gradient, this micro-batch's share of the step.
+        seed: decides dropout, together with the layer's number.
+        mse_weight: weight of the squared error of attention outputs.
+        xent_weight: weight of the cross-entropy of attention maps.
+
+    Returns:
+        Loss of each hybrid layer, [L], fp32, not scaled.
+    """
+    rope = cria.rope(hidden_BTE)
+    last = max((n for n, _ in cria.hybrid_layers()), default=-1)
+    losses = []
+    for name, layer in cria.layers.items():
+        attention = layer.self_attn
+        with torch.no_grad():
+            normed_BTE = layer.input_layernorm(hidden_BTE)
+        torch.manual_seed(derived_seed(seed, name))
+        student, of_teacher = _both_sides(attention, normed_BTE, rope)
+        if attention.softmax:
+            hidden_BTE = finish_layer(layer, hidden_BTE, softmax_attention(*of_teacher))
+            continue
+        result = distill_loss(
+            *student, *of_teacher, attention.w_q, attention.w_k, attention.window_factor,
+            window_size=cria.config.window, mse_weight=mse_weight, xent_weight=xent_weight,
+        )  # fmt: skip
+        (result.loss * scale).backward()
+        losses.append(result.loss.detach())
+        if int(name) == last:
+            break
+        hidden_BTE = finish_layer(layer, hidden_BTE, result.output)
+    return torch.stack(losses)
+
+
+Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def _both_sides(attention: TrenchcoatAttention, normed_BTE: torch.Tensor, rope: Rope) -> tuple[Heads, Heads]:
+    """Return q, k, v of the student and of the teacher; the same tensor where no adapter stands."""
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    adapted = [base_layer(projection) is not projection for projection in projections]
+    with torch.no_grad():
+        base = [base_layer(projection)(normed_BTE) for projection in projections]
+        teacher = attention.rotate(*base, rope)
+    with_adapters = [
+        x + adapter_delta(projection, normed_BTE).to(x.dtype) if has_adapter else x
+        for projection, has_adapter, x in zip(projections, adapted, base, strict=True)
+    ]
+    student = attention.rotate(*with_adapters, rope)
+    chosen = [s if has_adapter else t for has_adapter, s, t in zip(adapted, student, teacher, strict=True)]
+    return (chosen[0], chosen[1], chosen[2]), teacher
+
+
+def block_step(
+    cria: CriaModel, hidden_BTE: torch.Tensor, target_BTE: torch.Tensor | None, *, scale: float, seed: int
+) -> torch.Tensor:
+    """Add one micro-batch's gradient to the adapters: the Cria's output against the next boundary.
+
+    The student runs as it will at inference, hybrid outputs passed on. The loss of a token is the squared
+    error over the target's squared length, so that no long token outweighs the others. Without a stored
+    target (the last Cria) the teacher's layers give it.
+
+    Args:
+        cria: the layers, with adapters.
+        hidden_BTE: raw residual stream at the Cria's first boundary, in the weights' dtype.
+        target_BTE: the same at the next boundary, or None.
+        scale: factor on the gradient, this micro-batch's share of the step.
+        seed: decides dropout, together with the layer's number.
+
+    Returns:
+        Loss, averaged over tokens, a scalar in fp32, not scaled.
+    """
+    if target_BTE is None:
+        with torch.no_grad(), teacher(cria):
+            target_BTE = cria(hidden_BTE)
+    rope = cria.rope(hidden_BTE)
+
+    def run_layer(name: str, hidden_BTE: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(derived_seed(seed, name))
+        return cria.layers[name](hidden_BTE, position_embeddings=rope)
+
+    for name in cria.layers:
+        if hidden_BTE.is_cuda:
+            # A layer's graph at 405B is several GB: hold the boundaries alone and run each layer twice.
+            hidden_BTE = checkpoint(
+                run_layer, name, hidden_BTE, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            hidden_BTE = run_layer(name, hidden_BTE)
+    loss = boundary_error(hidden_BTE, target_BTE)
+    (loss * scale).backward()
+    return loss.detach()
+
+
+@contextmanager
+def teacher(cria: CriaModel) -> Iterator[None]:
+    """Within this context the Cria is the teacher's: softmax attention, adapters off."""
+    adapted = adapted_modules(cria).values()
+    cria.use(softmax=True)
+    for module in adapted:
+        module.enable_adapters(False)
+    try:
+        yield
+    finally:
+        cria.use(softmax=False)
+        for module in adapted:
+            module.enable_adapters(True)
+
+
+class LoraPhase:
+    """Trains the adapters of one Cria by either objective."""
+
+    name = "lora"
+
+    def __init__(
+        self, cria: CriaModel, spec: spec.TrenchcoatSpec, layerwise: LayerwiseStep = layerwise_step
+    ) -> None:
+        """Put adapters on `cria`; `layerwise` computes gradients, as `layerwise_step`."""
+        settings = spec.cria_lora
+        self._by_layer = settings.objective == "layerwise"
+        self.epochs, self.batch_size = settings.epochs, settings.batch_size
+        self._cria = cria
+        self._settings = settings
+        self._seed = spec.seed
+        self._weights = {
+            "mse_weight": float(spec.transfer.mse_weight),
+            "xent_weight": float(spec.transfer.xent_weight),
+        }
+        self._layerwise_step = layerwise
+        self.adapters = inject_adapters(cria, settings.lora, seed=spec.seed, purpose="cria")
+        for module in adapted_modules(cria).values():
+            module.lora_dropout.train()
+        self._layers = [n for n, _ in cria.hybrid_layers()]
+        self._adamw = NamedAdamW(self._groups(), float(settings.learning_rate))
+        self._done = 0
+
+    def _groups(self) -> dict[str, dict[str, torch.nn.Parameter]]:
+        """Group adapters for clipping: by layer where layers are independent, else all together."""
+        if not self._by_layer:
+            return {"all": self.adapters}
+        groups: dict[str, dict[str, torch.nn.Parameter]] = {str(n): {} for n in self._layers}
+        for name, parameter in self.adapters.items():
+            layer = name.split(".layers.")[1].split(".")[0]
+            if layer in groups:  # layers that keep softmax attention have nothing to learn here
+                groups[layer][name] = parameter
+        return groups
+
+    def step(self, batch: Batch, *, epoch: int, step: int) -> float:
+        """Make one optimiser step; returns the loss, a mean over layers where there is one for each.
+
+        Raises:
+            DivergedError: a loss or gradient is not a number.
+        """
+        if self._by_layer and not self._layers:
+            return 0.0
+        device = next(iter(self.adapters.values())).device
+        layers = self._layers if self._by_layer else [self._cria.cria.last]
+        losses = torch.zeros(len(layers), device=device)
+        micro_size = self._settings.micro_batch_size
+        targets = batch.targets
+        for index, start in enumerate(range(0, len(batch.inputs), micro_size)):
+            inputs = batch.inputs[start : start + micro_size].to(device, non_blocking=True)
+            share = len(inputs) / len(batch.inputs)
+            seed = derived_seed(self._seed, "dropout", epoch, step, index)
+            if self._by_layer:
+                loss = self._layerwise_step(self._cria, inputs, scale=share, seed=seed, **self._weights)
+            else:
+                target = None if targets is None else targets[start : start + micro_size].to(device)
+                loss = block_step(self._cria, inputs, target, scale=share, seed=seed)
+            losses += share * loss
+        norms = self._adamw.step(float(self._settings.clip))
+        values, gradients = torch.stack([losses, norms]).tolist()
+        require_finite(self.name, self._cria.cria, layers, values, self._done)
+        require_finite(self.name, self._cria.cria, layers, gradients, self._done, "gradient norm")
+        self._done += 1
+        return sum(values) / len(values)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return adapters and the optimiser's state."""
+        return {**{name: p.detach() for name, p in self.adapters.items()}, **self._adamw.tensors()}
+
+    def state(self) -> dict[str, Any]:
+        """Return how many steps were made."""
+        return {"done": self._done}
+
+    def restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        with torch.no_grad():
+            for name, parameter in self.adapters.items():
+                parameter.copy_(tensors[name])
+        self._adamw.restore(tensors)
+        self._done = state["done"]

@@ -1,0 +1,192 @@
+"""Attention transfer: feature maps and window factors of a Cria learn to imitate softmax attention.
+
+Source: LoLCATs (arXiv 2410.10254), section 3.2. Shape letters: B batch, T tokens, E hidden size, H heads,
+D head dimension, L layers of the Cria that have feature maps.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from trenchcoat_api import spec
+
+from trenchcoat_trainer.attention import transfer_loss
+from trenchcoat_trainer.data import Batch
+from trenchcoat_trainer.models.adapters import base_layer
+from trenchcoat_trainer.models.cria import CriaModel
+from trenchcoat_trainer.models.maps import MAP_NAMES
+from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatDecoderLayer
+from trenchcoat_trainer.stages.cria.optimizer import NamedAdamW
+from trenchcoat_trainer.stages.cria.phase import require_finite
+from trenchcoat_trainer.stages.cria.plateau import Plateau
+
+TransferStep = Callable[..., torch.Tensor]
+
+
+def transfer_step(
+    cria: CriaModel, hidden_BTE: torch.Tensor, *, scale: float, mse_weight: float, xent_weight: float
+) -> torch.Tensor:
+    """Add one micro-batch's gradient to every layer's maps, holding one layer's graph at a time.
+
+    Teacher forced: each layer passes the softmax output on, so every layer sees the teacher's own input and
+    layers share no gradient. What follows the last layer's attention is not computed.
+
+    Args:
+        cria: the layers; their maps require gradients.
+        hidden_BTE: raw residual stream at the Cria's first boundary, in the weights' dtype.
+        scale: factor on the gradient, this micro-batch's share of the step.
+        mse_weight: weight of the squared error of attention outputs.
+        xent_weight: weight of the cross-entropy of attention maps.
+
+    Returns:
+        Loss of each hybrid layer, [L], fp32, not scaled.
+    """
+    rope = cria.rope(hidden_BTE)
+    last = max((n for n, _ in cria.hybrid_layers()), default=-1)
+    losses = []
+    for name, layer in cria.layers.items():
+        attention = layer.self_attn
+        if attention.softmax:
+            with torch.no_grad():
+                hidden_BTE = layer(hidden_BTE, position_embeddings=rope)
+            continue
+        with torch.no_grad():
+            q, k, v = attention.project(layer.input_layernorm(hidden_BTE), rope)
+        result = transfer_loss(
+            q, k, v, attention.w_q, attention.w_k, attention.window_factor,
+            window_size=cria.config.window, mse_weight=mse_weight, xent_weight=xent_weight,
+        )  # fmt: skip
+        (result.loss * scale).backward()
+        losses.append(result.loss.detach())
+        if int(name) == last:
+            break
+        hidden_BTE = finish_layer(layer, hidden_BTE, result.output)
+    return torch.stack(losses)
+
+
+@torch.no_grad()
+def finish_layer(
+    layer: TrenchcoatDecoderLayer, hidden_BTE: torch.Tensor, y_BHTD: torch.Tensor
+) -> torch.Tensor:
+    """Complete a layer from its attention's output before o_proj, adapters left out; returns [B, T, E]."""
+    o_proj = base_layer(layer.self_attn.o_proj)
+    hidden_BTE = hidden_BTE + o_proj(y_BHTD.transpose(1, 2).flatten(2))
+    return hidden_BTE + layer.mlp(layer.post_attention_layernorm(hidden_BTE))
+
+
+class TransferPhase:
+    """Trains every layer's maps by its own schedule, clip and best checkpoint.
+
+    Nothing of one layer depends on another, so the result does not depend on how layers are grouped.
+    """
+
+    name = "transfer"
+
+    def __init__(
+        self, cria: CriaModel, settings: spec.Transfer, steps: int, step: TransferStep = transfer_step
+    ) -> None:
+        """`steps` is the number of optimiser steps to come; `step` computes gradients, as `transfer_step`."""
+        self.epochs, self.batch_size = settings.epochs, settings.batch_size
+        self._cria = cria
+        self._settings = settings
+        self._steps = steps
+        self._transfer_step = step
+        self._layers = [n for n, _ in cria.hybrid_layers()]
+        maps = {name: parameter.requires_grad_() for name, parameter in cria.maps().items()}
+        groups = {
+            str(n): {name: maps[name] for name in (f"layers.{n}.{part}" for part in MAP_NAMES)}
+            for n in self._layers
+        }
+        rate = float(settings.learning_rate)
+        self._maps = maps
+        self._adamw = NamedAdamW(groups, rate) if groups else None
+        self._schedules = [Plateau.start(settings.plateau, rate) for _ in self._layers]
+        self._best = {name: parameter.detach().clone() for name, parameter in maps.items()}
+        self._sums = [0.0] * len(self._layers)
+        self._count = 0
+        self._done = 0
+
+    def step(self, batch: Batch, *, epoch: int, step: int) -> float:
+        """Make one optimiser step; returns the mean of the layers' losses.
+
+        Raises:
+            DivergedError: a layer's loss or gradient is not a number.
+        """
+        if self._adamw is None:
+            return 0.0
+        device = next(iter(self._maps.values())).device
+        losses = torch.zeros(len(self._layers), device=device)
+        for micro in batch.inputs.split(self._settings.micro_batch_size):
+            share = len(micro) / len(batch.inputs)
+            losses += share * self._transfer_step(
+                self._cria,
+                micro.to(device, non_blocking=True),
+                scale=share,
+                mse_weight=float(self._settings.mse_weight),
+                xent_weight=float(self._settings.xent_weight),
+            )
+        norms = self._adamw.step(float(self._settings.clip))
+        # One wait for the device per step.
+        values, gradients = torch.stack([losses, norms]).tolist()
+        require_finite(self.name, self._cria.cria, self._layers, values, self._done)
+        require_finite(self.name, self._cria.cria, self._layers, gradients, self._done, "gradient norm")
+        self._note(values)
+        return sum(values) / len(values)
+
+    def _note(self, losses: list[float]) -> None:
+        self._sums = [total + loss for total, loss in zip(self._sums, losses, strict=True)]
+        self._count += 1
+        self._done += 1
+        every = self._settings.plateau.every
+        # The last check takes the remainder, so that it never rests on a few steps alone.
+        if self._done == self._steps or (self._done % every == 0 and self._steps - self._done >= every):
+            self._check()
+
+    def _check(self) -> None:
+        """Keep the layers that are better than ever, by their mean loss since the last check; cut rates."""
+        for index, layer in enumerate(self._layers):
+            schedule = self._schedules[index]
+            if schedule.check(self._sums[index] / self._count):
+                for name in MAP_NAMES:
+                    self._best[f"layers.{layer}.{name}"].copy_(self._maps[f"layers.{layer}.{name}"].detach())
+            self._adamw.set_rate(str(layer), schedule.rate)
+        self._sums, self._count = [0.0] * len(self._layers), 0
+
+    def finish(self) -> tuple[dict[str, torch.Tensor], float]:
+        """Put each layer's best maps in place; returns them, and the mean of the layers' best losses."""
+        with torch.no_grad():
+            for name, parameter in self._maps.items():
+                parameter.copy_(self._best[name])
+                parameter.requires_grad_(False)
+        best = [schedule.best for schedule in self._schedules]
+        return self._best, sum(best) / max(len(best), 1)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return maps, best maps and the optimiser's state."""
+        return {
+            **{f"maps.{name}": parameter.detach() for name, parameter in self._maps.items()},
+            **{f"best.{name}": tensor for name, tensor in self._best.items()},
+            **(self._adamw.tensors() if self._adamw else {}),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return schedules and sums of losses since the last check."""
+        return {
+            "schedules": [schedule.state() for schedule in self._schedules],
+            "sums": self._sums,
+            "count": self._count,
+            "done": self._done,
+        }
+
+    def restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        with torch.no_grad():
+            for name, parameter in self._maps.items():
+                parameter.copy_(tensors[f"maps.{name}"])
+                self._best[name].copy_(tensors[f"best.{name}"])
+        self._schedules = [Plateau.restore(item) for item in state["schedules"]]
+        self._sums, self._count, self._done = state["sums"], state["count"], state["done"]
+        if self._adamw is not None:
+            self._adamw.restore(tensors)
+            for layer, schedule in zip(self._layers, self._schedules, strict=True):
+                self._adamw.set_rate(str(layer), schedule.rate)

@@ -1,0 +1,137 @@
+"""The export stage: the student as a Hugging Face checkpoint that anyone can load.
+
+Adapters are merged into the weights layer by layer, so memory holds one layer and one file of the checkpoint.
+Besides the weights it leaves the tokenizer, the configuration, the model's code and a model card.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from trenchcoat_api.artifacts import Perplexity
+
+import trenchcoat_trainer.attention.hybrid
+from trenchcoat_trainer.errors import MissingInputError
+from trenchcoat_trainer.models import configuration_trenchcoat, modeling_trenchcoat
+from trenchcoat_trainer.models.adapters import merge_adapters
+from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
+from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatLlamaForCausalLM
+from trenchcoat_trainer.shards import TEACHER, layer_path, load_object, load_rest_weights, teacher_files
+from trenchcoat_trainer.stages.context import StageContext
+from trenchcoat_trainer.stages.export.card import model_card
+from trenchcoat_trainer.stages.export.files import File, plan_files
+from trenchcoat_trainer.stages.student import (
+    Tensors,
+    cria_adapters,
+    load_student_config,
+    stitch_adapters,
+    trained_maps,
+    with_stitch_lora,
+)
+from trenchcoat_trainer.tensors import pack
+
+INDEX = "model.safetensors.index.json"
+AUTO_MAP = {
+    "AutoConfig": "configuration_trenchcoat.TrenchcoatLlamaConfig",
+    "AutoModelForCausalLM": "modeling_trenchcoat.TrenchcoatLlamaForCausalLM",
+}
+CODE = {
+    "configuration_trenchcoat.py": configuration_trenchcoat,
+    "modeling_trenchcoat.py": modeling_trenchcoat,
+    "hybrid.py": trenchcoat_trainer.attention.hybrid,
+}
+"""Files of the exported model's code and where they come from; they import only each other and the usual."""
+
+
+def run(context: StageContext) -> None:
+    """Write the checkpoint; files that an earlier attempt wrote are not made again."""
+    config = load_student_config(context)
+    files = plan_files(shapes(config), context.spec.export.max_shard_bytes)
+    write_weights(context, files)
+    weight_map = {name: file.name for file in files for name in file.sizes}
+    total = sum(size for file in files for size in file.sizes.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    context.writer.write(INDEX, json.dumps(index, indent=1).encode())
+
+    for path in teacher_files(context):
+        name = path.removeprefix(TEACHER)
+        if name != "config.json":
+            context.writer.write(name, context.read_object(context.artifacts.shard, path))
+    context.writer.write("config.json", config_json(config))
+    for name, module in CODE.items():
+        context.writer.write(name, Path(module.__file__).read_bytes())
+    context.writer.write("README.md", model_card(context.spec, config, perplexities(context)).encode())
+    context.writer.finish()
+
+
+def shapes(config: TrenchcoatLlamaConfig) -> Tensors:
+    """Return tensors without memory that have the checkpoint's names, shapes and dtypes, in its order."""
+    with torch.device("meta"):
+        model = TrenchcoatLlamaForCausalLM(config).to(config.dtype)
+    tensors = model.state_dict()
+    if config.tie_word_embeddings:
+        del tensors["lm_head.weight"]
+    is_map = [name.endswith(("w_q", "w_k", "window_factor")) for name in tensors]
+    return {
+        name: tensor.float() if keep else tensor
+        for keep, (name, tensor) in zip(is_map, tensors.items(), strict=True)
+    }
+
+
+def write_weights(context: StageContext, files: list[File]) -> None:
+    """Write every file of weights that is not there yet."""
+    missing = [file for file in files if context.writer.recorded(file.name) is None]
+    wanted = {name: file for file in missing for name in file.sizes}
+    pending: dict[str, Tensors] = {file.name: {} for file in missing}
+    done = len(files) - len(missing)
+    for tensors in parts(context, set(wanted)):
+        for name, tensor in tensors.items():
+            if name not in wanted:
+                continue
+            file = wanted[name]
+            held = pending[file.name]
+            held[name] = tensor
+            if len(held) == len(file.sizes):
+                context.stop.check()
+                context.writer.write(file.name, pack(held, {"format": "pt"}))
+                del pending[file.name]
+                done += 1
+                context.progress.update("export", done, len(files), fraction=done / len(files))
+    if pending:
+        absent = sorted(set(wanted) - {name for held in pending.values() for name in held})
+        raise MissingInputError(f"the teacher's checkpoint lacks {absent[0]}: it is no complete Llama")
+
+
+def parts(context: StageContext, wanted: set[str]) -> Iterator[Tensors]:
+    """Yield the student's tensors layer by layer, then the rest; Crias that nobody wants are not read."""
+    stitch = stitch_adapters(context)
+    for cria in context.crias:
+        if not any(name.startswith(tuple(f"model.layers.{n}." for n in cria.layers)) for name in wanted):
+            continue
+        adapters, maps = cria_adapters(context, cria), trained_maps(context, cria)
+        for layer in cria.layers:
+            weights = load_object(context, layer_path(cria, layer), "cpu")
+            weights = merge_adapters(weights, adapters, context.spec.cria_lora.lora)
+            weights = with_stitch_lora(context, weights, stitch)
+            prefix = f"layers.{layer}."
+            for name, tensor in maps.items():
+                if name.startswith(prefix):
+                    weights[f"model.{prefix}self_attn.{name.removeprefix(prefix)}"] = tensor
+            yield weights
+    yield load_rest_weights(context)
+
+
+def config_json(config: TrenchcoatLlamaConfig) -> bytes:
+    """Return config.json: the student's configuration, and where its code is found."""
+    fields = json.loads(config.to_json_string(use_diff=False))
+    fields |= {"architectures": ["TrenchcoatLlamaForCausalLM"], "auto_map": AUTO_MAP}
+    return json.dumps(fields, indent=2, sort_keys=True).encode()
+
+
+def perplexities(context: StageContext) -> list[Perplexity]:
+    """Return what the evaluation measured if it is complete; export does not wait for it."""
+    try:
+        return context.manifest(context.artifacts.evaluate(context.crias)).facts.perplexities
+    except MissingInputError:
+        return []

@@ -1,0 +1,127 @@
+"""Making the context of a stage from a spec and the environment."""
+
+import os
+from pathlib import Path
+
+from trenchcoat_api.artifacts import Artifact, Artifacts
+from trenchcoat_api.crias import CriaRange, cria_ranges
+from trenchcoat_api.spec import TrenchcoatSpec
+from trenchcoat_api.stages import INPUTS, Stage
+
+from trenchcoat_trainer.errors import BadInputError
+from trenchcoat_trainer.stages.checkpoint import Checkpoint
+from trenchcoat_trainer.stages.clock import Clock
+from trenchcoat_trainer.stages.context import StageContext, read_manifest
+from trenchcoat_trainer.stages.progress import ProgressReporter
+from trenchcoat_trainer.stages.stop import StopRequest
+from trenchcoat_trainer.stages.writer import ArtifactWriter
+from trenchcoat_trainer.store import Store, open_store
+
+
+def open_context(
+    spec: TrenchcoatSpec,
+    stage: Stage,
+    *,
+    cria: int | None = None,
+    folder: Path | None = None,
+    stop: StopRequest | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
+) -> StageContext:
+    """Open the store and gather what a stage needs.
+
+    Args:
+        spec: What to linearize.
+        stage: Which stage.
+        cria: Index of the Cria; the cria stage alone.
+        folder: The folder that stands for the store, if any.
+        stop: Where a wish to stop is noted.
+        rank: Number of this process; RANK of the environment, or 0.
+        world_size: Number of processes; WORLD_SIZE of the environment, or 1.
+
+    Raises:
+        BadInputError: the spec does not fit the model, or there is no such Cria.
+        MissingInputError: an input of the stage is not complete.
+        StoreError: the store cannot be used.
+    """
+    store = open_store(spec, folder)
+    artifacts = Artifacts(spec)
+    crias = [] if stage is Stage.TOKENIZE else read_crias(spec, store)
+    chosen = _choose(crias, stage, cria)
+    artifact = _artifact(artifacts, stage, crias, chosen)
+    rank = int(os.environ.get("RANK", "0")) if rank is None else rank
+    world_size = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
+    clock = Clock(store, artifact)
+    return StageContext(
+        spec=spec,
+        store=store,
+        artifacts=artifacts,
+        artifact=artifact,
+        cria=chosen,
+        crias=crias,
+        rank=rank,
+        world_size=world_size,
+        progress=ProgressReporter(store, artifact, clock, silent=rank > 0),
+        stop=stop or StopRequest(),
+        writer=ArtifactWriter(store, artifact, clock),
+        checkpoint=Checkpoint(store, artifact),
+        folder=folder,
+    )
+
+
+def check_inputs(context: StageContext) -> None:
+    """Raise MissingInputError unless the manifest of every direct input is there."""
+    artifacts = context.artifacts
+    for stage in INPUTS[context.artifact.stage]:
+        if stage is Stage.CRIA:
+            inputs = [artifacts.cria(cria) for cria in context.crias]
+        else:
+            inputs = [_artifact(artifacts, stage, context.crias, None)]
+        for artifact in inputs:
+            context.manifest(artifact)
+
+
+def read_crias(spec: TrenchcoatSpec, store: Store) -> list[CriaRange]:
+    """All Crias of the model, whose number of layers the tokenize stage has read.
+
+    Raises:
+        MissingInputError: the tokenize stage is not complete.
+        BadInputError: spec.layersPerCria does not fit the model.
+    """
+    model = read_manifest(store, Artifacts(spec).tokenize).facts.model
+    if model is None:
+        raise BadInputError("the manifest of tokenize has no facts of the model: run the tokenize stage anew")
+    try:
+        return cria_ranges(model.layers, spec.layers_per_cria)
+    except ValueError as error:
+        raise BadInputError(str(error)) from error
+
+
+def _choose(crias: list[CriaRange], stage: Stage, index: int | None) -> CriaRange | None:
+    if stage is not Stage.CRIA:
+        return None
+    if index is None or not 0 <= index < len(crias):
+        raise BadInputError(
+            f"--cria is {index}, but the model has Crias 0 to {len(crias) - 1}: name one of them"
+        )
+    return crias[index]
+
+
+def _artifact(artifacts: Artifacts, stage: Stage, crias: list[CriaRange], cria: CriaRange | None) -> Artifact:
+    match stage:
+        case Stage.TOKENIZE:
+            return artifacts.tokenize
+        case Stage.COLLECT:
+            return artifacts.collect
+        case Stage.SHARD:
+            return artifacts.shard
+        case Stage.CRIA:
+            if cria is None:
+                raise ValueError("the cria stage needs a Cria")
+            return artifacts.cria(cria)
+        case Stage.STITCH:
+            return artifacts.stitch(crias)
+        case Stage.EVALUATE:
+            return artifacts.evaluate(crias)
+        case Stage.EXPORT:
+            return artifacts.export(crias)

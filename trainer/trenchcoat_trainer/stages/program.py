@@ -1,0 +1,96 @@
+"""A stage as a program: run it unless its artifact is there, and turn failures into exit codes."""
+
+import importlib
+import logging
+import os
+import sys
+from pathlib import Path
+
+from trenchcoat_api.exitcodes import ExitCode
+from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
+from trenchcoat_api.stages import Stage
+
+from trenchcoat_trainer.errors import BadInputError, OutOfMemoryError, StageError
+from trenchcoat_trainer.stages.opening import check_inputs, open_context
+from trenchcoat_trainer.stages.stop import StopRequest
+
+logger = logging.getLogger(__name__)
+
+ENV_TERMINATION_LOG = "TRENCHCOAT_TERMINATION_LOG"
+DEFAULT_TERMINATION_LOG = Path("/dev/termination-log")
+# Kubernetes keeps this much of the file.
+TERMINATION_LOG_BYTES = 4096
+
+
+def run_program(
+    stage: Stage, spec_file: Path, *, cria: int | None, folder: Path | None, stop: StopRequest
+) -> int:
+    """Run a stage from its spec's file and return the exit code; a failure's message goes where it is read.
+
+    The message is one line: on the log, and in the termination log that Kubernetes shows.
+    """
+    try:
+        stop.check()
+        run_stage(stage, spec_file, cria=cria, folder=folder, stop=stop)
+    except StageError as error:
+        logger.error("%s: %s", stage.value, error)
+        _write_termination_log(str(error))
+        return int(error.exit_code)
+    except Exception as error:
+        logger.exception("%s failed", stage.value)
+        _write_termination_log(f"{type(error).__name__}: {error}")
+        return int(ExitCode.FAILED)
+    return int(ExitCode.OK)
+
+
+def run_stage(
+    stage: Stage, spec_file: Path, *, cria: int | None, folder: Path | None, stop: StopRequest
+) -> None:
+    """Run a stage unless its artifact is complete.
+
+    Raises:
+        StageError: of the kind that tells what to do about it.
+    """
+    try:
+        spec = Trenchcoat.from_yaml(spec_file).spec
+    except InvalidTrenchcoatError as error:
+        raise BadInputError(str(error)) from error
+    except OSError as error:
+        raise BadInputError(f"--spec {spec_file} cannot be read ({error.strerror}): name a file") from error
+    context = open_context(spec, stage, cria=cria, folder=folder, stop=stop)
+    if context.store.exists(context.artifact.manifest_path):
+        logger.info("%s: %s is complete already", context.artifact.name, context.artifact.prefix)
+        return
+    check_inputs(context)
+    logger.info("%s: making %s in %s", context.artifact.name, context.artifact.prefix, context.store.name)
+    module = importlib.import_module(f"trenchcoat_trainer.stages.{stage.value}")
+    try:
+        module.run(context)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"{context.artifact.name} does not fit into the GPU's memory: lower its batch size or "
+            f"spec.layersPerCria, or raise the number of GPUs ({error})"
+        ) from error
+    finally:
+        context.progress.close()
+    logger.info("%s: complete", context.artifact.name)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # Not every stage loads torch.
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+
+
+def _write_termination_log(message: str) -> None:
+    named = os.environ.get(ENV_TERMINATION_LOG)
+    file = Path(named) if named else DEFAULT_TERMINATION_LOG
+    if not named and not file.exists():
+        return
+    line = " ".join(message.split())
+    try:
+        file.write_bytes(line.encode()[:TERMINATION_LOG_BYTES])
+    except OSError as error:
+        logger.warning("the termination log %s cannot be written: %s", file, error)

@@ -1,0 +1,72 @@
+"""The processes of one stage: joining them, and passing a wish to stop between them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store, _get_default_store
+
+from trenchcoat_trainer.errors import StageError
+from trenchcoat_trainer.stages.stop import StopRequest
+
+JOIN_TIMEOUT = timedelta(minutes=30)
+"""Pods of one PyTorchJob may have to wait for nodes and images for a while."""
+_STOP = "trenchcoat/stop"
+
+
+def choose_device(rank: int) -> torch.device:
+    """The GPU of this process, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local = int(os.environ.get("LOCAL_RANK", rank % torch.cuda.device_count()))
+    return torch.device("cuda", local)
+
+
+@contextmanager
+def joined(rank: int, world_size: int, device: torch.device) -> Iterator[None]:
+    """Join the other processes of the stage; does nothing for one alone.
+
+    MASTER_ADDR and MASTER_PORT of the environment say where they meet.
+
+    Raises:
+        StageError: they do not come together.
+    """
+    if world_size == 1 or dist.is_initialized():
+        yield
+        return
+    try:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            rank=rank,
+            world_size=world_size,
+            timeout=JOIN_TIMEOUT,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise StageError(
+            f"rank {rank} of {world_size} could not join the others at "
+            f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} ({error})"
+        ) from error
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def tell_stop(stop: StopRequest) -> None:
+    """Let the first rank know that this one was asked to stop."""
+    if stop.requested and dist.is_initialized():
+        _key_value_store().set(_STOP, "1")
+
+
+def told_stop(stop: StopRequest) -> bool:
+    """Whether this rank, or one that has told, was asked to stop."""
+    return stop.requested or (dist.is_initialized() and _key_value_store().check([_STOP]))
+
+
+def _key_value_store() -> Store:
+    return _get_default_store()

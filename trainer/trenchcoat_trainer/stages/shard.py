@@ -1,0 +1,77 @@
+"""shard: cut the teacher's checkpoint into one shard per Cria, and one for what stands outside the layers.
+
+No model is made, and torch is not even loaded: the headers of the safetensors files say where each tensor's
+bytes are, and those are copied in pieces. Every object is one decoder layer, so that a stage that is started
+again repeats one at most.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from trenchcoat_trainer.headers import build_header
+from trenchcoat_trainer.shard_layout import EMBEDDINGS, HEAD, TEACHER, layer_path
+from trenchcoat_trainer.sources.teacher import EMBEDDING, KEPT_FILES, Teacher, open_teacher
+from trenchcoat_trainer.stages.context import StageContext
+
+logger = logging.getLogger(__name__)
+
+PHASE = "shard"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One object to make, and the tensors in it."""
+
+    path: str
+    names: list[str]
+
+
+def run(context: StageContext) -> None:
+    """Copy every tensor of the teacher into its object.
+
+    Raises:
+        BadInputError: the checkpoint lacks a tensor.
+        PreemptedError: a stop was requested; objects that are done stay.
+    """
+    teacher = open_teacher(context.spec, context.store)
+    teacher.check()
+    plans = make_plans(context, teacher)
+    for done, plan in enumerate(plans):
+        context.progress.update(PHASE, done, len(plans), fraction=done / len(plans))
+        if context.writer.recorded(plan.path) is None:
+            copy_tensors(context, teacher, plan)
+    for name in KEPT_FILES:
+        if name in teacher.files and context.writer.recorded(TEACHER + name) is None:
+            context.writer.write(TEACHER + name, teacher.store.read(teacher.prefix + name))
+    context.progress.update(PHASE, len(plans), len(plans), fraction=1.0)
+    context.writer.finish()
+
+
+def make_plans(context: StageContext, teacher: Teacher) -> list[Plan]:
+    """All objects with tensors, in the order of the model."""
+    layers = [
+        Plan(layer_path(cria, layer), teacher.layer_names(layer))
+        for cria in context.crias
+        for layer in cria.layers
+    ]
+    return [Plan(EMBEDDINGS, [EMBEDDING]), *layers, Plan(HEAD, teacher.head_names())]
+
+
+def copy_tensors(context: StageContext, teacher: Teacher, plan: Plan) -> None:
+    """Make one object from the bytes of its tensors, a few pieces of them in memory at a time."""
+    found = {name: teacher.find(name) for name in plan.names}
+    header = build_header({name: stored.place for name, stored in found.items()})
+    size = len(header) + sum(stored.place.length for stored in found.values())
+
+    def pieces() -> Iterator[bytes]:
+        yield header
+        for stored in found.values():
+            path, place = teacher.prefix + stored.file, stored.place
+            for piece in teacher.store.stream(path, place.offset, place.length):
+                if context.stop.requested:
+                    context.writer.save_journal()
+                    context.stop.check()
+                yield piece
+
+    context.writer.write_stream(plan.path, pieces(), size)

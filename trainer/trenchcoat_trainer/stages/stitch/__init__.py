@@ -1,0 +1,172 @@
+"""The stitch stage: adapters over the whole student, end to end, with the language-modelling loss.
+
+DeepSpeed ZeRO-3 partitions the weights over all ranks. What is trained does not depend on how many there are:
+a step takes the same sequences, in micro-batches that the ranks share out. Leaves ``adapters.safetensors``.
+"""
+
+import logging
+import math
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from trenchcoat_api.artifacts import Facts
+
+from trenchcoat_trainer.data import TokenData
+from trenchcoat_trainer.errors import DivergedError, OutOfMemoryError, PreemptedError
+from trenchcoat_trainer.models.adapters import inject_adapters
+from trenchcoat_trainer.models.maps import derived_seed
+from trenchcoat_trainer.stages.context import StageContext
+from trenchcoat_trainer.stages.progress import format_loss
+from trenchcoat_trainer.stages.ranks import choose_device
+from trenchcoat_trainer.stages.stitch.zero import (
+    Masters,
+    accumulation_steps,
+    build_student,
+    import_deepspeed,
+    process_group,
+    zero_config,
+)
+from trenchcoat_trainer.stages.student import ADAPTERS
+from trenchcoat_trainer.stages.training import CHECKPOINT_SECONDS, Cursor
+
+logger = logging.getLogger(__name__)
+
+
+def run(context: StageContext) -> None:
+    """Train the adapters and write the artifact.
+
+    Raises:
+        OutOfMemoryError: a GPU's memory does not suffice; the message says what to change.
+    """
+    device = choose_device(context.rank)
+    deepspeed = import_deepspeed(device)
+    try:
+        with process_group(context, device):
+            # Before anything else: DeepSpeed takes the number of ranks from here.
+            deepspeed.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+            train(deepspeed, context, device)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"the stitch does not fit into the GPUs' memory over {context.world_size} ranks: raise "
+            "spec.stitch.nodes or spec.stitch.gpusPerNode, or set spec.stitch.microBatchSize to 1"
+        ) from error
+
+
+def train(deepspeed: Any, context: StageContext, device: torch.device) -> None:
+    """Set up, train from the last checkpoint on, save."""
+    settings = context.spec.stitch
+    config = zero_config(context.spec, context.world_size)
+    model = build_student(deepspeed, context, config, device)
+    adapters = inject_adapters(model, settings.lora, seed=context.spec.seed, purpose="stitch")
+    start, cursor = {name: parameter.detach().clone() for name, parameter in adapters.items()}, Cursor()
+    saved = context.checkpoint.load()
+    if saved:
+        start, cursor = saved[0], Cursor(**saved[1]["cursor"])
+        logger.info("going on from step %d", cursor.done)
+        for name, parameter in adapters.items():
+            parameter.data.copy_(start[name])
+    optimizer = torch.optim.AdamW(adapters.values(), lr=float(settings.learning_rate), weight_decay=0.0)
+    engine, zero_optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    masters = Masters(deepspeed, zero_optimizer, adapters)
+    masters.set_adapters(start)  # unrounded
+    if saved:
+        masters.set_moments(saved[0], cursor.done)
+    if device.type == "cuda":
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    engine.train()
+
+    data = TokenData(context)
+    steps = settings.epochs * data.steps(settings.batch_size)
+    saved_at = time.monotonic()
+    while cursor.epoch < settings.epochs:
+        for tokens in data.batches(
+            epoch=cursor.epoch, batch_size=settings.batch_size, start_step=cursor.step
+        ):
+            loss = train_step(engine, context, tokens.to(device), cursor)
+            due = context.rank == 0 and time.monotonic() - saved_at >= CHECKPOINT_SECONDS
+            # One exchange tells every rank the loss, and whether all of them are to save and stop now.
+            told = torch.tensor([loss, float(due), float(context.stop.requested)], device=device)
+            dist.all_reduce(told)
+            loss, save, stop = told.tolist()
+            require_finite(loss, cursor.done)
+            cursor.note(loss)
+            if save or stop:
+                save_checkpoint(context, masters, cursor)
+                saved_at = time.monotonic()
+            if stop:
+                raise PreemptedError(
+                    f"a rank was asked to stop: step {cursor.done} is saved, the next start goes on from it"
+                )
+            context.progress.update(
+                "stitch",
+                cursor.done,
+                steps,
+                fraction=cursor.done / steps,
+                losses={"stitch": cursor.final or 0.0},
+                tokens=tokens.numel(),
+            )
+        cursor.epoch, cursor.step = cursor.epoch + 1, 0
+
+    result = masters.adapters()
+    if context.rank == 0:
+        context.writer.write_tensors(ADAPTERS, result)
+        losses = {"stitchInitial": cursor.initial, "stitch": cursor.final} if cursor.done else {}
+        context.writer.finish(
+            Facts(
+                losses={name: format_loss(loss) for name, loss in losses.items()},
+                curve=context.progress.curve.formatted(),
+            )
+        )
+    dist.barrier()
+
+
+def train_step(engine: Any, context: StageContext, tokens_BT: torch.Tensor, cursor: Cursor) -> float:
+    """Make one optimiser step on the same sequences whatever the number of ranks.
+
+    Micro-batch i goes to rank i modulo their number; a rank that has none left runs its first once more with
+    weight 0, because ZeRO-3 gathers weights from all ranks in every forward pass.
+
+    Returns:
+        This rank's share of the loss: their sum over ranks is the mean over sequences, in nats per token.
+    """
+    settings, rank, ranks = context.spec.stitch, context.rank, context.world_size
+    micro_batches = tokens_BT.split(settings.micro_batch_size)
+    turns = accumulation_steps(settings, ranks)
+    total = 0.0
+    for turn in range(turns):
+        index = turn * ranks + rank
+        is_idle = index >= len(micro_batches)
+        micro = micro_batches[0 if is_idle else index]
+        share = 0.0 if is_idle else len(micro) / len(tokens_BT)
+        torch.manual_seed(derived_seed(context.spec.seed, "stitch", cursor.epoch, cursor.step, index))
+        loss = next_token_loss(engine(input_ids=micro, use_cache=False).logits, micro)
+        # DeepSpeed divides by the turns and averages over the ranks: undo both, the shares add up to 1.
+        engine.backward(loss * share * turns * ranks)
+        engine.step()
+        total += share * loss.item()
+    return total
+
+
+def next_token_loss(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor) -> torch.Tensor:
+    """Return the mean negative log-likelihood of every token but the first, in nats, fp32."""
+    return F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), tokens_BT[:, 1:].flatten())
+
+
+def save_checkpoint(context: StageContext, masters: Masters, cursor: Cursor) -> None:
+    """Write adapters, moments and the cursor; collective, rank 0 writes."""
+    tensors = masters.adapters() | masters.moments()
+    if context.rank == 0:
+        context.checkpoint.save(tensors, {"cursor": vars(cursor)})
+    dist.barrier()
+
+
+def require_finite(loss: float, done: int) -> None:
+    """Raise DivergedError if the loss is not a finite number."""
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"the stitch's loss became {loss} at step {done + 1}: lower spec.stitch.learningRate or "
+            "spec.stitch.clip"
+        )

@@ -1,0 +1,187 @@
+"""The student under DeepSpeed ZeRO-3: built in partitions, filled Cria by Cria, adapters' state by name."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from trenchcoat_api.spec import Stitch, TrenchcoatSpec
+
+from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatLlamaForCausalLM
+from trenchcoat_trainer.shards import load_rest_weights
+from trenchcoat_trainer.stages.context import StageContext
+from trenchcoat_trainer.stages.ranks import joined
+from trenchcoat_trainer.stages.student import (
+    Tensors,
+    cria_lora_weights,
+    load_student_config,
+    trained_maps,
+    weight_dtype,
+)
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def import_deepspeed(device: torch.device) -> Any:
+    """Import DeepSpeed, told which device to use, and without its habit of compiling helpers.
+
+    It would build a shared-memory helper for CPU processes at first use, which needs a compiler and a
+    writable folder; gloo does the same work without.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
+    # DeepSpeed 0.19 calls functions that torch 2.13 renames, once per collective.
+    warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.distributed.*is deprecated")
+    import deepspeed
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+@contextmanager
+def process_group(context: StageContext, device: torch.device) -> Iterator[None]:
+    """Join the other ranks; ZeRO-3 needs a group even for one rank alone, which then needs no network."""
+    if context.world_size > 1 or dist.is_initialized():
+        with joined(context.rank, context.world_size, device):
+            yield
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def accumulation_steps(stitch: Stitch, world_size: int) -> int:
+    """Return how many micro-batches each rank takes per optimiser step, idle ones included."""
+    micro_batches = -(-stitch.batch_size // stitch.micro_batch_size)
+    return -(-micro_batches // world_size)
+
+
+def zero_config(spec: TrenchcoatSpec, world_size: int) -> dict[str, Any]:
+    """Return DeepSpeed's configuration."""
+    stitch = spec.stitch
+    accumulation = accumulation_steps(stitch, world_size)
+    return {
+        "train_micro_batch_size_per_gpu": stitch.micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": stitch.micro_batch_size * accumulation * world_size,
+        "gradient_clipping": float(stitch.clip),
+        "bf16": {"enabled": spec.dtype == "bfloat16"},
+        "zero_optimization": {"stage": 3, "overlap_comm": True, "contiguous_gradients": True},
+        # torch's own AdamW: DeepSpeed's would be compiled at first use.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+
+
+def build_student(
+    deepspeed: Any, context: StageContext, config: dict[str, Any], device: torch.device
+) -> TrenchcoatLlamaForCausalLM:
+    """Build the student partitioned over the ranks, with trained maps and LoRA by Cria merged in.
+
+    No rank ever holds more than one Cria's weights besides its own partition. Maps become plain tensors, the
+    same on all ranks: as parameters DeepSpeed would round them to the weights' format.
+    """
+    from transformers.integrations import HfDeepSpeedConfig
+
+    student_config = load_student_config(context)
+    keep_alive = HfDeepSpeedConfig(config)  # transformers partitions at construction while this object lives
+    model = TrenchcoatLlamaForCausalLM._from_config(student_config, dtype=weight_dtype(context))
+    del keep_alive
+    is_first = context.rank == 0
+    parameters = dict(model.named_parameters())
+    _fill(deepspeed, parameters, load_rest_weights(context) if is_first else {}, context, "rest")
+    for cria in context.crias:
+        for layer in cria.layers:
+            _take_maps(model, layer)
+        _fill(
+            deepspeed, parameters, cria_lora_weights(context, cria) if is_first else {}, context, cria.layers
+        )
+        _put_maps(model, trained_maps(context, cria), device)
+    return model
+
+
+def _fill(
+    deepspeed: Any, parameters: dict[str, nn.Parameter], weights: Tensors, context: StageContext, part: Any
+) -> None:
+    """Copy `weights`, which rank 0 alone holds, into one part of the partitioned parameters."""
+    prefixes = (
+        ("model.embed_tokens.", "model.norm.", "lm_head.")
+        if part == "rest"
+        else tuple(f"model.layers.{layer}." for layer in part)
+    )
+    for name, parameter in parameters.items():
+        if name.startswith(prefixes) and not name.endswith(("w_q", "w_k", "window_factor")):
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                if context.rank == 0:
+                    parameter.data.copy_(weights[name])
+
+
+def _take_maps(model: TrenchcoatLlamaForCausalLM, layer: int) -> None:
+    attention = model.model.layers[layer].self_attn
+    for name in ("w_q", "w_k", "window_factor"):
+        if name in attention._parameters:
+            delattr(attention, name)
+
+
+def _put_maps(model: TrenchcoatLlamaForCausalLM, maps: Tensors, device: torch.device) -> None:
+    for full_name, tensor in maps.items():
+        _, layer, name = full_name.split(".")
+        setattr(model.model.layers[int(layer)].self_attn, name, tensor.to(device))
+
+
+class Masters:
+    """The fp32 adapters and AdamW's state that ZeRO-3 keeps in partitions; every method is collective."""
+
+    def __init__(self, deepspeed: Any, optimizer: Any, adapters: dict[str, nn.Parameter]) -> None:
+        self._utils = deepspeed.utils
+        self._optimizer = optimizer
+        self._adapters = adapters
+
+    def adapters(self) -> Tensors:
+        """Return the adapters by their names in files, fp32, on the CPU."""
+        return {
+            name: self._utils.safe_get_full_fp32_param(parameter).float().cpu()
+            for name, parameter in self._adapters.items()
+        }
+
+    def set_adapters(self, values: Tensors) -> None:
+        """Set the masters; the working copies follow at the next step, so they must hold the same already."""
+        for name, parameter in self._adapters.items():
+            self._utils.safe_set_local_fp32_param(parameter, own_partition(parameter, values[name]))
+
+    def moments(self) -> Tensors:
+        """Return AdamW's moments by name, on the CPU; call after the first step."""
+        return {
+            f"{moment}.{name}": self._utils.safe_get_full_optimizer_state(parameter, moment).float().cpu()
+            for name, parameter in self._adapters.items()
+            for moment in _MOMENTS
+        }
+
+    def set_moments(self, values: Tensors, steps: int) -> None:
+        """Set AdamW's moments, and that it has made `steps` steps."""
+        for flat in self._optimizer.fp32_partitioned_groups_flat:
+            self._optimizer.optimizer.state[flat] = {
+                "step": torch.tensor(float(steps)),
+                **{moment: torch.zeros_like(flat) for moment in _MOMENTS},
+            }
+        for name, parameter in self._adapters.items():
+            for moment in _MOMENTS:
+                partition = own_partition(parameter, values[f"{moment}.{name}"])
+                self._utils.safe_set_local_optimizer_state(parameter, partition, moment)
+
+
+def own_partition(parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
+    """Cut this rank's partition out of a whole parameter's value, padded as ZeRO-3 pads."""
+    size = parameter.ds_tensor.numel()
+    flat = F.pad(value.flatten(), (0, size * dist.get_world_size() - value.numel()))
+    return flat.narrow(0, size * dist.get_rank(), size).to(parameter.ds_tensor.device)

@@ -1,0 +1,28 @@
+"""The wish of the cluster or of a person that a stage stop, noticed between two steps."""
+
+import signal
+from types import FrameType
+
+from trenchcoat_trainer.errors import PreemptedError
+
+
+class StopRequest:
+    """Becomes true on SIGTERM (preemption, suspension) or SIGINT (a person at a terminal)."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def listen(self) -> None:
+        """Take over both signals of this process; call from the main thread."""
+        signal.signal(signal.SIGTERM, self._note)
+        signal.signal(signal.SIGINT, self._note)
+
+    def check(self) -> None:
+        """Raise PreemptedError if a stop was requested; call where nothing is left unsaved."""
+        if self.requested:
+            raise PreemptedError("stopped on request; what is done is saved, the next start goes on from it")
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        # A second Ctrl-C of an impatient person ends the process at once.
+        signal.signal(signal.SIGINT, signal.default_int_handler)

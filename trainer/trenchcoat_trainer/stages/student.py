@@ -1,0 +1,77 @@
+"""What the student is made of, read from the artifacts Cria by Cria."""
+
+import torch
+from trenchcoat_api.crias import CriaRange
+from trenchcoat_api.spec import DType
+
+from trenchcoat_trainer.errors import BadInputError
+from trenchcoat_trainer.models.adapters import merge_adapters
+from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
+from trenchcoat_trainer.models.maps import initial_maps, student_config
+from trenchcoat_trainer.shards import TORCH_DTYPES, load_config, load_cria_weights
+from trenchcoat_trainer.stages.context import StageContext
+
+FEATURE_MAPS = "feature_maps.safetensors"
+"""Object of a cria artifact: ``layers.N.w_q``, ``layers.N.w_k``, ``layers.N.window_factor``, fp32."""
+ADAPTERS = "adapters.safetensors"
+"""Object of a cria or stitch artifact: adapters by peft's names."""
+
+Tensors = dict[str, torch.Tensor]
+
+
+def load_student_config(context: StageContext) -> TrenchcoatLlamaConfig:
+    """Return the configuration of the student, its dtype that of the spec.
+
+    Raises:
+        BadInputError: a layer that is to keep softmax attention does not exist.
+    """
+    try:
+        config = student_config(load_config(context), context.spec.attention)
+    except ValueError as error:
+        raise BadInputError(str(error)) from error
+    config.dtype = weight_dtype(context)
+    return config
+
+
+def weight_dtype(context: StageContext) -> torch.dtype:
+    """Return the number format of weights and activations."""
+    return TORCH_DTYPES[DType(context.spec.dtype)]
+
+
+def untrained_maps(context: StageContext, config: TrenchcoatLlamaConfig, cria: CriaRange) -> Tensors:
+    """Return the feature maps of a Cria as they are before training."""
+    return {
+        f"layers.{layer}.{name}": tensor
+        for layer in cria.layers
+        for name, tensor in initial_maps(config, layer, context.spec.seed).items()
+    }
+
+
+def trained_maps(context: StageContext, cria: CriaRange) -> Tensors:
+    """Return the feature maps that attention transfer left."""
+    return context.read_tensors(context.artifacts.cria(cria), FEATURE_MAPS)
+
+
+def cria_adapters(context: StageContext, cria: CriaRange) -> Tensors:
+    """Return the adapters that LoRA by Cria left."""
+    return context.read_tensors(context.artifacts.cria(cria), ADAPTERS)
+
+
+def stitch_adapters(context: StageContext) -> Tensors:
+    """Return the adapters over the whole student that stitching left."""
+    return context.read_tensors(context.artifacts.stitch(context.crias), ADAPTERS)
+
+
+def cria_lora_weights(context: StageContext, cria: CriaRange) -> Tensors:
+    """Return a Cria's weights with the adapters of LoRA by Cria merged in, on the CPU."""
+    return with_cria_lora(context, cria, load_cria_weights(context, cria))
+
+
+def with_cria_lora(context: StageContext, cria: CriaRange, weights: Tensors) -> Tensors:
+    """Return `weights` with the adapters of LoRA by Cria merged in."""
+    return merge_adapters(weights, cria_adapters(context, cria), context.spec.cria_lora.lora)
+
+
+def with_stitch_lora(context: StageContext, weights: Tensors, adapters: Tensors) -> Tensors:
+    """Return `weights`, which hold LoRA by Cria already, with the stitch's adapters merged in."""
+    return merge_adapters(weights, adapters, context.spec.stitch.lora)

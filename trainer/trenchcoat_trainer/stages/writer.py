@@ -1,0 +1,136 @@
+"""Writing an artifact: objects first, their checksums in a journal, the manifest last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from trenchcoat_api.artifacts import CHECKPOINT, Artifact, Facts, Manifest, StoredObject
+
+from trenchcoat_trainer.stages.clock import Clock
+from trenchcoat_trainer.store import Store
+
+if TYPE_CHECKING:
+    import torch
+
+JOURNAL = "journal-"
+# What was written since the journal was last saved is computed again after a crash.
+JOURNAL_SECONDS = 5.0
+# A journal is rewritten whenever it is saved; a new one begins here, so that this stays cheap.
+JOURNAL_OBJECTS = 1000
+
+
+class ArtifactWriter:
+    """Writes an artifact's objects and remembers size and checksum of each, across attempts and ranks.
+
+    A stage that is started again asks `recorded` which objects it need not compute. May be used from several
+    threads.
+    """
+
+    def __init__(self, store: Store, artifact: Artifact, clock: Clock) -> None:
+        self._store = store
+        self._artifact = artifact
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._journal: list[StoredObject] = []
+        self._journal_name = uuid.uuid4().hex
+        self._dirty = False
+        self._saved_at = time.monotonic()
+        self._recorded: dict[str, StoredObject] = {}
+        self.refresh()
+
+    def recorded(self, path: str) -> StoredObject | None:
+        """The object of this path if it was written and is still there with its size; else none."""
+        return self._recorded.get(path)
+
+    def write(self, path: str, data: bytes) -> StoredObject:
+        """Write an object of the artifact; `path` is relative to the artifact's folder."""
+        self._store.write(self._artifact.prefix + path, data)
+        return self._record(path, len(data), hashlib.sha256(data).hexdigest())
+
+    def write_tensors(self, path: str, tensors: dict[str, torch.Tensor]) -> StoredObject:
+        """Write tensors as one safetensors object."""
+        from trenchcoat_trainer.tensors import pack
+
+        return self.write(path, pack(tensors))
+
+    def write_stream(self, path: str, chunks: Iterable[bytes], size: int) -> StoredObject:
+        """Write an object of `size` bytes from pieces, holding a few of them in memory at a time."""
+        digest = hashlib.sha256()
+
+        def hashed() -> Iterator[bytes]:
+            for chunk in chunks:
+                digest.update(chunk)
+                yield chunk
+
+        self._store.write_stream(self._artifact.prefix + path, hashed(), size)
+        return self._record(path, size, digest.hexdigest())
+
+    def save_journal(self) -> None:
+        """Make what was written so far known to the next attempt and to the other ranks."""
+        with self._lock:
+            self._save_journal()
+
+    def refresh(self) -> None:
+        """Read the journals of all attempts and ranks."""
+        prefix = self._artifact.prefix
+        journals = f"{self._artifact.checkpoint_prefix}{JOURNAL}"
+        found: dict[str, StoredObject] = {}
+        for entry in self._store.list(journals):
+            for item in json.loads(self._store.read(entry.path)):
+                stored = StoredObject.model_validate(item)
+                found[stored.path] = stored
+        if found:
+            sizes = {entry.path.removeprefix(prefix): entry.size for entry in self._store.list(prefix)}
+            found = {path: stored for path, stored in found.items() if sizes.get(path) == stored.size}
+        with self._lock:
+            self._recorded = found | {stored.path: stored for stored in self._journal}
+
+    def finish(self, facts: Facts | None = None) -> Manifest:
+        """Write the manifest of all recorded objects; the artifact is then complete. One rank alone."""
+        self.save_journal()
+        self.refresh()
+        artifact = self._artifact
+        manifest = Manifest(
+            stage=artifact.stage,
+            cria=artifact.cria.index if artifact.cria else None,
+            key=artifact.key,
+            inputs=list(artifact.inputs),
+            objects=[self._recorded[path] for path in sorted(self._recorded)],
+            facts=facts or Facts(),
+            started_at=self._clock.started_at,
+            completed_at=datetime.now(UTC),
+            seconds=self._clock.seconds,
+        )
+        self._store.write(artifact.manifest_path, manifest.model_dump_json(by_alias=True, indent=1).encode())
+        for entry in list(self._store.list(artifact.prefix + CHECKPOINT)):
+            self._store.delete(entry.path)
+        return manifest
+
+    def _record(self, path: str, size: int, sha256: str) -> StoredObject:
+        stored = StoredObject(path=path, size=size, sha256=sha256)
+        with self._lock:
+            self._recorded[path] = stored
+            self._journal.append(stored)
+            self._dirty = True
+            full = len(self._journal) >= JOURNAL_OBJECTS
+            if full or time.monotonic() - self._saved_at > JOURNAL_SECONDS:
+                self._save_journal()
+            if full:
+                self._journal = []
+                self._journal_name = uuid.uuid4().hex
+        return stored
+
+    def _save_journal(self) -> None:
+        if self._dirty:
+            items = [stored.model_dump(by_alias=True) for stored in self._journal]
+            path = f"{self._artifact.checkpoint_prefix}{JOURNAL}{self._journal_name}.json"
+            self._store.write(path, json.dumps(items).encode())
+        self._dirty = False
+        self._saved_at = time.monotonic()

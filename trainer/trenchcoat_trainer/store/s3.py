@@ -1,0 +1,233 @@
+"""A bucket of an S3 store, through the minio client."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import BytesIO, RawIOBase
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import urllib3
+from minio import Minio
+from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+
+from trenchcoat_trainer.errors import NotFoundError, StoreError
+from trenchcoat_trainer.store.base import CHUNK_BYTES, Entry
+from trenchcoat_trainer.store.folder import FolderStore
+
+logger = logging.getLogger(__name__)
+
+# Three tries of 5 s and the pauses between them: an address that leads nowhere fails within 20 s.
+CONNECT_SECONDS = 5.0
+READ_SECONDS = 60.0
+RETRIES = 2
+POOL_CONNECTIONS = 16
+
+# Parts of a multipart upload: S3 allows 10,000, and a few are held in memory.
+PART_BYTES = 16 * 1024 * 1024
+MAX_PARTS = 9_000
+
+_REFUSED = {
+    "AccessDenied",
+    "AllAccessDisabled",
+    "AuthorizationHeaderMalformed",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+}
+
+
+class S3Store:
+    """One bucket of an S3 store; objects of any size, moved in pieces of bounded size."""
+
+    def __init__(self, *, endpoint: str, bucket: str, region: str, access_key: str, secret_key: str) -> None:
+        self._endpoint = endpoint
+        self._bucket = bucket
+        self._options = {"region": region, "access_key": access_key, "secret_key": secret_key}
+        self.name = f"s3://{bucket}"
+        scheme, _, host = endpoint.rstrip("/").partition("://")
+        self._client = Minio(
+            host,
+            access_key=access_key,
+            secret_key=secret_key,
+            secure=scheme == "https",
+            region=region,
+            http_client=urllib3.PoolManager(
+                maxsize=POOL_CONNECTIONS,
+                timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS),
+                retries=urllib3.Retry(
+                    total=RETRIES, backoff_factor=0.5, status_forcelist=[500, 502, 503, 504]
+                ),
+            ),
+        )
+
+    def in_bucket(self, bucket: str) -> "S3Store":
+        """Another bucket of the same store."""
+        return S3Store(endpoint=self._endpoint, bucket=bucket, **self._options)
+
+    def check(self) -> None:
+        """Find out at once whether the bucket can be used.
+
+        Raises:
+            StoreError: the endpoint, the credentials or the bucket is at fault; the message says which.
+        """
+        with self._errors(""):
+            if not self._client.bucket_exists(self._bucket):
+                raise self._no_bucket()
+
+    def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return `length` bytes from `offset` on, or all that follow."""
+        return b"".join(self.stream(path, offset, length))
+
+    def stream(self, path: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Yield what `read` would return in pieces of at most CHUNK_BYTES."""
+        if length == 0:
+            self.size(path)
+            return
+        end = None if length is None else offset + length
+        interruptions = 0
+        while True:
+            try:
+                for chunk in self._stream_once(path, offset, end):
+                    offset += len(chunk)
+                    yield chunk
+                return
+            except urllib3.exceptions.HTTPError as error:
+                # The connection broke in the middle, which the client does not mend by itself.
+                interruptions += 1
+                if interruptions > RETRIES:
+                    with self._errors(path):
+                        raise
+                logger.warning(
+                    "%s/%s broke at byte %d (%s): going on from there", self.name, path, offset, error
+                )
+                if end is not None and offset >= end:
+                    return
+
+    def size(self, path: str) -> int:
+        """Size of an object in bytes."""
+        with self._errors(path):
+            return int(self._client.stat_object(self._bucket, path).size or 0)
+
+    def exists(self, path: str) -> bool:
+        """Whether there is an object of this name."""
+        try:
+            self.size(path)
+        except NotFoundError:
+            return False
+        return True
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """All objects whose path begins with `prefix`, in order of path."""
+        with self._errors(prefix):
+            for item in self._client.list_objects(self._bucket, prefix=prefix, recursive=True):
+                yield Entry(str(item.object_name), int(item.size or 0))
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write an object, replacing the one that was there."""
+        with self._errors(path):
+            self._client.put_object(self._bucket, path, BytesIO(data), len(data))
+
+    def write_stream(self, path: str, chunks: Iterable[bytes], size: int) -> None:
+        """Write an object of `size` bytes from pieces; ValueError when they hold another number."""
+        part = max(PART_BYTES, -(-size // MAX_PARTS))
+        source = cast(BinaryIO, _Pieces(path, chunks, size))
+        with self._errors(path):
+            self._client.put_object(self._bucket, path, source, size, part_size=part)
+
+    def write_file(self, path: str, file: Path) -> None:
+        """Write an object from a local file."""
+        with file.open("rb") as source:
+            self.write_stream(path, iter(lambda: source.read(CHUNK_BYTES), b""), file.stat().st_size)
+
+    def read_file(self, path: str, file: Path) -> None:
+        """Copy an object into a local file, which appears as a whole or not at all."""
+        FolderStore(file.parent).write_stream(file.name, self.stream(path), self.size(path))
+
+    def delete(self, path: str) -> None:
+        """Delete an object; it need not be there."""
+        with self._errors(path):
+            self._client.remove_object(self._bucket, path)
+
+    def _stream_once(self, path: str, offset: int, end: int | None) -> Iterator[bytes]:
+        length = 0 if end is None else end - offset
+        with self._errors(path):
+            response = self._client.get_object(self._bucket, path, offset=offset, length=length)
+        try:
+            yield from response.stream(CHUNK_BYTES)
+        finally:
+            response.close()
+            response.release_conn()
+
+    def _no_bucket(self) -> StoreError:
+        return StoreError(
+            f"spec.store.bucket {self._bucket!r} does not exist at {self._endpoint}: "
+            "create it or correct its name"
+        )
+
+    @contextmanager
+    def _errors(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except S3Error as error:
+            raise self._translated(error, path) from error
+        except urllib3.exceptions.HTTPError as error:
+            raise StoreError(
+                f"spec.store.endpoint {self._endpoint} cannot be reached ({_root_cause(error)}): "
+                "correct the address or start the store"
+            ) from error
+        except (InvalidResponseError, ServerError) as error:
+            raise StoreError(
+                f"spec.store.endpoint {self._endpoint} does not answer as an S3 store does ({error}): "
+                "correct the address"
+            ) from error
+        except MinioException as error:
+            raise StoreError(
+                f"the store at {self._endpoint} failed for {path or 'the bucket'}: {error}"
+            ) from error
+
+    def _translated(self, error: S3Error, path: str) -> Exception:
+        if error.code == "NoSuchKey":
+            return NotFoundError(path, self.name)
+        if error.code == "NoSuchBucket":
+            return self._no_bucket()
+        if error.code in _REFUSED:
+            return StoreError(
+                f"the store at {self._endpoint} refused the credentials for bucket {self._bucket!r} "
+                f"({error.code}): correct accessKey and secretKey in the Secret of "
+                "spec.store.credentialsSecretRef, or its rights on the bucket"
+            )
+        return StoreError(
+            f"the store at {self._endpoint} failed for {path or 'the bucket'}: {error.code}, {error.message}"
+        )
+
+
+def _root_cause(error: BaseException) -> str:
+    reason = getattr(error, "reason", None)
+    return str(reason if isinstance(reason, BaseException) else error)
+
+
+class _Pieces(RawIOBase):
+    """A file of pieces, as the client wants to read it."""
+
+    def __init__(self, path: str, chunks: Iterable[bytes], size: int) -> None:
+        self._path = path
+        self._chunks = iter(chunks)
+        self._size = size
+        self._seen = 0
+        self._rest = b""
+
+    def read(self, size: int = -1, /) -> Any:
+        """At most `size` bytes; nothing at the end."""
+        while not self._rest:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                if self._seen != self._size:
+                    raise ValueError(f"{self._path}: {self._size} bytes were announced, {self._seen} came")
+                return b""
+            self._seen += len(chunk)
+            if self._seen > self._size:
+                raise ValueError(f"{self._path}: more than the {self._size} bytes announced came")
+            self._rest = chunk
+        data, self._rest = self._rest[:size], self._rest[size:]
+        return data

@@ -1,0 +1,57 @@
+"""Tensors as safetensors objects in memory."""
+
+from collections.abc import Mapping
+
+import torch
+from safetensors.torch import save
+
+from trenchcoat_trainer.headers import TensorRange, parse_header
+
+DTYPES: dict[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+
+def pack(tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """The bytes of a safetensors object; equal tensors give equal bytes."""
+    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return bytes(save(flat, metadata))
+
+
+def unpack(data: bytes | bytearray) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors object; the tensors share one copy of `data`.
+
+    Raises:
+        ValueError: the bytes are no safetensors object, or too few.
+    """
+    ranges, metadata = parse_header(data)
+    buffer = bytearray(data) if isinstance(data, bytes) else data
+    return {name: _view(buffer, name, place) for name, place in ranges.items()}, metadata
+
+
+def byte_view(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU, to read into."""
+    return tensor.view(-1).view(torch.uint8).numpy().data
+
+
+def _view(buffer: bytearray, name: str, place: TensorRange) -> torch.Tensor:
+    dtype = DTYPES.get(place.dtype)
+    if dtype is None:
+        raise ValueError(f"tensor {name} has the unknown type {place.dtype}")
+    if place.offset + place.length > len(buffer):
+        raise ValueError(f"tensor {name} is cut short")
+    if place.length == 0:
+        return torch.empty(place.shape, dtype=dtype)
+    count = place.length // dtype.itemsize
+    return torch.frombuffer(buffer, dtype=dtype, count=count, offset=place.offset).view(place.shape)

@@ -11,13 +11,11 @@ from trenchcoat_trainer.layers.cria_step import (
     student_forward,
     transfer_step,
 )
-from trenchcoat_trainer.layers.fused_cria import FusedCria
 from trenchcoat_trainer.layers.llama import LayerShape, LayerWeights, Rope, teacher_forward
 
 __all__ = [
     "Adapter",
     "FeatureMaps",
-    "FusedCria",
     "LayerShape",
     "LayerWeights",
     "LossWeights",

@@ -148,20 +148,6 @@ class LayerWeights:
             setattr(module.get_submodule(owner), attribute, parameter)
 
     @classmethod
-    def fuse(cls, module: torch.nn.Module, shape: LayerShape) -> LayerWeights:
-        """Move a Hugging Face decoder layer's weights into fused matrices; the layer itself goes on working.
-
-        Needs room for one layer's weights beside those that are there.
-        """
-        one = module.get_parameter("self_attn.q_proj.weight")
-        tensors = {
-            name: module.get_parameter(name).data for name in cls.empty(shape, one.dtype, "meta").parts(shape)
-        }
-        weights = cls.from_tensors(shape, tensors, one.dtype, one.device)
-        weights.attach(module, shape)
-        return weights
-
-    @classmethod
     def from_tensors(
         cls,
         shape: LayerShape,

@@ -22,6 +22,7 @@ def main() -> int:
         return 2
     kopf.configure(log_format=kopf.LogFormat.JSON if not sys.stderr.isatty() else kopf.LogFormat.PLAIN)
     logging.getLogger().setLevel(settings.log_level)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # what it retries in vain is told by who asked
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # an info line for each event, otherwise
     queue = WorkQueue()
     worker = Worker(queue, Reconciler(Cluster.connect(), settings), settings)

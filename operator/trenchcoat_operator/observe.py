@@ -180,7 +180,7 @@ class Observer:
             ready = [
                 work.artifact
                 for work in graph.build(trenchcoat.spec, manifests).works
-                if work.key not in asked and all(key in manifests for key in work.inputs)
+                if work.key not in asked and all(item.key in manifests for item in work.inputs)
             ]
             if not ready:
                 return

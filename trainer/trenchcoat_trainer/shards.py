@@ -7,20 +7,27 @@ import torch
 from trenchcoat_api.crias import CriaRange
 from trenchcoat_api.spec import DType
 
+from trenchcoat_trainer.shard_layout import EMBEDDINGS, HEAD, TEACHER, layer_path
 from trenchcoat_trainer.stages.context import StageContext
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
 
-EMBEDDINGS = "rest/embeddings.safetensors"
-HEAD = "rest/head.safetensors"
-TEACHER = "teacher/"
+__all__ = [
+    "EMBEDDINGS",
+    "HEAD",
+    "TEACHER",
+    "TORCH_DTYPES",
+    "layer_path",
+    "load_config",
+    "load_cria_weights",
+    "load_embeddings",
+    "load_object",
+    "load_rest_weights",
+    "teacher_files",
+]
+
 TORCH_DTYPES = {DType.BFLOAT16: torch.bfloat16, DType.FLOAT32: torch.float32}
-
-
-def layer_path(cria: CriaRange, layer: int) -> str:
-    """Object of one decoder layer's weights, relative to the shard artifact."""
-    return f"cria-{cria.index:02d}/layer-{layer:03d}.safetensors"
 
 
 def load_cria_weights(

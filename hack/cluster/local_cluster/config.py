@@ -191,6 +191,8 @@ def kubelet(node: Node) -> str:
             "oomScoreAdj": 0,
             "podLogsDir": f"{node.state}/pod-logs",
             "resolvConf": f"{node.state}/resolv.conf",
+            # A pod sees a changed Secret after this: the training operator waits for one at its start.
+            "syncFrequency": "5s",
             "volumePluginDir": f"{node.state}/volume-plugins",
         },
         indent=1,

@@ -6,15 +6,17 @@ import base64
 import json
 import os
 import secrets
+import shutil
 from pathlib import Path
 from typing import Any
 
 from . import components, images
-from .layout import REPO, Layout
+from .layout import HACK, REPO, Layout
 from .lifecycle import kubectl, load_images
 from .shell import step, wait_for
 
 IMAGES = ("busybox", "minio", "operator", "training-operator")
+INIT_CONTAINER = "init-container.yaml"
 UPSTREAM_IMAGE = "ghcr.io/kubeflow/training-v1/training-operator"
 
 
@@ -47,6 +49,7 @@ def _rolled_out(layout: Layout, namespace: str, name: str) -> None:
 def _apply(layout: Layout, name: str, kustomization: dict[str, Any]) -> None:
     folder = _folder(layout, name)
     folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(HACK / INIT_CONTAINER, folder)  # Kustomize reads files of its own folder only.
     (folder / "kustomization.yaml").write_text(json.dumps(kustomization, indent=1))
     kubectl(layout, "apply", "--server-side", "-k", str(folder))
 
@@ -79,16 +82,23 @@ def training_operator(layout: Layout) -> dict[str, Any]:
     """A kustomization of upstream's manifests, ours over them, and the local images."""
     folder = _folder(layout, "training-operator")
     upstream = components.folder_of("training-operator") / "manifests" / "overlays" / "standalone"
-    init_image = {
-        "op": "add",
-        "path": "/spec/template/spec/containers/0/args/-",
-        "value": f"--pytorch-init-container-image={images.tag('busybox')}",
-    }
+    pod = "/spec/template/spec"
+    init_image = f"--pytorch-init-container-image={images.tag('busybox')}"
+    mount = {"name": "init-container", "mountPath": "/etc/config"}
+    volume = {"name": "init-container", "configMap": {"name": "init-container"}}
+    changes = [
+        {"op": "add", "path": f"{pod}/containers/0/args/-", "value": init_image},
+        {"op": "add", "path": f"{pod}/containers/0/volumeMounts/-", "value": mount},
+        {"op": "add", "path": f"{pod}/volumes/-", "value": volume},
+    ]
+    files = [f"initContainer.yaml={INIT_CONTAINER}"]
+    template = {"name": "init-container", "namespace": "kubeflow", "files": files}
     return {
         "resources": [_from(folder, upstream)],
         "components": [_from(folder, REPO / "manifests" / "training-operator")],
         "images": [_image(UPSTREAM_IMAGE, "training-operator")],
-        "patches": [_on_first_node("training-operator", init_image)],
+        "configMapGenerator": [template],
+        "patches": [_on_first_node("training-operator", *changes)],
     }
 
 

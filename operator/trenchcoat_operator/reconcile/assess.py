@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import takewhile
 
 from trenchcoat_api.artifacts import Manifest
 from trenchcoat_api.resource import Trenchcoat
@@ -141,12 +142,9 @@ def _outcomes(tries: tuple[Child, ...], now: datetime, *, complete: bool) -> lis
 
 
 def _missing(work: Work, manifests: Mapping[str, Manifest]) -> str:
-    count = sum(key not in manifests for key in work.inputs)
-    if not count:
-        return ""
-    if len(work.inputs) == 1:
-        return "its input"
-    return f"{count} of its {len(work.inputs)} inputs"
+    """The stages that an input is still to come from, in words."""
+    stages = [item.stage.value for item in work.inputs if item.key not in manifests]
+    return " and ".join(dict.fromkeys(stages))
 
 
 def _active(base: Assessment, child: Child, trenchcoat: Trenchcoat, now: datetime) -> Assessment:
@@ -196,16 +194,26 @@ def _after_failures(
     if counted >= limit:
         message = f"failed {counted} of {limit} times, lastly: {last.message}{again}"
         return _with(base, state=State.FAILED, message=message, problem=Problem("AttemptsExhausted", message))
-    if trenchcoat.spec.suspend or last.failure.free:
+    if trenchcoat.spec.suspend:
+        return None
+    if last.failure.free:
+        # The first comes back at once; a cluster that preempts again and again is not pressed.
+        in_a_row = sum(1 for _ in takewhile(lambda item: item[1].failure.free, reversed(outcomes)))
+        doublings = in_a_row - 2
+        tell = f"try {latest.attempt + 1}"
+    else:
+        doublings = counted - 1
+        tell = f"try {counted + 1} of {limit}"
+    if doublings < 0:
         return None
     ended = latest.finished_at or latest.created_at or now
-    retry_at = ended + min(BACKOFF * 2 ** (counted - 1), BACKOFF_LIMIT)
+    retry_at = ended + min(BACKOFF * 2 ** min(doublings, 10), BACKOFF_LIMIT)
     if now >= retry_at:
         return None
     return _with(
         base,
         state=State.WAITING,
         waiting=WaitingReason.RETRY,
-        message=f"try {counted + 1} of {limit} at {retry_at:%H:%M:%S} UTC, for: {last.message}",
+        message=f"{tell} at {retry_at:%H:%M:%S} UTC, for: {last.message}",
         look_at=retry_at,
     )

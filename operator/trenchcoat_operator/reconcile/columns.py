@@ -23,17 +23,24 @@ _WEIGHTS = {
 _AT_WORK = (State.RUNNING, State.STARTING)
 
 
-def stage(trenchcoat: Trenchcoat, stages: list[StageStatus]) -> str:
+def stage(
+    trenchcoat: Trenchcoat, stages: list[StageStatus], crias: list[CriaStatus], *, stalled: bool
+) -> str:
     """What it does now."""
     if all(row.state is State.SUCCEEDED for row in stages):
         return "Complete"
     if trenchcoat.spec.suspend:
         return "Suspended"
-    at_work = [row.name for row in stages if row.state in _AT_WORK]
+    crias_at_work = any(cria.state in _AT_WORK for cria in crias)
+    at_work = [
+        row.name for row in stages if row.state in _AT_WORK or (row.name == Stage.CRIA and crias_at_work)
+    ]
     if at_work:
         return ",".join(at_work)
     if any(row.state is State.FAILED for row in stages):
         return "Failed"
+    if stalled:
+        return "Stalled"
     return next((row.name for row in stages if row.state is not State.SUCCEEDED), "")
 
 

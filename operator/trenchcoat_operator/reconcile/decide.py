@@ -131,10 +131,13 @@ def _status(
         stages, crias = list(former.stages), list(former.crias)  # what the store holds is not known now
     else:
         started = frozenset(work.key for work in released.start)
-        stages, crias = rows.stage_rows(desired, assessments, dict(released.held), started, observed)
+        stages, crias = rows.stage_rows(
+            desired, assessments, dict(released.held), started, observed, graph.fault
+        )
     busy = any(child.active and child.owned for child in observed.children) or bool(released.start)
     first = conditions.accepted(graph, assessments, observed)
-    wanted = conditions.verdicts(desired, first, stages, _problem(graph, assessments, observed), busy=busy)
+    problem = _problem(graph, assessments, observed)
+    wanted = conditions.verdicts(desired, first, stages, problem, busy=busy)
     manifests = [item.manifest for item in assessments if item.manifest is not None]
     tokenize = observed.store.manifests.get(Artifacts(desired.spec).tokenize.key)
     by_stage = {manifest.stage: manifest for manifest in manifests}
@@ -142,7 +145,7 @@ def _status(
     known = observed.store.problem is None
     return TrenchcoatStatus(
         observed_generation=desired.metadata.generation,
-        stage=columns.stage(desired, stages),
+        stage=columns.stage(desired, stages, crias, stalled=problem is not None),
         crias_done=columns.crias_done(crias),
         loss=columns.loss(stages),
         progress=columns.progress(stages),

@@ -14,8 +14,8 @@ class Work:
     """One artifact to be made by one Job or PyTorchJob."""
 
     artifact: Artifact
-    inputs: tuple[str, ...]
-    """Content keys of the artifacts that must be complete before it may start."""
+    inputs: tuple[Artifact, ...]
+    """The artifacts that must be complete before it may start."""
     pods: int = 1
     gpus: int = 0
     """GPUs of each pod."""
@@ -83,16 +83,16 @@ def build(spec: TrenchcoatSpec, manifests: Mapping[str, Manifest]) -> Graph:
 
 
 def _works(spec: TrenchcoatSpec, artifacts: list[Artifact]) -> tuple[Work, ...]:
-    keys: dict[Stage, list[str]] = {}
+    made: dict[Stage, list[Artifact]] = {}
     for artifact in artifacts:
-        keys.setdefault(artifact.stage, []).append(artifact.key)
+        made.setdefault(artifact.stage, []).append(artifact)
     return tuple(
-        _work(spec, artifact, tuple(key for stage in INPUTS[artifact.stage] for key in keys[stage]))
+        _work(spec, artifact, tuple(item for stage in INPUTS[artifact.stage] for item in made[stage]))
         for artifact in artifacts
     )
 
 
-def _work(spec: TrenchcoatSpec, artifact: Artifact, inputs: tuple[str, ...]) -> Work:
+def _work(spec: TrenchcoatSpec, artifact: Artifact, inputs: tuple[Artifact, ...]) -> Work:
     match artifact.stage:
         case Stage.COLLECT:
             return Work(artifact, inputs, spec.collect.nodes, spec.collect.gpus_per_node, distributed=True)

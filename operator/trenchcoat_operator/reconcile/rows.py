@@ -124,14 +124,10 @@ def cria_row(
     return CriaStatus(index=cria.index, layers=str(cria), **values)
 
 
-def blocked_row(stage: Stage) -> StageStatus:
+def blocked_row(stage: Stage, fault: str) -> StageStatus:
     """The row of a stage whose artifact cannot be named before the model was read."""
-    return StageStatus(name=stage.value, state=State.BLOCKED, message=waits_for(stage))
-
-
-def waits_for(stage: Stage) -> str:
-    """The inputs of a stage, in words."""
-    return "waits for " + " and ".join(stage.value for stage in INPUTS[stage])
+    inputs = " and ".join(stage.value for stage in INPUTS[stage])
+    return StageStatus(name=stage.value, state=State.BLOCKED, message=fault or f"waits for {inputs}")
 
 
 _ORDER_OF_TELLING = (
@@ -165,7 +161,7 @@ def crias_row(crias: list[CriaStatus]) -> StageStatus:
         elif waiting is not None:
             message += f"; Cria {waiting.index}: {waiting.message}"
         elif state is State.BLOCKED:
-            message = waits_for(Stage.CRIA)
+            message = teller.message
         running = [cria for cria in crias if cria.state is State.RUNNING]
         values |= {
             "state": state,
@@ -205,6 +201,7 @@ def stage_rows(
     holds: dict[str, Hold],
     started: frozenset[str],
     observed: Observed,
+    fault: str,
 ) -> tuple[list[StageStatus], list[CriaStatus]]:
     """All rows, in order."""
     former_stages = {row.name: row for row in trenchcoat.status.stages}
@@ -241,9 +238,7 @@ def stage_rows(
                 former_stages.get(stage.value),
                 trenchcoat,
             )
-            if values["state"] is State.BLOCKED:
-                values["message"] = waits_for(stage)
             stages.append(StageStatus(name=stage.value, **values))
         else:
-            stages.append(blocked_row(stage))
+            stages.append(blocked_row(stage, fault))
     return stages, crias

@@ -61,8 +61,11 @@ class HubRepository:
 
     def exists(self, path: str) -> bool:
         """Whether there is a file of this name."""
-        with self._errors(path):
-            return bool(self._files.isfile(self._path(path)))
+        try:
+            self.size(path)
+        except NotFoundError:
+            return False
+        return True
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """All files whose path begins with `prefix`, in order of path."""

@@ -1,20 +1,23 @@
 """The teacher's checkpoint as the user has it: its files, its configuration and its tensors."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import LlamaConfig
 from trenchcoat_api.artifacts import ModelFacts
 from trenchcoat_api.spec import TrenchcoatSpec
 
 from trenchcoat_trainer.errors import BadInputError
-from trenchcoat_trainer.sources.hub import HubRepository
+from trenchcoat_trainer.headers import TensorRange, read_header
 from trenchcoat_trainer.store import FolderStore, Readable, Store
-from trenchcoat_trainer.tensors import DTYPES, TensorRange, byte_view, read_header
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaConfig
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -80,8 +83,8 @@ class Teacher:
         return {name: size for name, size in entries.items() if "/" not in name}
 
     @cached_property
-    def config(self) -> LlamaConfig:
-        """The configuration.
+    def fields(self) -> dict[str, Any]:
+        """The configuration as config.json has it.
 
         Raises:
             BadInputError: it is missing, unreadable or not that of a plain Llama.
@@ -98,7 +101,14 @@ class Teacher:
                 f"spec.model.source {self.source} is quantized: name the checkpoint with 16- or "
                 "32-bit weights"
             )
-        config = LlamaConfig.from_dict(fields)
+        return fields
+
+    @cached_property
+    def config(self) -> LlamaConfig:
+        """The configuration, with defaults for what config.json leaves out."""
+        from transformers import LlamaConfig
+
+        config = LlamaConfig.from_dict(self.fields)
         if not isinstance(config, LlamaConfig):
             raise TypeError("LlamaConfig.from_dict returned a tuple")
         return config
@@ -130,11 +140,23 @@ class Teacher:
             f"spec.model.source {self.source} has no {SINGLE} and no {INDEX}: name a checkpoint"
         )
 
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers.
+
+        Raises:
+            BadInputError: config.json does not say.
+        """
+        layers = self.fields.get("num_hidden_layers")
+        if not isinstance(layers, int) or layers < 1:
+            raise BadInputError(f"{CONFIG} of {self.source} has no num_hidden_layers: correct it")
+        return layers
+
     def find(self, name: str) -> StoredTensor:
         """Where a tensor stands.
 
         Raises:
-            BadInputError: the checkpoint has no such tensor, or one of an unknown type.
+            BadInputError: the checkpoint has no such tensor.
         """
         file = self.tensor_files.get(name)
         place = self._header(file).get(name) if file is not None else None
@@ -142,15 +164,21 @@ class Teacher:
             raise BadInputError(
                 f"spec.model.source {self.source} lacks the tensor {name}: complete the checkpoint"
             )
-        if place.dtype not in DTYPES:
-            raise BadInputError(
-                f"tensor {name} of {self.source} has the type {place.dtype}, which is not known"
-            )
         return StoredTensor(file, place)
 
     def read_tensor(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        """One tensor on the CPU, converted to `dtype`; only its own bytes are read."""
+        """One tensor on the CPU, converted to `dtype`; only its own bytes are read.
+
+        Raises:
+            BadInputError: it is missing, cut short or of a type that weights do not have.
+        """
+        import torch
+
+        from trenchcoat_trainer.tensors import DTYPES, byte_view
+
         stored = self.find(name)
+        if stored.place.dtype not in DTYPES:
+            raise BadInputError(f"tensor {name} of {self.source} has the unknown type {stored.place.dtype}")
         tensor = torch.empty(stored.place.shape, dtype=DTYPES[stored.place.dtype])
         target, done = byte_view(tensor), 0
         for chunk in self.store.stream(self.prefix + stored.file, stored.place.offset, stored.place.length):
@@ -175,7 +203,7 @@ class Teacher:
 
     def head_names(self) -> list[str]:
         """Names of the final norm and, unless it is tied to the embedding, the head."""
-        return [NORM] if self.config.tie_word_embeddings else [NORM, HEAD]
+        return [NORM] if self.fields.get("tie_word_embeddings") else [NORM, HEAD]
 
     def check(self) -> None:
         """Find out from the configuration and the index alone whether the checkpoint is complete.
@@ -183,7 +211,7 @@ class Teacher:
         Raises:
             BadInputError: it is not; the message says what is missing.
         """
-        for layer in range(self.config.num_hidden_layers):
+        for layer in range(self.layers):
             self.layer_names(layer)
         for name in (EMBEDDING, *self.head_names()):
             if name not in self.tensor_files:
@@ -246,6 +274,8 @@ def open_teacher(spec: TrenchcoatSpec, store: Store) -> Teacher:
         case "file":
             place, prefix = FolderStore(Path(rest)), ""
         case "hf":
+            from trenchcoat_trainer.sources.hub import HubRepository
+
             place, prefix = HubRepository(rest, spec.model.revision), ""
         case _:
             raise BadInputError(f"spec.model.source {source} has an unknown scheme: use hf, s3 or file")

@@ -1,14 +1,17 @@
 """What a stage saves in order to go on after it was stopped."""
 
-import json
-from typing import Any
+from __future__ import annotations
 
-import torch
+import json
+from typing import TYPE_CHECKING, Any
+
 from trenchcoat_api.artifacts import Artifact
 
 from trenchcoat_trainer.errors import CorruptObjectError
 from trenchcoat_trainer.store import Store
-from trenchcoat_trainer.tensors import pack, unpack
+
+if TYPE_CHECKING:
+    import torch
 
 _STATE = "state"
 
@@ -22,6 +25,8 @@ class Checkpoint:
 
     def save(self, tensors: dict[str, torch.Tensor], state: dict[str, Any], name: str = "state") -> None:
         """Replace the checkpoint; `state` must be JSON. Ranks that keep one each give it a `name`."""
+        from trenchcoat_trainer.tensors import pack
+
         self._store.write(self._path(name), pack(tensors, {_STATE: json.dumps(state)}))
 
     def load(self, name: str = "state") -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
@@ -30,6 +35,8 @@ class Checkpoint:
         Raises:
             CorruptObjectError: it cannot be read.
         """
+        from trenchcoat_trainer.tensors import unpack
+
         path = self._path(name)
         if not self._store.exists(path):
             return None

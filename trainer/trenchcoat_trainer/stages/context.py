@@ -1,10 +1,12 @@
 """What a stage is given: its spec, its inputs, and where its artifact goes."""
 
+from __future__ import annotations
+
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from pydantic import ValidationError
 from trenchcoat_api.artifacts import Artifact, Artifacts, Manifest, StoredObject
 from trenchcoat_api.crias import CriaRange
@@ -16,7 +18,9 @@ from trenchcoat_trainer.stages.progress import ProgressReporter
 from trenchcoat_trainer.stages.stop import StopRequest
 from trenchcoat_trainer.stages.writer import ArtifactWriter
 from trenchcoat_trainer.store import Store
-from trenchcoat_trainer.tensors import unpack
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass
@@ -82,6 +86,8 @@ class StageContext:
         Raises:
             CorruptObjectError: size or checksum differ from the manifest.
         """
+        from trenchcoat_trainer.tensors import unpack
+
         return unpack(self._read(artifact, path))[0]
 
     def _read(self, artifact: Artifact, path: str) -> bytearray:

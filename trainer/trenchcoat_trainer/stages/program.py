@@ -3,9 +3,9 @@
 import importlib
 import logging
 import os
+import sys
 from pathlib import Path
 
-import torch
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 from trenchcoat_api.stages import Stage
@@ -66,7 +66,9 @@ def run_stage(
     module = importlib.import_module(f"trenchcoat_trainer.stages.{stage.value}")
     try:
         module.run(context)
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
         raise OutOfMemoryError(
             f"{context.artifact.name} does not fit into the GPU's memory: lower its batch size or "
             f"spec.layersPerCria, or raise the number of GPUs ({error})"
@@ -74,6 +76,12 @@ def run_stage(
     finally:
         context.progress.close()
     logger.info("%s: complete", context.artifact.name)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # Not every stage loads torch.
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def _write_termination_log(message: str) -> None:

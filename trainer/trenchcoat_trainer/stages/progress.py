@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import rich.progress
-import torch
 from trenchcoat_api.artifacts import Artifact, Progress
 
 from trenchcoat_trainer.stages.clock import Clock
@@ -128,7 +127,7 @@ class ProgressReporter:
             curve=self.curve.formatted(),
             tokens_per_second=self._tokens_per_second(),
             eta_seconds=self._eta_seconds(fraction),
-            gpu_memory_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+            gpu_memory_bytes=_peak_gpu_memory(),
             updated_at=datetime.now(UTC),
         )
         self._store.write(self._artifact.progress_path, progress.model_dump_json(by_alias=True).encode())
@@ -145,6 +144,12 @@ class ProgressReporter:
     def _eta_seconds(self, fraction: float) -> float | None:
         done = fraction - (self._first_fraction or 0.0)
         return self._clock.attempt_seconds * (1 - fraction) / done if done > 0 else None
+
+
+def _peak_gpu_memory() -> int | None:
+    # A stage that has not loaded torch uses no GPU.
+    torch = sys.modules.get("torch")
+    return torch.cuda.max_memory_allocated() if torch and torch.cuda.is_available() else None
 
 
 def describe(progress: Progress, name: str) -> str:

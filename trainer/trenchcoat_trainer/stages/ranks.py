@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store, _get_default_store
 
 from trenchcoat_trainer.errors import StageError
 from trenchcoat_trainer.stages.stop import StopRequest
@@ -67,5 +68,5 @@ def told_stop(stop: StopRequest) -> bool:
     return stop.requested or (dist.is_initialized() and _key_value_store().check([_STOP]))
 
 
-def _key_value_store() -> dist.Store:
-    return dist.distributed_c10d._get_default_store()
+def _key_value_store() -> Store:
+    return _get_default_store()

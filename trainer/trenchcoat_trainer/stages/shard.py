@@ -1,17 +1,18 @@
 """shard: cut the teacher's checkpoint into one shard per Cria, and one for what stands outside the layers.
 
-No model is made: the headers of the safetensors files say where each tensor's bytes are, and those are copied
-in pieces. Every object is one decoder layer, so that a stage that is started again repeats one at most.
+No model is made, and torch is not even loaded: the headers of the safetensors files say where each tensor's
+bytes are, and those are copied in pieces. Every object is one decoder layer, so that a stage that is started
+again repeats one at most.
 """
 
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from trenchcoat_trainer.shards import EMBEDDINGS, HEAD, TEACHER, layer_path
+from trenchcoat_trainer.headers import build_header
+from trenchcoat_trainer.shard_layout import EMBEDDINGS, HEAD, TEACHER, layer_path
 from trenchcoat_trainer.sources.teacher import EMBEDDING, KEPT_FILES, Teacher, open_teacher
 from trenchcoat_trainer.stages.context import StageContext
-from trenchcoat_trainer.tensors import build_header
 
 logger = logging.getLogger(__name__)
 

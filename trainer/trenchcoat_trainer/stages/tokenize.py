@@ -55,7 +55,7 @@ def run(context: StageContext) -> None:
 def check_teacher(teacher: Teacher, layers_per_cria: int) -> None:
     """Raise BadInputError unless the teacher is a complete Llama that can be cut into such Crias."""
     try:
-        cria_ranges(teacher.config.num_hidden_layers, layers_per_cria)
+        cria_ranges(teacher.layers, layers_per_cria)
     except ValueError as error:
         raise BadInputError(str(error)) from error
     teacher.check()

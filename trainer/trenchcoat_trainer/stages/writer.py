@@ -1,5 +1,7 @@
 """Writing an artifact: objects first, their checksums in a journal, the manifest last."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import threading
@@ -7,13 +9,15 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
-import torch
 from trenchcoat_api.artifacts import CHECKPOINT, Artifact, Facts, Manifest, StoredObject
 
 from trenchcoat_trainer.stages.clock import Clock
 from trenchcoat_trainer.store import Store
-from trenchcoat_trainer.tensors import pack
+
+if TYPE_CHECKING:
+    import torch
 
 JOURNAL = "journal-"
 # What was written since the journal was last saved is computed again after a crash.
@@ -52,6 +56,8 @@ class ArtifactWriter:
 
     def write_tensors(self, path: str, tensors: dict[str, torch.Tensor]) -> StoredObject:
         """Write tensors as one safetensors object."""
+        from trenchcoat_trainer.tensors import pack
+
         return self.write(path, pack(tensors))
 
     def write_stream(self, path: str, chunks: Iterable[bytes], size: int) -> StoredObject:

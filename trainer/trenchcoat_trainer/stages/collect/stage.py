@@ -8,7 +8,7 @@ import logging
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch.nn import functional
 
 from trenchcoat_trainer.data import TokenData
 from trenchcoat_trainer.data.layout import HIDDEN, boundary_path, sequences_per_hidden_object
@@ -70,7 +70,8 @@ class _Part:
     """What one rank holds of the teacher."""
 
     layers: TeacherLayers
-    embedding: nn.Embedding | None
+    embedding: torch.Tensor | None
+    """[vocabulary, hidden size]; on the first rank alone."""
 
 
 class _Worker:
@@ -142,7 +143,8 @@ class _Worker:
         if not self._pipeline.go_on():
             return None
         if self._part.embedding is not None:
-            return self._part.embedding(self._tokens.read(start, stop).long().to(self._device))
+            ids = self._tokens.read(start, stop).long().to(self._device)
+            return functional.embedding(ids, self._part.embedding)
         shape = (stop - start, self._context.spec.data.sequence_length, self._hidden_size)
         return self._pipeline.receive(shape, self._dtype)
 
@@ -157,5 +159,5 @@ def _load_part(
         logger.info("layer %d of %d-%d is loaded", index, layers[0], layers[-1])
     embedding = None
     if with_embedding:
-        embedding = nn.Embedding.from_pretrained(teacher.read_tensor(EMBEDDING, dtype).to(device))
+        embedding = teacher.read_tensor(EMBEDDING, dtype).to(device)
     return _Part(part.to(device).eval(), embedding)

@@ -1,0 +1,249 @@
+"""A world to decide about, written as YAML: what stands in it is what the API server and the store would say.
+
+Content keys are hashes, so files name them by artifact: KEY[cria-02] is the key, KEY8[cria-02] the part
+of it that stands in names; SPEC[now] and TEMPLATE[cria-02] are hashes of the spec's ConfigMap and of pods.
+"""
+
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+from trenchcoat_api.artifacts import (
+    Artifact,
+    Artifacts,
+    DataFacts,
+    Facts,
+    Manifest,
+    ModelFacts,
+    Perplexity,
+    Progress,
+    StoredObject,
+)
+from trenchcoat_api.crias import CriaRange, cria_ranges
+from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_api.spec import TrenchcoatSpec
+from trenchcoat_api.stages import Stage
+from trenchcoat_operator.apply import status_object
+from trenchcoat_operator.children import jobs, specs
+from trenchcoat_operator.model import views
+from trenchcoat_operator.model.capacity import Capacity, Contender, Demand
+from trenchcoat_operator.model.observed import ChildKind, Observed, Problem, StoreView
+from trenchcoat_operator.reconcile import graph
+from trenchcoat_operator.reconcile.plan import Apply, Delete, Plan
+from trenchcoat_operator.settings import PodDefaults, Settings
+
+NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
+LAYERS = 12
+SETTINGS = Settings(pods=PodDefaults(image="trainer:1"))
+
+
+def model_facts(layers: int = LAYERS) -> ModelFacts:
+    return ModelFacts(
+        layers=layers,
+        hidden_size=64,
+        heads=4,
+        kv_heads=2,
+        head_dim=16,
+        intermediate_size=128,
+        vocab_size=1000,
+        parameters=1_000_000,
+    )
+
+
+def crias_of(spec: TrenchcoatSpec, layers: int = LAYERS) -> list[CriaRange]:
+    try:
+        return cria_ranges(layers, spec.layers_per_cria)
+    except ValueError:
+        return []
+
+
+def artifacts_of(spec: TrenchcoatSpec, layers: int = LAYERS) -> dict[str, Artifact]:
+    """All artifacts that a spec can ask for, by name."""
+    all_of_them = spec.model_copy(
+        update={
+            "evaluate": spec.evaluate.model_copy(update={"enabled": True}),
+            "export": spec.export.model_copy(update={"enabled": True}),
+        }
+    )
+    crias = crias_of(spec, layers)
+    artifacts = Artifacts(all_of_them)
+    found = artifacts.all(crias) if crias else [artifacts.tokenize, artifacts.collect, artifacts.shard]
+    return {artifact.name: artifact for artifact in found}
+
+
+def manifest(artifact: Artifact, layers: int = LAYERS) -> Manifest:
+    """What a stage's program would have written."""
+    facts = Facts()
+    if artifact.stage is Stage.TOKENIZE:
+        facts = Facts(
+            model=model_facts(layers),
+            data=DataFacts(
+                documents=10, sequences=100, tokens=51_200, held_out_documents=1, held_out_sequences=4
+            ),
+        )
+    if artifact.stage is Stage.CRIA:
+        facts = Facts(losses={"transfer": "0.10", "lora": "0.05"}, curve=["0.9", "0.1"])
+    if artifact.stage is Stage.EVALUATE:
+        facts = Facts(
+            perplexities=[
+                Perplexity(name="teacher", perplexity="3.20"),
+                Perplexity(name="stitched", perplexity="3.40"),
+            ]
+        )
+    return Manifest(
+        stage=artifact.stage,
+        cria=artifact.cria.index if artifact.cria else None,
+        key=artifact.key,
+        inputs=list(artifact.inputs),
+        objects=[StoredObject(path="data", size=1000, sha256="0" * 64)],
+        facts=facts,
+        started_at=NOW - timedelta(minutes=10),
+        completed_at=NOW - timedelta(minutes=5),
+        seconds=300,
+    )
+
+
+class World:
+    """One Trenchcoat and all that is to be seen of it."""
+
+    def __init__(self, trenchcoat: Trenchcoat, seen: dict[str, Any]) -> None:
+        self.trenchcoat = trenchcoat
+        self.now = datetime.fromisoformat(seen["now"]) if "now" in seen else NOW
+        self.layers = seen.get("layers", LAYERS)
+        self.artifacts = artifacts_of(trenchcoat.spec, self.layers)
+        self._codes = {artifact.key: name for name, artifact in self.artifacts.items()}
+        text = yaml.safe_dump(seen, sort_keys=False)
+        self.seen: dict[str, Any] = yaml.safe_load(self.decode(text))
+
+    def decode(self, text: str) -> str:
+        """Put hashes where a file names them."""
+        text = re.sub(r"KEY\[([\w-]+)\]", lambda found: self.artifacts[found[1]].key, text)
+        text = re.sub(r"KEY8\[([\w-]+)\]", lambda found: self.artifacts[found[1]].key[:8], text)
+        text = text.replace("SPEC[now]", specs.spec_name(self.trenchcoat).rpartition("-")[2])
+        return re.sub(r"TEMPLATE\[([\w-]+)\]", lambda found: self._templates()[found[1]], text)
+
+    def encode(self, text: str) -> str:
+        """Put names where hashes stand."""
+        for key, name in self._codes.items():
+            text = text.replace(key, f"KEY[{name}]").replace(key[:8], f"KEY8[{name}]")
+        text = text.replace(specs.spec_name(self.trenchcoat).rpartition("-")[2], "SPEC[now]")
+        for name, digest in self._templates().items():
+            text = text.replace(digest, f"TEMPLATE[{name}]")
+        return text
+
+    def _templates(self) -> dict[str, str]:
+        manifests = {a.key: manifest(a, self.layers) for a in self.artifacts.values()}
+        return {
+            work.artifact.name: jobs.template_hash(self.trenchcoat, work, SETTINGS.pods)
+            for work in graph.build(self.trenchcoat.spec, manifests).works
+        }
+
+    @property
+    def observed(self) -> Observed:
+        seen, uid = self.seen, self.trenchcoat.metadata.uid
+        pods: dict[str, list[Any]] = {}
+        for body in seen.get("pods", []):
+            pods.setdefault(views.controller(body), []).append(views.pod(body))
+        children = []
+        for body in seen.get("children", []):
+            child = views.child(ChildKind(body["kind"]), body, uid, pods.get(body["metadata"]["name"], []))
+            assert child is not None, f"{body['metadata']['name']} carries no stage"
+            children.append(child)
+        return Observed(
+            children=tuple(children),
+            config_maps=frozenset(seen.get("configMaps", [])),
+            store=self._store(),
+            capacity=self._capacity(),
+            training_operator=seen.get("trainingOperator", True),
+        )
+
+    def _store(self) -> StoreView:
+        seen = self.seen.get("store", {})
+        complete = [self.artifacts[name] for name in seen.get("complete", [])]
+        progress = {
+            self.artifacts[name].key: Progress(
+                stage=self.artifacts[name].stage,
+                key=self.artifacts[name].key,
+                updated_at=self.now,
+                **report,
+            )
+            for name, report in seen.get("progress", {}).items()
+        }
+        problem = Problem(**seen["problem"]) if "problem" in seen else None
+        manifests = {artifact.key: manifest(artifact, self.layers) for artifact in complete}
+        return StoreView(problem, manifests, progress)
+
+    def _capacity(self) -> Capacity | None:
+        seen = self.seen.get("capacity")
+        if seen is None:
+            return None
+        bound = [views.bound_pod(body) for body in seen.get("pods", [])]
+        nodes = [views.node(body) for body in seen.get("nodes", [])]
+        return Capacity(
+            known=seen.get("known", True),
+            nodes=tuple(node for node in nodes if node is not None),
+            bound=tuple(pod for pod in bound if pod is not None),
+            promised=tuple(Demand(**demand) for demand in seen.get("promised", [])),
+            contenders=tuple(
+                Contender(
+                    item["name"],
+                    datetime.fromisoformat(item["createdAt"]),
+                    item["running"],
+                    Demand(**item["demand"]),
+                )
+                for item in seen.get("contenders", [])
+            ),
+        )
+
+
+def load(folder: Path) -> World:
+    """Read a case."""
+    base = yaml.safe_load((folder.parent / "trenchcoat.yaml").read_text())
+    change = folder / "trenchcoat.yaml"
+    body = merged(base, yaml.safe_load(change.read_text())) if change.exists() else base
+    seen = yaml.safe_load((folder / "observed.yaml").read_text()) or {}
+    # The status may name artifacts too, whose keys the spec alone decides.
+    world = World(Trenchcoat.from_object({k: v for k, v in body.items() if k != "status"}), seen)
+    if "status" in body:
+        text = world.decode(yaml.safe_dump(body["status"], sort_keys=False))
+        with_status = Trenchcoat.from_object({**body, "status": yaml.safe_load(text)})
+        world.trenchcoat = with_status
+    return world
+
+
+def merged(base: Any, change: Any) -> Any:
+    """Lay one YAML document over another."""
+    if isinstance(base, dict) and isinstance(change, dict):
+        return {
+            key: merged(base.get(key), change[key]) if key in change else base[key]
+            for key in [*base, *(key for key in change if key not in base)]
+        }
+    return change
+
+
+def plan_document(plan: Plan) -> dict[str, Any]:
+    """A plan as it stands in a file."""
+    actions: list[Any] = []
+    for action in plan.actions:
+        match action:
+            case Apply(manifest=manifest):
+                actions.append({"apply": manifest})
+            case Delete(kind=kind, name=name, reason=reason):
+                actions.append({"delete": f"{kind} {name}", "because": reason})
+            case _:
+                actions.append(
+                    {
+                        "record": f"{action.kind} {action.name}",
+                        "outcome": action.outcome,
+                        "message": action.message,
+                    }
+                )
+    return {
+        "actions": actions,
+        "events": [f"{event.type} {event.reason}: {event.message}" for event in plan.events],
+        "lookAgain": plan.look_again,
+        "needsCapacity": plan.needs_capacity,
+        "status": status_object(plan.status),
+    }

@@ -86,7 +86,7 @@ class FusedCria:
             self._weights(mse_weight, xent_weight),
             gradient_scale=scale,
         )
-        return losses.loss[[m is not None for m in maps]]
+        return _of_hybrid_layers(losses.loss, maps)
 
     def layerwise_step(
         self,
@@ -110,7 +110,7 @@ class FusedCria:
             self._weights(mse_weight, xent_weight),
             gradient_scale=scale,
         )
-        return losses.loss[[m is not None for m in maps]]
+        return _of_hybrid_layers(losses.loss, maps)
 
     def _adapters(self, seed: int) -> list[dict[str, layers.Adapter]]:
         by_layer: dict[str, dict[str, layers.Adapter]] = {name: {} for name in self._cria.layers}
@@ -126,6 +126,11 @@ class FusedCria:
             )
             by_layer[layer][projection] = adapter
         return list(by_layer.values())
+
+
+def _of_hybrid_layers(loss_L: torch.Tensor, maps: list[layers.LayerMaps | None]) -> torch.Tensor:
+    # Not by a mask: that would make the host wait for the GPU.
+    return torch.stack([loss for loss, m in zip(loss_L.unbind(), maps, strict=True) if m is not None])
 
 
 def fuse_for_gpu(cria: CriaModel) -> FusedCria | None:

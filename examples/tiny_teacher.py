@@ -29,15 +29,16 @@ class Recipe:
     """Everything the teacher depends on; a change makes a new one."""
 
     vocab_size: int = 1024
-    hidden_size: int = 128
+    hidden_size: int = 64
     layers: int = 12
     heads: int = 4
-    head_dim: int = 32
+    head_dim: int = 16
     kv_heads: int = 2
-    intermediate_size: int = 320
+    intermediate_size: int = 192
+    initializer_range: float = 0.08  # weights of so narrow a model must start larger than Llama's 0.02
     sequence_length: int = 512
     batch_size: int = 4
-    steps: int = 260
+    steps: int = 500
     muon_learning_rate: float = 0.02
     adam_learning_rate: float = 6e-3
     corpus_bytes: int = 12_000_000
@@ -127,6 +128,7 @@ def train_teacher(recipe: Recipe, texts: list[str], folder: Path) -> None:
         intermediate_size=recipe.intermediate_size,
         max_position_embeddings=4 * recipe.sequence_length,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        initializer_range=recipe.initializer_range,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -166,7 +168,7 @@ def train_teacher(recipe: Recipe, texts: list[str], folder: Path) -> None:
                 optimizer.zero_grad()
                 print(step, loss.item(), time.process_time(), flush=True)
             bar.update(task, advance=1, loss=f"loss {loss.item():.3f}")
-    model.save_pretrained(folder, max_shard_size="3MB")
+    model.save_pretrained(folder, max_shard_size="1MB")
     tokenizer.save_pretrained(folder)
 
 
@@ -175,7 +177,8 @@ def make(recipe: Recipe, store: Path, cache: Path) -> None:
     key = hashlib.sha256(json.dumps([asdict(recipe), sys.version_info[:2]]).encode()).hexdigest()[:12]
     made = cache / "teacher" / key
     if not made.exists():
-        partial = made.with_suffix(f".{os.getpid()}")
+        partial = made.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
         write_corpus(recipe, partial / "corpora" / "stdlib")
         started = time.monotonic()
         train_teacher(

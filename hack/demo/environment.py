@@ -99,7 +99,7 @@ class Environment:
 
 def local(namespace: str, *, name: str = "trenchcoat", gpus: str = "1,1") -> Environment:
     """Start the local cluster unless it runs, with our images and what stands beside the operator."""
-    if "nothing is there" in _cluster("status", name=name, check=False):
+    if "does not run" in _cluster("status", name=name, check=False):
         _cluster("up", "--gpus", gpus, name=name, show=True)
     _cluster("images", name=name, show=True)
     _cluster("deploy", "--namespace", namespace, name=name, show=True)

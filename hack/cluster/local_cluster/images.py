@@ -24,7 +24,6 @@ from .layout import HACK, REPO, Node, cache
 from .shell import Failure, locked, run, step, succeeds
 
 PREFIX = "localhost/trenchcoat"
-RUN = "/run/trenchcoat-images"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 # Passed on to the build where a machine has them set; they stay in no image.
 BUILD_ENVIRONMENT = ("UV_DEFAULT_INDEX", "PIP_INDEX_URL")
@@ -91,7 +90,9 @@ def tags() -> dict[str, str]:
 
 
 def _buildah(*arguments: str | Path, log: Path | None = None) -> str:
-    store: list[str | Path] = ["--root", cache() / "images", "--runroot", RUN, "--storage-driver", "overlay"]
+    root = cache() / "images"
+    run_root = f"/run/trenchcoat-images-{hashlib.sha256(bytes(root)).hexdigest()[:8]}"
+    store: list[str | Path] = ["--root", root, "--runroot", run_root, "--storage-driver", "overlay"]
     # By default the store is a mount of its own: it would stay behind, and nothing hard-links across mounts.
     store += ["--storage-opt", "overlay.skip_mount_home=true"]
     return run(["buildah", *store, *arguments], env={"BUILDAH_ISOLATION": "chroot"}, log=log)

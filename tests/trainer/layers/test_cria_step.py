@@ -183,6 +183,15 @@ def test_softmax_layers_make_the_student_the_teacher():
     assert boundary_error(student, teacher) == 0
 
 
+def test_a_module_can_read_fused_weights():
+    cria = Cria()
+    before = cria.boundaries()[-1]
+    for weights, layer in zip(cria.layers, cria.model.layers, strict=True):
+        weights.attach(layer, cria.shape)
+    assert torch.equal(cria.boundaries()[-1], before)
+    assert cria.model.layers[0].mlp.gate_proj.weight.data_ptr() == cria.layers[0].gate_up.data_ptr()
+
+
 def test_a_missing_or_misshapen_tensor_is_named():
     cria = Cria()
     tensors = dict(cria.model.layers[0].state_dict())

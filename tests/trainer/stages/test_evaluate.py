@@ -14,11 +14,11 @@ from trenchcoat_trainer.stages import evaluate
 from trenchcoat_trainer.stages.evaluate import states
 from trenchcoat_trainer.stages.stitch import next_token_loss
 from trenchcoat_trainer.stages.student import (
-    cria_lora_weights,
+    cria_adapters,
+    layer_weights,
     load_student_config,
     stitch_adapters,
     trained_maps,
-    with_stitch_lora,
 )
 
 
@@ -32,7 +32,9 @@ def stitched_student(context) -> TrenchcoatLlamaForCausalLM:
     """The whole student after stitching, in memory."""
     state = load_rest_weights(context)
     for cria in context.crias:
-        state |= with_stitch_lora(context, cria_lora_weights(context, cria), stitch_adapters(context))
+        adapters = (cria_adapters(context, cria), stitch_adapters(context))
+        for layer in cria.layers:
+            state |= layer_weights(context, cria, layer, *adapters)
         for name, tensor in trained_maps(context, cria).items():
             layer, part = name.rsplit(".", 1)
             state[f"model.{layer}.self_attn.{part}"] = tensor

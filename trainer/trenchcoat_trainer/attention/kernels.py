@@ -56,7 +56,12 @@ def _feature_kernel(
         mask=row_ok[:, None], other=0.0,
     )  # fmt: skip
     w_DE = tl.load(w_ptr + head * D * F + d[:, None] * F + f[None, :], mask=f_ok[None, :], other=0.0)
-    z_ME = tl.dot(x_MD.to(tl.float32), w_DE.to(tl.float32), input_precision=PRECISION)
+    if x_MD.dtype == tl.bfloat16:  # the fp32 map as a sum of two bf16 matrices: 16 bits of mantissa
+        w_high = w_DE.to(tl.bfloat16)
+        w_low = (w_DE.to(tl.float32) - w_high.to(tl.float32)).to(tl.bfloat16)
+        z_ME = tl.dot(x_MD, w_low, tl.dot(x_MD, w_high))
+    else:
+        z_ME = tl.dot(x_MD, w_DE.to(tl.float32), input_precision=PRECISION)
     phi_ptr += (batch * heads + head) * tokens * (2 * F) + rows[:, None] * (2 * F) + f[None, :]
     ok = row_ok[:, None] & f_ok[None, :]
     for half in tl.static_range(2):
@@ -298,14 +303,18 @@ def _query_below(
 
 @triton.jit
 def _query_gradient_kernel(
-    q_ptr, k_ptr, v_ptr, qt_ptr, kt_ptr, phiq_ptr, phik_ptr, factor_ptr, wq_ptr, g_ptr,
+    q_ptr, k_ptr, v_ptr, qt_ptr, kt_ptr, phiq_ptr, phik_ptr, factor_ptr, wq_ptr, y_ptr, g_ptr,
     lse_ptr, max_ptr, arg_ptr, z_ptr, dy_ptr, scales_ptr, dz_ptr, dq_ptr, dlog_ptr,
+    syb, syh, syt,
     sqb, sqh, sqt, skb, skh, skt, svb, svh, svt, sqtb, sqth, sqtt, sktb, skth, sktt, sgb, sgh, sgt,
     tokens, heads, groups, phi_groups, scale2, scale, phi_min,
     W: tl.constexpr, D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     TEACHER: tl.constexpr, SEPARATE: tl.constexpr, STUDENT_GRADIENTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of M rows of one head: of q w_q, of log sigma and, for a student that trains, of q."""
+    """Gradients of M rows of one head: of q w_q, of log sigma and, for a student that trains, of q.
+
+    Without a teacher g . y is computed here and left to the other kernel in dy_ptr.
+    """
     first = (tl.num_programs(0) - 1 - tl.program_id(0)) * M
     bh = tl.program_id(1).to(tl.int64)
     batch, head = bh // heads, bh % heads
@@ -329,15 +338,19 @@ def _query_gradient_kernel(
     g_scale = tl.load(scales_ptr)
     b = tl.load(scales_ptr + 1)
     z = tl.load(z_ptr + at, mask=row_ok, other=1.0)
-    dy = tl.load(dy_ptr + at, mask=row_ok, other=0.0) * g_scale
-    gz, cz = g_scale / z, (b - dy) / z
+    g_MD = _load_rows(g_ptr, rows, sgt, d, tokens, D, True, False)
     if TEACHER:
         lse = tl.load(lse_ptr + at, mask=row_ok, other=float("inf"))
         qt_MD = _load_rows(qt_ptr, rows, sqtt, d, tokens, D, True, False)
+        dy = tl.load(dy_ptr + at, mask=row_ok, other=0.0)
     else:
         lse = z
-        qt_MD = _load_rows(q_ptr, rows, sqt, d, tokens, D, True, False)
-    g_MD = _load_rows(g_ptr, rows, sgt, d, tokens, D, True, False)
+        qt_MD = g_MD
+        y_MD = _load_rows(y_ptr + batch * syb + head * syh, rows, syt, d, tokens, D, True, False)
+        dy = tl.sum(g_MD.to(tl.float32) * y_MD.to(tl.float32), 1)
+        tl.store(dy_ptr + at, dy, mask=row_ok)
+    dy *= g_scale
+    gz, cz = g_scale / z, (b - dy) / z
     phi1_ME = _load_rows(phiq_ptr, rows, 2 * F, f, tokens, F, True, E != F)
     phi2_ME = _load_rows(phiq_ptr + F, rows, 2 * F, f, tokens, F, True, E != F)
     dphi1 = tl.zeros([M, E], tl.float32)
@@ -557,26 +570,49 @@ class _Tiles(NamedTuple):
     stages: int
 
 
-TILES = {
-    "forward": _Tiles(128, 64, 8, 2),
+TRANSFER_TILES = {
+    "forward": _Tiles(64, 32, 4, 3),
     "query": _Tiles(128, 64, 8, 2),
-    "key": _Tiles(64, 128, 8, 2),
+    "key": _Tiles(64, 128, 8, 1),
 }
-"""Tiles for bf16 operands; `_tiles` makes them smaller where operands are wider."""
+"""Fastest of those tried on H100 and H200 for attention transfer: 1024 tokens, bf16, 64 features a half."""
+
+STUDENT_TILES = {
+    "forward": _Tiles(64, 64, 4, 3),
+    "query": _Tiles(64, 64, 4, 2),
+    "key": _Tiles(32, 64, 4, 3),
+}
+"""Likewise for the student alone."""
+
+HEAVY_TILES = {
+    "forward": _Tiles(64, 32, 4, 2),
+    "query": _Tiles(64, 32, 4, 2),
+    "key": _Tiles(32, 64, 4, 2),
+}
+"""Likewise for student and teacher apart; also where more than 64 features a half must be held."""
 
 
-def _tiles(kernel: str, q: torch.Tensor) -> _Tiles:
-    """Return the tiles of `kernel` for operands like `q`."""
+FEATURE_ROWS, FEATURE_WARPS = 64, 4
+"""Tile of the feature maps."""
+
+
+def _tiles(kernel: str, x: _Problem, mode: _Mode) -> _Tiles:
+    """Return the tiles of `kernel` for a problem."""
     if INTERPRETED:
         return _Tiles(32, 16, 4, 1) if kernel != "key" else _Tiles(16, 32, 4, 1)
-    if q.dtype == torch.float32:
-        return _Tiles(32, 32, 4, 1)
-    return TILES[kernel]
+    if x.q.dtype == torch.float32:
+        return _Tiles(32, 32, 8, 1)
+    if x.w_q.shape[-1] > 64 or mode.separate:
+        return HEAVY_TILES[kernel]
+    return (TRANSFER_TILES if mode.teacher else STUDENT_TILES)[kernel]
 
 
 def _precision(dtype: torch.dtype) -> str:
-    """Return how a product of two operands of `dtype` is computed."""
-    return "ieee" if dtype == torch.float32 else "tf32"
+    """Return how a product of fp32 operands is computed; bf16 operands take no notice.
+
+    Three tf32 products on the matrix units keep nearly every bit of fp32 and take a quarter of the time.
+    """
+    return "ieee" if INTERPRETED or dtype != torch.float32 else "tf32x3"
 
 
 def _bht(x: torch.Tensor) -> tuple[int, int, int]:
@@ -603,10 +639,11 @@ def features(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     batch, x_heads, tokens, head_dim = x.shape
     heads, _, feature_dim = w.shape
     phi = x.new_empty(batch, heads, tokens, 2 * feature_dim)
-    rows = 16 if INTERPRETED else 64
+    rows = 16 if INTERPRETED else FEATURE_ROWS
     _feature_kernel[(triton.cdiv(tokens, rows), batch * heads)](
         x, w.contiguous(), phi, *_bht(x), tokens, heads, heads // x_heads, PHI_MIN,
-        D=head_dim, F=feature_dim, E=_padded(feature_dim), M=rows, PRECISION=_precision(x.dtype), num_warps=4,
+        D=head_dim, F=feature_dim, E=_padded(feature_dim), M=rows, PRECISION=_precision(x.dtype),
+        num_warps=FEATURE_WARPS,
     )  # fmt: skip
     return phi
 
@@ -676,7 +713,7 @@ def _forward(
     lse, maximum, z, dy, mse, xent = rows[:6]
     output = _like_projection(x.q, x.q.dtype)
     difference = _like_projection(x.q, x.q.dtype) if mode.teacher else output
-    tiles = _tiles("forward", x.q)
+    tiles = _tiles("forward", x, mode)
     _forward_kernel[(triton.cdiv(tokens, tiles.rows), batch * heads)](
         x.q, x.k, x.v, x.q_teacher, x.k_teacher, x.v_teacher, x.phi_q, x.phi_k, x.window_factor,
         output, difference, lse, maximum, argmax, z, dy, mse, xent,
@@ -697,8 +734,13 @@ class _Gradients(NamedTuple):
     window_factor: torch.Tensor
 
 
-def _backward(x: _Problem, mode: _Mode, rows: _Rows, g: torch.Tensor, scales: torch.Tensor) -> _Gradients:
-    """Return the gradients for dloss/dy = scales[0] * g and dloss/dXENT = scales[1] in every row."""
+def _backward(
+    x: _Problem, mode: _Mode, rows: _Rows, y: torch.Tensor, g: torch.Tensor, scales: torch.Tensor
+) -> _Gradients:
+    """Return the gradients for dloss/dy = scales[0] * g and dloss/dXENT = scales[1] in every row.
+
+    `y`, the student's output, is read where no teacher's forward left its product with `g` in `rows.dy`.
+    """
     batch, heads, tokens, head_dim = x.q.shape
     kv_heads, feature_dim = x.k.shape[1], x.w_q.shape[-1]
     groups = heads // kv_heads
@@ -715,11 +757,12 @@ def _backward(x: _Problem, mode: _Mode, rows: _Rows, g: torch.Tensor, scales: to
     inputs = (x.q, x.k, x.v, x.q_teacher, x.k_teacher, x.phi_q, x.phi_k, x.window_factor)
     statistics = (rows.lse, rows.maximum, rows.argmax, rows.z, rows.dy)
     w_q, w_k = x.w_q.contiguous(), x.w_k.contiguous()
-    tiles = _tiles("query", x.q)
+    tiles = _tiles("query", x, mode)
     _query_gradient_kernel[(triton.cdiv(tokens, tiles.rows), batch * heads)](
-        *inputs, w_q, g, *statistics, scales, dz_q, dq, dlog_sigma, *strides, **_constants(x, mode, tiles)
-    )
-    tiles = _tiles("key", x.q)
+        *inputs, w_q, y, g, *statistics, scales, dz_q, dq, dlog_sigma, *_bht(y), *strides,
+        **_constants(x, mode, tiles),
+    )  # fmt: skip
+    tiles = _tiles("key", x, mode)
     _key_gradient_kernel[(triton.cdiv(tokens, tiles.keys), batch * heads)](
         *inputs, w_k, g, *statistics, dlog_sigma, scales, dz_k, dk, dv,
         *strides, **_constants(x, mode, tiles),
@@ -776,7 +819,7 @@ class _Distill(torch.autograd.Function):
         *tensors, difference, lse, maximum, argmax, z, dy = ctx.saved_tensors
         x = _Problem(*tensors)
         scales = torch.stack([grad_mse * (2 / x.q.numel()), grad_xent / z.numel()]).float()
-        d = _backward(x, ctx.mode, _Rows(lse, maximum, argmax, z, dy), difference, scales)
+        d = _backward(x, ctx.mode, _Rows(lse, maximum, argmax, z, dy), difference, difference, scales)
         return None, None, d.q, d.k, d.v, None, None, None, d.w_q, d.w_k, d.window_factor
 
 
@@ -797,9 +840,9 @@ class _Hybrid(torch.autograd.Function):
         q, k, v, w_q, w_k, window_factor, phi_q, phi_k, y, maximum, argmax, z = ctx.saved_tensors
         x = _Problem(q, k, v, q, k, v, w_q, w_k, window_factor, phi_q, phi_k)
         g = _dense(g)
-        dy = (g.float() * y.float()).sum(-1).contiguous()
+        dy = torch.empty_like(z)
         scales = torch.arange(1, -1, -1, device=q.device, dtype=torch.float32)
-        d = _backward(x, ctx.mode, _Rows(z, maximum, argmax, z, dy), g, scales)
+        d = _backward(x, ctx.mode, _Rows(z, maximum, argmax, z, dy), y, g, scales)
         return None, d.q, d.k, d.v, d.w_q, d.w_k, d.window_factor
 
 

@@ -11,7 +11,7 @@ and `layerwise_step`, in a single pass that serves teacher and student.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -68,8 +68,8 @@ class Adapter:
         return F.linear(F.linear(x, self.a.to(x.dtype)), self.b.to(x.dtype) * self.scale)
 
 
-Adapters = Mapping[str, Adapter]
-"""The adapters of one layer by projection: q_proj, k_proj, v_proj, o_proj."""
+Adapters = Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
+"""One layer's adapters by projection (q_proj, k_proj, v_proj, o_proj): what each adds for its inputs."""
 
 
 @dataclass(frozen=True, kw_only=True)

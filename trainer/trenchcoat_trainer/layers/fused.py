@@ -14,9 +14,14 @@ import torch
 
 HAVE_TRITON = importlib.util.find_spec("triton") is not None
 
+INTERPRETED = False
+"""True when Triton's interpreter runs the kernels on the CPU (TRITON_INTERPRET=1 at import)."""
+
 if HAVE_TRITON:
     import triton
     import triton.language as tl
+
+    INTERPRETED = bool(triton.knobs.runtime.interpret)
 
     @triton.jit
     def _add_rms_norm_kernel(
@@ -98,7 +103,7 @@ if HAVE_TRITON:
 
 
 def _use_triton(x: torch.Tensor) -> bool:
-    return HAVE_TRITON and x.is_cuda and x.dtype != torch.float64
+    return HAVE_TRITON and (x.is_cuda or INTERPRETED) and x.dtype != torch.float64
 
 
 class _AddRMSNorm(torch.autograd.Function):

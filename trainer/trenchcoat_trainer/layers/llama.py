@@ -16,6 +16,9 @@ import torch.nn.functional as F
 
 from trenchcoat_trainer.layers.fused import add_rms_norm, split_and_rotate, swiglu
 
+MLP_ROWS = 4096
+"""Rows of one pass through the MLP where no gradient is kept: enough for the matrix units to be busy."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerShape:
@@ -137,6 +140,13 @@ class LayerWeights:
             "post_attention_layernorm.weight": self.post_norm,
         }
 
+    def attach(self, module: torch.nn.Module, shape: LayerShape) -> None:
+        """Make a Hugging Face decoder layer read these weights, as frozen views, in place of its own."""
+        for name, part in self.parts(shape).items():
+            owner, _, attribute = name.rpartition(".")
+            parameter = torch.nn.Parameter(part, requires_grad=False)
+            setattr(module.get_submodule(owner), attribute, parameter)
+
     @classmethod
     def from_tensors(
         cls,
@@ -182,7 +192,21 @@ def after_attention(
     """
     attended = F.linear(merge_heads(y), weights.out)
     hidden, normed = add_rms_norm(hidden, attended, weights.post_norm, shape.eps)
-    return hidden, F.linear(swiglu(F.linear(normed, weights.gate_up)), weights.down)
+    return hidden, _mlp(weights, normed)
+
+
+def _mlp(weights: LayerWeights, normed: torch.Tensor) -> torch.Tensor:
+    """Return down(silu(gate) * up); without a graph to keep, a slab of rows at a time.
+
+    The MLP is wide: for 405B its intermediates are 13 times as large as the residual stream.
+    """
+    if torch.is_grad_enabled() or normed[..., 0].numel() <= MLP_ROWS:
+        return F.linear(swiglu(F.linear(normed, weights.gate_up)), weights.down)
+    rows = normed.flatten(0, -2)
+    out = torch.empty_like(rows)
+    for slab, out_slab in zip(rows.split(MLP_ROWS), out.split(MLP_ROWS), strict=True):
+        torch.mm(swiglu(F.linear(slab, weights.gate_up)), weights.down.t(), out=out_slab)
+    return out.view_as(normed)
 
 
 def softmax_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

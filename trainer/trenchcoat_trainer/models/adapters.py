@@ -72,17 +72,15 @@ def adapter_delta(projection: LoraLinear, x: torch.Tensor) -> torch.Tensor:
     return up(down(projection.lora_dropout[ADAPTER](x.to(down.weight.dtype)))) * projection.scaling[ADAPTER]
 
 
-def merge_adapters(
-    weights: dict[str, torch.Tensor], adapters: dict[str, torch.Tensor], lora: Lora
-) -> dict[str, torch.Tensor]:
-    """Return `weights` with `adapters` added: W + B A alpha / rank, computed in fp32, in the dtype of W.
+@torch.no_grad()
+def merge_adapters(weights: dict[str, torch.Tensor], adapters: dict[str, torch.Tensor], lora: Lora) -> None:
+    """Add `adapters` to `weights`: W + B A alpha / rank, computed in fp32, rounded to the dtype of W.
 
     Args:
-        weights: by their names in a Hugging Face checkpoint; not changed.
+        weights: by their names in a Hugging Face checkpoint; changed in place: a Cria fits its GPU once.
         adapters: by their names in files; those of layers that `weights` lacks are ignored.
         lora: the settings that the adapters were trained with.
     """
-    merged = dict(weights)
     for name, a in adapters.items():
         if not name.endswith(".lora_A.weight"):
             continue
@@ -91,5 +89,4 @@ def merge_adapters(
             w = weights[target]
             b = adapters[name.replace(".lora_A.", ".lora_B.")]
             delta = b.to(w.device, torch.float32) @ a.to(w.device, torch.float32)
-            merged[target] = (w.float() + delta * (lora.alpha / lora.rank)).to(w.dtype)
-    return merged
+            w.copy_(delta.mul_(lora.alpha / lora.rank).add_(w))

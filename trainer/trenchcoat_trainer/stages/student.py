@@ -2,13 +2,13 @@
 
 import torch
 from trenchcoat_api.crias import CriaRange
-from trenchcoat_api.spec import DType
+from trenchcoat_api.spec import DType, Lora
 
 from trenchcoat_trainer.errors import BadInputError
 from trenchcoat_trainer.models.adapters import merge_adapters
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.models.maps import initial_maps, student_config
-from trenchcoat_trainer.shards import TORCH_DTYPES, load_config, load_cria_weights
+from trenchcoat_trainer.shards import TORCH_DTYPES, layer_path, load_config, load_object
 from trenchcoat_trainer.stages.context import StageContext
 
 FEATURE_MAPS = "feature_maps.safetensors"
@@ -17,6 +17,7 @@ ADAPTERS = "adapters.safetensors"
 """Object of a cria or stitch artifact: adapters by peft's names."""
 
 Tensors = dict[str, torch.Tensor]
+Adapters = tuple[Tensors, Lora]
 
 
 def load_student_config(context: StageContext) -> TrenchcoatLlamaConfig:
@@ -52,26 +53,20 @@ def trained_maps(context: StageContext, cria: CriaRange) -> Tensors:
     return context.read_tensors(context.artifacts.cria(cria), FEATURE_MAPS)
 
 
-def cria_adapters(context: StageContext, cria: CriaRange) -> Tensors:
-    """Return the adapters that LoRA by Cria left."""
-    return context.read_tensors(context.artifacts.cria(cria), ADAPTERS)
+def cria_adapters(context: StageContext, cria: CriaRange) -> Adapters:
+    """Return the adapters that LoRA by Cria left, with their settings."""
+    return context.read_tensors(context.artifacts.cria(cria), ADAPTERS), context.spec.cria_lora.lora
 
 
-def stitch_adapters(context: StageContext) -> Tensors:
-    """Return the adapters over the whole student that stitching left."""
-    return context.read_tensors(context.artifacts.stitch(context.crias), ADAPTERS)
+def stitch_adapters(context: StageContext) -> Adapters:
+    """Return the adapters over the whole student that stitching left, with their settings."""
+    tensors = context.read_tensors(context.artifacts.stitch(context.crias), ADAPTERS)
+    return tensors, context.spec.stitch.lora
 
 
-def cria_lora_weights(context: StageContext, cria: CriaRange) -> Tensors:
-    """Return a Cria's weights with the adapters of LoRA by Cria merged in, on the CPU."""
-    return with_cria_lora(context, cria, load_cria_weights(context, cria))
-
-
-def with_cria_lora(context: StageContext, cria: CriaRange, weights: Tensors) -> Tensors:
-    """Return `weights` with the adapters of LoRA by Cria merged in."""
-    return merge_adapters(weights, cria_adapters(context, cria), context.spec.cria_lora.lora)
-
-
-def with_stitch_lora(context: StageContext, weights: Tensors, adapters: Tensors) -> Tensors:
-    """Return `weights`, which hold LoRA by Cria already, with the stitch's adapters merged in."""
-    return merge_adapters(weights, adapters, context.spec.stitch.lora)
+def layer_weights(context: StageContext, cria: CriaRange, layer: int, *adapters: Adapters) -> Tensors:
+    """Return one layer's weights with adapters merged in, one set after the other, on the CPU."""
+    weights = load_object(context, layer_path(cria, layer), "cpu")
+    for tensors, lora in adapters:
+        merge_adapters(weights, tensors, lora)
+    return weights

@@ -7,17 +7,17 @@ from itertools import groupby
 import torch
 from trenchcoat_api.crias import CriaRange
 
+from trenchcoat_trainer.models.adapters import merge_adapters
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.shards import load_cria_weights
 from trenchcoat_trainer.stages.context import StageContext
 from trenchcoat_trainer.stages.student import (
-    Tensors,
+    Adapters,
+    cria_adapters,
     trained_maps,
     untrained_maps,
     weight_dtype,
-    with_cria_lora,
-    with_stitch_lora,
 )
 
 
@@ -55,7 +55,7 @@ def cria_of_each(
     context: StageContext,
     config: TrenchcoatLlamaConfig,
     cria: CriaRange,
-    stitch: Tensors,
+    stitch: Adapters,
     device: torch.device,
 ) -> Iterator[tuple[Variant, CriaModel]]:
     """Yield one Cria in the form of each variant in turn; one set of weights is held.
@@ -66,9 +66,9 @@ def cria_of_each(
     untrained, trained = untrained_maps(context, config, cria), trained_maps(context, cria)
     for name, variants in groupby((*STAGES, *PARTS), key=lambda variant: variant.weights):
         if name == "criaLora":
-            weights = with_cria_lora(context, cria, weights)
+            merge_adapters(weights, *cria_adapters(context, cria))
         if name == "stitched":
-            weights = with_stitch_lora(context, weights, stitch)
+            merge_adapters(weights, *stitch)
         dtype = weight_dtype(context)
         model = CriaModel.build(config, cria, weights, untrained, dtype=dtype, device=device)
         for variant in variants:

@@ -14,20 +14,19 @@ from trenchcoat_api.artifacts import Perplexity
 import trenchcoat_trainer.attention.hybrid
 from trenchcoat_trainer.errors import MissingInputError
 from trenchcoat_trainer.models import configuration_trenchcoat, modeling_trenchcoat
-from trenchcoat_trainer.models.adapters import merge_adapters
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatLlamaForCausalLM
-from trenchcoat_trainer.shards import TEACHER, layer_path, load_object, load_rest_weights, teacher_files
+from trenchcoat_trainer.shards import TEACHER, load_rest_weights, teacher_files
 from trenchcoat_trainer.stages.context import StageContext
 from trenchcoat_trainer.stages.export.card import model_card
 from trenchcoat_trainer.stages.export.files import File, plan_files
 from trenchcoat_trainer.stages.student import (
     Tensors,
     cria_adapters,
+    layer_weights,
     load_student_config,
     stitch_adapters,
     trained_maps,
-    with_stitch_lora,
 )
 from trenchcoat_trainer.tensors import pack
 
@@ -111,9 +110,7 @@ def parts(context: StageContext, wanted: set[str]) -> Iterator[Tensors]:
             continue
         adapters, maps = cria_adapters(context, cria), trained_maps(context, cria)
         for layer in cria.layers:
-            weights = load_object(context, layer_path(cria, layer), "cpu")
-            weights = merge_adapters(weights, adapters, context.spec.cria_lora.lora)
-            weights = with_stitch_lora(context, weights, stitch)
+            weights = layer_weights(context, cria, layer, adapters, stitch)
             prefix = f"layers.{layer}."
             for name, tensor in maps.items():
                 if name.startswith(prefix):

@@ -44,9 +44,7 @@ def run(context: StageContext) -> None:
     device = choose_device(context.rank)
     deepspeed = import_deepspeed(device)
     try:
-        with process_group(context, device):
-            # Before anything else: DeepSpeed takes the number of ranks from here.
-            deepspeed.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+        with process_group(deepspeed, context, device):
             train(deepspeed, context, device)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(

@@ -12,13 +12,15 @@ import torch.nn.functional as F
 from torch import nn
 from trenchcoat_api.spec import Stitch, TrenchcoatSpec
 
+from trenchcoat_trainer.models.maps import MAP_NAMES
 from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatLlamaForCausalLM
 from trenchcoat_trainer.shards import load_rest_weights
 from trenchcoat_trainer.stages.context import StageContext
 from trenchcoat_trainer.stages.ranks import joined
 from trenchcoat_trainer.stages.student import (
     Tensors,
-    cria_lora_weights,
+    cria_adapters,
+    layer_weights,
     load_student_config,
     trained_maps,
     weight_dtype,
@@ -45,18 +47,21 @@ def import_deepspeed(device: torch.device) -> Any:
 
 
 @contextmanager
-def process_group(context: StageContext, device: torch.device) -> Iterator[None]:
+def process_group(deepspeed: Any, context: StageContext, device: torch.device) -> Iterator[None]:
     """Join the other ranks; ZeRO-3 needs a group even for one rank alone, which then needs no network."""
-    if context.world_size > 1 or dist.is_initialized():
+    if context.world_size > 1:
         with joined(context.rank, context.world_size, device):
+            # DeepSpeed takes the number of ranks from here.
+            deepspeed.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
             yield
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        deepspeed.comm.destroy_process_group()  # and what DeepSpeed remembers of the group
 
 
 def accumulation_steps(stitch: Stitch, world_size: int) -> int:
@@ -88,49 +93,51 @@ def build_student(
 ) -> TrenchcoatLlamaForCausalLM:
     """Build the student partitioned over the ranks, with trained maps and LoRA by Cria merged in.
 
-    No rank ever holds more than one Cria's weights besides its own partition. Maps become plain tensors, the
-    same on all ranks: as parameters DeepSpeed would round them to the weights' format.
+    Besides its own partition the first rank holds one layer's weights at most, the others nothing. Maps
+    become plain tensors, the same on all ranks: as parameters DeepSpeed would round them to the format of
+    the weights.
     """
     from transformers.integrations import HfDeepSpeedConfig
 
     student_config = load_student_config(context)
-    keep_alive = HfDeepSpeedConfig(config)  # transformers partitions at construction while this object lives
+    keep_alive = HfDeepSpeedConfig(config)  # while this lives, transformers partitions
     model = TrenchcoatLlamaForCausalLM._from_config(student_config, dtype=weight_dtype(context))
     del keep_alive
     is_first = context.rank == 0
-    parameters = dict(model.named_parameters())
-    _fill(deepspeed, parameters, load_rest_weights(context) if is_first else {}, context, "rest")
+    rest = [model.model.embed_tokens, model.model.norm]
+    if not student_config.tie_word_embeddings:
+        rest.append(model.lm_head)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    _fill(deepspeed, rest, names, load_rest_weights(context) if is_first else {}, is_first)
     for cria in context.crias:
-        for layer in cria.layers:
-            _take_maps(model, layer)
-        _fill(
-            deepspeed, parameters, cria_lora_weights(context, cria) if is_first else {}, context, cria.layers
-        )
+        adapters = cria_adapters(context, cria)
+        for number in cria.layers:
+            layer = model.model.layers[number]
+            _take_maps(layer)
+            weights = layer_weights(context, cria, number, adapters) if is_first else {}
+            _fill(deepspeed, [layer], names, weights, is_first)
         _put_maps(model, trained_maps(context, cria), device)
     return model
 
 
 def _fill(
-    deepspeed: Any, parameters: dict[str, nn.Parameter], weights: Tensors, context: StageContext, part: Any
+    deepspeed: Any,
+    modules: list[nn.Module],
+    names: dict[nn.Parameter, str],
+    weights: Tensors,
+    is_first: bool,
 ) -> None:
-    """Copy `weights`, which rank 0 alone holds, into one part of the partitioned parameters."""
-    prefixes = (
-        ("model.embed_tokens.", "model.norm.", "lm_head.")
-        if part == "rest"
-        else tuple(f"model.layers.{layer}." for layer in part)
-    )
-    for name, parameter in parameters.items():
-        if name.startswith(prefixes) and not name.endswith(("w_q", "w_k", "window_factor")):
-            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                if context.rank == 0:
-                    parameter.data.copy_(weights[name])
+    """Copy `weights`, which the first rank alone holds, into the partitioned parameters of `modules`."""
+    for parameter in (parameter for module in modules for parameter in module.parameters()):
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            if is_first:
+                parameter.data.copy_(weights[names[parameter]])
 
 
-def _take_maps(model: TrenchcoatLlamaForCausalLM, layer: int) -> None:
-    attention = model.model.layers[layer].self_attn
-    for name in ("w_q", "w_k", "window_factor"):
-        if name in attention._parameters:
-            delattr(attention, name)
+def _take_maps(layer: nn.Module) -> None:
+    for name in MAP_NAMES:
+        if hasattr(layer.self_attn, name):  # a layer that keeps softmax attention has none
+            delattr(layer.self_attn, name)
 
 
 def _put_maps(model: TrenchcoatLlamaForCausalLM, maps: Tensors, device: torch.device) -> None:

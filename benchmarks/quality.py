@@ -1,0 +1,314 @@
+#!/usr/bin/env python3
+"""Quality of linearization, measured on one GPU within ten minutes.
+
+    python benchmarks/quality_corpus.py --out build/quality        # once, where there are apt and a network
+    python benchmarks/quality.py --prepared build/quality          # where there is a GPU
+
+Trains a teacher (a Llama of 12 layers and 88M parameters) on documentation packages of Debian and linearizes
+it by the product's own stages, once for each variant of quality_variants.py, several at a time. Results are
+written after every variant, so that a run that is cut short has lost nothing: quality_GPU.json and
+quality_GPU.md below --results. `--smoke` is the same at toy size on any machine; `--render FILE` writes the
+Markdown of a JSON file anew.
+"""
+
+import argparse
+import contextlib
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import platform
+import queue
+import re
+import sys
+import time
+import traceback
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from quality_report import render
+from quality_variants import SMOKE, Place, Size, Variant, run_variant, variants
+
+PACKAGES = ("torch", "triton", "transformers", "peft", "deepspeed")
+CHECK = "check of the kernels"
+
+
+def main() -> int:
+    """Parse arguments and run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--prepared", type=Path, default=Path("build/quality"), help="from quality_corpus.py")
+    parser.add_argument("--work", type=Path, default=Path("build/quality/run"), help="teacher and stores")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), help="folder to write to")
+    parser.add_argument("--budget", type=float, default=570.0, help="seconds after which nothing is started")
+    parser.add_argument("--lanes", type=int, default=3, help="variants that run at one time")
+    parser.add_argument("--only", default="", help="regular expression of the variants to run")
+    parser.add_argument("--smoke", action="store_true", help="toy size")
+    parser.add_argument("--render", type=Path, metavar="JSON", help="only write the Markdown of this file")
+    arguments = parser.parse_args()
+    if arguments.render:
+        arguments.render.with_suffix(".md").write_text(render(json.loads(arguments.render.read_text())))
+        return 0
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    return Benchmark(arguments).run()
+
+
+class Lane:
+    """A process that runs one variant after another, and is replaced when one fails."""
+
+    def __init__(self, index: int, work: Path) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._log = work / f"lane-{index}.log"
+        self.running: tuple[str, Variant | None, str] | None = None
+        self.started = 0.0
+        self._start()
+
+    def _start(self) -> None:
+        self._tasks, self._results = self._context.Queue(), self._context.Queue()
+        self._process = self._context.Process(
+            target=serve, args=(self._tasks, self._results, self._log), daemon=True
+        )
+        self._process.start()
+
+    def submit(self, name: str, variant: Variant | None, attention: str, *arguments: Any) -> None:
+        """Run a variant; the check of the kernels where it is None."""
+        self.running, self.started = (name, variant, attention), time.monotonic()
+        self._tasks.put((variant, attention, *arguments))
+
+    def poll(self) -> dict[str, Any] | None:
+        """Return what came of it, {"error": ...} for a failure, None while it runs."""
+        try:
+            result = self._results.get(timeout=0.2)
+        except queue.Empty:
+            if self._process.is_alive():
+                return None
+            result = {"error": f"the process ended with {self._process.exitcode}"}
+        if "error" in result:
+            self.stop()
+            self._start()
+        self.running = None
+        return result
+
+    def stop(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.join()
+
+
+def serve(tasks: Any, results: Any, log: Path) -> None:
+    """Run variants in this process until it is ended; output goes to `log`."""
+    with log.open("a") as output:
+        os.dup2(output.fileno(), sys.stdout.fileno())
+        os.dup2(output.fileno(), sys.stderr.fileno())
+    # The slow part of starting, while the teacher is still being trained.
+    import torch
+    from trenchcoat_trainer.cli import configure_log
+    from trenchcoat_trainer.stages import cria, evaluate, stitch
+    from trenchcoat_trainer.stages.ranks import choose_device
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 4))
+    configure_log()
+    stitch.import_deepspeed(choose_device(0))
+    del cria, evaluate
+    while True:
+        variant, attention, *arguments = tasks.get()
+        try:
+            if variant is None:
+                results.put(check_kernels())
+                continue
+            if attention == "tiled":
+                use_tiled()
+            results.put(run_variant(variant, *arguments))
+        except Exception as error:
+            traceback.print_exc()
+            sys.stderr.flush()
+            results.put({"error": f"{type(error).__name__}: {error}"})
+            time.sleep(60)  # until this process is replaced: the GPU's state is not to be trusted
+
+
+def use_tiled() -> None:
+    """Compute attention in plain torch, module by module: for a machine where the kernels do not run."""
+    from trenchcoat_trainer.attention import transfer
+    from trenchcoat_trainer.stages import cria
+
+    transfer.choose_backend = lambda backend, q: "tiled"
+    cria.fuse_for_gpu = lambda model: None
+
+
+def check_kernels() -> dict[str, Any]:
+    """Compare the Triton kernels with plain torch on this GPU, at this benchmark's shapes."""
+    import torch
+    from trenchcoat_trainer.attention import hybrid_attention, transfer_loss
+
+    if not torch.cuda.is_available():
+        return {"attention": "tiled", "reason": "no GPU"}
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 12, 1024, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    maps = [torch.randn(12, 64, 64, device="cuda") * 0.05 for _ in range(2)]
+    maps.append(torch.full((12,), -2.2, device="cuda"))
+    found = {}
+    for backend in ("tiled", "triton"):
+        own = [tensor.clone().requires_grad_() for tensor in maps]
+        result = transfer_loss(q, k, v, *own, window_size=64, backend=backend)
+        result.loss.backward()
+        heads = [tensor.clone().requires_grad_() for tensor in (q, k, v)]
+        y = hybrid_attention(*heads, *maps, window_size=64, backend=backend)
+        y.float().square().sum().backward()
+        parts = [result.loss, result.output, y, *(t.grad for t in own), *(t.grad for t in heads)]
+        found[backend] = [part.detach().float() for part in parts]
+    errors = [
+        ((a - b).norm() / a.norm()).item() for a, b in zip(found["tiled"], found["triton"], strict=True)
+    ]
+    good = all(error < 0.03 for error in errors)  # NaN is not
+    return {
+        "attention": "triton" if good else "tiled",
+        "relativeDifferences": [float(f"{error:.2g}") for error in errors],
+    }
+
+
+class Benchmark:
+    """One run of everything."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._began = time.monotonic()
+        self._arguments = arguments
+        self._size = SMOKE if arguments.smoke else Size()
+        self._work = arguments.work.resolve()
+        self._work.mkdir(parents=True, exist_ok=True)
+        prepared = arguments.prepared.resolve()
+        self._place = Place(
+            teacher=self._work / "teacher", corpus=prepared / "corpus.jsonl.zst", store=self._work / "store"
+        )
+        self._tokenizer = prepared / "tokenizer"
+        self._results: dict[str, Any] = {
+            "command": "python " + " ".join(sys.argv),
+            "size": asdict(self._size),
+            "corpus": json.loads((prepared / "corpus.json").read_text()),
+            "variants": [],
+            "failed": [],
+        }
+
+    def run(self) -> int:
+        """Train the teacher, run all variants that time suffices for, write the results."""
+        lanes = [Lane(index, self._work) for index in range(self._arguments.lanes)]
+        try:
+            # While this process trains the teacher.
+            lanes[0].submit(CHECK, None, "triton")
+            self._describe_machine()
+            self._results["teacher"] = self._teacher()
+            self._write()
+            self._run_variants(lanes)
+        finally:
+            for lane in lanes:
+                lane.stop()
+        self._write()
+        print(self._file().with_suffix(".md").read_text())
+        for item in self._results["failed"]:
+            print(item)
+        return 1 if self._results["failed"] else 0
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def _describe_machine(self) -> None:
+        import torch
+
+        gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
+        versions = {"python": platform.python_version()}
+        for name in PACKAGES:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                versions[name] = importlib.metadata.version(name)
+        self._results |= {"gpu": gpu, "cores": os.cpu_count(), "versions": versions}
+
+    def _teacher(self) -> dict[str, Any]:
+        from quality_teacher import Recipe, read_tokens, train
+
+        facts = self._place.teacher / "quality.json"
+        if not facts.exists():
+            import torch
+            from transformers import AutoTokenizer
+
+            recipe = Recipe()
+            if self._arguments.smoke:
+                recipe = replace(
+                    recipe, layers=self._size.layers, hidden_size=64, heads=4, kv_heads=2, batch_size=8,
+                    intermediate_size=128, sequence_length=self._size.sequence_length, tokens=60_000,
+                )  # fmt: skip
+            tokens = read_tokens(
+                self._place.corpus,
+                self._tokenizer,
+                self._size.held_out_percent,
+                200 if self._arguments.smoke else None,
+            )
+            print(f"{len(tokens):,} tokens after {self._seconds():.0f} s", flush=True)
+            vocabulary = len(AutoTokenizer.from_pretrained(self._tokenizer))
+            found = train(recipe, tokens, vocabulary, self._tokenizer, self._place.teacher)
+            facts.write_text(json.dumps(found))
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        print(f"teacher after {self._seconds():.0f} s: {facts.read_text()}", flush=True)
+        return json.loads(facts.read_text())
+
+    def _run_variants(self, lanes: list[Lane]) -> None:
+        wanted = [
+            (f"{variant.group}: {variant.name}, {variant.tokens} tokens", variant)
+            for variant in variants(self._size)
+        ]
+        waiting = [item for item in wanted if re.search(self._arguments.only, item[0])]
+        attention = self._wait_for_check(lanes[0])
+        retried: set[str] = set()
+        while self._seconds() < self._arguments.budget:
+            for lane in lanes:
+                if lane.running is None and waiting:
+                    name, variant = waiting.pop(0)
+                    chosen = "tiled" if name in retried else attention
+                    print(f"{self._seconds():.0f} s: {name} ({chosen})", flush=True)
+                    lane.submit(name, variant, chosen, self._size, self._place)
+                elif lane.running is not None:
+                    name, variant, chosen = lane.running
+                    took = time.monotonic() - lane.started
+                    result = lane.poll()
+                    if result is None:
+                        continue
+                    if "error" in result:
+                        print(f"{self._seconds():.0f} s: {name} failed: {result['error']}", flush=True)
+                        self._results["failed"].append({"name": name, "attention": chosen, **result})
+                        if chosen == "triton":
+                            retried.add(name)
+                            waiting.insert(0, (name, variant))
+                        continue
+                    told = result["report"]["perplexities"]
+                    print(f"{self._seconds():.0f} s: {name}: {told}, {result['seconds']}", flush=True)
+                    self._results["variants"].append(
+                        {**asdict(variant), "attention": chosen, "wall": round(took, 1), **result}
+                    )
+                    self._write()
+            if not waiting and all(lane.running is None for lane in lanes):
+                break
+        running = [lane.running[0] for lane in lanes if lane.running is not None]
+        self._results["leftOut"] = running + [name for name, _ in waiting]
+
+    def _wait_for_check(self, lane: Lane) -> str:
+        result = None
+        while result is None and self._seconds() < self._arguments.budget:
+            result = lane.poll()
+        self._results["kernels"] = result
+        print(f"{self._seconds():.0f} s: {CHECK}: {result}", flush=True)
+        return (result or {}).get("attention", "tiled")
+
+    def _file(self) -> Path:
+        gpu = self._results["gpu"].removeprefix("NVIDIA").strip().split(" ")[0].lower()
+        return self._arguments.results / f"quality_{'smoke' if self._arguments.smoke else gpu}.json"
+
+    def _write(self) -> None:
+        self._results["totalSeconds"] = round(self._seconds(), 1)
+        self._arguments.results.mkdir(parents=True, exist_ok=True)
+        self._file().write_text(json.dumps(self._results, indent=1) + "\n")
+        self._file().with_suffix(".md").write_text(render(self._results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""Checks of the fused operations against plain torch that run on a GPU or under Triton's interpreter."""
+
+import torch
+from trenchcoat_trainer.layers import fused
+
+
+def relative(x, truth):
+    x, truth = x.double().cpu(), truth.double().cpu()
+    return float((x - truth).norm() / truth.norm()) if torch.isfinite(x).all() else float("inf")
+
+
+def compare(function, tensors, wanted):
+    """Return the errors of outputs and gradients in the tensors' dtype against plain torch in float64."""
+    torch.manual_seed(1)
+    results = []
+    for dtype in (None, torch.float64):
+        leaves = [
+            t.detach().to(dtype or t.dtype).clone().requires_grad_(name in wanted)
+            for name, t in tensors.items()
+        ]
+        outputs = function(*leaves)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        torch.manual_seed(2)
+        sum((y * torch.randn(y.shape).to(y.device, y.dtype)).double().sum() for y in outputs).backward()
+        gradients = {f"d{n}": x.grad for n, x in zip(tensors, leaves, strict=True) if n in wanted}
+        results.append({**{f"y{i}": y.detach() for i, y in enumerate(outputs)}, **gradients})
+    mine, truth = results
+    return {name: relative(mine[name], truth[name]) for name in truth}
+
+
+def norm_errors(device="cpu", dtype=torch.float32, width=96):
+    x, delta, w = torch.randn(2, 5, width), torch.randn(2, 5, width), 1 + 0.1 * torch.randn(width)
+    tensors = {"x": x.to(device, dtype), "delta": delta.to(device, dtype), "w": w.to(device, dtype)}
+    return compare(lambda x, d, w: fused.add_rms_norm(x, d, w, 1e-5), tensors, {"x", "delta"})
+
+
+def first_norm_errors(device="cpu", dtype=torch.float32, width=96):
+    x, w = torch.randn(2, 5, width), 1 + 0.1 * torch.randn(width)
+    tensors = {"x": x.to(device, dtype), "w": w.to(device, dtype)}
+    return compare(lambda x, w: fused.add_rms_norm(x, None, w, 1e-5), tensors, {"x"})
+
+
+def rope_errors(device="cpu", dtype=torch.float32, heads=6, kv_heads=2, head_dim=16, tokens=7):
+    angles = torch.randn(tokens, head_dim // 2).to(device)
+    qkv = torch.randn(2, tokens, (heads + 2 * kv_heads) * head_dim).to(device, dtype)
+    return compare(
+        lambda x: fused.split_and_rotate(x, angles.cos(), angles.sin(), heads, kv_heads),
+        {"qkv": qkv},
+        {"qkv"},
+    )
+
+
+def swiglu_errors(device="cpu", dtype=torch.float32, width=70):
+    return compare(fused.swiglu, {"gate_up": torch.randn(3, 4, 2 * width).to(device, dtype)}, {"gate_up"})

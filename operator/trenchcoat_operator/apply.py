@@ -62,11 +62,23 @@ class Applier:
                 log.info("deletes %s %s/%s: %s", kind, namespace, name, reason)
                 self._cluster.delete(client.KINDS[kind], namespace, name)
             case ForcePod(name=name, node=node):
-                log.warning("removes pod %s/%s: node %s does not answer", namespace, name, node)
-                self._cluster.delete(client.PODS, namespace, name, at_once=True)
+                log.warning("gives up pod %s/%s: node %s does not answer", namespace, name, node)
+                self._give_up(namespace, name)
             case RecordOutcome(kind=kind, name=name, outcome=outcome, message=message):
                 log.info("%s %s/%s failed: %s: %s", kind, namespace, name, outcome, message)
                 self._record(client.KINDS[kind], namespace, name, outcome, message)
+
+    def _give_up(self, namespace: str, name: str) -> None:
+        """Do what Kubernetes does for the pods of a node that was removed.
+
+        The Job's finalizer stays on a pod until it is over, and with podReplacementPolicy Failed no other
+        pod is made before: somebody has to say that it is over, and its node cannot.
+        """
+        try:
+            self._cluster.fail_pod(namespace, name, "NodeLost", "its node does not answer")
+        except NotFoundError:
+            return
+        self._cluster.delete(client.PODS, namespace, name, at_once=True)
 
     def _record(self, kind: client.Kind, namespace: str, name: str, outcome: str, message: str) -> None:
         annotations = {

@@ -64,10 +64,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [list, create, patch, delete]
-# Deleting: only pods of its own whose node does not answer.
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, delete]
+# With deleting: to give up pods of its own whose node does not answer.
+- apiGroups: [""]
+  resources: [pods/status]
+  verbs: [patch]
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get]

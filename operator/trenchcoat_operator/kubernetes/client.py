@@ -175,6 +175,16 @@ class Cluster:
             content_type="application/merge-patch+json",
         )
 
+    def fail_pod(self, namespace: str, name: str, reason: str, message: str) -> None:
+        """Say of a pod that it failed."""
+        self._call(
+            "PATCH",
+            PODS.path(namespace, name) + "/status",
+            query={"fieldManager": FIELD_MANAGER},
+            body={"status": {"phase": "Failed", "reason": reason, "message": message}},
+            content_type="application/merge-patch+json",
+        )
+
     def write_status(self, kind: Kind, namespace: str, name: str, uid: str, status: Object) -> None:
         """Replace the whole status of an object, if it is still the same object."""
         self._call(

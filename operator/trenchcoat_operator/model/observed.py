@@ -51,11 +51,6 @@ class Pod:
     gone_by: datetime | None = None
     """When it should have ended and be gone, once it was deleted."""
 
-    @property
-    def over(self) -> bool:
-        """Whether it ended."""
-        return self.phase in ("Succeeded", "Failed")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Child:

@@ -148,8 +148,13 @@ def _missing(work: Work, manifests: Mapping[str, Manifest]) -> str:
 
 
 def _active(base: Assessment, child: Child, trenchcoat: Trenchcoat, now: datetime) -> Assessment:
-    if child.running:
+    leaving = [pod for pod in child.pods if pod.gone_by is not None]
+    if child.running and not leaving:
         return _with(base, state=State.RUNNING)
+    if leaving:
+        pod = min(leaving, key=lambda pod: pod.name)
+        message = f"the cluster ends pod {pod.name} on {pod.node}; it goes on elsewhere from its checkpoint"
+        return _with(base, state=State.STARTING, message=message)
     if child.suspended:
         queue = trenchcoat.spec.scheduling.queue_name
         return _with(

@@ -107,7 +107,7 @@ def _lost_pods(observed: Observed, now: datetime) -> list[Action]:
         ForcePod(pod.name, pod.node)
         for child in observed.children
         for pod in child.pods
-        if pod.gone_by is not None and not pod.over and now > pod.gone_by + LOST_POD_GRACE
+        if pod.gone_by is not None and now > pod.gone_by + LOST_POD_GRACE
     ]
     return sorted(lost, key=lambda action: action.name)
 

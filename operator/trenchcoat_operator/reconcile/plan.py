@@ -43,7 +43,7 @@ class RecordOutcome:
 
 @dataclass(frozen=True, slots=True)
 class ForcePod:
-    """Remove a pod whose node does not answer, so that its work can go on elsewhere.
+    """Declare a pod failed whose node does not answer, and remove it, so that its work goes on elsewhere.
 
     Should the pod still run, two do the same work for a while: they write the same objects, each as a whole.
     """

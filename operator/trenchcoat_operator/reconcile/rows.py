@@ -61,7 +61,7 @@ def row(
         values["node"] = former.node
     if former is not None and progress is None and manifest is None:
         values |= {name: getattr(former, name) for name in ("phase", "step", "steps", "progress", "loss")}
-    if progress is not None and assessment.state in (State.RUNNING, State.SUSPENDED, State.FAILED):
+    if progress is not None:
         values |= _of_progress(progress, running=assessment.state is State.RUNNING)
     if manifest is not None:
         values |= _of_manifest(manifest, assessment, former, trenchcoat)

@@ -40,7 +40,7 @@ format: venv  ## ruff's formatter and fixes
 	.venv/bin/ruff check --fix .
 
 crds: venv  ## generate crds/ and the chart's copy from api/
-	$(PYTHON) -m trenchcoat_api.crd | tee crds/trenchcoat.dev_trenchcoats.yaml > charts/trenchcoat/files/crd.yaml
+	hack/generate-crds
 
 lock: venv  ## pin the newest versions that pyproject.toml allows
 	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \

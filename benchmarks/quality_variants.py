@@ -188,7 +188,8 @@ def run_variant(variant: Variant, size: Size, place: Place) -> dict[str, Any]:
                     stop=StopRequest(),
                 )  # fmt: skip
             if stage is Stage.CRIA:
-                losses.append(Manifest.model_validate_json((folder / "manifest.json").read_text()).facts.losses)
+                manifest = Manifest.model_validate_json((folder / "manifest.json").read_text())
+                losses.append(manifest.facts.losses)
         seconds[stage.value] = round(time.monotonic() - began, 1)
         sys.stdout.flush()
     report = json.loads((folder / "report.json").read_text())

@@ -91,6 +91,7 @@ def variants(size: Size) -> list[Variant]:
         Variant(name="transfer, LoRA layerwise lr 1e-4", group="main", tokens=many, cria_lora=layerwise),
         Variant(name="transfer, stitch r 8 lr 1e-3", group="main", tokens=many, stitch=better),
         Variant(name="transfer", group="main", tokens=few),
+        Variant(name="transfer lr 3e-3", group="main", tokens=many, transfer={"learningRate": "3e-3"}),
         Variant(name="transfer", group="faults", tokens=many, fault="oneSchedule"),
         Variant(name="transfer", group="faults", tokens=many, fault="bf16Maps"),
         Variant(name="C = all", group="crias", tokens=few, cria_lora=block),

@@ -122,7 +122,7 @@ def serve(tasks: Any, results: Any, log: Path) -> None:
             if attention == "tiled":
                 use_tiled()
             results.put(run_variant(variant, *arguments))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it is told, and the process is replaced
             traceback.print_exc()
             sys.stderr.flush()
             results.put({"error": f"{type(error).__name__}: {error}"})
@@ -169,13 +169,20 @@ def check_kernels() -> dict[str, Any]:
     }
 
 
+def smoke_size() -> Size:
+    """Return the toy size, in the number format of the real one where there is a GPU."""
+    import torch
+
+    return replace(SMOKE, dtype=Size().dtype) if torch.cuda.is_available() else SMOKE
+
+
 class Benchmark:
     """One run of everything."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._began = time.monotonic()
         self._arguments = arguments
-        self._size = SMOKE if arguments.smoke else Size()
+        self._size = smoke_size() if arguments.smoke else Size()
         self._work = arguments.work.resolve()
         self._work.mkdir(parents=True, exist_ok=True)
         prepared = arguments.prepared.resolve()
@@ -234,7 +241,7 @@ class Benchmark:
             recipe = Recipe()
             if self._arguments.smoke:
                 recipe = replace(
-                    recipe, layers=self._size.layers, hidden_size=64, heads=4, kv_heads=2, batch_size=8,
+                    recipe, layers=self._size.layers, hidden_size=128, heads=2, kv_heads=1, batch_size=8,
                     intermediate_size=128, sequence_length=self._size.sequence_length, tokens=60_000,
                 )  # fmt: skip
             tokens = read_tokens(

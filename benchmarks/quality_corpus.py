@@ -45,7 +45,9 @@ _DROPPED = re.compile(r"<(head|script|style|nav|footer)\b.*?</\1\s*>|<!--.*?-->"
 _SIDEBARS = re.compile(r'<div class="(?:sphinxsidebar|related|navheader|navfooter)".*?</div>', re.S | re.I)
 _PERMALINK = re.compile(r'<a class="headerlink".*?</a>', re.S | re.I)
 _PREFORMATTED = re.compile(r"(<pre\b.*?</pre\s*>)", re.S | re.I)
-_BLOCK = re.compile(r"</?(?:p|div|h[1-6]|li|ul|ol|dl|dt|dd|tr|table|pre|section|br|hr|blockquote)\b[^>]*>", re.I)
+_BLOCK = re.compile(
+    r"</?(?:p|div|h[1-6]|li|ul|ol|dl|dt|dd|tr|table|pre|section|br|hr|blockquote)\b[^>]*>", re.I
+)
 _TAG = re.compile(r"<[^>]*>")
 
 

@@ -52,10 +52,10 @@ def _setting(results: dict[str, Any]) -> list[str]:
         rows.append(
             f"- Teacher: Llama, {teacher['layers']} layers, hidden {teacher['hiddenSize']}, "
             f"{teacher['heads']} heads ({teacher['kvHeads']} key/value heads), MLP "
-            f"{teacher['intermediateSize']}, vocabulary {teacher['vocabulary']} (byte-level BPE of this text, "
-            f"tied), {teacher['parameters']} parameters; trained on {teacher['trainedTokens']} tokens, "
-            f"{teacher['trainedTokens'] / teacher['corpusTokens']:.2f} passes over {teacher['corpusTokens']}, "
-            f"in {teacher['seconds']} s; sequences of {teacher['sequenceLength']}"
+            f"{teacher['intermediateSize']}, vocabulary {teacher['vocabulary']} (byte-level BPE of "
+            f"this text, tied), {teacher['parameters']} parameters; trained on {teacher['trainedTokens']} "
+            f"tokens, {teacher['trainedTokens'] / teacher['corpusTokens']:.2f} passes over "
+            f"{teacher['corpusTokens']}, in {teacher['seconds']} s; sequences of {teacher['sequenceLength']}"
         )
     if results["variants"]:
         report = results["variants"][0]["report"]
@@ -127,8 +127,8 @@ def _cria_table(items: list[dict[str, Any]]) -> list[str]:
     lora = settings["lora"]
     lines = [
         f"LoRA by Cria with the objective `{settings['objective']}`, lr {settings['learningRate']}, "
-        f"r {lora['rank']}, on {', '.join(lora['targetModules'])}. Attention transfer does not depend on C by "
-        "construction; what the column shows beyond the last digits is rounding.",
+        f"r {lora['rank']}, on {', '.join(lora['targetModules'])}. Attention transfer does not depend on C "
+        "by construction; what the column shows beyond the last digits is rounding.",
         "",
         "| layers per Cria | tokens | transfer | LoRA by Cria |",
         "|---|---|---|---|",
@@ -151,7 +151,6 @@ def _fault_table(items: list[dict[str, Any]], results: dict[str, Any]) -> list[s
         ]
         same = [other for other in without if other["layers_per_cria"] == item["layers_per_cria"]]
         found = _above((same or without)[0], "transfer") if without else "not run"
-        lines.append(
-            f"| {FAULTS[item['fault']]} | {_millions(item['tokens'])} | {_above(item, 'transfer')} | {found} |"
-        )
+        cells = (FAULTS[item["fault"]], _millions(item["tokens"]), _above(item, "transfer"), found)
+        lines.append("| " + " | ".join(cells) + " |")
     return lines

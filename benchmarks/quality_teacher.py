@@ -32,7 +32,9 @@ class Recipe:
     """Training is shortened when it would take longer; the tokens that it saw are reported."""
 
 
-def read_tokens(corpus: Path, tokenizer_folder: Path, held_out_percent: int, limit: int | None) -> torch.Tensor:
+def read_tokens(
+    corpus: Path, tokenizer_folder: Path, held_out_percent: int, limit: int | None
+) -> torch.Tensor:
     """Return the token ids of all documents that are not held out, joined: int64 [tokens].
 
     `limit` documents are read at most; all where it is None.
@@ -134,7 +136,7 @@ def _train(recipe: Recipe, model: nn.Module, windows: torch.Tensor, steps: int) 
             print(f"teacher: step {step}, loss {loss.item():.3f}", flush=True)
             each = (time.monotonic() - timed) / 30
             affordable = int(recipe.seconds / each)
-            print(f"teacher: {each * 1000:.0f} ms a step, {affordable} of {steps} steps affordable", flush=True)
+            print(f"teacher: {each * 1000:.0f} ms a step, time for {affordable} of {steps}", flush=True)
             steps = max(40, min(steps, affordable))
         elif step % 100 == 0:
             print(f"teacher: step {step} of {steps}, loss {loss.item():.3f}", flush=True)
@@ -173,6 +175,7 @@ def _compiled_loss(model: nn.Module, device: torch.device) -> Callable[[torch.Te
         return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
     if device.type == "cuda":
+        torch._dynamo.config.suppress_errors = True  # slower, then, but no less right
         layer, head = torch.compile(layer, dynamic=False), torch.compile(head, dynamic=False)
     names = (
         "input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",

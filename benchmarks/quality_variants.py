@@ -91,6 +91,7 @@ def variants(size: Size) -> list[Variant]:
         Variant(name="transfer, LoRA layerwise lr 1e-4", group="main", tokens=many, cria_lora=layerwise),
         Variant(name="transfer, stitch r 8 lr 1e-3", group="main", tokens=many, stitch=better),
         Variant(name="transfer", group="main", tokens=few),
+        Variant(name="transfer lr 3e-3", group="main", tokens=many, transfer={"learningRate": "3e-3"}),
         Variant(name="transfer", group="faults", tokens=many, fault="oneSchedule"),
         Variant(name="transfer", group="faults", tokens=many, fault="bf16Maps"),
         Variant(name="C = all", group="crias", tokens=few, cria_lora=block),
@@ -188,7 +189,8 @@ def run_variant(variant: Variant, size: Size, place: Place) -> dict[str, Any]:
                     stop=StopRequest(),
                 )  # fmt: skip
             if stage is Stage.CRIA:
-                losses.append(Manifest.model_validate_json((folder / "manifest.json").read_text()).facts.losses)
+                manifest = Manifest.model_validate_json((folder / "manifest.json").read_text())
+                losses.append(manifest.facts.losses)
         seconds[stage.value] = round(time.monotonic() - began, 1)
         sys.stdout.flush()
     report = json.loads((folder / "report.json").read_text())

@@ -128,7 +128,7 @@ class FusedCria:
         return list(by_layer.values())
 
 
-def _of_hybrid_layers(loss_L: torch.Tensor, maps: list[layers.LayerMaps | None]) -> torch.Tensor:
+def _of_hybrid_layers(loss_L: torch.Tensor, maps: list[layers.FeatureMaps | None]) -> torch.Tensor:
     # Not by a mask: that would make the host wait for the GPU.
     return torch.stack([loss for loss, m in zip(loss_L.unbind(), maps, strict=True) if m is not None])
 

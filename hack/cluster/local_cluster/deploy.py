@@ -30,6 +30,8 @@ def deploy(layout: Layout, namespace: str) -> None:
             for wanted in (_namespace(where), _secret(where, credentials)):
                 kubectl(layout, "apply", "--server-side", "-f", "-", stdin=json.dumps(wanted))
         _apply(layout, "training-operator", training_operator(layout))
+        # A Job cannot be changed, and its image is another one after every change of the operator.
+        kubectl(layout, "delete", "job", "bucket", "-n", "minio", "--ignore-not-found")
         _apply(layout, "minio", minio(layout))
     with step("wait for MinIO and its bucket"):
         _rolled_out(layout, "minio", "minio")

@@ -66,6 +66,7 @@ def down(layout: Layout) -> None:
     """Remove a cluster and every trace of it but the cache; also what a killed run left."""
     if leftovers(layout):
         with step(f"stop cluster {layout.name}"):
+            namespaces.kill_clients(layout.kubeconfig)
             namespaces.kill(layout.marker)
             # Nodes are nested, and so gone by now; unless one was started by hand.
             for node in layout.nodes:
@@ -83,6 +84,7 @@ def leftovers(layout: Layout) -> list[str]:
     """Everything of a cluster that is there now: processes, link, cgroups, mounts, state."""
     found = [f"process {pid}" for pid in namespaces.outside(layout.marker)]
     found += [f"process {pid}" for node in layout.nodes for pid in namespaces.outside(node.marker)]
+    found += [f"process {pid}" for pid in namespaces.clients(layout.kubeconfig)]
     if layout.state.exists():
         found.append(f"folder {layout.state}")
     if namespaces.link_exists(layout.link):

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .shell import Failure, wait_for
@@ -21,13 +21,22 @@ HIERARCHIES = Path("/sys/fs/cgroup")
 
 def outside(marker: str) -> list[int]:
     """Pids of the `unshare` processes with that marker, found by command line: no pid file to go stale."""
+    return _processes(lambda words: words[0] == "unshare" and marker in words)
+
+
+def clients(kubeconfig: Path) -> list[int]:
+    """Pids of programs told by command line to use that kubeconfig: a killed `up` may leave one waiting."""
+    return _processes(lambda words: f"--kubeconfig={kubeconfig}" in words)
+
+
+def _processes(wanted: Callable[[list[str]], bool]) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            if words[0] == "unshare" and marker in words:
+            if wanted(words):
                 found.append(int(entry.name))
     return found
 
@@ -75,11 +84,20 @@ def kill(marker: str) -> None:
     """End everything in the namespaces: `unshare` hands its SIGKILL on to process 1, and that to all."""
     pids = outside(marker)
     firsts = [child for pid in pids if (child := inside(marker))]
+    _end(pids, [*pids, *firsts], marker)
+
+
+def kill_clients(kubeconfig: Path) -> None:
+    """End the programs that use that kubeconfig from outside."""
+    pids = clients(kubeconfig)
+    _end(pids, pids, f"clients of {kubeconfig}")
+
+
+def _end(pids: Sequence[int], everyone: Sequence[int], what: str) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    everyone = [*pids, *firsts]
-    wait_for(f"end of {marker}", lambda: not any(map(_alive, everyone)), seconds=30)
+    wait_for(f"end of {what}", lambda: not any(map(_alive, everyone)), seconds=30)
 
 
 def _alive(pid: int) -> bool:

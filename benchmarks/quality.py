@@ -7,8 +7,8 @@
 Trains a teacher (a Llama of 12 layers and 88M parameters) on documentation packages of Debian and linearizes
 it by the product's own stages, once for each variant of quality_variants.py, several at a time. Results are
 written after every variant, so that a run that is cut short has lost nothing: quality_GPU.json and
-quality_GPU.md below --results; the same command, with the same --work, goes on from there. `--smoke` is the same at toy size on any machine; `--render FILE` writes the
-Markdown of a JSON file anew.
+quality_GPU.md below --results; the same command, with the same --work, goes on from there. `--smoke` is the
+same at toy size on any machine; `--render FILE` writes the Markdown of a JSON file anew.
 """
 
 import argparse

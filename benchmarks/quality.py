@@ -7,8 +7,8 @@
 Trains a teacher (a Llama of 12 layers and 88M parameters) on documentation packages of Debian and linearizes
 it by the product's own stages, once for each variant of quality_variants.py, several at a time. Results are
 written after every variant, so that a run that is cut short has lost nothing: quality_GPU.json and
-quality_GPU.md below --results. `--smoke` is the same at toy size on any machine; `--render FILE` writes the
-Markdown of a JSON file anew.
+quality_GPU.md below --results; the same command, with the same --work, goes on from there. `--smoke` is the
+same at toy size on any machine; `--render FILE` writes the Markdown of a JSON file anew.
 """
 
 import argparse
@@ -197,6 +197,12 @@ class Benchmark:
             "variants": [],
             "failed": [],
         }
+        self._kept = self._work / "results.json"
+        self._earlier = 0.0
+        if self._kept.exists():
+            earlier = json.loads(self._kept.read_text())
+            self._results["variants"] = earlier["variants"]
+            self._earlier = earlier["totalSeconds"]
 
     def run(self) -> int:
         """Train the teacher, run all variants that time suffices for, write the results."""
@@ -264,7 +270,12 @@ class Benchmark:
             (f"{variant.group}: {variant.name}, {variant.tokens} tokens", variant)
             for variant in variants(self._size)
         ]
-        waiting = [item for item in wanted if re.search(self._arguments.only, item[0])]
+        have = [{key: item[key] for key in asdict(wanted[0][1])} for item in self._results["variants"]]
+        waiting = [
+            item
+            for item in wanted
+            if re.search(self._arguments.only, item[0]) and asdict(item[1]) not in have
+        ]
         attention = self._wait_for_check(lanes[0])
         retried: set[str] = set()
         while self._seconds() < self._arguments.budget:
@@ -311,7 +322,8 @@ class Benchmark:
         return self._arguments.results / f"quality_{'smoke' if self._arguments.smoke else gpu}.json"
 
     def _write(self) -> None:
-        self._results["totalSeconds"] = round(self._seconds(), 1)
+        self._results["totalSeconds"] = round(self._earlier + self._seconds(), 1)
+        self._kept.write_text(json.dumps(self._results))
         self._arguments.results.mkdir(parents=True, exist_ok=True)
         self._file().write_text(json.dumps(self._results, indent=1) + "\n")
         self._file().with_suffix(".md").write_text(render(self._results))

@@ -5,6 +5,8 @@ from typing import Any
 from quality_variants import FAULTS
 
 REFERENCE = (
+    "The percentages are what compares: they are against the teacher at hand, and the reference was not run "
+    "on this one. "
     "The reference's own attention code on such a teacher gave (issue 4): teacher 14.62, untrained 737, "
     "transfer 17.90 after 1M tokens and 17.56 after 4M, then LoRA end to end (4M, r 8, lr 1e-4) 17.26, "
     "18% above the teacher; 18.41 with the linear part zeroed; with logit-KL, lr 2e-3 and r 32 17.15."
@@ -64,6 +66,7 @@ def _setting(results: dict[str, Any]) -> list[str]:
             f"{report['tokensPerSequence']} tokens, by the product's evaluate stage, weights in "
             f"{results['size']['dtype']}"
         )
+    rows += [f"- {note}" for note in results.get("notes", [])]
     return [*rows, "", REFERENCE]
 
 
@@ -128,7 +131,7 @@ def _cria_table(items: list[dict[str, Any]]) -> list[str]:
     lines = [
         f"LoRA by Cria with the objective `{settings['objective']}`, lr {settings['learningRate']}, "
         f"r {lora['rank']}, on {', '.join(lora['targetModules'])}. Attention transfer does not depend on C "
-        "by construction; what the column shows beyond the last digits is rounding.",
+        "by construction, up to rounding in bf16.",
         "",
         "| layers per Cria | tokens | transfer | LoRA by Cria |",
         "|---|---|---|---|",

@@ -100,8 +100,7 @@ class Summary:
         times.add_column("seconds", justify="right")
         for stage in self.stages:
             times.add_row(stage.name, f"{stage.seconds:.0f}")
-        stored = Text(
-            f"{self.stored_bytes / 1e6:.1f} MB stored; {self.crias} Crias on {self.gpus} GPUs, "
-            f"at most {self.max_crias_running} at a time"
-        )
+        where = f"{self.gpus} GPUs" if self.gpus else "the CPU"
+        together = f", at most {self.max_crias_running} at a time" if self.max_crias_running else ""
+        stored = Text(f"{self.stored_bytes / 1e6:.1f} MB stored; {self.crias} Crias on {where}{together}")
         return Group(quality, times, stored)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from trenchcoat_trainer.models.adapters import adapted_modules
+from trenchcoat_trainer.stages.cria import fused as fused_module
 from trenchcoat_trainer.stages.cria.fused import FusedCria
-from trenchcoat_trainer.stages.cria.lora import LoraPhase, layerwise_step
+from trenchcoat_trainer.stages.cria.lora import LoraPhase, block_step, layerwise_step
 from trenchcoat_trainer.stages.cria.transfer import transfer_step
 
 from tests.trainer.stages.cria.cria_training import boundaries, make_spec
@@ -69,6 +70,18 @@ def test_layerwise(hidden):
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=0)
     hybrid = {name: p for name, p in plain.adapters.items() if ".layers.1." not in name}
     assert_same(phase.adapters, hybrid)
+
+
+@pytest.mark.parametrize("is_stored", [True, False], ids=["stored boundary", "last Cria"])
+@pytest.mark.parametrize("limit", [fused_module.GRAPH_LIMIT, 0.0], ids=["held", "computed twice"])
+def test_block(hidden, is_stored, limit, monkeypatch):
+    monkeypatch.setattr(fused_module, "GRAPH_LIMIT", limit)
+    phase, plain = phases(dropout="0")
+    target = boundaries(layers=3)[1][:2] if is_stored else None
+    loss = phase.fused.block_step(phase._cria, hidden, target, scale=0.5, seed=0)
+    expected = block_step(plain._cria, hidden, target, scale=0.5, seed=0)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    assert_same(phase.adapters, plain.adapters)
 
 
 def test_layerwise_dropout_follows_the_seed(hidden):

@@ -19,7 +19,7 @@ from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.shards import load_cria_weights, load_embeddings
 from trenchcoat_trainer.stages.context import StageContext
 from trenchcoat_trainer.stages.cria.fused import fuse_for_gpu
-from trenchcoat_trainer.stages.cria.lora import LoraPhase, layerwise_step
+from trenchcoat_trainer.stages.cria.lora import LoraPhase, block_step, layerwise_step
 from trenchcoat_trainer.stages.cria.phase import Loop
 from trenchcoat_trainer.stages.cria.transfer import TransferPhase, transfer_step
 from trenchcoat_trainer.stages.progress import format_loss
@@ -86,7 +86,12 @@ def train(context: StageContext) -> None:
         model.requires_grad_(False)
         loop.skip(transfer)
 
-    lora = LoraPhase(model, spec, fused.layerwise_step if fused else layerwise_step)
+    lora = LoraPhase(
+        model,
+        spec,
+        fused.layerwise_step if fused else layerwise_step,
+        fused.block_step if fused else block_step,
+    )
     cursor = Cursor(**state["cursor"])
     if saved:
         logger.info("going on from step %d of LoRA", cursor.done)

@@ -14,8 +14,14 @@ from trenchcoat_trainer import layers
 from trenchcoat_trainer.models.adapters import ADAPTER, adapted_modules
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.models.maps import derived_seed
+from trenchcoat_trainer.stages.cria.lora import teacher
 
 logger = logging.getLogger(__name__)
+
+GRAPH_BYTES = 36
+"""What a layer's graph holds per token and column of the hidden state, measured at 405B's shape in bf16."""
+GRAPH_LIMIT = 12e9
+"""A larger graph is computed twice in place of being held: this much fits beside a 405B Cria into 80 GB."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,32 @@ class FusedCria:
             gradient_scale=scale,
         )
         return _of_hybrid_layers(losses.loss, maps)
+
+    def block_step(
+        self,
+        cria: CriaModel,
+        hidden_BTE: torch.Tensor,
+        target_BTE: torch.Tensor | None,
+        *,
+        scale: float,
+        seed: int,
+    ) -> torch.Tensor:
+        """Do what `lora.block_step` does; `cria` is the one that was fused."""
+        if target_BTE is None:
+            with torch.no_grad(), teacher(cria):
+                target_BTE = cria(hidden_BTE)
+        return layers.block_step(
+            self._layers,
+            self._maps(),
+            self._adapters(seed),
+            hidden_BTE,
+            target_BTE,
+            self._rope_of(hidden_BTE),
+            self._shape,
+            window_size=cria.config.window,
+            gradient_scale=scale,
+            recompute=GRAPH_BYTES * hidden_BTE.numel() * len(self._layers) > GRAPH_LIMIT,
+        )
 
     def _adapters(self, seed: int) -> list[dict[str, layers.Adapter]]:
         by_layer: dict[str, dict[str, layers.Adapter]] = {name: {} for name in self._cria.layers}

@@ -25,7 +25,7 @@ from trenchcoat_trainer.stages.cria.optimizer import NamedAdamW
 from trenchcoat_trainer.stages.cria.phase import require_finite
 from trenchcoat_trainer.stages.cria.transfer import finish_layer
 
-LayerwiseStep = Callable[..., torch.Tensor]
+GradientStep = Callable[..., torch.Tensor]
 
 
 def layerwise_step(
@@ -158,9 +158,13 @@ class LoraPhase:
     name = "lora"
 
     def __init__(
-        self, cria: CriaModel, spec: spec.TrenchcoatSpec, layerwise: LayerwiseStep = layerwise_step
+        self,
+        cria: CriaModel,
+        spec: spec.TrenchcoatSpec,
+        layerwise: GradientStep = layerwise_step,
+        block: GradientStep = block_step,
     ) -> None:
-        """Put adapters on `cria`; `layerwise` computes gradients, as `layerwise_step`."""
+        """Put adapters on `cria`; `layerwise` and `block` compute gradients, as this module's functions."""
         settings = spec.cria_lora
         self._by_layer = settings.objective == "layerwise"
         self.epochs, self.batch_size = settings.epochs, settings.batch_size
@@ -171,7 +175,7 @@ class LoraPhase:
             "mse_weight": float(spec.transfer.mse_weight),
             "xent_weight": float(spec.transfer.xent_weight),
         }
-        self._layerwise_step = layerwise
+        self._layerwise_step, self._block_step = layerwise, block
         self.adapters = inject_adapters(cria, settings.lora, seed=spec.seed, purpose="cria")
         for module in adapted_modules(cria).values():
             module.lora_dropout.train()
@@ -211,7 +215,7 @@ class LoraPhase:
                 loss = self._layerwise_step(self._cria, inputs, scale=share, seed=seed, **self._weights)
             else:
                 target = None if targets is None else targets[start : start + micro_size].to(device)
-                loss = block_step(self._cria, inputs, target, scale=share, seed=seed)
+                loss = self._block_step(self._cria, inputs, target, scale=share, seed=seed)
             losses += share * loss
         norms = self._adamw.step(float(self._settings.clip))
         values, gradients = torch.stack([losses, norms]).tolist()

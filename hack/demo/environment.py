@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -125,9 +126,40 @@ def foreign(kubeconfig: Path, registry: str, tag: str, namespace: str) -> Enviro
     if not environment.command("kubectl", "get", "crd", "pytorchjobs.kubeflow.org", "--ignore-not-found"):
         raise DemoError(
             "the cluster has no PyTorchJob: install the Kubeflow training operator v1.9 first "
-            "(kubectl apply --server-side -k manifests/training-operator says how)"
+            "(see manifests/training-operator), with --enable-scheme=pytorchjob or more"
         )
+    for name in dict.fromkeys((STORE_NAMESPACE, namespace)):
+        manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+        environment.command("kubectl", "apply", "-f", "-", stdin=json.dumps(manifest))
+    if not environment.command(
+        "kubectl", "-n", STORE_NAMESPACE, "get", "service/minio", "--ignore-not-found"
+    ):
+        _deploy_minio(environment)
+    _share_credentials(environment)
     return environment
+
+
+def _deploy_minio(environment: Environment) -> None:
+    """Apply manifests/minio with random credentials; the image is MinIO's own."""
+    values = {"accessKey": secrets.token_hex(8), "secretKey": secrets.token_hex(20)}
+    secret = {"apiVersion": "v1", "kind": "Secret", "stringData": values}
+    secret["metadata"] = {"name": STORE_SECRET, "namespace": STORE_NAMESPACE}
+    environment.command("kubectl", "apply", "-f", "-", stdin=json.dumps(secret))
+    manifests = environment.command("kubectl", "kustomize", str(REPO / "manifests" / "minio"))
+    # The bucket's Job runs in our own image, which has an S3 client.
+    manifests = manifests.replace("image: trenchcoat-operator", f"image: {environment.operator_image}")
+    environment.command("kubectl", "apply", "-f", "-", stdin=manifests)
+    waits = ("kubectl", "-n", STORE_NAMESPACE, "wait", "--timeout=300s")
+    environment.command(*waits, "--for=condition=Available", "deployment/minio")
+    environment.command(*waits, "--for=condition=Complete", "job/bucket")
+
+
+def _share_credentials(environment: Environment) -> None:
+    """Copy MinIO's Secret into the namespace of the Trenchcoats."""
+    read = environment.command("kubectl", "-n", STORE_NAMESPACE, "get", "secret", STORE_SECRET, "-o", "json")
+    secret = {"apiVersion": "v1", "kind": "Secret", "data": json.loads(read)["data"]}
+    secret["metadata"] = {"name": STORE_SECRET, "namespace": environment.namespace}
+    environment.command("kubectl", "apply", "-f", "-", stdin=json.dumps(secret))
 
 
 def remove(name: str) -> None:

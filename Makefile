@@ -27,8 +27,8 @@ demo: venv  ## linearize a small Llama on a real Kubernetes; KUBECONFIG=... REGI
 test: lint  ## all tests, those on a real cluster included; starts and removes a cluster of its own
 	$(PYTHON) -m pytest tests
 
-unit: venv  ## tests without a cluster
-	$(PYTHON) -m pytest -q tests --ignore tests/cluster
+unit: venv  ## tests without a cluster, under a minute; make test has the slow ones too
+	$(PYTHON) -m pytest -q tests --ignore tests/cluster -m "not slow"
 
 lint: venv  ## ruff, mypy --strict on api and operator, generated files current
 	.venv/bin/ruff check .

@@ -1,11 +1,14 @@
 """A whole linearization in bf16: weights and activations are rounded, maps and their training are not."""
 
+import pytest
 import torch
 from trenchcoat_api.spec import DType
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.stages import collect, cria, evaluate, export, shard, stitch, tokenize
 from trenchcoat_trainer.stages.opening import open_context
 from trenchcoat_trainer.stages.student import stitch_adapters, trained_maps
+
+pytestmark = pytest.mark.slow
 
 
 def test_every_stage_runs_in_bf16(training_spec, change, tmp_path):

@@ -43,6 +43,7 @@ def context(open_training, training_spec):
     return open_training(spec, Stage.EXPORT, trained="stitched_store")
 
 
+@pytest.mark.slow
 def test_a_fresh_process_loads_it_without_this_package(context, tmp_path):
     export.run(context)
     folder = context.folder / "trenchcoat" / context.artifact.prefix

@@ -25,6 +25,8 @@ from trenchcoat_trainer.stages.student import (
 
 from tests.trainer.trainer_samples import StopAfter
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"epochs": 2, "batchSize": 8, "microBatchSize": 1, "clip": "0.5"}
 
 

@@ -94,7 +94,7 @@ def look_further(environment: Environment, name: str) -> str:
     """Commands that show more."""
     return (
         "\nTo look further:\n"
-        f"  export KUBECONFIG={environment.kubeconfig}\n"
+        f"  export KUBECONFIG={environment.kubeconfig} PATH={environment.path.split(':')[0]}:$PATH\n"
         f"  kubectl -n {environment.namespace} describe trenchcoat {name}\n"
         f"  kubectl -n {environment.namespace} get jobs,pytorchjobs,pods -l trenchcoat.dev/name={name}\n"
         f"  less build/demo/summary.json\n"

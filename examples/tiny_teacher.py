@@ -166,7 +166,8 @@ def train_teacher(recipe: Recipe, texts: list[str], folder: Path) -> None:
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-                print(step, loss.item(), time.process_time(), flush=True)
+            if step % 50 == 0 and not bar.console.is_terminal:
+                print(f"teacher: step {step} of {recipe.steps}, loss {loss.item():.3f}", flush=True)
             bar.update(task, advance=1, loss=f"loss {loss.item():.3f}")
     model.save_pretrained(folder, max_shard_size="1MB")
     tokenizer.save_pretrained(folder)

@@ -57,7 +57,7 @@ def train(context: StageContext) -> None:
     model = load_cria(context, cria)
     data = CriaData(context, cria, embedding(context, cria), with_targets=spec.cria_lora.objective == "block")
     plan = [(phase.epochs, phase.batch_size) for phase in (spec.transfer, spec.cria_lora)]
-    loop = Loop(context, data, plan)
+    loop = Loop(context, data, plan, next(model.parameters()).device)
     saved = context.checkpoint.load()
     tensors, state = saved if saved else ({}, {"phase": "transfer", "cursor": {}, "facts": {}})
     facts: dict[str, Any] = state["facts"]

@@ -1,8 +1,9 @@
 """What attention transfer and LoRA by Cria have in common, and the loop that runs either."""
 
+import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -10,6 +11,7 @@ from trenchcoat_api.crias import CriaRange
 
 from trenchcoat_trainer.data import Batch, CriaData
 from trenchcoat_trainer.errors import DivergedError
+from trenchcoat_trainer.layers.prefetch import on_device
 from trenchcoat_trainer.stages.context import StageContext
 from trenchcoat_trainer.stages.training import CHECKPOINT_SECONDS, CHECKPOINT_SHARE, Cursor
 
@@ -37,9 +39,16 @@ class Phase(Protocol):
 class Loop:
     """Runs the phases of one Cria after another, with progress, checkpoints and stopping on request."""
 
-    def __init__(self, context: StageContext, data: CriaData, phases: Sequence[tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        context: StageContext,
+        data: CriaData,
+        phases: Sequence[tuple[int, int]],
+        device: torch.device,
+    ) -> None:
         """`phases` gives epochs and batch size of each phase, to tell which share of the whole is done."""
         self._context = context
+        self._device = device
         self._data = data
         self._total = sum(epochs * data.steps(batch_size) for epochs, batch_size in phases)
         self._saved_at = time.monotonic()
@@ -66,7 +75,7 @@ class Loop:
         tokens_per_sequence = context.spec.data.sequence_length
         while cursor.epoch < phase.epochs:
             batches = data.batches(epoch=cursor.epoch, batch_size=phase.batch_size, start_step=cursor.step)
-            for batch in batches:
+            for batch in copied_ahead(batches, self._device):
                 cursor.note(phase.step(batch, epoch=cursor.epoch, step=cursor.step))
                 if context.stop.requested or self._due():
                     self._save(phase, cursor, carried, facts)
@@ -97,6 +106,27 @@ class Loop:
         self._context.checkpoint.save({**carried, **phase.tensors()}, state)
         self._saved_at = time.monotonic()
         self._interval = max(CHECKPOINT_SECONDS, (self._saved_at - began) / CHECKPOINT_SHARE)
+
+
+def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Yield `batches` on `device`; to a GPU the next one is copied while the current one computes."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    first = next(batches, None)
+    if first is None:
+        return
+    every = itertools.chain([first], batches)
+    if first.targets is None:
+        for inputs in on_device((batch.inputs.pin_memory() for batch in every), device):
+            yield Batch(inputs, None)
+        return
+    # Both run in step, so that the tee holds a batch or two.
+    left, right = itertools.tee(every)
+    inputs_ahead = on_device((batch.inputs.pin_memory() for batch in left), device)
+    targets_ahead = on_device((batch.targets.pin_memory() for batch in right), device)
+    for inputs, targets in zip(inputs_ahead, targets_ahead, strict=True):
+        yield Batch(inputs, targets)
 
 
 def require_finite(

@@ -259,6 +259,7 @@ def test_a_plan_carried_out_leaves_nothing_to_do(cluster: Cluster) -> None:
     assert last.events == ()
 
 
+@pytest.mark.slow
 @given(clusters())
 @settings(max_examples=150, deadline=None)
 def test_no_more_crias_than_gpus_and_than_allowed(cluster: Cluster) -> None:
@@ -290,6 +291,7 @@ def test_no_gpu_stays_idle_while_a_cria_waits_for_one(cluster: Cluster) -> None:
         assert held + started >= sum(cluster.gpus)
 
 
+@pytest.mark.slow
 @given(clusters(), st.randoms(use_true_random=False))
 @settings(max_examples=60, deadline=None)
 def test_any_state_leads_to_the_end(cluster: Cluster, luck: random.Random) -> None:
@@ -303,6 +305,7 @@ def test_any_state_leads_to_the_end(cluster: Cluster, luck: random.Random) -> No
     assert not cluster.active()
 
 
+@pytest.mark.slow
 @given(st.randoms(use_true_random=False), st.lists(st.integers(1, 2), min_size=1, max_size=3))
 @settings(max_examples=25, deadline=None)
 def test_from_nothing_every_artifact_is_made_once(luck: random.Random, gpus: list[int]) -> None:

@@ -20,6 +20,7 @@ print(json.dumps({name: getattr(fused_checks, name)() for name in names}))
 """
 
 
+@pytest.mark.slow
 def test_kernels_equal_plain_torch():
     pytest.importorskip("triton", reason="needs Triton for its interpreter")
     run = subprocess.run(

@@ -104,6 +104,7 @@ def test_objects_hold_every_sequence_of_every_inner_boundary(uninterrupted: dict
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_any_number_of_ranks_gives_the_same_bytes(
     spec: TrenchcoatSpec, tokenized: Path, uninterrupted: dict[str, str], world_size: int
@@ -112,6 +113,7 @@ def test_any_number_of_ranks_gives_the_same_bytes(
     assert collected(spec, tokenized) == uninterrupted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [0, 1, 2])
 def test_a_stop_of_any_rank_stops_them_all_and_they_go_on(
     spec: TrenchcoatSpec, tokenized: Path, uninterrupted: dict[str, str], stopped: int

@@ -150,6 +150,7 @@ def save_sparse_teacher(folder: Path, layer_bytes: int) -> int:
     return size
 
 
+@pytest.mark.slow
 def test_memory_stays_small_for_a_checkpoint_of_any_size(make_spec, open_stage, tmp_path: Path) -> None:
     size = save_sparse_teacher(tmp_path / "large", 600_000_000)
     assert size > 600_000_000

@@ -41,16 +41,26 @@ class Environment:
         Raises:
             DemoError: it failed and `check` is set.
         """
-        environment = {**os.environ, "KUBECONFIG": str(self.kubeconfig), "PATH": self.path}
-        program = shutil.which(words[0], path=self.path)
-        if program is None:
-            raise DemoError(f"{words[0]} is not on the PATH: install it")
         result = subprocess.run(
-            [program, *words[1:]], env=environment, input=stdin, capture_output=True, text=True, check=False
+            [self._program(words[0]), *words[1:]],
+            env=self._variables(),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if check and result.returncode:
             raise DemoError(f"{' '.join(words)} failed: {result.stderr.strip() or result.stdout.strip()}")
         return result.stdout
+
+    def _program(self, name: str) -> str:
+        found = shutil.which(name, path=self.path)
+        if found is None:
+            raise DemoError(f"{name} is not on the PATH: install it")
+        return found
+
+    def _variables(self) -> dict[str, str]:
+        return {**os.environ, "KUBECONFIG": str(self.kubeconfig), "PATH": self.path}
 
     def kubectl(self, *words: str, stdin: str | None = None, check: bool = True) -> str:
         """Run kubectl in the demo's namespace."""
@@ -64,20 +74,10 @@ class Environment:
     @contextlib.contextmanager
     def store_address(self) -> Iterator[str]:
         """host:port of MinIO on this machine, while the context lasts."""
-        words = [
-            "kubectl",
-            "-n",
-            STORE_NAMESPACE,
-            "port-forward",
-            "service/minio",
-            ":9000",
-            "--address=127.0.0.1",
-        ]
-        environment = {**os.environ, "KUBECONFIG": str(self.kubeconfig), "PATH": self.path}
-        program = shutil.which("kubectl", path=self.path)
+        words = ["-n", STORE_NAMESPACE, "port-forward", "service/minio", ":9000", "--address=127.0.0.1"]
         with subprocess.Popen(
-            [program or "kubectl", *words[1:]],
-            env=environment,
+            [self._program("kubectl"), *words],
+            env=self._variables(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,

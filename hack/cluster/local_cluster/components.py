@@ -8,8 +8,9 @@ import re
 import shutil
 from pathlib import Path
 
+from . import golang
 from .layout import HACK, cache
-from .shell import Failure, locked, run, step
+from .shell import locked, run, step
 
 COMPONENTS = HACK / "components"
 
@@ -50,9 +51,8 @@ def cache_key(folder: Path, go_version: str) -> str:
 
 def folder_of(name: str) -> Path:
     """Where a component's binaries are, or will be."""
-    if not shutil.which("go"):
-        raise Failure("`go` is not on the PATH: install Go 1.25 or newer")
-    return cache() / "components" / f"{name}-{cache_key(COMPONENTS / name, run(['go', 'env', 'GOVERSION']))}"
+    compiler = golang.version(golang.program())
+    return cache() / "components" / f"{name}-{cache_key(COMPONENTS / name, compiler)}"
 
 
 def binary(component: str, program: str) -> Path:
@@ -77,7 +77,8 @@ def _build(missing: list[str]) -> None:
             shutil.rmtree(target, ignore_errors=True)
             target.mkdir(parents=True)
             env["GOBIN"] = str(target)
-            run(["go", "install", "-p", "2", "-ldflags", flags, "tool"], cwd=source, env=env, log=log)
+            install = [golang.program(), "install", "-p", "2", "-ldflags", flags, "tool"]
+            run(install, cwd=source, env=env, log=log)
             _keep_files(source, target)
             (target / ".complete").touch()
             for old in target.parent.glob(f"{name}-*"):
@@ -94,7 +95,7 @@ def _keep_files(source: Path, target: Path) -> None:
     if not wanted.exists():
         return
     for module, folders in json.loads(wanted.read_text()).items():
-        root = Path(run(["go", "list", "-m", "-f", "{{.Dir}}", module], cwd=source).strip())
+        root = Path(run([golang.program(), "list", "-m", "-f", "{{.Dir}}", module], cwd=source).strip())
         for folder in folders:
             shutil.copytree(root / folder, target / folder)
             run(["chmod", "-R", "u+w", target / folder])  # The module cache is read-only.

@@ -3,7 +3,7 @@
 from trenchcoat_api.artifacts import Artifacts
 from trenchcoat_api.crias import cria_ranges
 from trenchcoat_api.stages import Stage
-from trenchcoat_trainer.local.schedule import Machine, admit, ready
+from trenchcoat_trainer.local.schedule import Machine, admit, least_used, ready, visible_devices
 
 from tests.api.specs import trenchcoat
 
@@ -59,3 +59,11 @@ def test_ranks_fit_the_machine():
     assert Machine(gpus=2, cores=16).workers(Stage.COLLECT, spec) == 2
     assert Machine(gpus=0, cores=4).workers(Stage.COLLECT, spec) == 4
     assert Machine(gpus=8, cores=16).workers(Stage.CRIA, spec) == 1
+
+
+def test_crias_share_the_gpus_out():
+    assert least_used(2, []) == 0
+    assert least_used(2, [0]) == 1
+    assert least_used(2, [0, 1, 1]) == 0
+    assert visible_devices(1, None) == "1"
+    assert visible_devices(1, "4, GPU-5e1f") == "GPU-5e1f"

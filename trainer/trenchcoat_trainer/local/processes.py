@@ -14,7 +14,10 @@ from trenchcoat_api.artifacts import Artifact
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.stages import Stage
 
+from trenchcoat_trainer.local.schedule import visible_devices
 from trenchcoat_trainer.stages.program import ENV_TERMINATION_LOG
+
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(slots=True)
@@ -25,6 +28,8 @@ class StageProcesses:
     logs: Path
     processes: list[subprocess.Popen[bytes]]
     outputs: list[IO[bytes]]
+    gpu: int | None = None
+    """The one GPU that it has to itself; None where it uses them all, or none."""
     started: float = field(default_factory=time.monotonic)
 
     def poll(self) -> int | None:
@@ -80,7 +85,14 @@ def termination_log(logs: Path, artifact: Artifact, rank: int) -> Path:
 
 
 def start(
-    artifact: Artifact, *, spec_file: Path, store: Path, logs: Path, workers: int, threads: int
+    artifact: Artifact,
+    *,
+    spec_file: Path,
+    store: Path,
+    logs: Path,
+    workers: int,
+    threads: int,
+    gpu: int | None = None,
 ) -> StageProcesses:
     """Start the processes of a stage; their output goes to `logs`.
 
@@ -91,6 +103,7 @@ def start(
         logs: An existing folder.
         workers: Number of ranks.
         threads: CPU threads of each rank.
+        gpu: The only GPU that the stage may use; None for all.
     """
     command = [sys.executable, "-m", "trenchcoat_trainer", artifact.stage.value]
     command += ["--spec", str(spec_file), "--store", str(store)]
@@ -101,6 +114,8 @@ def start(
     for rank in range(workers):
         environment = dict(os.environ)
         environment["OMP_NUM_THREADS"] = str(threads)
+        if gpu is not None:
+            environment[_VISIBLE] = visible_devices(gpu, os.environ.get(_VISIBLE))
         failure = termination_log(logs, artifact, rank)
         failure.unlink(missing_ok=True)
         environment[ENV_TERMINATION_LOG] = str(failure)
@@ -126,7 +141,7 @@ def start(
                 start_new_session=True,  # Ctrl-C reaches the runner alone, which then stops the stages
             )
         )
-    return StageProcesses(artifact, logs, processes, outputs)
+    return StageProcesses(artifact, logs, processes, outputs, gpu)
 
 
 def free_port() -> int:

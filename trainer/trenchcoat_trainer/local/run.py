@@ -19,7 +19,7 @@ from trenchcoat_api.summary import StageTime, Summary
 from trenchcoat_trainer.errors import NotFoundError
 from trenchcoat_trainer.local.display import Display
 from trenchcoat_trainer.local.processes import StageProcesses, start
-from trenchcoat_trainer.local.schedule import Machine, admit, ready
+from trenchcoat_trainer.local.schedule import Machine, admit, least_used, ready
 from trenchcoat_trainer.stages.context import read_manifest
 from trenchcoat_trainer.stages.stop import StopRequest
 from trenchcoat_trainer.store import Store, open_store
@@ -200,11 +200,19 @@ class _LocalRun:
                 logs=self._logs,
                 workers=workers,
                 threads=max(1, self._machine.cores // sharing),
+                gpu=self._gpu_for(artifact.stage),
             )
             self._record.started[artifact.key] = time.monotonic()
             display.begin(artifact)
         running = sum(item.artifact.stage is Stage.CRIA for item in self._running.values())
         self._record.most_crias = max(self._record.most_crias, running)
+
+    def _gpu_for(self, stage: Stage) -> int | None:
+        """Crias share the GPUs out; every other stage may use all of them."""
+        if stage is not Stage.CRIA or not self._machine.gpus:
+            return None
+        in_use = [item.gpu for item in self._running.values() if item.gpu is not None]
+        return least_used(self._machine.gpus, in_use)
 
     def _gather(self, display: Display) -> None:
         for key, stage in list(self._running.items()):

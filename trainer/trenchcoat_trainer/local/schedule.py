@@ -26,6 +26,22 @@ class Machine:
         return max(1, min(wanted, self.gpus or self.cores))
 
 
+def least_used(gpus: int, in_use: Iterable[int]) -> int:
+    """The GPU that fewest processes use, the first of several; `gpus` is at least 1."""
+    used = list(in_use)
+    return min(range(gpus), key=used.count)
+
+
+def visible_devices(gpu: int, visible: str | None) -> str:
+    """What CUDA_VISIBLE_DEVICES must be for a process that gets one GPU alone.
+
+    Args:
+        gpu: Counted among those that this process sees.
+        visible: The variable as this process has it; None when it is not set.
+    """
+    return visible.split(",")[gpu].strip() if visible else str(gpu)
+
+
 def ready(artifacts: Sequence[Artifact], complete: set[str], running: set[str]) -> list[Artifact]:
     """The artifacts, in order, that are not made, not being made, and whose inputs are all complete.
 

@@ -7,8 +7,9 @@
 Trains a teacher (a Llama of 12 layers and 88M parameters) on documentation packages of Debian and linearizes
 it by the product's own stages, once for each variant of quality_variants.py, several at a time. Results are
 written after every variant, so that a run that is cut short has lost nothing: quality_GPU.json and
-quality_GPU.md below --results; the same command, with the same --work, goes on from there. `--smoke` is the
-same at toy size on any machine; `--render FILE` writes the Markdown of a JSON file anew.
+quality_GPU.md below --results (quality_GPU_adamw with --teacher adamw, the ordinary optimiser); the same
+command, with the same --work, goes on from there. `--smoke` is the same at toy size on any machine;
+`--render FILE` writes the Markdown of a JSON file anew.
 """
 
 import argparse
@@ -43,6 +44,9 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("build/quality/run"), help="teacher and stores")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), help="folder to write to")
     parser.add_argument("--budget", type=float, default=570.0, help="seconds after which nothing is started")
+    parser.add_argument(
+        "--teacher", choices=["muon", "adamw"], default="muon", help="the optimiser that trains the teacher"
+    )
     parser.add_argument("--lanes", type=int, default=3, help="variants that run at one time")
     parser.add_argument("--only", default="", help="regular expression of the variants to run")
     parser.add_argument("--smoke", action="store_true", help="toy size")
@@ -244,7 +248,7 @@ class Benchmark:
             import torch
             from transformers import AutoTokenizer
 
-            recipe = Recipe()
+            recipe = Recipe(optimizer=self._arguments.teacher)
             if self._arguments.smoke:
                 recipe = replace(
                     recipe, layers=self._size.layers, hidden_size=128, heads=2, kv_heads=1, batch_size=8,
@@ -319,7 +323,9 @@ class Benchmark:
 
     def _file(self) -> Path:
         gpu = self._results["gpu"].removeprefix("NVIDIA").strip().split(" ")[0].lower()
-        return self._arguments.results / f"quality_{'smoke' if self._arguments.smoke else gpu}.json"
+        name = "smoke" if self._arguments.smoke else gpu
+        suffix = "" if self._arguments.teacher == "muon" else f"_{self._arguments.teacher}"
+        return self._arguments.results / f"quality_{name}{suffix}.json"
 
     def _write(self) -> None:
         self._results["totalSeconds"] = round(self._earlier + self._seconds(), 1)

@@ -13,6 +13,9 @@ REFERENCE = (
 )
 
 
+OPTIMIZERS = {"muon": "Muon and AdamW", "adamw": "AdamW"}
+
+
 def render(results: dict[str, Any]) -> str:
     """Return a page of tables; only what was measured is in it."""
     lines = ["# Quality of linearization", "", *_setting(results), ""]
@@ -55,7 +58,8 @@ def _setting(results: dict[str, Any]) -> list[str]:
             f"- Teacher: Llama, {teacher['layers']} layers, hidden {teacher['hiddenSize']}, "
             f"{teacher['heads']} heads ({teacher['kvHeads']} key/value heads), MLP "
             f"{teacher['intermediateSize']}, vocabulary {teacher['vocabulary']} (byte-level BPE of "
-            f"this text, tied), {teacher['parameters']} parameters; trained on {teacher['trainedTokens']} "
+            f"this text, tied), {teacher['parameters']} parameters; trained by "
+            f"{OPTIMIZERS[teacher.get('optimizer', 'muon')]} on {teacher['trainedTokens']} "
             f"tokens, {teacher['trainedTokens'] / teacher['corpusTokens']:.2f} passes over "
             f"{teacher['corpusTokens']}, in {teacher['seconds']} s; sequences of {teacher['sequenceLength']}"
         )

@@ -25,8 +25,11 @@ class Recipe:
     sequence_length: int = 1024
     tokens: int = 27_000_000
     batch_size: int = 32
+    optimizer: str = "muon"
+    """muon for the matrices, with AdamW for the rest; or adamw for all, which learns more slowly."""
     muon_learning_rate: float = 0.02
     adam_learning_rate: float = 3e-3
+    adamw_matrix_learning_rate: float = 1e-3
     seed: int = 0
     seconds: float = 150.0
     """Training is shortened when it would take longer; the tokens that it saw are reported."""
@@ -94,6 +97,7 @@ def train(recipe: Recipe, tokens: torch.Tensor, vocabulary: int, tokenizer_folde
         "corpusTokens": len(tokens),
         "trainedTokens": done * recipe.batch_size * length,
         "steps": done,
+        "optimizer": recipe.optimizer,
         "trainingLoss": round(loss, 4),
         "seconds": round(seconds, 1),
     }
@@ -104,11 +108,15 @@ def _train(recipe: Recipe, model: nn.Module, windows: torch.Tensor, steps: int) 
     device = windows.device
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    optimizers = [
-        torch.optim.Muon(matrices, lr=recipe.muon_learning_rate, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=recipe.adam_learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
-    peaks = [recipe.muon_learning_rate, recipe.adam_learning_rate]
+    if recipe.optimizer == "muon":
+        first = torch.optim.Muon(matrices, lr=recipe.muon_learning_rate, weight_decay=0.01)
+        rate = recipe.adam_learning_rate
+    else:
+        rate = recipe.adamw_matrix_learning_rate
+        first = torch.optim.AdamW(matrices, lr=rate, betas=(0.9, 0.95), weight_decay=0.1)
+    second = torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizers = [first, second]
+    peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     loss_of = _compiled_loss(model, device)
     generator = torch.Generator().manual_seed(recipe.seed)
     epochs = -(-steps * recipe.batch_size // len(windows))

@@ -25,10 +25,11 @@ demo: venv  ## linearize a small Llama on a real Kubernetes; KUBECONFIG=... REGI
 	$(PYTHON) hack/demo $(if $(KUBECONFIG),--kubeconfig $(KUBECONFIG)) $(if $(REGISTRY),--registry $(REGISTRY) --tag $(TAG))
 
 test: lint  ## all tests, those on a real cluster included; starts and removes a cluster of its own
-	$(PYTHON) -m pytest tests
+	$(PYTHON) -m pytest -n auto tests --ignore tests/cluster
+	$(PYTHON) -m pytest tests/cluster
 
 unit: venv  ## tests without a cluster, under a minute; make test has the slow ones too
-	$(PYTHON) -m pytest -q tests --ignore tests/cluster -m "not slow"
+	$(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster -m "not slow"
 
 lint: venv  ## ruff, mypy --strict on api and operator, generated files current
 	.venv/bin/ruff check .

@@ -21,6 +21,7 @@ from trenchcoat_trainer.models.maps import derived_seed
 from trenchcoat_trainer.stages.context import StageContext
 from trenchcoat_trainer.stages.progress import format_loss
 from trenchcoat_trainer.stages.ranks import choose_device
+from trenchcoat_trainer.stages.stitch.memory import Held, choose
 from trenchcoat_trainer.stages.stitch.zero import (
     Masters,
     accumulation_steps,
@@ -29,7 +30,7 @@ from trenchcoat_trainer.stages.stitch.zero import (
     process_group,
     zero_config,
 )
-from trenchcoat_trainer.stages.student import ADAPTERS
+from trenchcoat_trainer.stages.student import ADAPTERS, load_student_config
 from trenchcoat_trainer.stages.training import CHECKPOINT_SECONDS, Cursor
 
 logger = logging.getLogger(__name__)
@@ -56,26 +57,7 @@ def run(context: StageContext) -> None:
 def train(deepspeed: Any, context: StageContext, device: torch.device) -> None:
     """Set up, train from the last checkpoint on, save."""
     settings = context.spec.stitch
-    config = zero_config(context.spec, context.world_size)
-    model = build_student(deepspeed, context, config, device)
-    adapters = inject_adapters(model, settings.lora, seed=context.spec.seed, purpose="stitch")
-    start, cursor = {name: parameter.detach().clone() for name, parameter in adapters.items()}, Cursor()
-    saved = context.checkpoint.load()
-    if saved:
-        start, cursor = saved[0], Cursor(**saved[1]["cursor"])
-        logger.info("going on from step %d", cursor.done)
-        for name, parameter in adapters.items():
-            parameter.data.copy_(start[name])
-    optimizer = torch.optim.AdamW(adapters.values(), lr=float(settings.learning_rate), weight_decay=0.0)
-    engine, zero_optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    masters = Masters(deepspeed, zero_optimizer, adapters)
-    masters.set_adapters(start)  # unrounded
-    if saved:
-        masters.set_moments(saved[0], cursor.done)
-    if device.type == "cuda":
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    engine.train()
-
+    engine, masters, cursor = set_up(deepspeed, context, device)
     data = TokenData(context)
     steps = settings.epochs * data.steps(settings.batch_size)
     saved_at = time.monotonic()
@@ -83,12 +65,9 @@ def train(deepspeed: Any, context: StageContext, device: torch.device) -> None:
         for tokens in data.batches(
             epoch=cursor.epoch, batch_size=settings.batch_size, start_step=cursor.step
         ):
-            loss = train_step(engine, context, tokens.to(device), cursor)
             due = context.rank == 0 and time.monotonic() - saved_at >= CHECKPOINT_SECONDS
-            # One exchange tells every rank the loss, and whether all of them are to save and stop now.
-            told = torch.tensor([loss, float(due), float(context.stop.requested)], device=device)
-            dist.all_reduce(told)
-            loss, save, stop = told.tolist()
+            told = train_step(engine, context, tokens, cursor, wishes=(due, context.stop.requested))
+            loss, save, stop = told.tolist()  # the one wait for the device
             require_finite(loss, cursor.done)
             cursor.note(loss)
             if save or stop:
@@ -121,19 +100,75 @@ def train(deepspeed: Any, context: StageContext, device: torch.device) -> None:
     dist.barrier()
 
 
-def train_step(engine: Any, context: StageContext, tokens_BT: torch.Tensor, cursor: Cursor) -> float:
+def set_up(
+    deepspeed: Any,
+    context: StageContext,
+    device: torch.device,
+    *,
+    held: Held | None = None,
+    zero: dict[str, Any] | None = None,
+) -> tuple[Any, Masters, Cursor]:
+    """Build the student with its adapters, as the last checkpoint has them.
+
+    Args:
+        deepspeed: the module, imported for this device.
+        context: the stage's context.
+        device: this rank's.
+        held: what stays in memory; None to decide by the device.
+        zero: changes to DeepSpeed's settings of ZeRO, for benchmarks.
+
+    Returns:
+        DeepSpeed's engine, what reads and sets its adapters, and where training stands.
+    """
+    settings, student = context.spec.stitch, load_student_config(context)
+    held = held or choose(context.spec, student, context.world_size, device)
+    logger.info("held in memory: %s", held)
+    config = zero_config(context.spec, context.world_size, student, held)
+    config["zero_optimization"] |= zero or {}
+    model = build_student(deepspeed, context, config, device)
+    adapters = inject_adapters(model, settings.lora, seed=context.spec.seed, purpose="stitch")
+    start, cursor = {name: parameter.detach().clone() for name, parameter in adapters.items()}, Cursor()
+    saved = context.checkpoint.load()
+    if saved:
+        start, cursor = saved[0], Cursor(**saved[1]["cursor"])
+        logger.info("going on from step %d", cursor.done)
+        for name, parameter in adapters.items():
+            parameter.data.copy_(start[name])
+    # The backward hook of a layer, which DeepSpeed relies on, needs an input with a gradient.
+    model.enable_input_require_grads()
+    optimizer = torch.optim.AdamW(adapters.values(), lr=float(settings.learning_rate), weight_decay=0.0)
+    engine, zero_optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    masters = Masters(deepspeed, zero_optimizer, adapters)
+    masters.set_adapters(start)  # unrounded
+    if saved:
+        masters.set_moments(saved[0], cursor.done)
+    if not held.graph:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    engine.train()
+    return engine, masters, cursor
+
+
+def train_step(
+    engine: Any,
+    context: StageContext,
+    tokens_BT: torch.Tensor,
+    cursor: Cursor,
+    *,
+    wishes: tuple[bool, ...] = (),
+) -> torch.Tensor:
     """Make one optimiser step on the same sequences whatever the number of ranks.
 
     Micro-batch i goes to rank i modulo their number; a rank that has none left runs its first once more with
     weight 0, because ZeRO-3 gathers weights from all ranks in every forward pass.
 
     Returns:
-        This rank's share of the loss: their sum over ranks is the mean over sequences, in nats per token.
+        The loss, a mean over sequences in nats per token, and after it for each of `wishes` the number of
+        ranks that had it; fp32, on the device, the same on all ranks.
     """
     settings, rank, ranks = context.spec.stitch, context.rank, context.world_size
-    micro_batches = tokens_BT.split(settings.micro_batch_size)
+    micro_batches = tokens_BT.to(engine.device, non_blocking=True).split(settings.micro_batch_size)
     turns = accumulation_steps(settings, ranks)
-    total = 0.0
+    told = torch.tensor([0.0, *map(float, wishes)], dtype=torch.float64, device=engine.device)
     for turn in range(turns):
         index = turn * ranks + rank
         is_idle = index >= len(micro_batches)
@@ -144,8 +179,10 @@ def train_step(engine: Any, context: StageContext, tokens_BT: torch.Tensor, curs
         # DeepSpeed divides by the turns and averages over the ranks: undo both, the shares add up to 1.
         engine.backward(loss * share * turns * ranks)
         engine.step()
-        total += share * loss.item()
-    return total
+        told[0] += share * loss.detach().double()
+    told = told.float()
+    dist.all_reduce(told)
+    return told
 
 
 def next_token_loss(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor) -> torch.Tensor:

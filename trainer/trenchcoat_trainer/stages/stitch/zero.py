@@ -12,11 +12,14 @@ import torch.nn.functional as F
 from torch import nn
 from trenchcoat_api.spec import Stitch, TrenchcoatSpec
 
+from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.models.maps import MAP_NAMES
+from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatDecoderLayer as LAYER
 from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatLlamaForCausalLM
 from trenchcoat_trainer.shards import load_rest_weights
 from trenchcoat_trainer.stages.context import StageContext
 from trenchcoat_trainer.stages.ranks import joined
+from trenchcoat_trainer.stages.stitch.memory import Held, layer_parameters
 from trenchcoat_trainer.stages.student import (
     Tensors,
     cria_adapters,
@@ -26,6 +29,8 @@ from trenchcoat_trainer.stages.student import (
     weight_dtype,
 )
 
+EVERYTHING = 10**15
+"""Parameters: more than any model has."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -70,17 +75,35 @@ def accumulation_steps(stitch: Stitch, world_size: int) -> int:
     return -(-micro_batches // world_size)
 
 
-def zero_config(spec: TrenchcoatSpec, world_size: int) -> dict[str, Any]:
+def zero_config(
+    spec: TrenchcoatSpec, world_size: int, student: TrenchcoatLlamaConfig, held: Held
+) -> dict[str, Any]:
     """Return DeepSpeed's configuration."""
     stitch = spec.stitch
     accumulation = accumulation_steps(stitch, world_size)
+    layer = layer_parameters(student)
+    zero = {
+        "stage": 3,
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+        # A layer's weights are gathered at once. By default every small module inside it is hooked, and on a
+        # GPU those hooks take longer than what they surround.
+        "leaf_module": {"classes": [f"{LAYER.__module__}.{LAYER.__qualname__}"]},
+        # While a layer computes, the next one's weights arrive.
+        "stage3_prefetch_bucket_size": max(50_000_000, layer),
+        "stage3_max_live_parameters": max(1_000_000_000, 2 * layer),
+    }
+    if held.weights:
+        zero["stage3_param_persistence_threshold"] = EVERYTHING
+        # DeepSpeed's own linear layer, which keeps gathered weights out of the graph, has nothing to save.
+        zero["memory_efficient_linear"] = False
     return {
         "train_micro_batch_size_per_gpu": stitch.micro_batch_size,
         "gradient_accumulation_steps": accumulation,
         "train_batch_size": stitch.micro_batch_size * accumulation * world_size,
         "gradient_clipping": float(stitch.clip),
         "bf16": {"enabled": spec.dtype == "bfloat16"},
-        "zero_optimization": {"stage": 3, "overlap_comm": True, "contiguous_gradients": True},
+        "zero_optimization": zero,
         # torch's own AdamW: DeepSpeed's would be compiled at first use.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

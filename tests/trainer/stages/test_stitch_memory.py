@@ -1,0 +1,71 @@
+"""What the stitch holds in memory: by sizes that are known, and changing nothing of what is computed."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
+from trenchcoat_trainer.stages import stitch
+from trenchcoat_trainer.stages.stitch.memory import Held, Sizes, decide, layer_parameters
+
+EVERY_MODULE = {"leaf_module": {"classes": []}}
+
+
+@pytest.fixture
+def llama_405b() -> TrenchcoatLlamaConfig:
+    return TrenchcoatLlamaConfig(
+        hidden_size=16384,
+        intermediate_size=53248,
+        num_hidden_layers=126,
+        num_attention_heads=128,
+        num_key_value_heads=8,
+        vocab_size=128256,
+        window=64,
+        feature_dim=64,
+    )
+
+
+def test_sizes_are_those_of_llama_405b(llama_405b, make_spec):
+    spec = make_spec(dtype="bfloat16", data={"sequenceLength": 1024, "tokens": 1024})
+    sizes = Sizes.of(spec, llama_405b)
+    assert sizes.layer == pytest.approx(6.38e9, rel=0.01)
+    assert sizes.weights == pytest.approx(812e9, rel=0.01)
+    assert layer_parameters(llama_405b) * 2 == sizes.layer
+
+
+def test_405b_over_24_gpus_holds_neither_graph_nor_weights(llama_405b, make_spec):
+    spec = make_spec(dtype="bfloat16", data={"sequenceLength": 1024, "tokens": 1024})
+    assert decide(Sizes.of(spec, llama_405b), 79e9, 24) == Held(graph=False, weights=False)
+
+
+def test_more_memory_never_holds_less(llama_405b, make_spec):
+    spec = make_spec(dtype="bfloat16", data={"sequenceLength": 1024, "tokens": 1024})
+    small = replace(Sizes.of(spec, llama_405b), layers=12, weights=80_000_000_000)
+    held = [decide(small, gigabytes * 1e9, 8) for gigabytes in range(0, 400, 5)]
+    graphs, weights = [item.graph for item in held], [item.weights for item in held]
+    assert graphs == sorted(graphs) and graphs[0] != graphs[-1]
+    assert weights[0] != weights[-1]
+
+
+@pytest.mark.slow
+def test_the_losses_are_the_same_however_it_is_held(open_training, training_spec, change):
+    # Clipping is off: its norm sums gradients in the order in which they come, which depends on the hooks.
+    spec = change(training_spec, stitch={"microBatchSize": 2, "clip": "0", "lora": {"dropout": "0.2"}})
+    ways = [(Held(graph, weights), {}) for graph in (True, False) for weights in (True, False)]
+    ways += [(Held(graph, weights=False), EVERY_MODULE) for graph in (True, False)]
+    results = [losses(open_training(spec, Stage.STITCH), *way) for way in ways]
+    assert results == [results[0]] * len(ways)
+
+
+def losses(context, held: Held, zero: dict) -> list[float]:
+    """The losses of a few steps."""
+    device = torch.device("cpu")
+    deepspeed = stitch.import_deepspeed(device)
+    with stitch.process_group(deepspeed, context, device):
+        engine, _, cursor = stitch.set_up(deepspeed, context, device, held=held, zero=zero)
+        found = []
+        for tokens in stitch.TokenData(context).batches(epoch=0, batch_size=4):
+            found.append(stitch.train_step(engine, context, tokens, cursor).item())
+            cursor.note(found[-1])
+    return found

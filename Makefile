@@ -31,10 +31,10 @@ test: lint  ## all tests, those on a real cluster included; starts and removes a
 unit: venv  ## tests without a cluster, under a minute; make test has the slow ones too
 	$(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster -m "not slow"
 
-lint: venv  ## ruff, mypy --strict on api and operator, generated files current
+lint: venv  ## ruff, mypy --strict on api, operator and plugin, generated files current
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy api operator
+	.venv/bin/mypy api operator plugin
 
 format: venv  ## ruff's formatter and fixes
 	.venv/bin/ruff format .

@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from pydantic import Field
@@ -171,6 +172,7 @@ class Artifacts:
 
     def __init__(self, spec: TrenchcoatSpec) -> None:
         self._spec = spec
+        self._crias: dict[CriaRange, Artifact] = {}
         self._root = spec.store.prefix + "/artifacts"
 
     def _make(
@@ -179,21 +181,21 @@ class Artifacts:
         key = content_key(stage, fields, inputs)
         return Artifact(stage, key, f"{self._root}/{stage}/{key}/", inputs, cria)
 
-    @property
+    @cached_property
     def tokenize(self) -> Artifact:
         """Training and held-out sequences of token ids; facts of the model and the text."""
         spec = self._spec
         fields = {"model": _dump(spec.model, exclude={"token_secret_ref"}), "data": _dump(spec.data)}
         return self._make(Stage.TOKENIZE, fields, ())
 
-    @property
+    @cached_property
     def collect(self) -> Artifact:
         """Hidden states at every inner Cria boundary."""
         spec = self._spec
         fields = {"layersPerCria": spec.layers_per_cria, "dtype": spec.dtype}
         return self._make(Stage.COLLECT, fields, (self.tokenize.key,))
 
-    @property
+    @cached_property
     def shard(self) -> Artifact:
         """The checkpoint's tensors, one shard per Cria, and one for the embeddings, final norm and head."""
         spec = self._spec
@@ -205,16 +207,22 @@ class Artifacts:
 
     def cria(self, cria: CriaRange) -> Artifact:
         """Feature maps, window factors and adapters of one Cria."""
+        if cria not in self._crias:
+            fields = {"index": cria.index, **self._cria_fields}
+            self._crias[cria] = self._make(Stage.CRIA, fields, (self.collect.key, self.shard.key), cria)
+        return self._crias[cria]
+
+    @cached_property
+    def _cria_fields(self) -> dict[str, Any]:
+        """What all Crias of a spec depend on alike."""
         spec = self._spec
-        fields = {
-            "index": cria.index,
+        return {
             "seed": spec.seed,
             "dtype": spec.dtype,
             "attention": _dump(spec.attention),
             "transfer": _dump(spec.transfer),
             "criaLora": _dump(spec.cria_lora),
         }
-        return self._make(Stage.CRIA, fields, (self.collect.key, self.shard.key), cria)
 
     def stitch(self, crias: list[CriaRange]) -> Artifact:
         """End-to-end adapters over the whole student."""

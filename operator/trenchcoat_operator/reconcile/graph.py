@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from trenchcoat_api.artifacts import Artifact, Artifacts, Manifest
 from trenchcoat_api.crias import CriaRange, cria_ranges
@@ -71,12 +72,23 @@ def overrides(spec: TrenchcoatSpec, stage: Stage) -> PodOverrides:
 
 def build(spec: TrenchcoatSpec, manifests: Mapping[str, Manifest]) -> Graph:
     """Work out what is wanted from the spec and, for Crias and after, from what tokenize found out."""
+    text = spec.model_dump_json()
+    first = _built(text, None)
+    tokenize = manifests.get(first.works[0].key)
+    if tokenize is None or tokenize.facts.model is None:
+        return first
+    return _built(text, tokenize.facts.model.layers)
+
+
+@lru_cache(maxsize=1024)
+def _built(text: str, layers: int | None) -> Graph:
+    """The graph of a spec; kept, for every look asks for all keys, which are hashes of much of the spec."""
+    spec = TrenchcoatSpec.model_validate_json(text)
     artifacts = Artifacts(spec)
-    facts = manifests.get(artifacts.tokenize.key)
-    if facts is None or facts.facts.model is None:
+    if layers is None:
         return Graph(_works(spec, [artifacts.tokenize, artifacts.collect, artifacts.shard]))
     try:
-        crias = cria_ranges(facts.facts.model.layers, spec.layers_per_cria)
+        crias = cria_ranges(layers, spec.layers_per_cria)
     except ValueError as error:
         return Graph(_works(spec, [artifacts.tokenize]), fault=str(error))
     return Graph(_works(spec, artifacts.all(crias)), tuple(crias))

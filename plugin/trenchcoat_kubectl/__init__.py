@@ -1,0 +1,1 @@
+"""`kubectl trenchcoat`: an administrator's view of linearizations, from the terminal."""

@@ -1,0 +1,165 @@
+"""The plugin without a cluster: what is asked for is understood, and what cannot be done is said."""
+
+import io
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from trenchcoat_api.artifacts import Artifacts
+from trenchcoat_api.crias import cria_ranges
+from trenchcoat_api.stages import Stage
+from trenchcoat_api.status import TrenchcoatStatus
+from trenchcoat_kubectl import cli, commands, planning
+from trenchcoat_kubectl.kubectl import Kubectl, PluginError, _documents
+
+from tests.plugin import samples
+
+
+@pytest.mark.parametrize("word", ["7", "07", "cria-07"])
+def test_a_cria_by_its_number(word: str) -> None:
+    target = commands.find(samples.running(), word)
+    assert (target.stage, target.cria, target.name) == (Stage.CRIA, 7, "Cria 7")
+    assert target.selector == "trenchcoat.dev/name=llama-405b,trenchcoat.dev/stage=cria,trenchcoat.dev/cria=7"
+    assert target.kind == "jobs.batch"
+
+
+@pytest.mark.parametrize(("word", "kind"), [("collect", "pytorchjobs.kubeflow.org"), ("shard", "jobs.batch")])
+def test_a_stage_by_its_name(word: str, kind: str) -> None:
+    target = commands.find(samples.running(), word)
+    assert target.selector == f"trenchcoat.dev/name=llama-405b,trenchcoat.dev/stage={word}"
+    assert target.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("14", "no Cria 14: it has 14, counted from 0"),
+        ("cria", "number"),
+        ("weave", "tokenize, collect, shard"),
+    ],
+)
+def test_what_is_not_there_is_said(word: str, told: str) -> None:
+    with pytest.raises(PluginError, match=told):
+        commands.find(samples.running(), word)
+
+
+def test_only_failed_attempts_of_the_wanted_artifact_go() -> None:
+    def job(key: str, *, outcome: str = "", failed: bool = False) -> dict[str, object]:
+        annotations = {"trenchcoat.dev/artifact-key": key} | (
+            {"trenchcoat.dev/outcome": outcome} if outcome else {}
+        )
+        conditions = [{"type": "Failed", "status": "True"}] if failed else []
+        return {"metadata": {"annotations": annotations}, "status": {"conditions": conditions}}
+
+    assert commands._is_failed(job("k", failed=True), "k")
+    assert commands._is_failed(job("k", outcome="NoManifest"), "k")
+    assert not commands._is_failed(job("k"), "k")
+    assert not commands._is_failed(job("other", failed=True), "k")
+    assert not commands._is_failed({"metadata": {}}, "k")
+
+
+def test_a_watch_is_split_into_objects() -> None:
+    objects = [{"a": {"b": "}\n{"}}, {"c": [1, 2]}, {}]
+    stream = io.StringIO("".join(json.dumps(item, indent=4) + "\n" for item in objects[:2]))
+    assert list(_documents(stream)) == objects[:2]
+
+
+def test_no_kubectl(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cli.main(["status", "tiny"]) == 1
+    assert "kubectl is not on the PATH" in capsys.readouterr().err
+
+
+def test_flags_choose_the_cluster_before_and_after_the_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program = tmp_path / "kubectl"
+    program.write_text('#!/bin/sh\necho "$@" >&2\nexit 1\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    for line in (
+        ["-n", "ml", "--context=east", "status", "tiny"],
+        ["status", "tiny", "--context=east", "-n", "ml"],
+    ):
+        assert cli.main(line) == 1
+        words = "--context=east --namespace=ml get trenchcoats.trenchcoat.dev tiny -o json"
+        assert capfd.readouterr().err.strip() == f"error: {words}"
+    assert Kubectl(["--context=x"])
+
+
+LLAMA = {
+    "model_type": "llama",
+    "num_hidden_layers": 126,
+    "hidden_size": 16384,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 8,
+    "intermediate_size": 53248,
+    "vocab_size": 128256,
+}
+
+
+def test_the_shape_of_a_model_from_its_config(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    facts = planning.config_facts(tmp_path / "config.json")
+    assert facts.parameters == 405_853_388_800  # as published
+    assert (facts.layers, facts.head_dim, facts.kv_heads) == (126, 128, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "config.json: "),
+        ("[]", "config.json: "),
+        (json.dumps({"model_type": "gpt2"}), "gpt2"),
+        (
+            json.dumps({key: value for key, value in LLAMA.items() if key != "vocab_size"}),
+            "has no vocab_size",
+        ),
+    ],
+)
+def test_what_is_no_llama_is_said(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(PluginError, match=told):
+        planning.config_facts(tmp_path / "config.json")
+
+
+def test_what_others_have_made_is_told() -> None:
+    wanted = samples.trenchcoat("new", {})
+    artifacts = Artifacts(wanted.spec).all(cria_ranges(126, 9))
+    made = {item.name: item.key for item in artifacts}
+    status = TrenchcoatStatus.model_validate(
+        {
+            "stages": [
+                {"name": "tokenize", "state": "Succeeded", "key": made["tokenize"]},
+                {"name": "shard", "state": "Running", "key": made["shard"]},
+            ],
+            "crias": [samples.cria(3, "Succeeded", key=made["cria-03"])],
+        }
+    )
+    other = samples.trenchcoat("old", {}).model_copy(update={"status": status})
+    reused = planning.complete(artifacts, wanted, [other])
+    assert [item.name for item in reused] == ["tokenize", "cria-03"]
+    assert planning.told(reused) == "Complete already, and reused: tokenize, 1 Cria."
+    elsewhere = samples.trenchcoat(
+        "old",
+        {},
+        store={
+            "endpoint": "https://other.example",
+            "bucket": "trenchcoat",
+            "credentialsSecretRef": {"name": "m"},
+        },
+    ).model_copy(update={"status": status})
+    assert planning.complete(artifacts, wanted, [elsewhere]) == []
+
+
+def test_a_model_that_was_read_is_known() -> None:
+    assert (
+        planning.known_facts(samples.trenchcoat("new", {}), [samples.stalled(), samples.running()])
+        is not None
+    )
+    other_model = samples.trenchcoat("new", {}, model={"source": "hf://meta-llama/Llama-3.1-8B"})
+    assert planning.known_facts(other_model, [samples.running()]) is None

@@ -5,9 +5,11 @@ import os
 import sys
 
 import kopf
+from prometheus_client import start_http_server
 
 from trenchcoat_operator import handlers
 from trenchcoat_operator.kubernetes.client import Cluster
+from trenchcoat_operator.metrics.recorder import Metrics
 from trenchcoat_operator.queue import WorkQueue
 from trenchcoat_operator.settings import Settings, SettingsError
 from trenchcoat_operator.worker import Reconciler, Worker
@@ -25,8 +27,13 @@ def main() -> int:
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)  # a line for each probe, otherwise
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # what it retries in vain is told by who asked
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # an info line for each event, otherwise
+    metrics = Metrics()
     queue = WorkQueue()
-    worker = Worker(queue, Reconciler(Cluster.connect(), settings), settings)
+    metrics.watch_queue(queue.depth)
+    cluster = Cluster.connect(metrics.requested)
+    worker = Worker(queue, Reconciler(cluster, settings, metrics), settings, metrics)
+    if settings.metrics_port:
+        start_http_server(settings.metrics_port, registry=metrics.registry)
     registry = kopf.OperatorRegistry()
     handlers.register(registry, queue, worker)
     kopf.run(

@@ -14,6 +14,7 @@ from trenchcoat_api.stages import Stage
 
 from trenchcoat_operator.kubernetes import client
 from trenchcoat_operator.kubernetes.client import Cluster, ForbiddenError, NotFoundError
+from trenchcoat_operator.metrics.recorder import Metrics
 from trenchcoat_operator.model import views
 from trenchcoat_operator.model.capacity import Capacity, Contender, Demand
 from trenchcoat_operator.model.observed import Child, ChildKind, Observed, Pod, Problem, StoreView
@@ -35,11 +36,11 @@ class SecretError(StoreError):
 class Observer:
     """Looks; keeps nothing but what never changes."""
 
-    def __init__(self, cluster: Cluster, namespaces: tuple[str, ...]) -> None:
+    def __init__(self, cluster: Cluster, namespaces: tuple[str, ...], metrics: Metrics) -> None:
         self._cluster = cluster
         self._namespaces = namespaces or ("",)
         self._manifests = ManifestCache()
-        self._readers = Readers()
+        self._readers = Readers(metrics.read)
 
     def look(self, trenchcoat: Trenchcoat, *, with_capacity: bool) -> Observed:
         """Everything about one Trenchcoat.

@@ -41,6 +41,8 @@ class Settings:
     resync_seconds: float = 60.0
     """How often every Trenchcoat is looked at, whatever events said."""
     health_port: int = 8080
+    metrics_port: int = 8081
+    """0 serves no metrics."""
     log_level: str = "INFO"
 
     @classmethod
@@ -87,5 +89,6 @@ class Settings:
             poll_seconds=number("POLL_SECONDS", base.poll_seconds, 0.1),
             resync_seconds=number("RESYNC_SECONDS", base.resync_seconds, 1),
             health_port=int(number("HEALTH_PORT", base.health_port, 1)),
+            metrics_port=int(number("METRICS_PORT", base.metrics_port, 0)),
             log_level=text("LOG_LEVEL", base.log_level).upper(),
         )

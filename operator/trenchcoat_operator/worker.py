@@ -14,7 +14,8 @@ from trenchcoat_api.status import ConditionType, TrenchcoatStatus
 from trenchcoat_operator.apply import Applier, status_object
 from trenchcoat_operator.kubernetes import client
 from trenchcoat_operator.kubernetes.client import ApiError, Cluster, NotFoundError
-from trenchcoat_operator.model.observed import Problem
+from trenchcoat_operator.metrics.recorder import Metrics
+from trenchcoat_operator.model.observed import Observed, Problem
 from trenchcoat_operator.observe import Observer
 from trenchcoat_operator.queue import Key, WorkQueue
 from trenchcoat_operator.reconcile.conditions import Verdict, merge, rejected
@@ -31,10 +32,11 @@ _REJECTIONS = (400, 403, 422)
 class Reconciler:
     """Brings one Trenchcoat a step on."""
 
-    def __init__(self, cluster: Cluster, settings: Settings) -> None:
+    def __init__(self, cluster: Cluster, settings: Settings, metrics: Metrics) -> None:
         self._cluster = cluster
         self._settings = settings
-        self._observer = Observer(cluster, settings.namespaces)
+        self._metrics = metrics
+        self._observer = Observer(cluster, settings.namespaces, metrics)
         self._applier = Applier(cluster)
         self._releasing = threading.Lock()
 
@@ -59,20 +61,22 @@ class Reconciler:
         trenchcoat = self._read(key)
         if trenchcoat is None or trenchcoat.metadata.deletion_timestamp:
             return None
-        plan = self._plan(trenchcoat, with_capacity=False)
+        observed, plan = self._plan(trenchcoat, with_capacity=False)
         try:
             if not plan.needs_capacity:
                 self._applier.act(trenchcoat, plan)
             else:
                 # GPUs are given out one Trenchcoat at a time, so that none is given twice.
                 with self._releasing:
-                    plan = self._plan(trenchcoat, with_capacity=True)
+                    observed, plan = self._plan(trenchcoat, with_capacity=True)
                     self._applier.act(trenchcoat, plan)
         except ApiError as error:
             if error.status in _REJECTIONS:
                 self._tell_rejection(trenchcoat, plan, error)
             raise
+        self._metrics.acted(trenchcoat, observed, plan, datetime.now(UTC))
         self._applier.report(trenchcoat, plan)
+        self._metrics.reported(trenchcoat, observed, plan)
         return plan.look_again
 
     def _tell_rejection(self, trenchcoat: Trenchcoat, plan: Plan, error: ApiError) -> None:
@@ -83,14 +87,15 @@ class Reconciler:
         told = of_conditions(trenchcoat.status.conditions, status.conditions, trenchcoat)
         self._applier.report(trenchcoat, replace(plan, status=status, events=tuple(told)))
 
-    def _plan(self, trenchcoat: Trenchcoat, *, with_capacity: bool) -> Plan:
+    def _plan(self, trenchcoat: Trenchcoat, *, with_capacity: bool) -> tuple[Observed, Plan]:
         observed = self._observer.look(trenchcoat, with_capacity=with_capacity)
-        return reconcile(trenchcoat, observed, self._settings, datetime.now(UTC))
+        return observed, reconcile(trenchcoat, observed, self._settings, datetime.now(UTC))
 
     def _read(self, key: Key) -> Trenchcoat | None:
         try:
             body = self._cluster.get(client.TRENCHCOATS, key.namespace, key.name)
         except NotFoundError:
+            self._metrics.forget(key)
             return None
         try:
             TrenchcoatStatus.model_validate(body.get("status") or {})
@@ -132,8 +137,11 @@ class Reconciler:
 class Worker:
     """Threads that work on keys, and one that adds all keys now and then, whatever events said."""
 
-    def __init__(self, queue: WorkQueue, reconciler: Reconciler, settings: Settings) -> None:
+    def __init__(
+        self, queue: WorkQueue, reconciler: Reconciler, settings: Settings, metrics: Metrics
+    ) -> None:
         self._queue = queue
+        self._metrics = metrics
         self._reconciler = reconciler
         self._settings = settings
         self._stop = threading.Event()
@@ -169,22 +177,29 @@ class Worker:
 
     def _work(self) -> None:
         while (key := self._queue.get()) is not None:
+            begun = time.monotonic()
+            failure: Exception | None = None
             try:
                 look_again = self._reconciler.step(key)
             except ApiError as error:
+                failure = error
                 delay = self._queue.failed(key)
                 log.warning("%s: %s; again in %.0f s", key, error, delay)
-            except Exception:
+            except Exception as error:
+                failure = error
                 delay = self._queue.failed(key)
                 log.exception("%s: could not be reconciled; again in %.0f s", key, delay)
             else:
                 self._queue.done(key, look_again)
+            self._metrics.passed(time.monotonic() - begun, failure)
 
     def _resync(self) -> None:
         while not self._stop.is_set():
             wait = self._settings.resync_seconds
             try:
-                for key in self._reconciler.all_keys():
+                keys = self._reconciler.all_keys()
+                self._metrics.retain(keys)
+                for key in keys:
                     self._queue.add(key)
             except ApiError as error:
                 log.warning("Trenchcoats cannot be listed: %s", error)

@@ -1,7 +1,8 @@
 """A small client for the API server: objects in, objects out, every failure one typed error."""
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,14 +75,42 @@ EVENTS = Kind("v1", "events")
 KINDS = {"Job": JOBS, "PyTorchJob": PYTORCH_JOBS, "ConfigMap": CONFIG_MAPS}
 
 
+def request_labels(method: str, path: str, content_type: str) -> tuple[str, str]:
+    """The verb, as Kubernetes calls it, and the resource of a request."""
+    parts = path.strip("/").split("/")
+    parts = parts[2:] if parts[0] == "api" else parts[3:]  # api/v1/..., apis/GROUP/VERSION/...
+    if parts[0] == "namespaces" and len(parts) > 2:
+        parts = parts[2:]
+    plural, one, subresource = parts[0], len(parts) > 1, "/".join(parts[2:])
+    match method:
+        case "GET":
+            verb = "get" if one else "list"
+        case "POST":
+            verb = "create"
+        case "PATCH" if content_type.startswith("application/apply-patch"):
+            verb = "apply"
+        case _:
+            verb = method.lower()
+    return verb, f"{plural}/{subresource}" if subresource else plural
+
+
+RequestObserver = Callable[[str, str, int, float], None]
+"""Told of every request: verb, resource, HTTP status (0 for no answer), seconds."""
+
+
+def _unobserved(verb: str, resource: str, code: int, seconds: float) -> None:
+    pass
+
+
 class Cluster:
     """The API server."""
 
-    def __init__(self, api: library.ApiClient) -> None:
+    def __init__(self, api: library.ApiClient, observe: RequestObserver = _unobserved) -> None:
         self._api = api
+        self._observe = observe
 
     @classmethod
-    def connect(cls) -> "Cluster":
+    def connect(cls, observe: RequestObserver = _unobserved) -> "Cluster":
         """Find the API server: inside a pod by its service account, elsewhere by the kubeconfig."""
         configuration = library.Configuration()
         configuration.connection_pool_maxsize = 32
@@ -90,7 +119,7 @@ class Cluster:
             library_config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
         except ConfigException:
             library_config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-        return cls(library.ApiClient(configuration))
+        return cls(library.ApiClient(configuration), observe)
 
     def get(self, kind: Kind, namespace: str, name: str) -> Object:
         """Read one object.
@@ -218,11 +247,15 @@ class Cluster:
             body=body,
             auth_settings=["BearerToken"],
         )
+        labels, begun, code = request_labels(method, path, content_type), time.monotonic(), 0
         try:
             response = self._api.call_api(*request, _request_timeout=_TIMEOUT)
             data: bytes = response.read() or b""  # type: ignore[no-untyped-call]
+            code = int(response.status)
         except urllib3.exceptions.HTTPError as error:
             raise ApiError(0, "Unreachable", f"{method} {path}: {error}") from error
+        finally:
+            self._observe(*labels, code, time.monotonic() - begun)
         if 200 <= response.status <= 299:
             result: Object = json.loads(data)
             return result

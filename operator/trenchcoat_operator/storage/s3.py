@@ -2,7 +2,9 @@
 
 import json
 import threading
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -47,11 +49,20 @@ class Credentials:
         return "Credentials(...)"
 
 
+ReadObserver = Callable[[str, float], None]
+"""Told of every read: manifest or progress, and the seconds that it took."""
+
+
+def _unobserved(what: str, seconds: float) -> None:
+    pass
+
+
 class StoreReader:
     """One bucket, read with one access key."""
 
-    def __init__(self, store: Store, credentials: Credentials) -> None:
+    def __init__(self, store: Store, credentials: Credentials, observe: ReadObserver = _unobserved) -> None:
         self._store = store
+        self._observe = observe
         scheme, _, host = store.endpoint.rstrip("/").partition("://")
         self._client = Minio(
             host,
@@ -84,6 +95,7 @@ class StoreReader:
             return None  # a report of another version; the next one may be read
 
     def _read(self, path: str, model: type[Model]) -> Model | None:
+        begun = time.monotonic()
         try:
             data = self._get(path)
         except S3Error as error:
@@ -92,6 +104,8 @@ class StoreReader:
             raise self._explained(error) from error
         except (MinioException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise self._explained(error) from error
+        finally:
+            self._observe(model.__name__.lower(), time.monotonic() - begun)
         try:
             return model.model_validate(json.loads(data))
         except (ValueError, ValidationError) as error:
@@ -187,7 +201,8 @@ class ManifestCache:
 class Readers:
     """Readers that were opened, so that their connections are used again."""
 
-    def __init__(self, limit: int = 200) -> None:
+    def __init__(self, observe: ReadObserver = _unobserved, limit: int = 200) -> None:
+        self._observe = observe
         self._limit = limit
         self._lock = threading.Lock()
         self._readers: OrderedDict[tuple[str, str, str, Credentials], StoreReader] = OrderedDict()
@@ -198,7 +213,7 @@ class Readers:
         with self._lock:
             reader = self._readers.get(place)
             if reader is None:
-                reader = self._readers[place] = StoreReader(store, credentials)
+                reader = self._readers[place] = StoreReader(store, credentials, self._observe)
             self._readers.move_to_end(place)
             while len(self._readers) > self._limit:
                 self._readers.popitem(last=False)

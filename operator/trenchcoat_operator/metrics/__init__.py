@@ -1,0 +1,1 @@
+"""Numbers for Prometheus; docs/metrics.md has the table of them."""

@@ -1,0 +1,304 @@
+"""Metrics: what a pass counts, what is shown, what goes with a Trenchcoat, and that the doc tells it all."""
+
+import re
+import urllib.request
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from prometheus_client import start_http_server
+from trenchcoat_api.status import CriaStatus, Source, StageStatus, State, TrenchcoatStatus, WaitingReason
+from trenchcoat_operator.kubernetes.client import ApiError, request_labels
+from trenchcoat_operator.metrics import samples
+from trenchcoat_operator.metrics.recorder import Metrics
+from trenchcoat_operator.model.observed import ChildPhase, Observed
+from trenchcoat_operator.queue import Key
+from trenchcoat_operator.reconcile.decide import reconcile
+from trenchcoat_operator.reconcile.plan import Plan
+
+from tests.operator import world
+from tests.operator.test_golden import CASES, DATA
+
+DOC = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+
+def with_status(trenchcoat, status):
+    return trenchcoat.model_copy(update={"status": status})
+
+
+def plan_of(status, *actions) -> Plan:
+    return Plan(actions, status, (), None)
+
+
+@pytest.fixture
+def trenchcoat():
+    return world.load(DATA / "new").trenchcoat
+
+
+def counted(found, metric):
+    return {sample.labels: sample.value for sample in found if sample.metric == metric}
+
+
+def test_waiting_counts_each_row_by_the_reason_that_it_had(trenchcoat):
+    waits = {"state": State.WAITING, "waiting_reason": WaitingReason.GPU}
+    former = TrenchcoatStatus(
+        stages=[
+            StageStatus(name="shard", state=State.WAITING, waiting_reason=WaitingReason.RETRY),
+            StageStatus(name="cria", **waits),  # sums up the two below
+        ],
+        crias=[CriaStatus(index=index, layers="0-1", **waits) for index in range(2)],
+    )
+    found = samples.of_status(with_status(trenchcoat, former), Observed(), plan_of(TrenchcoatStatus()), 3.0)
+    waited: dict[tuple[str, ...], float] = {}
+    for sample in found:
+        waited[sample.labels] = waited.get(sample.labels, 0) + sample.value
+    assert waited == {
+        (trenchcoat.metadata.namespace, "Gpu"): 6.0,
+        (trenchcoat.metadata.namespace, "Retry"): 3.0,
+    }
+
+
+def test_an_artifact_counts_once_when_it_becomes_complete(trenchcoat):
+    done = StageStatus(
+        name="collect",  # on two pods of four GPUs
+        state=State.SUCCEEDED,
+        key="k",
+        source=Source.COMPUTED,
+        seconds="120.5",
+        completed_at="2026-01-01T12:00:00Z",
+    )
+    collect = trenchcoat.spec.collect.model_copy(update={"nodes": 2, "gpus_per_node": 4})
+    trenchcoat = trenchcoat.model_copy(
+        update={"spec": trenchcoat.spec.model_copy(update={"collect": collect})}
+    )
+    new = TrenchcoatStatus(stages=[done])
+    found = samples.of_status(trenchcoat, Observed(), plan_of(new), 0.0)
+    namespace = trenchcoat.metadata.namespace
+    assert counted(found, "trenchcoat_artifacts_total") == {(namespace, "collect", "Computed"): 1}
+    assert counted(found, "trenchcoat_stage_duration_seconds") == {("collect",): 120.5}
+    assert counted(found, "trenchcoat_gpu_seconds_total") == {(namespace, "collect", "Succeeded"): 8 * 120.5}
+    assert samples.of_status(with_status(trenchcoat, new), Observed(), plan_of(new), 0.0) == []
+
+
+def test_what_was_reused_took_no_gpu(trenchcoat):
+    done = CriaStatus(
+        index=1, layers="2-3", state=State.SUCCEEDED, key="k", source=Source.REUSED, seconds="9"
+    )
+    found = samples.of_status(trenchcoat, Observed(), plan_of(TrenchcoatStatus(crias=[done])), 0.0)
+    assert [sample.metric for sample in found] == ["trenchcoat_artifacts_total"]
+    assert found[0].labels == (trenchcoat.metadata.namespace, "cria", "Reused")
+
+
+def of_case(name):
+    seen = world.load(DATA / name)
+    plan = reconcile(seen.trenchcoat, seen.observed, world.SETTINGS, seen.now)
+    return seen, samples.of_actions(seen.trenchcoat, seen.observed, plan, seen.now)
+
+
+def test_a_failed_attempt_counts_with_the_gpu_seconds_that_it_took():
+    seen, found = of_case("cria-out-of-memory")
+    namespace = seen.trenchcoat.metadata.namespace
+    assert counted(found, "trenchcoat_failed_attempts_total") == {(namespace, "OutOfMemory"): 1}
+    (failed,) = (child for child in seen.observed.children if child.phase is ChildPhase.FAILED)
+    begun = min(pod.started_at for pod in failed.pods if pod.started_at)
+    assert counted(found, "trenchcoat_gpu_seconds_total") == {
+        (namespace, "cria", "OutOfMemory"): (failed.finished_at - begun).total_seconds()
+    }
+
+
+def test_recorded_failures_are_not_counted_again():
+    seen, _ = of_case("cria-out-of-memory")
+    recorded = replace(
+        seen.observed,
+        children=tuple(
+            replace(child, outcome="OutOfMemory") if child.phase is ChildPhase.FAILED else child
+            for child in seen.observed.children
+        ),
+    )
+    again = reconcile(seen.trenchcoat, recorded, world.SETTINGS, seen.now)
+    assert samples.of_actions(seen.trenchcoat, recorded, again, seen.now) == []
+
+
+def test_suspending_counts_what_was_stopped():
+    _, found = of_case("suspend")
+    assert {sample.labels[2] for sample in found} == {"Stopped"}
+    assert all(sample.value > 0 for sample in found)
+
+
+def test_the_attempt_before_is_not_in_the_gpu_seconds_of_success():
+    seen = world.load(DATA / "complete")
+    child = world.load(DATA / "cria-failed-once").observed.children[0]
+    key, now = "k", seen.now
+    first = replace(child, key=key, attempt=1, phase=ChildPhase.FAILED, pods=())
+    second = replace(
+        child,
+        key=key,
+        attempt=2,
+        phase=ChildPhase.SUCCEEDED,
+        pods=(),
+        created_at=now - timedelta(seconds=40),
+        finished_at=now,
+    )
+    row = CriaStatus(
+        index=0,
+        layers="0-1",
+        state=State.SUCCEEDED,
+        key=key,
+        source=Source.COMPUTED,
+        seconds="500",
+        completed_at="2026-01-01T12:00:00Z",
+    )
+    found = samples.of_status(
+        seen.trenchcoat, Observed(children=(first, second)), plan_of(TrenchcoatStatus(crias=[row])), 0.0
+    )
+    assert list(counted(found, "trenchcoat_gpu_seconds_total").values()) == [40.0]
+
+
+def test_only_running_crias_have_series_of_their_own(trenchcoat):
+    status = TrenchcoatStatus(
+        progress="50%",
+        crias=[
+            CriaStatus(index=0, layers="0-1", state=State.SUCCEEDED, source=Source.REUSED, loss="0.1"),
+            CriaStatus(index=1, layers="2-3", state=State.RUNNING, progress="25%", loss="NaN"),
+            CriaStatus(index=2, layers="4-5", state=State.WAITING),
+        ],
+    )
+    found = samples.gauges(trenchcoat, status)
+    place = (trenchcoat.metadata.namespace, trenchcoat.metadata.name)
+    assert counted(found, "trenchcoat_cria_progress_ratio") == {(*place, "1"): 0.25}
+    assert list(counted(found, "trenchcoat_cria_loss")) == [(*place, "1")]
+    assert counted(found, "trenchcoat_progress_ratio") == {place: 0.5}
+    assert counted(found, "trenchcoat_reuse_ratio") == {place: 1.0}
+    assert counted(found, "trenchcoat_crias") == {
+        (*place, "Succeeded"): 1,
+        (*place, "Running"): 1,
+        (*place, "Waiting"): 1,
+    }
+
+
+def filled() -> Metrics:
+    """Every metric with a value: all golden cases passed through, twice, two seconds apart."""
+    time = iter(range(0, 10_000, 2))
+    metrics = Metrics(clock=lambda: float(next(time)))
+    metrics.watch_queue(lambda: 3)
+    for name in CASES:
+        seen = world.load(DATA / name)
+        for _ in range(2):
+            plan = reconcile(seen.trenchcoat, seen.observed, world.SETTINGS, seen.now)
+            metrics.acted(seen.trenchcoat, seen.observed, plan, seen.now)
+            metrics.reported(seen.trenchcoat, seen.observed, plan)
+            seen.trenchcoat = with_status(seen.trenchcoat, plan.status)
+    running = world.load(DATA / "crias-max-parallel")
+    plan = reconcile(running.trenchcoat, running.observed, world.SETTINGS, running.now)
+    crias = [CriaStatus(index=0, layers="0-1", state=State.RUNNING, progress="10%", loss="1.5")]
+    plan = replace(plan, status=plan.status.model_copy(update={"crias": crias}))
+    metrics.reported(running.trenchcoat, running.observed, plan)
+    metrics.passed(0.1, ApiError(503, "Unavailable", "later"))
+    metrics.requested("list", "pods", 200, 0.01)
+    metrics.read("manifest", 0.01)
+    return metrics
+
+
+def documented() -> dict[str, tuple[str, set[str]]]:
+    rows = re.findall(r"^\| `(trenchcoat_\w+)` \| (\w+) \| (.*?) \|", DOC.read_text(), re.MULTILINE)
+    return {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+
+
+def test_the_doc_and_the_registry_agree():
+    found = {}
+    for family in filled().registry.collect():
+        if not family.name.startswith("trenchcoat_"):
+            continue
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        assert family.samples, f"{name} was never set here: labels unknown"
+        found[name] = (family.type, labels)
+    assert found == documented()
+
+
+def test_names_follow_prometheus_conventions():
+    for name, (kind, _) in documented().items():
+        assert name.endswith("_total") == (kind == "counter")
+        if kind == "histogram":
+            assert name.endswith("_seconds")
+
+
+def series(metrics: Metrics) -> list[str]:
+    return [
+        str(sample)
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if "namespace" in sample.labels
+    ]
+
+
+def test_all_series_go_with_the_trenchcoat():
+    metrics = filled()
+    trenchcoat = world.load(DATA / "new").trenchcoat
+    assert len(series(metrics)) > 20
+    metrics.forget(Key(trenchcoat.metadata.namespace, trenchcoat.metadata.name))
+    assert series(metrics) == []
+    assert metrics.registry.get_sample_value("trenchcoat_trenchcoats") == 0
+
+
+def test_another_trenchcoat_keeps_its_namespace():
+    metrics = filled()
+    trenchcoat = world.load(DATA / "new").trenchcoat
+    other = trenchcoat.model_copy(
+        update={"metadata": trenchcoat.metadata.model_copy(update={"name": "other"})}
+    )
+    metrics.reported(other, Observed(), plan_of(TrenchcoatStatus(progress="1%")))
+    metrics.retain([Key(other.metadata.namespace, "other")])
+    left = series(metrics)
+    assert not any(f"'name': '{trenchcoat.metadata.name}'" in line for line in left)
+    assert any("'other'" in line for line in left)
+    assert any("trenchcoat_failed_attempts_total" in line for line in left)
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (ApiError(0, "Unreachable", ""), "unreachable"),
+        (ApiError(409, "Conflict", ""), "refused"),
+        (ApiError(500, "InternalError", ""), "server"),
+        (ValueError("bug"), "internal"),
+    ],
+)
+def test_errors_by_cause(error, cause):
+    metrics = Metrics()
+    metrics.passed(1.0, error)
+    assert metrics.registry.get_sample_value("trenchcoat_reconcile_errors_total", {"cause": cause}) == 1
+
+
+@pytest.mark.parametrize(
+    ("request_line", "labels"),
+    [
+        (("GET", "/api/v1/nodes"), ("list", "nodes")),
+        (("GET", "/api/v1/namespaces/a/pods"), ("list", "pods")),
+        (("GET", "/api/v1/namespaces/a/secrets/s"), ("get", "secrets")),
+        (("PATCH", "/apis/batch/v1/namespaces/a/jobs/j", "application/apply-patch+yaml"), ("apply", "jobs")),
+        (("PATCH", "/api/v1/namespaces/a/pods/p/status"), ("patch", "pods/status")),
+        (("DELETE", "/apis/kubeflow.org/v1/namespaces/a/pytorchjobs/p"), ("delete", "pytorchjobs")),
+        (("POST", "/api/v1/namespaces/a/events"), ("create", "events")),
+        (("GET", "/api/v1/namespaces/a"), ("get", "namespaces")),
+    ],
+)
+def test_requests_are_told_by_verb_and_resource(request_line, labels):
+    method, path, *content_type = request_line
+    assert request_labels(method, path, *(content_type or ["application/json"])) == labels
+
+
+def test_prometheus_can_read_them():
+    server, thread = start_http_server(0, addr="127.0.0.1", registry=filled().registry)
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert re.search(
+        r'^trenchcoat_cria_loss\{cria="0",name="\w+",namespace="\w+"\} 1\.5$', text, re.MULTILINE
+    )
+    assert "process_resident_memory_bytes" in text

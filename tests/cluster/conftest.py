@@ -14,7 +14,7 @@ from demo.environment import Environment, local, remove
 from demo.inputs import make_teacher, upload
 from demo.install import install_operator
 
-NAME = "trenchcoat-test"
+NAME = os.environ.get("TRENCHCOAT_TEST_CLUSTER", "trenchcoat-test")
 NAMESPACE = "team-a"
 
 

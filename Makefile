@@ -9,7 +9,7 @@ KUBECONFIG :=
 REGISTRY :=
 TAG := latest
 
-.PHONY: help venv demo local-demo test unit cluster-test lint format crds lock cluster-up cluster-down cluster-status images
+.PHONY: help venv demo local-demo test unit cluster-test lint format crds chart-docs lock cluster-up cluster-down cluster-status images
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -42,6 +42,9 @@ format: venv  ## ruff's formatter and fixes
 
 crds: venv  ## generate crds/ and the chart's copy from api/
 	hack/generate-crds
+
+chart-docs: venv  ## write the chart's README and schema descriptions from the comments in values.yaml
+	$(PYTHON) hack/chart-docs
 
 lock: venv  ## pin the newest versions that pyproject.toml allows
 	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \

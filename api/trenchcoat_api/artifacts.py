@@ -15,8 +15,9 @@ from typing import Any
 
 from pydantic import Field
 
+from trenchcoat_api.base import Camel
 from trenchcoat_api.crias import CriaRange
-from trenchcoat_api.spec import Camel, TrenchcoatSpec
+from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 
 CODE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1)

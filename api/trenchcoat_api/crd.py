@@ -8,44 +8,18 @@ from typing import Any
 import yaml
 
 from trenchcoat_api import constants
-from trenchcoat_api.spec import DECIMAL_PATTERN, TrenchcoatSpec
+from trenchcoat_api.resource import NAME
+from trenchcoat_api.rules import VALIDATIONS, cel_string, matches
+from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.status import TrenchcoatStatus
+from trenchcoat_api.strings import DECIMAL_PATTERN
 
-_SPEC_RULES = [
-    {
-        "rule": "self.data.tokens >= self.data.sequenceLength",
-        "message": "data.tokens must be at least data.sequenceLength: no sequence would be full",
-    },
-    {
-        "rule": "self.data.sequenceLength > self.attention.window",
-        "message": (
-            "data.sequenceLength must be greater than attention.window: the linear part would see nothing"
-        ),
-    },
-    {
-        "rule": "self.criaLora.objective != 'layerwise' || !('o_proj' in self.criaLora.lora.targetModules)",
-        "message": (
-            "criaLora.lora.targetModules has o_proj, which the objective layerwise cannot train (it compares "
-            "attention before o_proj): remove it, or set criaLora.objective to block"
-        ),
-    },
-    {
-        "rule": "self.store.endpoint == oldSelf.store.endpoint && self.store.bucket == oldSelf.store.bucket"
-        " && self.store.prefix == oldSelf.store.prefix",
-        "message": (
-            "store.endpoint, store.bucket and store.prefix cannot change: the artifacts would be lost; "
-            "make a new Trenchcoat"
-        ),
-    },
-]
-
+# A pattern on metadata.name would say less, and below metadata the API server takes no rules.
 _NAME_RULE = {
-    "rule": f"self.metadata.name.size() <= {constants.MAX_NAME_LENGTH} && "
-    "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-    "message": (
-        f"metadata.name must be at most {constants.MAX_NAME_LENGTH} characters, begin with a letter and hold "
-        "no dots: the names of its Jobs and pods are made from it"
-    ),
+    "rule": matches("self.metadata.name", NAME.pattern),
+    "message": f"metadata.name: {NAME.remedy}",
+    "messageExpression": '"metadata.name \'" + self.metadata.name + '
+    + cel_string(f"' cannot be used: {NAME.remedy}"),
 }
 
 _COLUMNS = [
@@ -91,18 +65,28 @@ def _structural(node: Any, definitions: dict[str, Any]) -> Any:
             result[key] = {name: _structural(item, definitions) for name, item in value.items()}
         elif key in ("items", "additionalProperties") and isinstance(value, dict):
             result[key] = _structural(value, definitions)
-        elif key not in (
-            "title",
-            "additionalProperties",
-        ):  # titles repeat names; the API server prunes itself
-            result[key] = value
-    if result.get("x-kubernetes-preserve-unknown-fields"):
-        result.pop("additionalProperties", None)
+        elif key == "additionalProperties" and value:
+            result["x-kubernetes-preserve-unknown-fields"] = True
+        elif key not in ("title", "additionalProperties"):
+            result[key] = value  # titles repeat names; what is unknown the API server prunes by itself
     return result
 
 
+def _defaults(schema: dict[str, Any]) -> dict[str, Any]:
+    """What an object is filled in with."""
+    filled = {}
+    for name, child in schema["properties"].items():
+        if "default" in child:
+            nested = child["type"] == "object" and "properties" in child
+            filled[name] = _defaults(child) if nested else copy.deepcopy(child["default"])
+    return filled
+
+
 def _with_object_defaults(schema: dict[str, Any]) -> dict[str, Any]:
-    """Give optional objects whose fields all have defaults the default {}, so that theirs apply."""
+    """Give optional objects whose fields all have defaults the default {}, so that theirs apply.
+
+    Of objects with rules the API server wants one that keeps to them as it stands, before it is filled in.
+    """
     for name, child in schema.get("properties", {}).items():
         _with_object_defaults(child)
         optional = name not in schema.get("required", [])
@@ -112,7 +96,7 @@ def _with_object_defaults(schema: dict[str, Any]) -> dict[str, Any]:
             and child.get("properties")
             and not child.get("required")
         ):
-            child["default"] = {}
+            child["default"] = _defaults(child) if VALIDATIONS in child else {}
     return schema
 
 
@@ -139,7 +123,6 @@ def _schema(model: type[TrenchcoatSpec] | type[TrenchcoatStatus]) -> dict[str, A
 def custom_resource_definition() -> dict[str, Any]:
     """The whole CustomResourceDefinition as an object."""
     spec = _with_object_defaults(_schema(TrenchcoatSpec))
-    spec["x-kubernetes-validations"] = _SPEC_RULES
     status = _without_defaults(_schema(TrenchcoatStatus))
     columns = [
         {"name": name, "type": kind, "jsonPath": path, "description": text, "priority": priority}
@@ -179,7 +162,7 @@ def custom_resource_definition() -> dict[str, Any]:
                                 "spec": spec,
                                 "status": status,
                             },
-                            "x-kubernetes-validations": [_NAME_RULE],
+                            VALIDATIONS: [_NAME_RULE],
                         }
                     },
                 }

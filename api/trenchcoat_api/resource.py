@@ -1,14 +1,24 @@
 """The Trenchcoat custom resource as a whole, read from and written to YAML."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from trenchcoat_api.base import Camel
 from trenchcoat_api.constants import MAX_NAME_LENGTH
-from trenchcoat_api.spec import Camel, TrenchcoatSpec
+from trenchcoat_api.faults import faults
+from trenchcoat_api.rules import Text
+from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.status import TrenchcoatStatus
+
+NAME = Text(
+    rf"[a-z]([-a-z0-9]{{0,{MAX_NAME_LENGTH - 2}}}[a-z0-9])?",
+    f"write at most {MAX_NAME_LENGTH} lowercase letters, digits and -, a letter first, for the names of its "
+    "Jobs and pods are made from it",
+)
+"""What a Trenchcoat may be called."""
 
 
 class InvalidTrenchcoatError(ValueError):
@@ -20,7 +30,7 @@ class Metadata(BaseModel):
 
     model_config = ConfigDict(extra="ignore", populate_by_name=True, frozen=True)
 
-    name: str = Field(max_length=MAX_NAME_LENGTH, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
+    name: Annotated[str, NAME]
     namespace: str = "default"
     uid: str = ""
     generation: int = 0
@@ -48,11 +58,8 @@ class Trenchcoat(Camel):
             return cls.model_validate(body)
         except ValidationError as error:
             name = (body.get("metadata") or {}).get("name", "?") if isinstance(body, dict) else "?"
-            faults = "; ".join(
-                f"{'.'.join(str(part) for part in fault['loc']) or 'object'}: {fault['msg']}"
-                for fault in error.errors()
-            )
-            raise InvalidTrenchcoatError(f"Trenchcoat {name}: {faults}") from error
+            told = "; ".join(faults(error, cls))
+            raise InvalidTrenchcoatError(f"Trenchcoat {name}: {told}") from error
 
     @classmethod
     def from_yaml(cls, path: Path) -> Self:

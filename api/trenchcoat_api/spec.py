@@ -5,54 +5,73 @@ There are no floats: the Kubernetes API convention is a decimal in a string.
 """
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import Field
 
-DECIMAL_PATTERN = r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?$"
+from trenchcoat_api.base import Camel
+from trenchcoat_api.pods import PodOverrides
+from trenchcoat_api.rules import Rule, Unique
+from trenchcoat_api.strings import (
+    Bucket,
+    DataSource,
+    Decimal,
+    Endpoint,
+    ExtendedResource,
+    Label,
+    ModelSource,
+    Name,
+    PositiveDecimal,
+    Prefix,
+    Region,
+    SecretKey,
+    Share,
+    where_decimals,
+)
 
-
-def _decimal_to_string(value: object) -> object:
-    # A convenience of `trenchcoat run` only: the API server wants the string itself.
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return str(value) if is_number else value
-
-
-Decimal = Annotated[str, BeforeValidator(_decimal_to_string), Field(pattern=DECIMAL_PATTERN)]
-"""A non-negative decimal number written as a string, such as "1e-2"; read it with float()."""
-
-DnsName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
-
-
-class Camel(BaseModel):
-    """A model whose YAML keys are the camelCase of its Python names; unknown keys are errors."""
-
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+_MICRO_BATCH = Rule(
+    cel="self.microBatchSize < 1 || self.batchSize % self.microBatchSize == 0",
+    holds=lambda phase: phase.batch_size % phase.micro_batch_size == 0,
+    message="microBatchSize does not divide batchSize: set it to a divisor, or change batchSize",
+    field="microBatchSize",
+)
 
 
 class SecretRef(Camel):
     """A Secret in the Trenchcoat's own namespace."""
 
-    name: DnsName = Field(description="Name of the Secret.")
+    name: Name = Field(description="Name of the Secret.")
 
 
 class SecretKeyRef(SecretRef):
     """One key of a Secret in the Trenchcoat's own namespace."""
 
-    key: str = Field(description="Key within the Secret.", min_length=1, max_length=253)
+    key: SecretKey = Field(description="Key within the Secret.")
 
 
 class Model(Camel):
     """The teacher."""
 
-    source: str = Field(
+    rules = (
+        Rule(
+            cel="!has(self.tokenSecretRef) || self.source.startsWith('hf://')",
+            holds=lambda model: model.token_secret_ref is None or model.source.startswith("hf://"),
+            message="tokenSecretRef is for hf:// sources alone: remove it, or name such a source",
+            field="tokenSecretRef",
+        ),
+        Rule(
+            cel="self.revision == 'main' || self.source.startsWith('hf://')",
+            holds=lambda model: model.revision == "main" or model.source.startswith("hf://"),
+            message="revision is for hf:// sources alone: remove it, or name such a source",
+            field="revision",
+        ),
+    )
+
+    source: ModelSource = Field(
         description=(
             "The teacher's checkpoint in Hugging Face's layout (config.json, *.safetensors, tokenizer): "
             "hf://OWNER/NAME, s3://BUCKET/PREFIX in the store of spec.store, or file:///FOLDER."
         ),
-        max_length=1024,
-        pattern=r"^(hf://[^/ ]+/[^/ ]+|s3://[^/ ]+/[^ ]+|file:///[^ ]+)$",
     )
     revision: str = Field(
         default="main", description="Branch, tag or commit of an hf:// source.", min_length=1, max_length=200
@@ -65,13 +84,11 @@ class Model(Camel):
 class Data(Camel):
     """The text that activations are collected on and adapters are trained on."""
 
-    source: str = Field(
+    source: DataSource = Field(
         description=(
             "The text: s3://BUCKET/GLOB in the store of spec.store or file:///GLOB, files ending in .jsonl "
             "or .txt, plain or compressed with .gz or .zst."
         ),
-        max_length=1024,
-        pattern=r"^(s3://[^/ ]+/[^ ]+|file:///[^ ]+)$",
     )
     text_field: str = Field(
         default="text",
@@ -97,24 +114,22 @@ class Data(Camel):
 class Store(Camel):
     """The S3 store that holds activations, shards, checkpoints and results."""
 
-    endpoint: str = Field(
-        description="URL of the S3 endpoint, such as https://minio.example:9000.",
-        max_length=300,
-        pattern=r"^https?://[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?(:[0-9]{1,5})?/?$",
+    rules = tuple(
+        Rule(
+            cel=f"self.{field} == oldSelf.{field}",
+            holds=None,
+            message=f"{field} cannot change, for the artifacts would be lost: make a new Trenchcoat",
+            field=field,
+        )
+        for field in ("endpoint", "bucket", "prefix")
     )
-    bucket: str = Field(
-        description="An existing bucket.",
-        min_length=3,
-        max_length=63,
-        pattern=r"^[a-z0-9][a-z0-9.-]+[a-z0-9]$",
+
+    endpoint: Endpoint = Field(description="URL of the S3 endpoint, such as https://minio.example:9000.")
+    bucket: Bucket = Field(description="An existing bucket.")
+    prefix: Prefix = Field(
+        default="trenchcoat", description="Everything Trenchcoat writes stands below this prefix."
     )
-    prefix: str = Field(
-        default="trenchcoat",
-        description="Everything Trenchcoat writes stands below this prefix.",
-        max_length=200,
-        pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$",
-    )
-    region: str = Field(default="us-east-1", description="Region of the bucket.", min_length=1, max_length=50)
+    region: Region = Field(default="us-east-1", description="Region of the bucket.")
     credentials_secret_ref: SecretRef = Field(
         description="Secret with the keys accessKey and secretKey, in the Trenchcoat's namespace."
     )
@@ -142,32 +157,58 @@ class Attention(Camel):
         ge=1,
         le=1024,
     )
-    keep_softmax_layers: list[Annotated[int, Field(ge=0, le=10_000)]] = Field(
+    keep_softmax_layers: Annotated[list[Annotated[int, Field(ge=0, le=10_000)]], Unique()] = Field(
         default_factory=list,
         description="Decoder layers, counted from 0, that keep their softmax attention.",
         max_length=1000,
-        json_schema_extra={"x-kubernetes-list-type": "set"},
     )
 
 
 class Plateau(Camel):
     """Learning-rate schedule by layer: cut when a layer's loss stops falling."""
 
-    factor: Decimal = Field(default="0.1", description="The rate is multiplied by this at a cut.")
+    factor: Share = Field(default="0.1", description="The rate is multiplied by this at a cut.")
     patience: int = Field(
         default=10, description="Checks without improvement before a cut.", ge=0, le=100_000
     )
     every: int = Field(default=16, description="Optimiser steps between checks.", ge=1, le=100_000)
-    min_learning_rate: Decimal = Field(default="1e-5", description="The rate never falls below this.")
+    min_learning_rate: PositiveDecimal = Field(default="1e-5", description="The rate never falls below this.")
 
 
 class Transfer(Camel):
     """Attention transfer: feature maps and window factors learn to imitate softmax attention."""
 
+    rules = (
+        _MICRO_BATCH,
+        Rule(
+            cel=where_decimals(
+                "double(self.plateau.minLearningRate) <= double(self.learningRate)",
+                "self.plateau.minLearningRate",
+                "self.learningRate",
+            ),
+            holds=lambda transfer: float(transfer.plateau.min_learning_rate) <= float(transfer.learning_rate),
+            message="plateau.minLearningRate is above learningRate: lower it, or raise learningRate",
+            field="plateau.minLearningRate",
+        ),
+        Rule(
+            cel=where_decimals(
+                "double(self.mseWeight) > 0.0 || double(self.xentWeight) > 0.0",
+                "self.mseWeight",
+                "self.xentWeight",
+            ),
+            holds=lambda transfer: float(transfer.mse_weight) > 0 or float(transfer.xent_weight) > 0,
+            message=(
+                "mseWeight and xentWeight are both 0, which leaves no loss: raise one, or set epochs to 0 to "
+                "switch transfer off"
+            ),
+            field="mseWeight",
+        ),
+    )
+
     epochs: int = Field(
         default=2, description="Passes over the activations; 0 switches it off.", ge=0, le=1000
     )
-    learning_rate: Decimal = Field(default="1e-2", description="Learning rate of AdamW.")
+    learning_rate: PositiveDecimal = Field(default="1e-2", description="Learning rate of AdamW.")
     plateau: Plateau = Field(default_factory=Plateau, description="Learning-rate schedule, by layer.")
     batch_size: int = Field(default=8, description="Sequences per optimiser step.", ge=1, le=65_536)
     micro_batch_size: int = Field(default=1, description="Sequences per forward pass.", ge=1, le=65_536)
@@ -194,13 +235,12 @@ class Lora(Camel):
 
     rank: int = Field(default=8, description="Rank of the adapters.", ge=1, le=1024)
     alpha: int = Field(default=16, description="Adapters are scaled by alpha / rank.", ge=1, le=65_536)
-    dropout: Decimal = Field(default="0.05", description="Dropout on the adapters' input.")
-    target_modules: list[ProjectionName] = Field(
+    dropout: Share = Field(default="0.05", description="Dropout on the adapters' input.")
+    target_modules: Annotated[list[ProjectionName], Unique()] = Field(
         default=[ProjectionName.Q_PROJ, ProjectionName.V_PROJ],
         description="Attention projections that get an adapter.",
         min_length=1,
         max_length=4,
-        json_schema_extra={"x-kubernetes-list-type": "set"},
     )
 
 
@@ -209,12 +249,11 @@ class StitchLora(Lora):
 
     rank: int = Field(default=4, description="Rank of the adapters.", ge=1, le=1024)
     alpha: int = Field(default=8, description="Adapters are scaled by alpha / rank.", ge=1, le=65_536)
-    target_modules: list[ProjectionName] = Field(
+    target_modules: Annotated[list[ProjectionName], Unique()] = Field(
         default=list(ProjectionName),
         description="Attention projections that get an adapter.",
         min_length=1,
         max_length=4,
-        json_schema_extra={"x-kubernetes-list-type": "set"},
     )
 
 
@@ -230,6 +269,8 @@ class Objective(StrEnum):
 class CriaLora(Camel):
     """LoRA by Cria: adapters on one Cria's attention projections, hybrid attention in place."""
 
+    rules = (_MICRO_BATCH,)
+
     epochs: int = Field(
         default=2, description="Passes over the activations; 0 switches it off.", ge=0, le=1000
     )
@@ -240,70 +281,11 @@ class CriaLora(Camel):
             "block: the Cria's output, run as at inference, against the stored next boundary."
         ),
     )
-    learning_rate: Decimal = Field(default="1e-4", description="Learning rate of AdamW.")
+    learning_rate: PositiveDecimal = Field(default="1e-4", description="Learning rate of AdamW.")
     batch_size: int = Field(default=8, description="Sequences per optimiser step.", ge=1, le=65_536)
     micro_batch_size: int = Field(default=1, description="Sequences per forward pass.", ge=1, le=65_536)
     clip: Decimal = Field(default="1.0", description="Largest gradient norm; 0 switches clipping off.")
     lora: Lora = Field(default_factory=Lora, description="The adapters.")
-
-
-class Quantities(Camel):
-    """Compute resources of one pod, requested and limited alike; GPUs are set by the stage."""
-
-    cpu: str | None = Field(
-        default=None, description="CPU cores requested, such as 500m or 8.", pattern=r"^[0-9]+(\.[0-9]+)?m?$"
-    )
-    memory: str | None = Field(
-        default=None,
-        description="Memory requested and its limit.",
-        pattern=r"^[0-9]+(\.[0-9]+)?([KMGTP]i?)?$",
-    )
-    ephemeral_storage: str | None = Field(
-        default=None, description="Local disk requested.", pattern=r"^[0-9]+(\.[0-9]+)?([KMGTP]i?)?$"
-    )
-
-
-_OPEN_OBJECT: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True}
-_OPEN_ITEMS: dict[str, Any] = {"items": {"type": "object", **_OPEN_OBJECT}}
-
-
-class PodOverrides(Camel):
-    """What the pods of a stage need beyond the operator's defaults."""
-
-    image: str | None = Field(
-        default=None, description="Trainer image; the operator's by default.", max_length=500
-    )
-    resources: Quantities = Field(default_factory=Quantities, description="CPU, memory and disk of a pod.")
-    node_selector: dict[str, str] = Field(
-        default_factory=dict, description="Labels of nodes that may run it."
-    )
-    tolerations: list[dict[str, Any]] = Field(
-        default_factory=list,
-        description="Tolerations, as in a Pod.",
-        max_length=50,
-        json_schema_extra=_OPEN_ITEMS,
-    )
-    affinity: dict[str, Any] = Field(
-        default_factory=dict, description="Affinity, as in a Pod.", json_schema_extra=_OPEN_OBJECT
-    )
-    env: list[dict[str, Any]] = Field(
-        default_factory=list,
-        description="Environment variables, as in a Container.",
-        max_length=100,
-        json_schema_extra=_OPEN_ITEMS,
-    )
-    volumes: list[dict[str, Any]] = Field(
-        default_factory=list,
-        description="Volumes, as in a Pod.",
-        max_length=50,
-        json_schema_extra=_OPEN_ITEMS,
-    )
-    volume_mounts: list[dict[str, Any]] = Field(
-        default_factory=list,
-        description="Where the volumes are mounted, as in a Container.",
-        max_length=50,
-        json_schema_extra=_OPEN_ITEMS,
-    )
 
 
 class Collect(Camel):
@@ -317,10 +299,12 @@ class Collect(Camel):
 class Stitch(Camel):
     """Stitching: end-to-end LoRA over the whole model with the language-modelling loss."""
 
+    rules = (_MICRO_BATCH,)
+
     nodes: int = Field(default=1, description="Pods of the PyTorchJob.", ge=1, le=1000)
     gpus_per_node: int = Field(default=1, description="GPUs of each pod; 0 runs on CPUs.", ge=0, le=64)
     epochs: int = Field(default=1, description="Passes over the text; 0 switches it off.", ge=0, le=1000)
-    learning_rate: Decimal = Field(default="1e-4", description="Learning rate of AdamW.")
+    learning_rate: PositiveDecimal = Field(default="1e-4", description="Learning rate of AdamW.")
     batch_size: int = Field(
         default=8, description="Sequences per optimiser step, over all ranks.", ge=1, le=65_536
     )
@@ -353,17 +337,13 @@ class Scheduling(Camel):
     max_parallel_crias: int = Field(
         default=1000, description="Cria Jobs at one time, at most.", ge=1, le=1000
     )
-    gpu_resource: str = Field(
-        default="nvidia.com/gpu",
-        description="Name of the extended resource that counts GPUs.",
-        max_length=253,
+    gpu_resource: ExtendedResource = Field(
+        default="nvidia.com/gpu", description="Name of the extended resource that counts GPUs."
     )
-    queue_name: str | None = Field(
-        default=None, description="Kueue LocalQueue; Kueue then decides when Jobs start.", max_length=63
+    queue_name: Label | None = Field(
+        default=None, description="Kueue LocalQueue; Kueue then decides when Jobs start."
     )
-    priority_class_name: str | None = Field(
-        default=None, description="PriorityClass of all pods.", max_length=253
-    )
+    priority_class_name: Name | None = Field(default=None, description="PriorityClass of all pods.")
     max_attempts: int = Field(
         default=3,
         description="Tries of a stage before it counts as failed; preemptions are free.",
@@ -384,8 +364,57 @@ class StagePods(Camel):
     export: PodOverrides = Field(default_factory=PodOverrides, description="The export Job.")
 
 
+_SEQUENCE = Data.model_fields["sequence_length"].default
+_WINDOW = Attention.model_fields["window"].default
+
+
 class TrenchcoatSpec(Camel):
     """What to linearize, with what, and where the results go; defaults are the published settings."""
+
+    rules = (
+        Rule(
+            cel="self.data.tokens >= self.data.sequenceLength",
+            holds=lambda spec: spec.data.tokens >= spec.data.sequence_length,
+            message=(
+                f"data.tokens is less than data.sequenceLength ({_SEQUENCE} unless set), so that no sequence "
+                "would be full: raise data.tokens, or lower data.sequenceLength"
+            ),
+            field="data.tokens",
+        ),
+        Rule(
+            cel="!self.evaluate.enabled || self.data.heldOutTokens >= self.data.sequenceLength",
+            holds=lambda spec: (
+                not spec.evaluate.enabled or spec.data.held_out_tokens >= spec.data.sequence_length
+            ),
+            message=(
+                f"data.heldOutTokens is less than data.sequenceLength ({_SEQUENCE} unless set), so that "
+                "there would be nothing to evaluate on: raise it, or set evaluate.enabled to false"
+            ),
+            field="data.heldOutTokens",
+        ),
+        Rule(
+            cel="self.data.sequenceLength > self.attention.window",
+            holds=lambda spec: spec.data.sequence_length > spec.attention.window,
+            message=(
+                f"attention.window ({_WINDOW} unless set) covers the whole data.sequenceLength ({_SEQUENCE} "
+                "unless set), so that linear attention would see nothing: lower attention.window, or raise "
+                "data.sequenceLength"
+            ),
+            field="attention.window",
+        ),
+        Rule(
+            cel="self.criaLora.objective != 'layerwise' || !('o_proj' in self.criaLora.lora.targetModules)",
+            holds=lambda spec: (
+                spec.cria_lora.objective is not Objective.LAYERWISE
+                or ProjectionName.O_PROJ not in spec.cria_lora.lora.target_modules
+            ),
+            message=(
+                "criaLora.lora.targetModules has o_proj, which the objective layerwise cannot train (it "
+                "compares attention before o_proj): remove it, or set criaLora.objective to block"
+            ),
+            field="criaLora.lora.targetModules",
+        ),
+    )
 
     model: Model = Field(description="The teacher.")
     data: Data = Field(description="The text.")
@@ -407,20 +436,3 @@ class TrenchcoatSpec(Camel):
     scheduling: Scheduling = Field(default_factory=Scheduling, description="How the Jobs share the cluster.")
     pods: StagePods = Field(default_factory=StagePods, description="Pod settings by stage.")
     suspend: bool = Field(default=False, description="Stops all Jobs after a checkpoint; false resumes.")
-
-    @model_validator(mode="after")
-    def _check_across_fields(self) -> "TrenchcoatSpec":
-        # The same rules stand in the custom resource as CEL (crd.py), for the API server.
-        if self.data.tokens < self.data.sequence_length:
-            raise ValueError("data.tokens must be at least data.sequenceLength: no sequence would be full")
-        if self.data.sequence_length <= self.attention.window:
-            raise ValueError(
-                "data.sequenceLength must be greater than attention.window: the linear part would see nothing"
-            )
-        lora = self.cria_lora
-        if lora.objective is Objective.LAYERWISE and ProjectionName.O_PROJ in lora.lora.target_modules:
-            raise ValueError(
-                "criaLora.lora.targetModules has o_proj, which the objective layerwise cannot train (it "
-                "compares attention before o_proj): remove it, or set criaLora.objective to block"
-            )
-        return self

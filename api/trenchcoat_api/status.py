@@ -8,7 +8,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from trenchcoat_api.artifacts import DataFacts, ModelFacts, Perplexity
-from trenchcoat_api.spec import Camel
+from trenchcoat_api.base import Camel
 
 
 class ConditionType(StrEnum):

@@ -22,17 +22,18 @@ BASE: dict[str, Any] = {
 }
 
 
-def changed(path: str, value: Any) -> dict[str, Any]:
-    """The base object with one field set, such as "spec.data.tokens"; None removes it."""
+def changed(path: str | dict[str, Any], value: Any = None) -> dict[str, Any]:
+    """The base object with one field set, such as "spec.data.tokens", or several; None removes one."""
     body = copy.deepcopy(BASE)
-    *parents, last = path.split(".")
-    node = body
-    for parent in parents:
-        node = node.setdefault(parent, {})
-    if value is None:
-        del node[last]
-    else:
-        node[last] = value
+    for field, wanted in (path if isinstance(path, dict) else {path: value}).items():
+        *parents, last = field.split(".")
+        node = body
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        if wanted is None:
+            del node[last]
+        else:
+            node[last] = wanted
     return body
 
 

@@ -1,60 +1,23 @@
 """The chart: what helm makes of it. (Installing it is tested in tests/cluster.)"""
 
-import os
-import shutil
-import subprocess
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from trenchcoat_api.crd import render
+from trenchcoat_api import crd
 
-TOP = Path(__file__).parents[2]
-CHART = TOP / "charts" / "trenchcoat"
-
-
-@cache
-def helm() -> str:
-    found = shutil.which("helm")
-    if found:
-        return found
-    cache_home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    for built in sorted((cache_home / "trenchcoat" / "components").glob("helm-*/helm")):
-        return str(built)
-    pytest.skip("no helm: `hack/cluster/cluster build helm` makes one")
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([helm(), *arguments], capture_output=True, text=True, check=False, timeout=60)
-
-
-def template(*settings: str) -> list[dict[str, Any]]:
-    options = [word for setting in settings for word in ("--set", setting)]
-    made = run("template", "tc", str(CHART), "--namespace", "ops", "--kube-version", "1.34.0", *options)
-    assert made.returncode == 0, made.stderr
-    return [document for document in yaml.safe_load_all(made.stdout) if document]
-
-
-def of_kind(documents: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    return [document for document in documents if document["kind"] == kind]
+from tests.charts.helm import CHART, TOP, of_kind, render, template
 
 
 def test_definitions_are_those_of_the_models() -> None:
     for file in (TOP / "crds" / "trenchcoat.dev_trenchcoats.yaml", CHART / "files" / "crd.yaml"):
-        assert file.read_text() == render(), f"{file} is not current: run hack/generate-crds"
-
-
-def test_lint() -> None:
-    made = run("lint", "--strict", str(CHART))
-    assert made.returncode == 0, made.stdout
+        assert file.read_text() == crd.render(), f"{file} is not current: run hack/generate-crds"
 
 
 def test_the_definition_is_kept_and_can_be_left_out() -> None:
     (definition,) = of_kind(template(), "CustomResourceDefinition")
     assert definition["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
-    generated = yaml.safe_load(render())
+    generated = yaml.safe_load(crd.render())
     assert definition["spec"] == generated["spec"]
     (definition,) = of_kind(template("crds.keep=false"), "CustomResourceDefinition")
     assert "annotations" not in definition["metadata"]
@@ -71,10 +34,25 @@ def test_the_definition_is_kept_and_can_be_left_out() -> None:
         "operator.workers=0",
         "trainer.memory=lots",
         "watchNamespaces={Not_A_Name}",
+        "image.digest=latest",
+        "serviceMonitor.intervall=1m",
+        "serviceMonitor.interval=often",
+        "dashboard.label.a=b",
+        "networkPolicy.egress[0].too[0].ipBlock.cidr=10.0.0.0/8",
+        "networkPolicy.metricsFrom[0].podSelector.matchlabels.a=b",
+        "resources.request.cpu=1",
+        "resources.requests.memory=lots",
+        "tolerations[0].operater=Exists",
+        "affinity.nodeAffinty.x=y",
+        "affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution[0].topology=zone",
+        "env[0].val=1",
+        "volumes[0].configmap.name=ca",
+        "livenessProbe.periodSeconds=0",
+        "podAnnotations.a=1",
     ],
 )
 def test_misspelt_values_are_refused(setting: str) -> None:
-    made = run("template", "tc", str(CHART), "--kube-version", "1.34.0", "--set", setting)
+    made = render("--set", setting)
     assert made.returncode != 0
     assert "schema" in made.stderr
 
@@ -96,11 +74,13 @@ def test_secrets_can_only_be_read_one_by_one() -> None:
 
 
 def test_with_namespaces_rights_are_theirs_alone() -> None:
-    documents = template("watchNamespaces={a,b}")
+    documents = template("watchNamespaces={a,b}", "rbac.aggregate=false")
     assert [role["metadata"]["namespace"] for role in of_kind(documents, "Role")] == ["a", "b"]
     (counting,) = rules(documents, "ClusterRole")
     assert counting == {"apiGroups": [""], "resources": ["nodes", "pods"], "verbs": ["list"]}
-    assert not of_kind(template("watchNamespaces={a}", "countGpus=false"), "ClusterRole")
+    assert not of_kind(
+        template("watchNamespaces={a}", "countGpus=false", "rbac.aggregate=false"), "ClusterRole"
+    )
 
 
 def operator_container(*settings: str) -> dict[str, Any]:
@@ -133,6 +113,26 @@ def test_images() -> None:
     assert container["image"] == "reg.example/team/trenchcoat-operator:abc"
     environment = {item["name"]: item["value"] for item in container["env"]}
     assert environment["TRENCHCOAT_TRAINER_IMAGE"] == "localhost/t:0.1.0"
+    digest = "sha256:" + "0" * 64
+    assert operator_container(f"image.digest={digest}")["image"] == f"trenchcoat-operator@{digest}"
+    both = operator_container(f"image.digest={digest}", "image.tag=abc")
+    assert both["image"] == f"trenchcoat-operator:abc@{digest}"
+
+
+def test_metrics_are_served_where_the_service_looks() -> None:
+    (service,) = of_kind(template("metrics.port=9100"), "Service")
+    (port,) = service["spec"]["ports"]
+    ports = {item["name"]: item["containerPort"] for item in operator_container("metrics.port=9100")["ports"]}
+    assert port["port"] == ports[port["targetPort"]] == 9100
+    environment = {item["name"]: item["value"] for item in operator_container("metrics.port=9100")["env"]}
+    assert environment["TRENCHCOAT_METRICS_PORT"] == "9100"
+
+
+def test_metrics_can_be_switched_off() -> None:
+    assert not of_kind(template("metrics.enabled=false"), "Service")
+    container = operator_container("metrics.enabled=false")
+    assert [item["name"] for item in container["ports"]] == ["health"]
+    assert {"name": "TRENCHCOAT_METRICS_PORT", "value": "0"} in container["env"]
 
 
 def test_metrics_are_served_where_the_service_looks() -> None:

@@ -40,7 +40,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $image := index . 0 -}}
 {{- $root := index . 1 -}}
 {{- with $image.registry }}{{ . }}/{{ end -}}
-{{ $image.repository }}:{{ default $root.Chart.AppVersion $image.tag }}
+{{ $image.repository }}
+{{- if $image.digest -}}
+{{- with $image.tag }}:{{ . }}{{ end }}@{{ $image.digest }}
+{{- else -}}
+:{{ default $root.Chart.AppVersion $image.tag }}
+{{- end -}}
 {{- end -}}
 
 {{/* Rights within the namespaces that are served. */}}

@@ -122,6 +122,20 @@ def build(wanted: Iterable[str]) -> None:
                 _buildah("rmi", "--force", *old)
 
 
+def build_over(name: str, context: Path) -> str:
+    """Build an image over one that is built, from a folder with a Dockerfile; return its full name.
+
+    Its name has the one's that it is built over in it, so that several can be made of one folder.
+    """
+    full_name = f"{PREFIX}/{context.name}-{name}:{content_hash([context], tag(name))}"
+    with locked(cache() / "images.lock"):
+        if full_name not in built():
+            log = cache() / "logs" / f"image-{context.name}-{name}.log"
+            with step(f"image {full_name}"):
+                _buildah("build", "--build-arg", f"BASE={tag(name)}", "--tag", full_name, context, log=log)
+    return full_name
+
+
 def _with_needs(wanted: Iterable[str]) -> list[str]:
     known, result = catalogue(), []
     for name in wanted:
@@ -250,9 +264,14 @@ def archive(full_name: str, manifest: bytes, config: bytes) -> bytes:
 
 def load(names: Iterable[str], node: Node) -> int:
     """Import images into a node that runs; return how many it lacked."""
+    return load_full_names(map(tag, names), node)
+
+
+def load_full_names(full_names: Iterable[str], node: Node) -> int:
+    """The same for images of the store that are not in the catalogue."""
     ctr = ["ctr", "--address", str(node.socket), "--namespace", "k8s.io"]
     have = set(run([*ctr, "images", "ls", "-q"]).split())
-    lacking = [full_name for name in names if (full_name := tag(name)) not in have]
+    lacking = [full_name for full_name in full_names if full_name not in have]
     for full_name in lacking:
         _import(full_name, ctr)
     return len(lacking)

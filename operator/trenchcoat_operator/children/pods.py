@@ -1,5 +1,6 @@
 """The pod that runs a stage program; it passes the restricted Pod Security Standard."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from trenchcoat_api import constants
@@ -62,10 +63,11 @@ def _from_secret(variable: str, secret: str, key: str) -> dict[str, Any]:
     return {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
 
 
-def _merged(base: list[dict[str, Any]], users: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _merged(base: list[dict[str, Any]], users: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     # The user's word stands where both name the same thing; the order stays, for later ones may use earlier.
-    named = {item.get("name") for item in users}
-    return [item for item in base if item["name"] not in named] + list(users)
+    added = [dict(item) for item in users]
+    named = {item["name"] for item in added}
+    return [item for item in base if item["name"] not in named] + added
 
 
 def _resources(spec: TrenchcoatSpec, work: Work, defaults: PodDefaults) -> dict[str, Any]:

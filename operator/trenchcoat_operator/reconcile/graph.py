@@ -6,7 +6,8 @@ from functools import lru_cache
 
 from trenchcoat_api.artifacts import Artifact, Artifacts, Manifest
 from trenchcoat_api.crias import CriaRange, cria_ranges
-from trenchcoat_api.spec import PodOverrides, TrenchcoatSpec
+from trenchcoat_api.pods import PodOverrides
+from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import INPUTS, Stage
 
 

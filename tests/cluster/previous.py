@@ -1,0 +1,43 @@
+"""The previous release on the test cluster: its chart, its operator and its trainer."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from demo.environment import REPO, Environment
+from demo.install import RELEASE, RELEASE_NAMESPACE
+
+sys.path.insert(0, str(REPO / "hack" / "cluster"))
+
+from local_cluster import images, lifecycle
+
+FOLDER = Path(__file__).parent / "data" / "previous"
+
+
+def with_images(environment: Environment, cluster: str) -> Environment:
+    """The same cluster with the previous release's images, which are built and handed to its nodes."""
+    names = {name: images.build_over(name, FOLDER) for name in ("operator", "trainer")}
+    for node in lifecycle.running(cluster).nodes:
+        images.load_full_names(names.values(), node)
+    return replace(environment, operator_image=names["operator"], trainer_image=names["trainer"])
+
+
+def install(previous: Environment) -> None:
+    """Install its chart in place of today's: neither that nor its definition is there any more."""
+    (chart,) = FOLDER.glob("trenchcoat-*.tgz")
+    remove_today(previous)
+    words = ["helm", "install", RELEASE, str(chart), "--namespace", RELEASE_NAMESPACE, "--create-namespace"]
+    for value, image in (("image", previous.operator_image), ("trainerImage", previous.trainer_image)):
+        repository, _, tag = image.rpartition(":")
+        words += [
+            "--set",
+            f"{value}.repository={repository},{value}.tag={tag},{value}.pullPolicy=IfNotPresent",
+        ]
+    previous.command(*words, "--wait", "--timeout", "3m")
+
+
+def remove_today(environment: Environment) -> None:
+    """Take the release away, and every Trenchcoat with the definition."""
+    environment.kubectl("delete", "trenchcoats", "--all", "--all-namespaces", "--timeout=120s")
+    environment.command("helm", "uninstall", RELEASE, "--namespace", RELEASE_NAMESPACE, "--wait")
+    environment.kubectl("delete", "crd", "trenchcoats.trenchcoat.dev", "--timeout=60s")

@@ -1,0 +1,129 @@
+"""Upgrading the chart while a Trenchcoat runs: it succeeds, and nothing of it is done twice."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import yaml
+from demo.environment import Environment
+from demo.install import RELEASE_NAMESPACE, install_operator
+from demo.watch import condition
+from trenchcoat_api import constants
+
+from tests.cluster import previous
+from tests.cluster.conftest import NAME as CLUSTER
+from tests.cluster.conftest import REPO
+from tests.cluster.objects import apply, delete, example, pods, succeeded, wait
+
+NAME = "upgraded"
+CRD = "trenchcoats.trenchcoat.dev"
+TODAY = yaml.safe_load((REPO / "charts" / "trenchcoat" / "Chart.yaml").read_text())["version"]
+
+
+class Witness:
+    """Remembers every Job, PyTorchJob and pod of the Trenchcoat that was ever there, by uid."""
+
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.pods: dict[str, dict[str, Any]] = {}
+
+    def __call__(self, body: dict[str, Any]) -> None:
+        selector = f"{constants.LABEL_NAME}={NAME}"
+        found = self.environment.get("jobs.batch,pytorchjobs.kubeflow.org", "-l", selector)["items"]
+        self.jobs |= {job["metadata"]["uid"]: job for job in found}
+        self.pods |= {pod["metadata"]["uid"]: pod for pod in pods(self.environment, NAME)}
+
+
+def definition(environment: Environment) -> dict[str, Any]:
+    return environment.get("crd", CRD)
+
+
+def cria_is_half_done(body: dict[str, Any]) -> bool:
+    states = [row["state"] for row in body.get("status", {}).get("crias", [])]
+    return "Running" in states or "Succeeded" in states
+
+
+@pytest.fixture(scope="module")
+def upgraded(store: Environment):
+    """A run that the previous release began and this one finished."""
+    before = previous.with_images(store, CLUSTER)
+    previous.install(before)
+    body = example(
+        NAME,
+        store__prefix="upgrade",
+        data__tokens=16384,
+        data__heldOutTokens=4096,
+        layersPerCria=6,
+        collect={"nodes": 1, "gpusPerNode": 1, "batchSize": 8},
+        stitch__nodes=1,
+        evaluate={"enabled": False},
+        export={"enabled": False},
+    )
+    witness = Witness(store)
+    apply(store, body)
+    try:
+        wait(store, NAME, cria_is_half_done, timeout=180, watch=witness)
+        old = definition(store)
+        at_upgrade = dict(witness.jobs)
+        install_operator(store)
+        done = wait(store, NAME, succeeded, timeout=240, watch=witness)
+        yield done, old, at_upgrade, witness
+    finally:
+        delete(store, NAME)
+
+
+def test_it_was_upgraded_in_the_middle(upgraded):
+    done, _, at_upgrade, witness = upgraded
+    stages = {job["metadata"]["labels"][constants.LABEL_STAGE] for job in at_upgrade.values()}
+    assert "cria" in stages and "stitch" not in stages
+    assert at_upgrade.keys() < witness.jobs.keys()
+    assert condition(done, "Stalled")["status"] == "False"
+
+
+def test_nothing_was_done_twice(upgraded):
+    done, _, _, witness = upgraded
+    made = Counter(job["metadata"]["annotations"][constants.ANNOTATION_KEY] for job in witness.jobs.values())
+    assert set(made.values()) == {1}, made
+    ran = Counter(
+        (
+            pod["metadata"]["labels"][constants.LABEL_STAGE],
+            pod["metadata"]["labels"].get(constants.LABEL_CRIA),
+        )
+        for pod in witness.pods.values()
+    )
+    wanted = [("tokenize", None), ("collect", None), ("shard", None), ("cria", "0"), ("cria", "1")]
+    assert ran == Counter([*wanted, ("stitch", None)])
+    rows = done["status"]["stages"]
+    assert {row["name"]: row["state"] for row in rows} == {
+        stage: "Succeeded" for stage in ("tokenize", "collect", "shard", "cria", "stitch")
+    }
+
+
+def test_both_releases_had_a_part_in_it(store: Environment, upgraded):
+    _, _, at_upgrade, witness = upgraded
+    images = {
+        uid: next(
+            container["image"]
+            for pod in witness.pods.values()
+            if pod["metadata"]["ownerReferences"][0]["uid"] == uid
+            for container in pod["spec"]["containers"]
+        )
+        for uid in witness.jobs
+    }
+    assert all("previous-trainer" in images[uid] for uid in at_upgrade)
+    assert all(images[uid] == store.trainer_image for uid in witness.jobs.keys() - at_upgrade.keys())
+    operators = store.get("pods", "-n", RELEASE_NAMESPACE, "-l", "app.kubernetes.io/component=operator")
+    images_now = [pod["spec"]["containers"][0]["image"] for pod in operators["items"]]
+    assert images_now == [store.operator_image]
+
+
+def test_the_definition_was_upgraded_in_place(store: Environment, upgraded):
+    _, old, _, _ = upgraded
+    new = definition(store)
+    assert new["metadata"]["uid"] == old["metadata"]["uid"]
+    assert new["metadata"]["labels"]["helm.sh/chart"] == f"trenchcoat-{TODAY}"
+    assert new["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    generated = yaml.safe_load((REPO / "crds" / "trenchcoat.dev_trenchcoats.yaml").read_text())
+    schemas = [item["spec"]["versions"][0]["schema"]["openAPIV3Schema"] for item in (new, generated, old)]
+    assert schemas[0] == schemas[1] != schemas[2]

@@ -135,22 +135,6 @@ def test_metrics_can_be_switched_off() -> None:
     assert {"name": "TRENCHCOAT_METRICS_PORT", "value": "0"} in container["env"]
 
 
-def test_metrics_are_served_where_the_service_looks() -> None:
-    (service,) = of_kind(template("metrics.port=9100"), "Service")
-    (port,) = service["spec"]["ports"]
-    ports = {item["name"]: item["containerPort"] for item in operator_container("metrics.port=9100")["ports"]}
-    assert port["port"] == ports[port["targetPort"]] == 9100
-    environment = {item["name"]: item["value"] for item in operator_container("metrics.port=9100")["env"]}
-    assert environment["TRENCHCOAT_METRICS_PORT"] == "9100"
-
-
-def test_metrics_can_be_switched_off() -> None:
-    assert not of_kind(template("metrics.enabled=false"), "Service")
-    container = operator_container("metrics.enabled=false")
-    assert [item["name"] for item in container["ports"]] == ["health"]
-    assert {"name": "TRENCHCOAT_METRICS_PORT", "value": "0"} in container["env"]
-
-
 def test_every_variable_is_one_that_the_operator_reads() -> None:
     source = (TOP / "operator" / "trenchcoat_operator" / "settings.py").read_text()
     for item in operator_container()["env"]:

@@ -131,6 +131,7 @@ def build_over(name: str, context: Path) -> str:
     with locked(cache() / "images.lock"):
         if full_name not in built():
             log = cache() / "logs" / f"image-{context.name}-{name}.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
             with step(f"image {full_name}"):
                 _buildah("build", "--build-arg", f"BASE={tag(name)}", "--tag", full_name, context, log=log)
     return full_name

@@ -63,11 +63,11 @@ def upgraded(store: Environment):
     witness = Witness(store)
     apply(store, body)
     try:
-        wait(store, NAME, cria_is_half_done, timeout=180, watch=witness)
+        wait(store, NAME, cria_is_half_done, timeout=600, watch=witness)
         old = definition(store)
         at_upgrade = dict(witness.jobs)
         install_operator(store)
-        done = wait(store, NAME, succeeded, timeout=240, watch=witness)
+        done = wait(store, NAME, succeeded, timeout=900, watch=witness)
         yield done, old, at_upgrade, witness
     finally:
         delete(store, NAME)

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from trenchcoat_api.base import Camel
 from trenchcoat_api.crias import CriaRange
-from trenchcoat_api.spec import TrenchcoatSpec
+from trenchcoat_api.spec import Attention, KeyMaps, Transfer, TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 
 CODE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1)
@@ -159,9 +159,21 @@ def content_key(stage: Stage, fields: dict[str, Any], inputs: tuple[str, ...]) -
     return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_LENGTH]
 
 
+_ADDED_LATER: dict[type[Camel], dict[str, str]] = {
+    Attention: {"key_maps": KeyMaps.PER_QUERY_HEAD.value},
+    Transfer: {"window_dropout": "0"},
+}
+"""Fields younger than the first release, with the value at which they change nothing."""
+
+
 def _dump(model: Camel, *, exclude: set[str] | None = None) -> dict[str, Any]:
-    # Python names, not YAML's: the key must not change when an alias does.
-    return model.model_dump(mode="json", exclude=exclude)
+    # Python names, not YAML's: the key must not change when an alias does. Nor when a field is added that
+    # is not used.
+    fields = model.model_dump(mode="json", exclude=exclude)
+    for name, unused in _ADDED_LATER.get(type(model), {}).items():
+        if fields.get(name) == unused:
+            del fields[name]
+    return fields
 
 
 # What decides how a stage runs but not what it computes stays out of the keys.

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from trenchcoat_api.base import Camel
 from trenchcoat_api.crias import CriaRange
-from trenchcoat_api.spec import Attention, KeyMaps, Transfer, TrenchcoatSpec
+from trenchcoat_api.spec import Attention, Data, KeyMaps, Transfer, TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 
 CODE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1)
@@ -159,7 +159,8 @@ def content_key(stage: Stage, fields: dict[str, Any], inputs: tuple[str, ...]) -
     return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_LENGTH]
 
 
-_ADDED_LATER: dict[type[Camel], dict[str, str]] = {
+_ADDED_LATER: dict[type[Camel], dict[str, str | None]] = {
+    Data: {"config": None, "split": "train", "revision": "main"},
     Attention: {"key_maps": KeyMaps.PER_QUERY_HEAD.value},
     Transfer: {"window_dropout": "0"},
 }
@@ -171,13 +172,14 @@ def _dump(model: Camel, *, exclude: set[str] | None = None) -> dict[str, Any]:
     # is not used.
     fields = model.model_dump(mode="json", exclude=exclude)
     for name, unused in _ADDED_LATER.get(type(model), {}).items():
-        if fields.get(name) == unused:
+        if name in fields and fields[name] == unused:
             del fields[name]
     return fields
 
 
 # What decides how a stage runs but not what it computes stays out of the keys.
 _HOW_IT_RUNS = {"nodes", "gpus_per_node"}
+_SECRETS = {"token_secret_ref"}
 
 
 class Artifacts:
@@ -198,7 +200,7 @@ class Artifacts:
     def tokenize(self) -> Artifact:
         """Training and held-out sequences of token ids; facts of the model and the text."""
         spec = self._spec
-        fields = {"model": _dump(spec.model, exclude={"token_secret_ref"}), "data": _dump(spec.data)}
+        fields = {"model": _dump(spec.model, exclude=_SECRETS), "data": _dump(spec.data, exclude=_SECRETS)}
         return self._make(Stage.TOKENIZE, fields, ())
 
     @cached_property
@@ -213,7 +215,7 @@ class Artifacts:
         """The checkpoint's tensors, one shard per Cria, and one for the embeddings, final norm and head."""
         spec = self._spec
         fields = {
-            "model": _dump(spec.model, exclude={"token_secret_ref"}),
+            "model": _dump(spec.model, exclude=_SECRETS),
             "layersPerCria": spec.layers_per_cria,
         }
         return self._make(Stage.SHARD, fields, ())

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
+from pydantic.alias_generators import to_camel
 
 from trenchcoat_api.base import Camel
 from trenchcoat_api.pods import PodOverrides
@@ -85,15 +86,52 @@ class Model(Camel):
 class Data(Camel):
     """The text that activations are collected on and adapters are trained on."""
 
+    rules = tuple(
+        Rule(
+            cel=f"{condition} || self.source.startsWith('hf://')",
+            holds=lambda data, name=name, unused=unused: (
+                getattr(data, name) == unused or data.source.startswith("hf://")
+            ),
+            message=f"{to_camel(name)} is for hf:// sources alone: remove it, or name such a source",
+            field=to_camel(name),
+        )
+        for name, unused, condition in (
+            ("config", None, "!has(self.config)"),
+            ("split", "train", "self.split == 'train'"),
+            ("revision", "main", "self.revision == 'main'"),
+            ("token_secret_ref", None, "!has(self.tokenSecretRef)"),
+        )
+    )
+
     source: DataSource = Field(
         description=(
-            "The text: s3://BUCKET/GLOB in the store of spec.store or file:///GLOB, files ending in .jsonl "
-            "or .txt, plain or compressed with .gz or .zst."
+            "The text: s3://BUCKET/GLOB in the store of spec.store or file:///GLOB, files ending in "
+            ".parquet, or in .jsonl or .txt, plain or compressed with .gz or .zst; or "
+            "hf://datasets/OWNER/NAME, a data set of the Hugging Face hub."
         ),
+    )
+    config: str | None = Field(
+        default=None,
+        description="Configuration of an hf:// data set, where it has several.",
+        min_length=1,
+        max_length=200,
+    )
+    split: str = Field(
+        default="train", description="Split of an hf:// data set.", min_length=1, max_length=200
+    )
+    revision: str = Field(
+        default="main",
+        description="Branch, tag or commit of an hf:// data set.",
+        min_length=1,
+        max_length=200,
+    )
+    token_secret_ref: SecretKeyRef | None = Field(
+        default=None,
+        description="Hugging Face token for a gated hf:// data set; by default that of spec.model.",
     )
     text_field: str = Field(
         default="text",
-        description="The field of a JSONL record that holds the text.",
+        description="The field of a record, or column of a table, that holds the text.",
         min_length=1,
         max_length=100,
     )

@@ -25,6 +25,12 @@ def test_keys_are_those_of_the_first_release():
     ("path", "value", "stages"),
     [
         ("spec.data.tokens", 2_000_000, ALL - {Stage.SHARD}),
+        ("spec.data.source", "hf://datasets/me/text", ALL - {Stage.SHARD}),
+        ("spec.data.config", "english", ALL - {Stage.SHARD}),
+        ("spec.data.split", "validation", ALL - {Stage.SHARD}),
+        ("spec.data.split", "train", set()),
+        ("spec.data.revision", "v2", ALL - {Stage.SHARD}),
+        ("spec.data.tokenSecretRef", {"name": "hf", "key": "token"}, set()),
         ("spec.model.source", "s3://trenchcoat/teachers/other", ALL),
         ("spec.layersPerCria", 3, ALL - {Stage.TOKENIZE}),
         ("spec.transfer.learningRate", "1e-3", {Stage.CRIA, Stage.STITCH, Stage.EVALUATE, Stage.EXPORT}),

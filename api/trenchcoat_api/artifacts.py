@@ -26,6 +26,10 @@ CODE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1)
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
 CHECKPOINT = "checkpoint/"
+LISTS = "manifest/"
+LIST_OBJECTS = 1024
+"""Objects in a list. Collection at 405B leaves 250,000 objects; a Cria needs those of two boundaries, the
+operator none."""
 KEY_LENGTH = 16
 
 
@@ -35,6 +39,16 @@ class StoredObject(Camel):
     path: str = Field(description="Key of the object, relative to the artifact's folder.")
     size: int = Field(description="Bytes.", ge=0)
     sha256: str = Field(description="Checksum of the content, in hex.")
+
+
+class ObjectList(Camel):
+    """A list of objects that stands outside the manifest: a JSON array of stored objects."""
+
+    path: str = Field(description="Key of the list, relative to the artifact's folder.")
+    sha256: str = Field(description="Checksum of the list, in hex.")
+    first: str = Field(description="Path of its first object.")
+    count: int = Field(description="Objects in it.", ge=1)
+    size: int = Field(description="Bytes of its objects together.", ge=0)
 
 
 class ModelFacts(Camel):
@@ -87,6 +101,10 @@ class Manifest(Camel):
     key: str = Field(description="Content key.")
     inputs: list[str] = Field(default_factory=list, description="Content keys of the inputs.")
     objects: list[StoredObject] = Field(default_factory=list, description="Every object, in order of path.")
+    lists: list[ObjectList] = Field(
+        default_factory=list,
+        description=f"In place of `objects` where there are more than {LIST_OBJECTS}: lists of them.",
+    )
     facts: Facts = Field(
         default_factory=Facts, description="Numbers worth knowing without opening an object."
     )
@@ -97,7 +115,12 @@ class Manifest(Camel):
     @property
     def size(self) -> int:
         """Bytes of all objects."""
-        return sum(item.size for item in self.objects)
+        return sum(item.size for item in self.objects) + sum(item.size for item in self.lists)
+
+    @property
+    def count(self) -> int:
+        """Number of objects."""
+        return len(self.objects) + sum(item.count for item in self.lists)
 
 
 class Progress(Camel):

@@ -42,7 +42,7 @@ class StoredObject(Camel):
 
 
 class ObjectList(Camel):
-    """A list of objects that stands outside the manifest: a JSON array of stored objects."""
+    """A list of objects that stands outside the manifest: a stored object in JSON on every line."""
 
     path: str = Field(description="Key of the list, relative to the artifact's folder.")
     sha256: str = Field(description="Checksum of the list, in hex.")

@@ -83,10 +83,10 @@ def test_an_object_that_no_list_has_is_named(listed, path: str) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"[]", None])
 def test_a_damaged_list_is_named(listed, content: bytes | None) -> None:
-    path = listed.artifact.prefix + "manifest/00001.json"
-    listed.store.write(path, listed.store.read(path).replace(b"9", b"8") if content is None else content)
+    path = listed.artifact.prefix + "manifest/00001.jsonl"
+    listed.store.write(path, listed.store.read(path).replace(b"4", b"5") if content is None else content)
     assert listed.read_object(listed.artifact, "object-1") == b"x"
-    with pytest.raises(CorruptObjectError, match=r"manifest/00001\.json does not have its checksum"):
+    with pytest.raises(CorruptObjectError, match=r"manifest/00001\.jsonl does not have its checksum"):
         listed.read_object(listed.artifact, "object-4")
 
 

@@ -23,6 +23,7 @@ from trenchcoat_api.artifacts import (
 )
 
 from trenchcoat_trainer.stages.clock import Clock
+from trenchcoat_trainer.stages.objects import pack_list
 from trenchcoat_trainer.store import Store
 
 if TYPE_CHECKING:
@@ -131,8 +132,8 @@ class ArtifactWriter:
         lists = []
         for number, start in enumerate(range(0, len(objects), LIST_OBJECTS)):
             part = objects[start : start + LIST_OBJECTS]
-            data = json.dumps([item.model_dump(by_alias=True) for item in part]).encode()
-            path = f"{LISTS}{number:05d}.json"
+            data = pack_list(part)
+            path = f"{LISTS}{number:05d}.jsonl"
             self._store.write(self._artifact.prefix + path, data)
             lists.append(
                 ObjectList(

@@ -13,6 +13,7 @@ from trenchcoat_trainer.data.prefetch import DEPTH, prefetch
 from trenchcoat_trainer.data.tokens import TokenData
 from trenchcoat_trainer.recycling import RecycledMemory
 from trenchcoat_trainer.stages.context import StageContext
+from trenchcoat_trainer.tensors import byte_view
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,10 @@ class CriaData:
         else:
             memory = self._batch_memory.take(len(rows) * rows[0].nbytes)
             batch = torch.frombuffer(memory, dtype=dtype).view(shape)
-        return torch.stack(rows, out=batch)
+        for place, row in zip(batch, rows, strict=True):
+            # Not by torch, which would set all cores to copying and have them wait for one another.
+            byte_view(place)[:] = byte_view(row)
+        return batch
 
     def _read(self, piece: Piece) -> list[list[torch.Tensor]]:
         if self._inputs is None:

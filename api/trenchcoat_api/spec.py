@@ -83,24 +83,25 @@ class Model(Camel):
     )
 
 
+def _hub_only(name: str, unused: str | None, cel: str) -> Rule:
+    """A field of the data that only a source on the hub has a use for."""
+    field = to_camel(name)
+    return Rule(
+        cel=f"{cel} || self.source.startsWith('hf://')",
+        holds=lambda data: getattr(data, name) == unused or data.source.startswith("hf://"),
+        message=f"{field} is for hf:// sources alone: remove it, or name such a source",
+        field=field,
+    )
+
+
 class Data(Camel):
     """The text that activations are collected on and adapters are trained on."""
 
-    rules = tuple(
-        Rule(
-            cel=f"{condition} || self.source.startsWith('hf://')",
-            holds=lambda data, name=name, unused=unused: (
-                getattr(data, name) == unused or data.source.startswith("hf://")
-            ),
-            message=f"{to_camel(name)} is for hf:// sources alone: remove it, or name such a source",
-            field=to_camel(name),
-        )
-        for name, unused, condition in (
-            ("config", None, "!has(self.config)"),
-            ("split", "train", "self.split == 'train'"),
-            ("revision", "main", "self.revision == 'main'"),
-            ("token_secret_ref", None, "!has(self.tokenSecretRef)"),
-        )
+    rules = (
+        _hub_only("config", None, "!has(self.config)"),
+        _hub_only("split", "train", "self.split == 'train'"),
+        _hub_only("revision", "main", "self.revision == 'main'"),
+        _hub_only("token_secret_ref", None, "!has(self.tokenSecretRef)"),
     )
 
     source: DataSource = Field(

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from trenchcoat_api.base import Camel
 from trenchcoat_api.crias import CriaRange
-from trenchcoat_api.spec import TrenchcoatSpec
+from trenchcoat_api.spec import Attention, Data, KeyMaps, Transfer, TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 
 CODE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1)
@@ -26,6 +26,10 @@ CODE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1)
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
 CHECKPOINT = "checkpoint/"
+LISTS = "manifest/"
+LIST_OBJECTS = 1024
+"""Objects in a list. Collection at 405B leaves 250,000 objects; a Cria needs those of two boundaries, the
+operator none."""
 KEY_LENGTH = 16
 
 
@@ -35,6 +39,16 @@ class StoredObject(Camel):
     path: str = Field(description="Key of the object, relative to the artifact's folder.")
     size: int = Field(description="Bytes.", ge=0)
     sha256: str = Field(description="Checksum of the content, in hex.")
+
+
+class ObjectList(Camel):
+    """A list of objects that stands outside the manifest: a stored object in JSON on every line."""
+
+    path: str = Field(description="Key of the list, relative to the artifact's folder.")
+    sha256: str = Field(description="Checksum of the list, in hex.")
+    first: str = Field(description="Path of its first object.")
+    count: int = Field(description="Objects in it.", ge=1)
+    size: int = Field(description="Bytes of its objects together.", ge=0)
 
 
 class ModelFacts(Camel):
@@ -87,6 +101,10 @@ class Manifest(Camel):
     key: str = Field(description="Content key.")
     inputs: list[str] = Field(default_factory=list, description="Content keys of the inputs.")
     objects: list[StoredObject] = Field(default_factory=list, description="Every object, in order of path.")
+    lists: list[ObjectList] = Field(
+        default_factory=list,
+        description=f"In place of `objects` where there are more than {LIST_OBJECTS}: lists of them.",
+    )
     facts: Facts = Field(
         default_factory=Facts, description="Numbers worth knowing without opening an object."
     )
@@ -97,7 +115,12 @@ class Manifest(Camel):
     @property
     def size(self) -> int:
         """Bytes of all objects."""
-        return sum(item.size for item in self.objects)
+        return sum(item.size for item in self.objects) + sum(item.size for item in self.lists)
+
+    @property
+    def count(self) -> int:
+        """Number of objects."""
+        return len(self.objects) + sum(item.count for item in self.lists)
 
 
 class Progress(Camel):
@@ -159,13 +182,27 @@ def content_key(stage: Stage, fields: dict[str, Any], inputs: tuple[str, ...]) -
     return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_LENGTH]
 
 
+_ADDED_LATER: dict[type[Camel], dict[str, str | None]] = {
+    Data: {"config": None, "split": "train", "revision": "main"},
+    Attention: {"key_maps": KeyMaps.PER_QUERY_HEAD.value},
+    Transfer: {"window_dropout": "0"},
+}
+"""Fields younger than the first release, with the value at which they change nothing."""
+
+
 def _dump(model: Camel, *, exclude: set[str] | None = None) -> dict[str, Any]:
-    # Python names, not YAML's: the key must not change when an alias does.
-    return model.model_dump(mode="json", exclude=exclude)
+    # Python names, not YAML's: the key must not change when an alias does. Nor when a field is added that
+    # is not used.
+    fields = model.model_dump(mode="json", exclude=exclude)
+    for name, unused in _ADDED_LATER.get(type(model), {}).items():
+        if name in fields and fields[name] == unused:
+            del fields[name]
+    return fields
 
 
 # What decides how a stage runs but not what it computes stays out of the keys.
 _HOW_IT_RUNS = {"nodes", "gpus_per_node"}
+_SECRETS = {"token_secret_ref"}
 
 
 class Artifacts:
@@ -186,7 +223,7 @@ class Artifacts:
     def tokenize(self) -> Artifact:
         """Training and held-out sequences of token ids; facts of the model and the text."""
         spec = self._spec
-        fields = {"model": _dump(spec.model, exclude={"token_secret_ref"}), "data": _dump(spec.data)}
+        fields = {"model": _dump(spec.model, exclude=_SECRETS), "data": _dump(spec.data, exclude=_SECRETS)}
         return self._make(Stage.TOKENIZE, fields, ())
 
     @cached_property
@@ -201,7 +238,7 @@ class Artifacts:
         """The checkpoint's tensors, one shard per Cria, and one for the embeddings, final norm and head."""
         spec = self._spec
         fields = {
-            "model": _dump(spec.model, exclude={"token_secret_ref"}),
+            "model": _dump(spec.model, exclude=_SECRETS),
             "layersPerCria": spec.layers_per_cria,
         }
         return self._make(Stage.SHARD, fields, ())

@@ -37,6 +37,7 @@ SPEC_FILE = "trenchcoat.yaml"
 ENV_ACCESS_KEY = "AWS_ACCESS_KEY_ID"
 ENV_SECRET_KEY = "AWS_SECRET_ACCESS_KEY"  # noqa: S105  (a variable's name, not a secret)
 ENV_HF_TOKEN = "HF_TOKEN"  # noqa: S105
+ENV_HF_DATA_TOKEN = "TRENCHCOAT_HF_DATA_TOKEN"  # noqa: S105  (of the data set, where it has its own)
 SECRET_ACCESS_KEY_FIELD = "accessKey"  # noqa: S105
 SECRET_SECRET_KEY_FIELD = "secretKey"  # noqa: S105
 

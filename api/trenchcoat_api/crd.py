@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from trenchcoat_api import constants
+from trenchcoat_api.presets import PRESET_MARK
 from trenchcoat_api.resource import NAME
 from trenchcoat_api.rules import VALIDATIONS, cel_string, matches
 from trenchcoat_api.spec import TrenchcoatSpec
@@ -46,6 +47,8 @@ def _structural(node: Any, definitions: dict[str, Any]) -> Any:
         return [_structural(item, definitions) for item in node]
     if not isinstance(node, dict):
         return node
+    if PRESET_MARK in node:
+        node = {key: value for key, value in node.items() if key not in (PRESET_MARK, "default")}
     if "$ref" in node:
         target = copy.deepcopy(definitions[node["$ref"].rsplit("/", 1)[1]])
         target.update({key: value for key, value in node.items() if key != "$ref"})

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from trenchcoat_api.artifacts import ModelFacts
 from trenchcoat_api.crias import CriaRange, cria_ranges
-from trenchcoat_api.spec import DType, TrenchcoatSpec
+from trenchcoat_api.spec import DType, KeyMaps, TrenchcoatSpec
 
 _BYTES = {DType.BFLOAT16: 2, DType.FLOAT32: 4}
 
@@ -62,7 +62,8 @@ def estimate(spec: TrenchcoatSpec, model: ModelFacts) -> Estimate:
     softmax_layers = len([layer for layer in spec.attention.keep_softmax_layers if layer < model.layers])
     features = 2 * spec.attention.feature_dim
     linear_layers = model.layers - softmax_layers
-    state = 4 * model.heads * features * (model.head_dim + 1) * linear_layers
+    states = model.heads if spec.attention.key_maps is KeyMaps.PER_QUERY_HEAD else model.kv_heads
+    state = 4 * states * features * (model.head_dim + 1) * linear_layers
     cache_per_token = 2 * model.kv_heads * model.head_dim * size * linear_layers
     # LoRA by Cria: layerwise is one more forward; block runs forward, recomputation and half a backward.
     lora_passes = 1.0 if spec.cria_lora.objective == "layerwise" else 3.0

@@ -5,12 +5,14 @@ There are no floats: the Kubernetes API convention is a decimal in a string.
 """
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic.alias_generators import to_camel
 
 from trenchcoat_api.base import Camel
 from trenchcoat_api.pods import PodOverrides
+from trenchcoat_api.presets import PRESETS, SHIPPED, Preset, preset_field, with_preset
 from trenchcoat_api.rules import Rule, Unique
 from trenchcoat_api.strings import (
     Bucket,
@@ -81,23 +83,64 @@ class Model(Camel):
     )
 
 
+def _hub_only(name: str, unused: str | None, cel: str) -> Rule:
+    """A field of the data that only a source on the hub has a use for."""
+    field = to_camel(name)
+    return Rule(
+        cel=f"{cel} || self.source.startsWith('hf://')",
+        holds=lambda data: getattr(data, name) == unused or data.source.startswith("hf://"),
+        message=f"{field} is for hf:// sources alone: remove it, or name such a source",
+        field=field,
+    )
+
+
 class Data(Camel):
     """The text that activations are collected on and adapters are trained on."""
 
+    rules = (
+        _hub_only("config", None, "!has(self.config)"),
+        _hub_only("split", "train", "self.split == 'train'"),
+        _hub_only("revision", "main", "self.revision == 'main'"),
+        _hub_only("token_secret_ref", None, "!has(self.tokenSecretRef)"),
+    )
+
     source: DataSource = Field(
         description=(
-            "The text: s3://BUCKET/GLOB in the store of spec.store or file:///GLOB, files ending in .jsonl "
-            "or .txt, plain or compressed with .gz or .zst."
+            "The text: s3://BUCKET/GLOB in the store of spec.store or file:///GLOB, files ending in "
+            ".parquet, or in .jsonl or .txt, plain or compressed with .gz or .zst; or "
+            "hf://datasets/OWNER/NAME, a data set of the Hugging Face hub."
         ),
+    )
+    config: str | None = Field(
+        default=None,
+        description="Configuration of an hf:// data set, where it has several.",
+        min_length=1,
+        max_length=200,
+    )
+    split: str = Field(
+        default="train", description="Split of an hf:// data set.", min_length=1, max_length=200
+    )
+    revision: str = Field(
+        default="main",
+        description="Branch, tag or commit of an hf:// data set.",
+        min_length=1,
+        max_length=200,
+    )
+    token_secret_ref: SecretKeyRef | None = Field(
+        default=None,
+        description="Hugging Face token for a gated hf:// data set; by default that of spec.model.",
     )
     text_field: str = Field(
         default="text",
-        description="The field of a JSONL record that holds the text.",
+        description="The field of a record, or column of a table, that holds the text.",
         min_length=1,
         max_length=100,
     )
-    tokens: int = Field(
-        description="Training tokens to use, at most; the text may hold fewer.", ge=1, le=1_000_000_000_000
+    tokens: int = preset_field(
+        SHIPPED.tokens,
+        "Training tokens to use, at most; the text may hold fewer.",
+        ge=1,
+        le=1_000_000_000_000,
     )
     sequence_length: int = Field(default=1024, description="Tokens per sequence.", ge=16, le=131_072)
     held_out_tokens: int = Field(
@@ -142,6 +185,15 @@ class DType(StrEnum):
     FLOAT32 = "float32"
 
 
+class KeyMaps(StrEnum):
+    """Which heads have a key feature map of their own."""
+
+    PER_QUERY_HEAD = "perQueryHead"
+    """Every query head, as published: each has its own linear state in decode."""
+    PER_KEY_VALUE_HEAD = "perKeyValueHead"
+    """Every key/value head: the query heads of a group share the map, and one linear state in decode."""
+
+
 class Attention(Camel):
     """The form of the student's hybrid attention."""
 
@@ -156,6 +208,14 @@ class Attention(Camel):
         description="Columns of each feature map's matrix; features are twice as many.",
         ge=1,
         le=1024,
+    )
+    key_maps: KeyMaps = Field(
+        default=KeyMaps.PER_QUERY_HEAD,
+        description=(
+            "perQueryHead: a key feature map for every query head, as published. perKeyValueHead: one for "
+            "every key/value head, which makes the decode state smaller by the number of query heads in a "
+            "group."
+        ),
     )
     keep_softmax_layers: Annotated[list[Annotated[int, Field(ge=0, le=10_000)]], Unique()] = Field(
         default_factory=list,
@@ -205,8 +265,8 @@ class Transfer(Camel):
         ),
     )
 
-    epochs: int = Field(
-        default=2, description="Passes over the activations; 0 switches it off.", ge=0, le=1000
+    epochs: int = preset_field(
+        SHIPPED.transfer_epochs, "Passes over the activations; 0 switches it off.", ge=0, le=1000
     )
     learning_rate: PositiveDecimal = Field(default="1e-2", description="Learning rate of AdamW.")
     plateau: Plateau = Field(default_factory=Plateau, description="Learning-rate schedule, by layer.")
@@ -219,6 +279,13 @@ class Transfer(Camel):
         default="1000", description="Weight of the squared error of attention outputs."
     )
     xent_weight: Decimal = Field(default="1", description="Weight of the cross-entropy of attention maps.")
+    window_dropout: Share = Field(
+        default="0",
+        description=(
+            "Probability, below 1, that an optimiser step drops the window: linear attention alone must then "
+            "imitate the teacher over all keys, so that it does not leave the work to the window."
+        ),
+    )
 
 
 class ProjectionName(StrEnum):
@@ -271,8 +338,8 @@ class CriaLora(Camel):
 
     rules = (_MICRO_BATCH,)
 
-    epochs: int = Field(
-        default=2, description="Passes over the activations; 0 switches it off.", ge=0, le=1000
+    epochs: int = preset_field(
+        SHIPPED.cria_lora_epochs, "Passes over the activations; 0 switches it off.", ge=0, le=1000
     )
     objective: Objective = Field(
         default=Objective.LAYERWISE,
@@ -303,7 +370,9 @@ class Stitch(Camel):
 
     nodes: int = Field(default=1, description="Pods of the PyTorchJob.", ge=1, le=1000)
     gpus_per_node: int = Field(default=1, description="GPUs of each pod; 0 runs on CPUs.", ge=0, le=64)
-    epochs: int = Field(default=1, description="Passes over the text; 0 switches it off.", ge=0, le=1000)
+    epochs: int = preset_field(
+        SHIPPED.stitch_epochs, "Passes over the text; 0 switches it off.", ge=0, le=1000
+    )
     learning_rate: PositiveDecimal = Field(default="1e-4", description="Learning rate of AdamW.")
     batch_size: int = Field(
         default=8, description="Sequences per optimiser step, over all ranks.", ge=1, le=65_536
@@ -373,7 +442,7 @@ class TrenchcoatSpec(Camel):
 
     rules = (
         Rule(
-            cel="self.data.tokens >= self.data.sequenceLength",
+            cel="!has(self.data.tokens) || self.data.tokens >= self.data.sequenceLength",
             holds=lambda spec: spec.data.tokens >= spec.data.sequence_length,
             message=(
                 f"data.tokens is less than data.sequenceLength ({_SEQUENCE} unless set), so that no sequence "
@@ -418,6 +487,14 @@ class TrenchcoatSpec(Camel):
 
     model: Model = Field(description="The teacher.")
     data: Data = Field(description="The text.")
+    preset: Preset = Field(
+        default=Preset.SHIPPED,
+        description=(
+            "Values of data.tokens, transfer.epochs, criaLora.epochs and stitch.epochs where they are not "
+            + "set. "
+            + " ".join(f"{name.value}: {values.describe()}." for name, values in PRESETS.items())
+        ),
+    )
     store: Store = Field(description="The S3 store that holds all artifacts.")
     layers_per_cria: int = Field(
         default=9, description="Consecutive decoder layers per Cria.", ge=1, le=10_000
@@ -436,3 +513,8 @@ class TrenchcoatSpec(Camel):
     scheduling: Scheduling = Field(default_factory=Scheduling, description="How the Jobs share the cluster.")
     pods: StagePods = Field(default_factory=StagePods, description="Pod settings by stage.")
     suspend: bool = Field(default=False, description="Stops all Jobs after a checkpoint; false resumes.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, fields: Any) -> Any:
+        return with_preset(fields) if isinstance(fields, dict) else fields

@@ -78,15 +78,19 @@ ModelSource = Annotated[
     ),
 ]
 
-_NO_TEXT = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".bz2", ".xz", ".zip", ".tar")
+_NO_TEXT = (".arrow", ".csv", ".tsv", ".json", ".bz2", ".xz", ".zip", ".tar")
 
 DataSource = Annotated[
     str,
     Field(max_length=1024),
-    Text(r"s3://[^/ ]+/[^ ]+|file:///[^ ]+", "write s3://BUCKET/GLOB or file:///GLOB"),
+    Text(
+        r"hf://datasets/[^/ ]+/[^/ ]+|s3://[^/ ]+/[^ ]+|file:///[^ ]+",
+        "write s3://BUCKET/GLOB, file:///GLOB or hf://datasets/OWNER/NAME",
+    ),
     Text(
         "",
-        "text is read from .jsonl and .txt, plain or compressed with .gz or .zst: convert the files",
+        "text is read from .parquet, .jsonl and .txt, the latter two perhaps compressed with .gz or .zst: "
+        "convert the files",
         cel=" && ".join(f"!self.endsWith('{ending}')" for ending in _NO_TEXT),
         holds=lambda text: not text.endswith(_NO_TEXT),
     ),

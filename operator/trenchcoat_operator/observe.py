@@ -204,10 +204,13 @@ class Observer:
         return Credentials(*values)
 
     def _check_token(self, trenchcoat: Trenchcoat) -> None:
-        reference = trenchcoat.spec.model.token_secret_ref
-        if reference is not None:
-            data = self._secret(trenchcoat, reference.name, "spec.model.tokenSecretRef")
-            _secret_value(data, reference.name, reference.key, "spec.model.tokenSecretRef")
+        spec = trenchcoat.spec
+        references = (("model", spec.model.token_secret_ref), ("data", spec.data.token_secret_ref))
+        for part, reference in references:
+            if reference is not None:
+                field = f"spec.{part}.tokenSecretRef"
+                data = self._secret(trenchcoat, reference.name, field)
+                _secret_value(data, reference.name, reference.key, field)
 
     def _secret(self, trenchcoat: Trenchcoat, name: str, field: str) -> dict[str, str]:
         namespace = trenchcoat.metadata.namespace

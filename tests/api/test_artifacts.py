@@ -25,9 +25,19 @@ def test_keys_are_those_of_the_first_release():
     ("path", "value", "stages"),
     [
         ("spec.data.tokens", 2_000_000, ALL - {Stage.SHARD}),
+        ("spec.data.source", "hf://datasets/me/text", ALL - {Stage.SHARD}),
         ("spec.model.source", "s3://trenchcoat/teachers/other", ALL),
         ("spec.layersPerCria", 3, ALL - {Stage.TOKENIZE}),
         ("spec.transfer.learningRate", "1e-3", {Stage.CRIA, Stage.STITCH, Stage.EVALUATE, Stage.EXPORT}),
+        (
+            "spec.attention.keyMaps",
+            "perKeyValueHead",
+            {Stage.CRIA, Stage.STITCH, Stage.EVALUATE, Stage.EXPORT},
+        ),
+        ("spec.transfer.windowDropout", "0.5", {Stage.CRIA, Stage.STITCH, Stage.EVALUATE, Stage.EXPORT}),
+        ("spec.preset", "paper", {Stage.CRIA, Stage.STITCH, Stage.EVALUATE, Stage.EXPORT}),
+        ("spec.preset", "shipped", set()),
+        ("spec.transfer.epochs", 2, set()),
         ("spec.criaLora.lora.rank", 4, {Stage.CRIA, Stage.STITCH, Stage.EVALUATE, Stage.EXPORT}),
         ("spec.stitch.learningRate", "1e-3", {Stage.STITCH, Stage.EVALUATE, Stage.EXPORT}),
         ("spec.export.maxShardBytes", 1_000_000, {Stage.EXPORT}),
@@ -43,6 +53,22 @@ def test_keys_are_those_of_the_first_release():
 def test_a_change_touches_what_depends_on_it_and_nothing_else(path, value, stages):
     before, after = keys(), keys(path, value)
     assert {Stage(name.split("-")[0]) for name in before if before[name] != after[name]} == stages
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "changes"),
+    [
+        ("config", "english", True),
+        ("split", "validation", True),
+        ("split", "train", False),
+        ("revision", "v2", True),
+        ("tokenSecretRef", {"name": "hf", "key": "token"}, False),
+    ],
+)
+def test_what_is_read_of_a_data_set_is_in_its_key(field, value, changes):
+    source = {"source": "hf://datasets/me/text"}
+    before, after = (keys("spec.data", fields) for fields in (source, {**source, field: value}))
+    assert (before["tokenize"] != after["tokenize"]) is changes
 
 
 def test_crias_have_keys_of_their_own():

@@ -57,9 +57,18 @@ def apply_defaults(schema, value):
 def test_the_api_server_fills_in_what_pydantic_would():
     body = trenchcoat().to_object()["spec"]
     bare = {key: body[key] for key in ("model", "data", "store", "layersPerCria")}
+    del bare["data"]["tokens"]
     spec_schema = versions_schema()["properties"]["spec"]
     filled = apply_defaults(spec_schema, yaml.safe_load(yaml.safe_dump(bare)))
-    assert TrenchcoatSpec.model_validate(filled) == trenchcoat().spec
+    assert TrenchcoatSpec.model_validate(filled) == trenchcoat("spec.data.tokens", 20_000_000).spec
+
+
+def test_the_api_server_leaves_to_the_preset_what_the_user_has_not_set():
+    spec_schema = versions_schema()["properties"]["spec"]
+    filled = apply_defaults(spec_schema, {"data": {"source": "s3://b/x"}})
+    assert filled["preset"] == "shipped"
+    assert "tokens" not in filled["data"]
+    assert not any("epochs" in filled[part] for part in ("transfer", "criaLora", "stitch"))
 
 
 def test_strings_that_look_like_numbers_are_quoted():

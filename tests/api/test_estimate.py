@@ -43,6 +43,14 @@ def test_a_layers_products_at_1024_tokens_are_6528_gflop():
     assert found.collect_flop / steps / 126 / 1e9 == pytest.approx(6528, rel=0.001)
 
 
+def test_maps_per_key_value_head_make_the_decode_state_smaller():
+    fields = published().model_dump(by_alias=True)
+    fields["attention"]["keyMaps"] = "perKeyValueHead"
+    found = estimate(type(published()).model_validate(fields), LLAMA_405B)
+    assert found.decode_state_bytes / 1e6 == pytest.approx(66, abs=1)
+    assert found.decode_state_bytes * 16 == estimate(published(), LLAMA_405B).decode_state_bytes
+
+
 def test_layers_that_do_not_divide():
     spec = trenchcoat("spec.layersPerCria", 8).spec
     found = estimate(spec, LLAMA_405B)

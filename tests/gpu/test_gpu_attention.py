@@ -52,6 +52,23 @@ def test_transfer_loss(window_size, shape, dtype):
 
 
 @DTYPES
+@pytest.mark.parametrize("map_heads", [4, 2])
+@pytest.mark.parametrize("tokens", [1, 63, 64, 129, 200, 1000, 1031])
+def test_a_dropped_window(tokens, map_heads, dtype):
+    check(
+        kernel_checks.transfer_errors(64, dtype, drop_window=True, map_heads=map_heads, **shape(tokens)),
+        dtype,
+    )
+
+
+@DTYPES
+@pytest.mark.parametrize(("window_size", "shape"), SHAPES)
+def test_key_maps_by_key_value_head(window_size, shape, dtype):
+    shape = {**shape, "map_heads": shape["kv_heads"]}
+    check(kernel_checks.transfer_errors(window_size, dtype, **shape), dtype)
+
+
+@DTYPES
 @pytest.mark.parametrize(("window_size", "shape"), SHAPES)
 def test_distill_loss(window_size, shape, dtype):
     check(kernel_checks.distill_errors(window_size, dtype, **shape), dtype)

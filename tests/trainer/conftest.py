@@ -1,6 +1,7 @@
 """Fixtures of the trainer's tests: a tiny teacher, text, and a spec over a folder store."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ from tests.trainer.trainer_samples import make_config, make_documents, save_teac
 # The machine's cores are shared with other processes: threads that wait for one another cost more than they
 # save on such small models.
 torch.set_num_threads(1)
+
+
+# Starting processes takes longer than encoding texts as short as these; what tests them asks for them.
+os.environ["TRENCHCOAT_TOKENIZE_PROCESSES"] = "1"
 
 
 @pytest.fixture(scope="session")

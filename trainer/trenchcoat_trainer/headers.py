@@ -27,7 +27,7 @@ class TensorRange:
     """Bytes."""
 
 
-def parse_header(data: bytes | bytearray) -> tuple[dict[str, TensorRange], dict[str, str]]:
+def parse_header(data: bytes | memoryview) -> tuple[dict[str, TensorRange], dict[str, str]]:
     """Tensor ranges and metadata from the beginning of a safetensors object.
 
     Raises:
@@ -44,7 +44,7 @@ def parse_header(data: bytes | bytearray) -> tuple[dict[str, TensorRange], dict[
         raise ValueError(f"the safetensors header cannot be read: {error!r}") from error
 
 
-def header_end(data: bytes | bytearray) -> int:
+def header_end(data: bytes | memoryview) -> int:
     """Bytes from the beginning of a safetensors object to its first tensor.
 
     Raises:

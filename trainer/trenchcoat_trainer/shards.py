@@ -75,8 +75,8 @@ def load_config(context: StageContext) -> "LlamaConfig":
 
 def teacher_files(context: StageContext) -> list[str]:
     """Paths of the tokenizer and configuration files, relative to the shard artifact, below teacher/."""
-    objects = context.manifest(context.artifacts.shard).objects
-    return [item.path for item in objects if item.path.startswith(TEACHER)]
+    paths = context.object_paths(context.artifacts.shard)
+    return [path for path in paths if path.startswith(TEACHER)]
 
 
 def load_object(context: StageContext, path: str, device: str | torch.device) -> dict[str, torch.Tensor]:

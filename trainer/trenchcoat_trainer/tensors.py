@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from safetensors.torch import save
 
@@ -29,13 +30,13 @@ def pack(tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = 
     return bytes(save(flat, metadata))
 
 
-def unpack(data: bytes | bytearray) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors object; the tensors share one copy of `data`.
+def unpack(data: bytes | bytearray | np.ndarray) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors object; the tensors share `data`, or one copy of it where bytes.
 
     Raises:
         ValueError: the bytes are no safetensors object, or too few.
     """
-    ranges, metadata = parse_header(data)
+    ranges, metadata = parse_header(memoryview(data))
     buffer = bytearray(data) if isinstance(data, bytes) else data
     return {name: _view(buffer, name, place) for name, place in ranges.items()}, metadata
 
@@ -45,7 +46,7 @@ def byte_view(tensor: torch.Tensor) -> memoryview:
     return tensor.view(-1).view(torch.uint8).numpy().data
 
 
-def _view(buffer: bytearray, name: str, place: TensorRange) -> torch.Tensor:
+def _view(buffer: bytearray | np.ndarray, name: str, place: TensorRange) -> torch.Tensor:
     dtype = DTYPES.get(place.dtype)
     if dtype is None:
         raise ValueError(f"tensor {name} has the unknown type {place.dtype}")

@@ -53,9 +53,13 @@ def environment(spec: TrenchcoatSpec) -> list[dict[str, Any]]:
         _from_secret(constants.ENV_ACCESS_KEY, store_secret, constants.SECRET_ACCESS_KEY_FIELD),
         _from_secret(constants.ENV_SECRET_KEY, store_secret, constants.SECRET_SECRET_KEY_FIELD),
     ]
-    token = spec.model.token_secret_ref
-    if token is not None:
-        result.append(_from_secret(constants.ENV_HF_TOKEN, token.name, token.key))
+    tokens = (
+        (constants.ENV_HF_TOKEN, spec.model.token_secret_ref),
+        (constants.ENV_HF_DATA_TOKEN, spec.data.token_secret_ref),
+    )
+    for variable, token in tokens:
+        if token is not None:
+            result.append(_from_secret(variable, token.name, token.key))
     return result
 
 

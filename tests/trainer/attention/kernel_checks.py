@@ -41,10 +41,10 @@ def losses(function, tensors, wanted, backend):
     return {"loss": result.loss, "output": result.output, **gradients}
 
 
-def transfer_errors(window_size, dtype=torch.float32, **shape):
+def transfer_errors(window_size, dtype=torch.float32, drop_window=False, **shape):
     """Errors of transfer_loss: the loss, the teacher's output, the gradients of the maps."""
     tensors = as_given(problem(dtype=torch.float32, **shape), dtype)
-    function = functools.partial(transfer_loss, window_size=window_size)
+    function = functools.partial(transfer_loss, window_size=window_size, drop_window=drop_window)
     return errors(losses(function, tensors, MAPS, "triton"), losses(function, exact(tensors), MAPS, "naive"))
 
 

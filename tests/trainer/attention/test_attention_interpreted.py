@@ -25,6 +25,13 @@ CASES = [
     ("transfer_errors", {"tokens": 70, "window_size": 16, "feature_dim": 24}),
     ("transfer_errors", {"tokens": 1, "window_size": 64, "feature_dim": 16}),
     ("transfer_errors", {"tokens": 100, "window_size": 32, "heads": 2, "kv_heads": 1}),
+    ("transfer_errors", {"tokens": 100, "window_size": 32, "heads": 2, "kv_heads": 1, "map_heads": 1}),
+    ("transfer_errors", {"tokens": 70, "window_size": 16, "feature_dim": 24, "drop_window": True}),
+    ("transfer_errors", {"tokens": 1, "window_size": 64, "feature_dim": 16, "drop_window": True}),
+    (
+        "transfer_errors",
+        {"tokens": 100, "window_size": 32, "heads": 2, "kv_heads": 1, "map_heads": 1, "drop_window": True},
+    ),
     ("distill_errors", {"tokens": 70, "window_size": 16, "heads": 2, "kv_heads": 1}),
     ("distill_errors", {"tokens": 70, "window_size": 32, "heads": 2, "kv_heads": 1, "map_heads": 1}),
     ("hybrid_errors", {"tokens": 70, "window_size": 16, "heads": 2, "kv_heads": 1}),

@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 from attention_problems import problem, relative, with_gradients
-from trenchcoat_trainer.attention import distill_loss, transfer, transfer_loss
+from trenchcoat_trainer.attention import distill_loss, naive, transfer, transfer_loss
 
 TOKENS = (1, 7, 63, 64, 65, 127, 129, 200, 1000)
 LOSS_64, GRADIENT_64, ALL_32 = 1e-9, 1e-8, 1e-5
@@ -39,13 +39,47 @@ def test_float64(tokens, window_size):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("map_heads", [4, 2])
+def test_a_dropped_window(tokens, map_heads):
+    tensors = problem(tokens, batch=2 if tokens < 500 else 1, heads=4, kv_heads=2, map_heads=map_heads)
+    compare(
+        functools.partial(transfer_loss, window_size=16, drop_window=True),
+        tensors, ("w_q", "w_k"), loss_tolerance=LOSS_64, gradient_tolerance=GRADIENT_64,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["naive", "tiled"])
+def test_a_dropped_window_leaves_linear_attention_over_all_keys(backend):
+    q, k, v, w_q, w_k, factor = problem(90, heads=4, kv_heads=2)
+    results = [
+        transfer_loss(q, k, v, w_q, w_k, f, window_size=w, drop_window=True, backend=backend)
+        for f, w in ((factor, 16), (factor + 3, 32))
+    ]
+    torch.testing.assert_close(results[0].loss, results[1].loss)
+    k, v = (x.repeat_interleave(2, 1) for x in (k, v))
+    weights = (naive.features(q, w_q) @ naive.features(k, w_k).transpose(-1, -2)).tril()
+    a = weights / weights.sum(-1, keepdim=True)
+    teacher = naive.scores(q, k).masked_fill(~naive.causal_mask(90, q.device), float("-inf")).softmax(-1)
+    torch.testing.assert_close(results[0].mse, (a @ v - teacher @ v).square().mean())
+    xent = -(teacher * a.masked_fill(a == 0, 1).log()).sum(-1).mean()
+    torch.testing.assert_close(results[0].xent, xent)
+
+
+def test_a_dropped_window_trains_the_maps_alone():
+    tensors = [t.requires_grad_() for t in problem(40)]
+    transfer_loss(*tensors, window_size=16, drop_window=True).loss.backward()
+    assert [t.grad is not None for t in tensors] == [False, False, False, True, True, False]
+
+
+@pytest.mark.parametrize("drop_window", [False, True])
 @pytest.mark.parametrize("tokens", [1, 65, 200, 1000])
-def test_float32(tokens):
+def test_float32(tokens, drop_window):
     exact = problem(tokens, kv_heads=1)
     tensors = tuple(t.float() for t in exact)
     compare(
-        functools.partial(transfer_loss, window_size=64),
-        tensors, MAPS, loss_tolerance=ALL_32, gradient_tolerance=ALL_32,
+        functools.partial(transfer_loss, window_size=64, drop_window=drop_window),
+        tensors, MAPS[:2] if drop_window else MAPS, loss_tolerance=ALL_32, gradient_tolerance=ALL_32,
         truth_tensors=tuple(t.double() for t in tensors),
     )  # fmt: skip
 

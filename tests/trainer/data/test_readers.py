@@ -8,7 +8,7 @@ from trenchcoat_api.artifacts import DataFacts, Facts, ModelFacts
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.data import CriaData, TokenData, layout
 from trenchcoat_trainer.data.layout import HIDDEN, TOKENS, boundary_path, token_path
-from trenchcoat_trainer.errors import CorruptObjectError, MissingInputError
+from trenchcoat_trainer.errors import CorruptObjectError, MissingInputError, NotFoundError
 from trenchcoat_trainer.stages.context import StageContext
 
 SEQUENCES, HELD_OUT, LENGTH, HIDDEN_SIZE = 23, 5, 64, 4
@@ -158,6 +158,47 @@ def test_a_damaged_object_is_named(stored: Open, damage: str) -> None:
     reader = CriaData(context, context.cria, fail_to_embed, with_targets=False)
     with pytest.raises(CorruptObjectError, match=r"boundary-01/00002\.safetensors"):
         list(reader.batches(epoch=0, batch_size=4))
+
+
+@pytest.mark.parametrize("damage", ["cut", "longer", "changed", "gone"])
+@pytest.mark.parametrize("reader", ["tokens", "range of tokens", "embedded tokens", "inputs", "targets"])
+def test_every_reader_names_a_damaged_object(stored: Open, reader: str, damage: str) -> None:
+    context = stored(Stage.CRIA, cria=0 if reader == "embedded tokens" else 1)
+    collect, tokenize = context.artifacts.collect, context.artifacts.tokenize
+    place, path = {
+        "inputs": (collect, boundary_path(1, 2)),
+        "targets": (collect, boundary_path(2, 2)),
+    }.get(reader, (tokenize, token_path("train", 2)))
+    data = context.store.read(place.prefix + path)
+    if damage == "gone":
+        context.store.delete(place.prefix + path)
+    else:
+        changed = {"cut": data[:-10], "longer": data + b"x", "changed": data[:-10] + b"\xff" + data[-9:]}
+        context.store.write(place.prefix + path, changed[damage])
+
+    def read() -> None:
+        if reader == "tokens":
+            list(TokenData(context).batches(epoch=0, batch_size=4))
+        elif reader == "range of tokens":
+            TokenData(context).read(0, SEQUENCES)
+        else:
+            with_targets = reader == "targets"
+            cria = CriaData(context, context.cria, lambda ids: hidden(ids, 0), with_targets=with_targets)
+            list(cria.batches(epoch=0, batch_size=4))
+
+    with pytest.raises((CorruptObjectError, NotFoundError), match=path.replace(".", r"\.")) as caught:
+        read()
+    assert isinstance(caught.value, NotFoundError) == (damage == "gone")
+
+
+def test_batches_that_are_kept_keep_their_content(stored: Open, ids: torch.Tensor) -> None:
+    """Memory of objects and batches is used again, but not while somebody holds it."""
+    context = stored(Stage.CRIA, cria=1)
+    data = CriaData(context, context.cria, fail_to_embed, with_targets=True)
+    kept = [batch.inputs[0] for epoch in range(3) for batch in data.batches(epoch=epoch, batch_size=2)]
+    for row in kept:
+        number = int(row[0, 0] / 10)
+        assert torch.equal(row, hidden(ids[number : number + 1], 1)[0])
 
 
 def test_inputs_that_are_not_there_are_named(make_spec, open_stage) -> None:

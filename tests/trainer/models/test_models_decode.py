@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from trenchcoat_api.spec import KeyMaps
 from trenchcoat_trainer.models import TrenchcoatCache
 
 from tests.trainer.tiny_student import ATTENTION, make_student, make_teacher
@@ -9,10 +10,16 @@ from tests.trainer.tiny_student import ATTENTION, make_student, make_teacher
 TOKENS = 43  # five blocks of the window and a part of a sixth
 
 
-@pytest.fixture(scope="module", params=[(), (1,)], ids=["all hybrid", "one softmax layer"])
+SHARED = {"key_maps": KeyMaps.PER_KEY_VALUE_HEAD}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[{}, {"keep_softmax_layers": [1]}, SHARED],
+    ids=["all hybrid", "one softmax layer", "a key map for every key/value head"],
+)
 def student(request):
-    attention = ATTENTION.model_copy(update={"keep_softmax_layers": list(request.param)})
-    return make_student(make_teacher(layers=3), attention)
+    return make_student(make_teacher(layers=3), ATTENTION.model_copy(update=request.param))
 
 
 def tokens(batch: int, length: int = TOKENS) -> torch.Tensor:
@@ -51,6 +58,26 @@ def test_the_cache_stops_growing():
         return sum(part.numel() for part in parts)
 
     assert held(16 * 8) == held(64 * 8)
+
+
+@torch.no_grad()
+def test_shared_key_maps_make_the_linear_state_smaller():
+    def state(attention):
+        student = make_student(make_teacher(layers=1), attention)
+        cache = student(tokens(1, 40), use_cache=True).past_key_values
+        return cache.layers[0].state
+
+    own, shared = state(ATTENTION), state(ATTENTION.model_copy(update=SHARED))
+    assert own.memory.shape == (1, 4, 16, 8)
+    assert shared.memory.shape == (1, 2, 16, 8)
+    assert shared.normalizer.shape == (1, 2, 16)
+
+
+def test_unknown_key_maps_are_named():
+    student = make_student(make_teacher(layers=1))
+    student.config.key_maps = "perPair"
+    with pytest.raises(ValueError, match="key_maps must be one of perQueryHead, perKeyValueHead"):
+        type(student)(student.config)
 
 
 @torch.no_grad()

@@ -1,15 +1,20 @@
 """Documents from files of every kind."""
 
 import gzip
+import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 from trenchcoat_trainer.errors import BadInputError
-from trenchcoat_trainer.sources import text
-from trenchcoat_trainer.sources.text import open_text
-from trenchcoat_trainer.store import FolderStore
+from trenchcoat_trainer.sources import formats
+from trenchcoat_trainer.sources.text import Text, open_text
+from trenchcoat_trainer.store import FolderStore, S3Store
 
 DOCUMENTS = ["first", "zweiter — ü", "third\nwith lines"]
 
@@ -20,13 +25,31 @@ def jsonl(documents: list[str]) -> bytes:
     ).encode()
 
 
+def parquet(rows: list[dict], kind: pa.DataType | None = None, **options) -> bytes:
+    """A Parquet file with page checksums."""
+    names = list(rows[0])
+    columns = [pa.array([row[name] for row in rows], kind or pa.string()) for name in names]
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns, names), sink, write_page_checksum=True, **options)
+    return sink.getvalue()
+
+
+def damaged(data: bytes) -> bytes:
+    """A file whose first page has a flipped bit."""
+    return data[:60] + bytes([data[60] ^ 1]) + data[61:]
+
+
+def documents(text: Text) -> list[str]:
+    return [document for part in range(text.parts) for document in text.part(part)]
+
+
 @pytest.fixture
 def read(make_spec, tmp_path: Path):
     """Reads what a source names, relative to tmp_path."""
 
     def read_it(pattern: str, **data: str) -> list[str]:
         spec = make_spec(data={"source": f"file://{tmp_path}/{pattern}", **data})
-        return list(open_text(spec, FolderStore(tmp_path / "unused")).documents())
+        return documents(open_text(spec, FolderStore(tmp_path / "unused")))
 
     return read_it
 
@@ -50,13 +73,100 @@ def test_documents_are_the_same_however_they_are_packed(read, tmp_path: Path, na
     assert read(name) == DOCUMENTS
 
 
+@pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_parquet_gives_the_same_documents(read, tmp_path: Path, compression: str, kind: pa.DataType) -> None:
+    rows = [{"text": text} for text in (*DOCUMENTS, "", None, *DOCUMENTS * 50)]
+    data = parquet(rows, kind, compression=compression, row_group_size=37)
+    (tmp_path / "a.parquet").write_bytes(data)
+    assert read("a.parquet") == [*DOCUMENTS, *DOCUMENTS * 50]
+
+
+def test_parquet_takes_the_column_that_is_named(read, tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(parquet([{"text": "no", "content": "yes"}]))
+    assert read("*.parquet", textField="content") == ["yes"]
+
+
+def test_parquet_in_a_store_is_read_by_ranges(make_spec, minio_server, monkeypatch) -> None:
+    monkeypatch.setattr(formats, "PARQUET_BUFFER_BYTES", 4096)
+    store = minio_server.store()
+    texts = [f"{number} " * 300 for number in range(500)]
+    rows = [{"text": text, "unwanted": text[::-1]} for text in texts]
+    data = parquet(rows, compression="none", row_group_size=100, use_dictionary=False)
+    store.write("corpora/a.parquet", data)
+    lengths = []
+    original = S3Store.stream
+
+    def stream(self, path, offset=0, length=None):
+        lengths.append(length)
+        return original(self, path, offset, length)
+
+    monkeypatch.setattr(S3Store, "stream", stream)
+    assert documents(open_text(make_spec(data={"source": "s3://trenchcoat/corpora/"}), store)) == texts
+    assert max(lengths) <= 200_000
+    assert sum(lengths) < 0.7 * len(data)
+
+
+def test_a_record_that_is_too_long_is_named(read, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(formats, "MAX_DOCUMENT_BYTES", 100)
+    (tmp_path / "a.jsonl").write_bytes(jsonl(["short", "x" * 200]))
+    with pytest.raises(BadInputError, match=r"a\.jsonl, line 2, is longer than 100 bytes: cut the document"):
+        read("a.jsonl")
+    (tmp_path / "a.parquet").write_bytes(parquet([{"text": "short"}, {"text": "x" * 200}]))
+    with pytest.raises(BadInputError, match=r"a\.parquet, row 2, is longer than 100 characters"):
+        read("a.parquet")
+
+
+def test_plain_text_without_a_line_break_is_cut_all_the_same(read, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(formats, "PLAIN_DOCUMENT_CHARACTERS", 100)
+    (tmp_path / "a.txt").write_text("wört " * 1000)
+    found = read("a.txt")
+    assert "".join(found) == "wört " * 1000
+    assert max(map(len, found)) == 400
+
+
+RESIDENT = """
+import resource, sys
+from trenchcoat_trainer.sources.formats import read_documents
+from trenchcoat_trainer.store import FolderStore
+from pathlib import Path
+import pyarrow.parquet
+folder, name = sys.argv[1:]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+size = sum(len(text) for text in read_documents(FolderStore(Path(folder)), name, "text"))
+print(size, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.zst", "a.jsonl", "a.parquet"])
+def test_a_file_of_any_size_is_read_in_little_memory(tmp_path: Path, name: str) -> None:
+    """200 MB in a single line, or a single row group."""
+    megabyte = "0123456789abcde " * 65536
+    opener = {".gz": gzip.open, ".zst": zstandard.open}.get(Path(name).suffix, open)
+    if name == "a.parquet":
+        with pq.ParquetWriter(tmp_path / name, pa.schema([("text", pa.string())])) as writer:
+            rows = [f"{number} {megabyte[:100_000]}" for number in range(2000)]
+            writer.write_table(pa.table({"text": rows}), row_group_size=2000)
+    else:
+        with opener(tmp_path / name, "wb") as file:
+            for _ in range(200):
+                file.write(jsonl([megabyte]) if "json" in name else megabyte.encode())
+    run = subprocess.run(
+        [sys.executable, "-c", RESIDENT, tmp_path, name], capture_output=True, text=True, check=True
+    )
+    size, megabytes = map(int, run.stdout.split())
+    assert size > 200_000_000
+    assert megabytes < 64
+
+
 def test_the_text_may_stand_in_another_field(read, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"content": "here", "text": 1}\n\n{"content": "there"}\n')
     assert read("a.jsonl", textField="content") == ["here", "there"]
 
 
 def test_plain_text_is_cut_at_blank_lines_and_nothing_is_lost(read, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(text, "PLAIN_DOCUMENT_CHARACTERS", 100)
+    monkeypatch.setattr(formats, "PLAIN_DOCUMENT_CHARACTERS", 100)
     paragraphs = [f"Paragraph {number}.\nIts second line.\n\n" for number in range(50)]
     (tmp_path / "a.txt").write_text("".join(paragraphs))
     documents = read("a.txt")
@@ -66,7 +176,7 @@ def test_plain_text_is_cut_at_blank_lines_and_nothing_is_lost(read, tmp_path: Pa
 
 
 def test_plain_text_without_blank_lines_is_cut_at_lines(read, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(text, "PLAIN_DOCUMENT_CHARACTERS", 100)
+    monkeypatch.setattr(formats, "PLAIN_DOCUMENT_CHARACTERS", 100)
     (tmp_path / "a.txt").write_text("a line of text\n" * 200)
     documents = read("a.txt")
     assert "".join(documents) == "a line of text\n" * 200
@@ -98,13 +208,25 @@ def test_text_in_another_bucket_of_the_store_is_found(make_spec, tmp_path: Path)
     store = FolderStore(tmp_path / "store" / "trenchcoat")
     store.in_bucket("corpora").write("red/a.jsonl", jsonl(["from the bucket"]))
     spec = make_spec(data={"source": "s3://corpora/red/*.jsonl"})
-    assert list(open_text(spec, store).documents()) == ["from the bucket"]
+    assert documents(open_text(spec, store)) == ["from the bucket"]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.parquet", b"PAR1", "whose name ends in none of"),
+        ("a.csv", b"text", "whose name ends in none of"),
+        ("a.parquet", b"PAR1", "is no Parquet file, or damaged"),
+        (
+            "a.parquet",
+            parquet([{"body": "x"}]),
+            r"has no column 'text' \(it has body\): set spec.data.textField",
+        ),
+        (
+            "a.parquet",
+            parquet([{"text": "x"}, {"text": "y"}], pa.binary()),
+            "row 1: field 'text' is no string",
+        ),
+        ("a.parquet", damaged(parquet([{"text": "x" * 999}])), "is no Parquet file, or damaged"),
         ("a.jsonl.gz", gzip.compress(jsonl(DOCUMENTS * 99))[:-20], "cannot be unpacked"),
         ("a.jsonl.gz", b"no gzip at all", "cannot be unpacked"),
         ("a.jsonl.zst", b"no zstd at all", "cannot be unpacked"),

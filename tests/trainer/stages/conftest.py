@@ -73,19 +73,24 @@ def stitched_store(
     """A folder store with a stitch of random adapters, so that no test but its own waits for DeepSpeed."""
     folder = tmp_path_factory.mktemp("stitched") / "store"
     shutil.copytree(trained_store, folder)
-    context = open_context(training_spec, Stage.STITCH, folder=folder, rank=0, world_size=1)
+    write_random_stitch(training_spec, folder)
+    return folder
+
+
+def write_random_stitch(spec: TrenchcoatSpec, folder: Path) -> None:
+    """Complete the stitch with random adapters."""
+    context = open_context(spec, Stage.STITCH, folder=folder, rank=0, world_size=1)
     generator = torch.Generator().manual_seed(0)
     shapes = {"q_proj": (64, 64), "k_proj": (32, 64), "v_proj": (32, 64), "o_proj": (64, 64)}
     adapters = {}
     for layer in range(5):
         for projection, (outputs, inputs) in shapes.items():
             name = f"base_model.model.model.layers.{layer}.self_attn.{projection}"
-            rank = training_spec.stitch.lora.rank
+            rank = spec.stitch.lora.rank
             adapters[f"{name}.lora_A.weight"] = torch.randn(rank, inputs, generator=generator) / 8
             adapters[f"{name}.lora_B.weight"] = torch.randn(outputs, rank, generator=generator) / 8
     context.writer.write_tensors("adapters.safetensors", adapters)
     context.writer.finish()
-    return folder
 
 
 @pytest.fixture

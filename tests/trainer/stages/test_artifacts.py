@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from trenchcoat_api.artifacts import Artifacts, Facts, Progress
-from trenchcoat_trainer.errors import CorruptObjectError, MissingInputError
-from trenchcoat_trainer.stages import progress, writer
+from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.errors import CorruptObjectError, MissingInputError, NotFoundError
+from trenchcoat_trainer.stages import objects, progress, writer
 from trenchcoat_trainer.stages.checkpoint import Checkpoint
 from trenchcoat_trainer.stages.clock import Clock
 from trenchcoat_trainer.stages.context import read_manifest
@@ -44,6 +45,56 @@ def test_an_artifact_is_complete_with_its_manifest(store: FolderStore, artifact)
     assert manifest.objects[0].sha256 == "a7937b64b8caa58f03721bb6bacf5c78cb235febe0e70b1b84cd99541461a08e"
     assert manifest.facts.losses == {"transfer": "0.5"}
     assert not list(store.list(artifact.checkpoint_prefix))
+
+
+@pytest.fixture
+def listed(make_spec, open_stage, monkeypatch: pytest.MonkeyPatch):
+    """A context, and an artifact of 10 objects in lists of 3, of which 2 stay in memory."""
+    monkeypatch.setattr(writer, "LIST_OBJECTS", 3)
+    monkeypatch.setattr(objects, "CACHED_LISTS", 2)
+    context = open_stage(make_spec(), Stage.TOKENIZE)
+    for number in range(10):
+        context.writer.write(f"object-{number}", b"x" * number)
+    context.writer.finish()
+    return context
+
+
+def test_many_objects_stand_in_lists_outside_the_manifest(listed) -> None:
+    manifest = read_manifest(listed.store, listed.artifact)
+    assert manifest.objects == []
+    assert [(item.first, item.count, item.size) for item in manifest.lists] == [
+        ("object-0", 3, 3),
+        ("object-3", 3, 12),
+        ("object-6", 3, 21),
+        ("object-9", 1, 9),
+    ]
+    assert (manifest.count, manifest.size) == (10, 45)
+    for number in (9, 0, 5, 3, 8, 1):
+        assert listed.read_object(listed.artifact, f"object-{number}") == b"x" * number
+    assert list(listed.object_paths(listed.artifact)) == [f"object-{number}" for number in range(10)]
+    assert len(listed._index(listed.artifact)._cached) == 2
+
+
+@pytest.mark.parametrize("path", ["a", "object-10", "object-44", "z"])
+def test_an_object_that_no_list_has_is_named(listed, path: str) -> None:
+    with pytest.raises(NotFoundError, match=f"object {path} is not in the manifest of tokenize"):
+        listed.stored_object(listed.artifact, path)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", None])
+def test_a_damaged_list_is_named(listed, content: bytes | None) -> None:
+    path = listed.artifact.prefix + "manifest/00001.jsonl"
+    listed.store.write(path, listed.store.read(path).replace(b"4", b"5") if content is None else content)
+    assert listed.read_object(listed.artifact, "object-1") == b"x"
+    with pytest.raises(CorruptObjectError, match=r"manifest/00001\.jsonl does not have its checksum"):
+        listed.read_object(listed.artifact, "object-4")
+
+
+def test_a_few_objects_stand_in_the_manifest_itself(store: FolderStore, artifact) -> None:
+    made = make_writer(store, artifact)
+    made.write("a", b"first")
+    made.finish()
+    assert "lists" not in json.loads(store.read(artifact.manifest_path))
 
 
 def test_a_manifest_that_cannot_be_read_is_named(store: FolderStore, artifact) -> None:

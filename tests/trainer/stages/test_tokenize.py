@@ -12,8 +12,11 @@ from trenchcoat_api.artifacts import Manifest
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.data import TokenData, layout, packing
 from trenchcoat_trainer.errors import BadInputError, PreemptedError
+from trenchcoat_trainer.sources import encoding
+from trenchcoat_trainer.sources.text import TextFiles
 from trenchcoat_trainer.stages import tokenize
 from trenchcoat_trainer.stages.context import StageContext
+from trenchcoat_trainer.stages.opening import open_context
 from trenchcoat_trainer.stages.tokenize import is_held_out
 
 from tests.trainer.trainer_samples import StopAfter, make_config, make_documents, save_teacher
@@ -74,10 +77,17 @@ def test_the_split_follows_the_text_alone() -> None:
     assert all(is_held_out(text, 20) for text in documents if is_held_out(text, 10))
 
 
-@pytest.mark.parametrize("looks", [0, 3, 20])
+@pytest.mark.parametrize("looks", [0, 3, 20, 31])
+@pytest.mark.parametrize("piece_characters", [60, 10**6])
 def test_a_stopped_tokenization_goes_on_and_gives_the_same_bytes(
-    make_spec, open_stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, looks: int
+    make_spec,
+    open_stage,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    looks: int,
+    piece_characters: int,
 ) -> None:
+    monkeypatch.setattr(encoding, "PIECE_CHARACTERS", piece_characters)
     monkeypatch.setattr(tokenize, "BATCH_DOCUMENTS", 7)
     monkeypatch.setattr(layout, "TOKEN_BYTES", 64 * 4 * 5)
     monkeypatch.setattr(packing, "SHUFFLE_TOKENS", 64 * 10)
@@ -93,6 +103,44 @@ def test_a_stopped_tokenization_goes_on_and_gives_the_same_bytes(
     assert finished(context).objects == expected.objects
     assert finished(context).facts == expected.facts
     assert not list(context.store.list(context.artifact.checkpoint_prefix))
+
+
+def test_what_was_read_before_a_stop_is_not_opened_again(
+    make_spec, open_stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenize, "BATCH_DOCUMENTS", 10)
+    spec = make_spec(data={"tokens": ALL})
+    with pytest.raises(PreemptedError):
+        tokenize.run(open_stage(spec, Stage.TOKENIZE, stop=StopAfter(20)))  # a file has 150 documents
+    opened = []
+    original = TextFiles.part
+    monkeypatch.setattr(TextFiles, "part", lambda text, index: opened.append(index) or original(text, index))
+    tokenize.run(open_stage(spec, Stage.TOKENIZE))
+    assert opened == [1]
+
+
+def test_the_bytes_do_not_depend_on_processes_and_pieces(
+    make_spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A document of many pieces among others, encoded here, in two processes and in three."""
+    monkeypatch.setattr(tokenize, "BATCH_DOCUMENTS", 16)
+    long = " ".join(make_documents(60, seed=3))
+    documents = [*make_documents(60), long, *make_documents(60, seed=1)]
+    (tmp_path / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in documents))
+    source = (tmp_path / "text.jsonl").as_uri()
+    spec = make_spec(data={"source": source, "tokens": ALL, "heldOutTokens": ALL})
+    found = []
+    for number, processes, piece_characters in ((0, 1, 10**6), (1, 1, 500), (2, 2, 500), (3, 3, 700)):
+        monkeypatch.setenv(encoding.ENV_PROCESSES, str(processes))
+        monkeypatch.setattr(encoding, "PIECE_CHARACTERS", piece_characters)
+        context = open_context(spec, Stage.TOKENIZE, folder=tmp_path / str(number))
+        tokenize.run(context)
+        found.append(finished(context))
+    assert all(manifest.objects == found[0].objects for manifest in found)
+    assert all(manifest.facts == found[0].facts for manifest in found)
+    facts = found[0].facts.data
+    assert facts is not None
+    assert facts.documents + facts.held_out_documents == 121
 
 
 Change = Callable[[Path], None]
@@ -185,8 +233,6 @@ def test_a_text_without_enough_held_out_documents_is_told(make_spec, open_stage,
 def test_the_bytes_do_not_depend_on_batches(
     make_spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trenchcoat_trainer.stages.opening import open_context
-
     manifests = []
     for size in (1, 1024):
         monkeypatch.setattr(tokenize, "BATCH_DOCUMENTS", size)

@@ -88,8 +88,9 @@ class HybridState:
         keys: live keys after RoPE, [B, K, L, D]: W to 2W - 1 of them once W tokens have passed, so that
             the next query sees W + 1 to 2W keys including its own.
         values: their values, [B, K, L, D].
-        memory: the folded sum of phi_k v^T, [B, H, 2F, D], or None while nothing has left the terrace.
-        normalizer: the folded sum of phi_k, [B, H, 2F], or None likewise.
+        memory: the folded sum of phi_k v^T, [B, H, 2F, D], or [B, K, 2F, D] where query heads share their
+            group's key map; None while nothing has left the terrace.
+        normalizer: the folded sum of phi_k, [B, H or K, 2F], or None likewise.
         tokens: how many tokens have been seen.
     """
 

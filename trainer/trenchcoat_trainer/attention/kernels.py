@@ -85,6 +85,21 @@ def _load_rows(ptr, rows, stride, dims, tokens, width, MASK_T: tl.constexpr, MAS
 
 
 @triton.jit
+def _window_starts(rows, first, stop, W: tl.constexpr, DROPPED: tl.constexpr):
+    """Where the windows of `rows` begin, and those of the first and the last of them; `stop` ends the rows.
+
+    A dropped window begins behind the row: every key up to the row's own lies below it.
+    """
+    if DROPPED:
+        lo, lo_first, lo_last = rows + 1, first + 1, stop
+    else:
+        lo = tl.maximum((rows // W - 1) * W, 0)
+        lo_first = tl.maximum((first // W - 1) * W, 0)
+        lo_last = tl.maximum(((stop - 1) // W - 1) * W, 0)
+    return lo, lo_first, lo_last
+
+
+@triton.jit
 def _log2_sigmoid(x):
     return (tl.minimum(x, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(x)))) * 1.4426950408889634
 
@@ -139,7 +154,8 @@ def _forward_kernel(
     sqtb, sqth, sqtt, sktb, skth, sktt, svtb, svth, svtt, sob, soh, sot,
     tokens, heads, groups, phi_groups, scale2,
     W: tl.constexpr, D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    TEACHER: tl.constexpr, SEPARATE: tl.constexpr, STUDENT_GRADIENTS: tl.constexpr, PRECISION: tl.constexpr,
+    TEACHER: tl.constexpr, SEPARATE: tl.constexpr, STUDENT_GRADIENTS: tl.constexpr, DROPPED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Both attentions of M rows of one head, their losses, and the row statistics of the backward."""
     first = (tl.num_programs(0) - 1 - tl.program_id(0)) * M
@@ -158,9 +174,7 @@ def _forward_kernel(
     rows, d, f = first + tl.arange(0, M), tl.arange(0, D), tl.arange(0, E)
     row_ok = rows < tokens
     stop = tl.minimum(first + M, tokens)
-    lo = tl.maximum((rows // W - 1) * W, 0)
-    lo_first = tl.maximum((first // W - 1) * W, 0)
-    lo_last = tl.maximum(((stop - 1) // W - 1) * W, 0)
+    lo, lo_first, lo_last = _window_starts(rows, first, stop, W, DROPPED)
     q_MD = _load_rows(q_ptr, rows, sqt, d, tokens, D, True, False)
     if SEPARATE:
         qt_MD = _load_rows(qt_ptr, rows, sqtt, d, tokens, D, True, False)
@@ -178,7 +192,7 @@ def _forward_kernel(
     m_t = tl.full([M], float("-inf"), tl.float32)
     total = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, D], tl.float32)
-    for start in tl.range(lo_first // N * N, stop, N):
+    for start in tl.range(stop if DROPPED else lo_first // N * N, stop, N):
         keys = start + tl.arange(0, N)
         k_ND = _load_rows(k_ptr, keys, skt, d, tokens, D, True, False)
         v_ND = _load_rows(v_ptr, keys, svt, d, tokens, D, True, False)
@@ -215,7 +229,8 @@ def _forward_kernel(
         m = m_new
     if not SEPARATE:
         m_t, total, acc = m, e_sum, acc_w
-    m_t = tl.where(m_t == float("-inf"), 0.0, m_t)
+    if not DROPPED:  # else -inf gives way to the first key below
+        m_t = tl.where(m_t == float("-inf"), 0.0, m_t)
     in_window = total
     z = sigma * e_sum
     acc_y = sigma * acc_w
@@ -230,7 +245,7 @@ def _forward_kernel(
             state, start, qt_MD, phi1_ME, phi2_ME, lo, kt_ptr, sktt, v_ptr, svt, vt_ptr, svtt, phik_ptr,
             scale2, tokens, D, F, E, N, False, TEACHER, SEPARATE, PRECISION,
         )  # fmt: skip
-    if W % M != 0 or W % N != 0:
+    if DROPPED or W % M != 0 or W % N != 0:
         for start in tl.range(whole, lo_last, N):
             state = _forward_below(
                 state, start, qt_MD, phi1_ME, phi2_ME, lo, kt_ptr, sktt, v_ptr, svt, vt_ptr, svtt, phik_ptr,
@@ -309,7 +324,8 @@ def _query_gradient_kernel(
     sqb, sqh, sqt, skb, skh, skt, svb, svh, svt, sqtb, sqth, sqtt, sktb, skth, sktt, sgb, sgh, sgt,
     tokens, heads, groups, phi_groups, scale2, scale, phi_min,
     W: tl.constexpr, D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    TEACHER: tl.constexpr, SEPARATE: tl.constexpr, STUDENT_GRADIENTS: tl.constexpr, PRECISION: tl.constexpr,
+    TEACHER: tl.constexpr, SEPARATE: tl.constexpr, STUDENT_GRADIENTS: tl.constexpr, DROPPED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of M rows of one head: of q w_q, of log sigma and, for a student that trains, of q.
 
@@ -331,9 +347,7 @@ def _query_gradient_kernel(
     rows, d, f = first + tl.arange(0, M), tl.arange(0, D), tl.arange(0, E)
     row_ok = rows < tokens
     stop = tl.minimum(first + M, tokens)
-    lo = tl.maximum((rows // W - 1) * W, 0)
-    lo_first = tl.maximum((first // W - 1) * W, 0)
-    lo_last = tl.maximum(((stop - 1) // W - 1) * W, 0)
+    lo, lo_first, lo_last = _window_starts(rows, first, stop, W, DROPPED)
     at = bh * tokens + rows
     g_scale = tl.load(scales_ptr)
     b = tl.load(scales_ptr + 1)
@@ -362,7 +376,7 @@ def _query_gradient_kernel(
             dphi1, dphi2, u_du, start, qt_MD, phi1_ME, phi2_ME, g_MD, lse, gz, cz, lo, kt_ptr, sktt, v_ptr,
             svt, phik_ptr, b, scale2, tokens, D, F, E, N, False, TEACHER, PRECISION,
         )  # fmt: skip
-    if W % M != 0 or W % N != 0:
+    if DROPPED or W % M != 0 or W % N != 0:
         for start in tl.range(whole, lo_last, N):
             dphi1, dphi2, u_du = _query_below(
                 dphi1, dphi2, u_du, start, qt_MD, phi1_ME, phi2_ME, g_MD, lse, gz, cz, lo, kt_ptr, sktt,
@@ -455,7 +469,8 @@ def _key_gradient_kernel(
     sqb, sqh, sqt, skb, skh, skt, svb, svh, svt, sqtb, sqth, sqtt, sktb, skth, sktt, sgb, sgh, sgt,
     tokens, heads, groups, phi_groups, scale2, scale, phi_min,
     W: tl.constexpr, D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    TEACHER: tl.constexpr, SEPARATE: tl.constexpr, STUDENT_GRADIENTS: tl.constexpr, PRECISION: tl.constexpr,
+    TEACHER: tl.constexpr, SEPARATE: tl.constexpr, STUDENT_GRADIENTS: tl.constexpr, DROPPED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of N keys from one query head: of k w_k and, for a student that trains, of k and v."""
     first = tl.program_id(0) * N
@@ -479,7 +494,11 @@ def _key_gradient_kernel(
 
     keys, d, f = first + tl.arange(0, N), tl.arange(0, D), tl.arange(0, E)
     key_ok = keys < tokens
-    lo_key = (keys // W + 2) * W  # the first row that sees the key below its window
+    # The first row that sees a key below its window.
+    if DROPPED:
+        lo_key, lo_begin, lo_end = keys, first, first + N - 1
+    else:
+        lo_key, lo_begin, lo_end = (keys // W + 2) * W, (first // W + 2) * W, ((first + N - 1) // W + 2) * W
     g_scale = tl.load(scales_ptr)
     b = tl.load(scales_ptr + 1)
     v_ND = _load_rows(v_ptr, keys, svt, d, tokens, D, True, False)
@@ -492,10 +511,10 @@ def _key_gradient_kernel(
     dphi1 = tl.zeros([N, E], tl.float32)
     dphi2 = tl.zeros([N, E], tl.float32)
     dv_ND = tl.zeros([N, D], tl.float32)
-    begin = (first // W + 2) * W // M * M
-    whole_begin = tl.minimum(tl.cdiv(((first + N - 1) // W + 2) * W, M) * M, tl.cdiv(tokens, M) * M)
+    begin = lo_begin // M * M
+    whole_begin = tl.minimum(tl.cdiv(lo_end, M) * M, tl.cdiv(tokens, M) * M)
     whole_end = tl.maximum(tokens // M * M, whole_begin)
-    if W % M != 0 or W % N != 0:
+    if DROPPED or W % M != 0 or W % N != 0:
         for start in tl.range(begin, whole_begin, M):
             dphi1, dphi2, dv_ND = _key_below(
                 dphi1, dphi2, dv_ND, start, kt_ND, v_ND, phik1_NE, phik2_NE, lo_key, qt_ptr, sqtt, g_ptr, sgt,
@@ -685,6 +704,7 @@ class _Mode(NamedTuple):
     teacher: bool
     separate: bool
     student_gradients: bool
+    dropped: bool = False
 
 
 def _constants(x: _Problem, mode: _Mode, tiles: _Tiles) -> dict[str, Any]:
@@ -692,8 +712,8 @@ def _constants(x: _Problem, mode: _Mode, tiles: _Tiles) -> dict[str, Any]:
     return {
         "W": mode.window_size, "D": x.q.shape[-1], "F": feature_dim, "E": _padded(feature_dim),
         "M": tiles.rows, "N": tiles.keys, "TEACHER": mode.teacher, "SEPARATE": mode.separate,
-        "STUDENT_GRADIENTS": mode.student_gradients, "PRECISION": _precision(x.q.dtype),
-        "num_warps": tiles.warps, "num_stages": tiles.stages,
+        "STUDENT_GRADIENTS": mode.student_gradients, "DROPPED": mode.dropped,
+        "PRECISION": _precision(x.q.dtype), "num_warps": tiles.warps, "num_stages": tiles.stages,
     }  # fmt: skip
 
 
@@ -731,7 +751,7 @@ class _Gradients(NamedTuple):
     v: torch.Tensor | None
     w_q: torch.Tensor
     w_k: torch.Tensor
-    window_factor: torch.Tensor
+    window_factor: torch.Tensor | None
 
 
 def _backward(
@@ -772,11 +792,14 @@ def _backward(
     dw_k = dw_k.reshape(heads, head_dim, feature_dim)
     if x.w_k.shape[0] != heads:
         dw_k = dw_k.view(x.w_k.shape[0], -1, head_dim, feature_dim).sum(1)
-    dfactor = dlog_sigma.sum((0, 2)) * (-x.window_factor.float()).sigmoid()
+    dfactor = None
+    if not mode.dropped:
+        dfactor = dlog_sigma.sum((0, 2)) * (-x.window_factor.float()).sigmoid()
+        dfactor = dfactor.to(x.window_factor.dtype)
     student: tuple[torch.Tensor | None, ...] = (None, None, None)
     if mode.student_gradients:
         student = (dq, _over_groups(dk, kv_heads), _over_groups(dv, kv_heads))
-    return _Gradients(*student, dw_q.to(x.w_q.dtype), dw_k.to(x.w_k.dtype), dfactor.to(x.window_factor.dtype))
+    return _Gradients(*student, dw_q.to(x.w_q.dtype), dw_k.to(x.w_k.dtype), dfactor)
 
 
 def _over_groups(x: torch.Tensor, kv_heads: int) -> torch.Tensor:
@@ -804,11 +827,14 @@ class _Distill(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, window_size: int, separate: bool, *tensors: torch.Tensor
+        ctx: Any, window_size: int, separate: bool, dropped: bool, *tensors: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         q, k, *_, w_q, w_k, _ = tensors
         x = _Problem(*tensors, features(q, w_q), features(k, w_k))
-        ctx.mode = _Mode(window_size, True, separate, any(ctx.needs_input_grad[2:5]))
+        student_gradients = any(ctx.needs_input_grad[3:6])
+        if dropped and (separate or student_gradients):
+            raise ValueError("the window is dropped in attention transfer only")
+        ctx.mode = _Mode(window_size, True, separate, student_gradients, dropped)
         output, difference, rows, mse, xent = _forward(x, ctx.mode)
         ctx.save_for_backward(*x, difference, *rows)
         ctx.mark_non_differentiable(output)
@@ -820,7 +846,7 @@ class _Distill(torch.autograd.Function):
         x = _Problem(*tensors)
         scales = torch.stack([grad_mse * (2 / x.q.numel()), grad_xent / z.numel()]).float()
         d = _backward(x, ctx.mode, _Rows(lse, maximum, argmax, z, dy), difference, difference, scales)
-        return None, None, d.q, d.k, d.v, None, None, None, d.w_q, d.w_k, d.window_factor
+        return None, None, None, d.q, d.k, d.v, None, None, None, d.w_q, d.w_k, d.window_factor
 
 
 class _Hybrid(torch.autograd.Function):
@@ -857,12 +883,15 @@ def distill_loss(
     w_k: torch.Tensor,
     window_factor: torch.Tensor,
     window_size: int,
+    drop_window: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return (mse, xent, teacher's output); gradients flow to the student's arguments only."""
     separate = not (q_teacher is q and k_teacher is k and v_teacher is v)
     q, k, v = _dense(q), _dense(k), _dense(v)
     teacher = (_dense(q_teacher), _dense(k_teacher), _dense(v_teacher)) if separate else (q, k, v)
-    mse, xent, output = _Distill.apply(window_size, separate, q, k, v, *teacher, w_q, w_k, window_factor)
+    mse, xent, output = _Distill.apply(
+        window_size, separate, drop_window, q, k, v, *teacher, w_q, w_k, window_factor
+    )
     return mse, xent, output
 
 

@@ -39,12 +39,16 @@ def log_weights(
     w_k: torch.Tensor,
     window_factor: torch.Tensor,
     window_size: int,
+    drop_window: bool = False,
 ) -> torch.Tensor:
-    """Return the logarithm of the student's unnormalised weights, [B, H, T, T], -inf above the diagonal."""
+    """Return the logarithm of the student's unnormalised weights, [B, H, T, T], -inf above the diagonal.
+
+    With `drop_window` the linear part covers every key up to the query's own.
+    """
     heads, tokens = q.shape[1:3]
-    window = window_mask(tokens, window_size, q.device)
+    window = window_mask(tokens, window_size, q.device) & (not drop_window)
     s = scores(q, k)
-    m = s.masked_fill(~window, float("-inf")).amax(-1, keepdim=True)
+    m = 0.0 if drop_window else s.masked_fill(~window, float("-inf")).amax(-1, keepdim=True)
     u = features(q, w_q) @ features(per_head(k, heads, 1), per_head(w_k, heads, 0)).transpose(-1, -2)
     log_sigma = torch.nn.functional.logsigmoid(window_factor)[:, None, None]
     return torch.where(window, s - m + log_sigma, u.log()).masked_fill(
@@ -82,6 +86,7 @@ def distill_loss(
     w_k: torch.Tensor,
     window_factor: torch.Tensor,
     window_size: int,
+    drop_window: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return (mse, xent, teacher's output); gradients flow to the student's arguments only."""
     heads, tokens = q.shape[1:3]
@@ -89,7 +94,7 @@ def distill_loss(
     with torch.no_grad():
         a_teacher = scores(q_teacher, k_teacher).masked_fill(~causal, float("-inf")).softmax(-1)
         y_teacher = a_teacher @ per_head(v_teacher, heads, 1)
-    log_a = log_weights(q, k, w_q, w_k, window_factor, window_size).log_softmax(-1)
+    log_a = log_weights(q, k, w_q, w_k, window_factor, window_size, drop_window).log_softmax(-1)
     mse = (log_a.exp() @ per_head(v, heads, 1) - y_teacher).square().mean()
     xent = -(a_teacher * log_a.masked_fill(~causal, 0.0)).sum(-1).mean()
     return mse, xent, y_teacher

@@ -150,6 +150,66 @@ class _Distill(torch.autograd.Function):
         return None, None, *grads, None, None, None, dphi_q, dphi_k, dfactor.to(x.window_factor.dtype)
 
 
+class _LinearDistill(torch.autograd.Function):
+    """(mse, xent, teacher's output) of a student whose window is dropped: p = u / Z over every earlier key.
+
+    Only the feature maps get a gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, window_size: int, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = _Inputs(*tensors)
+        v = x.v.to(x.phi_q.dtype)
+        y, output = torch.empty_like(v), torch.empty_like(v)
+        log_total, z = x.phi_q.new_empty(2, *x.q.shape[:3], 1)
+        mse, xent = x.phi_q.new_zeros(2)
+        for block in _blocks(x.q, window_size):
+            rows, seen = block.rows, slice(0, block.rows.stop)
+            a = x.scores(block, teacher=True)
+            log_total[:, :, rows] = a.logsumexp(-1, keepdim=True)
+            a.sub_(log_total[:, :, rows]).exp_()
+            output[:, :, rows] = a @ v[:, :, seen]
+            u = _all_weights(x, block)
+            z[:, :, rows] = u.sum(-1, keepdim=True)
+            y[:, :, rows] = u @ v[:, :, seen] / z[:, :, rows]
+            mse += (y[:, :, rows] - output[:, :, rows]).square().sum()
+            u[..., block.window].masked_fill_(block.above, 1.0)  # there a is 0, and log 0 would be -inf
+            xent += z[:, :, rows].log().sum() - (a * u.log_()).sum()
+        ctx.window_size = window_size
+        ctx.save_for_backward(*tensors, y, output, log_total, z)
+        teacher = output.to(x.q.dtype)
+        ctx.mark_non_differentiable(teacher)
+        return mse / y.numel(), xent / z.numel(), teacher
+
+    @staticmethod
+    def backward(ctx: Any, grad_mse: torch.Tensor, grad_xent: torch.Tensor, _: Any) -> tuple[Any, ...]:
+        *tensors, y, output, log_total, z = ctx.saved_tensors
+        x = _Inputs(*tensors)
+        v = x.v.to(y.dtype)
+        dphi_q, dphi_k = torch.zeros_like(x.phi_q), torch.zeros_like(x.phi_k)
+        b = grad_xent / z.numel()
+        for block in _blocks(y, ctx.window_size):
+            rows, seen = block.rows, slice(0, block.rows.stop)
+            g = (y[:, :, rows] - output[:, :, rows]) * (grad_mse * 2 / y.numel())
+            gy = (g * y[:, :, rows]).sum(-1, keepdim=True)
+            a = x.scores(block, teacher=True).sub_(log_total[:, :, rows]).exp_()
+            u = _all_weights(x, block)
+            u[..., block.window].masked_fill_(block.above, 1.0)
+            du = (g @ v[:, :, seen].transpose(-1, -2)).add_(b - gy).div_(z[:, :, rows])
+            du -= a.div_(u).mul_(b)
+            du[..., block.window].masked_fill_(block.above, 0.0)
+            dphi_q[:, :, rows] = du @ x.phi_k[:, :, seen]
+            dphi_k[:, :, seen] += du.transpose(-1, -2) @ x.phi_q[:, :, rows]
+        return (None, *[None] * 6, dphi_q, dphi_k, None)
+
+
+def _all_weights(x: _Inputs, block: _Block) -> torch.Tensor:
+    """Return u of the block's rows and every key up to the last of them, 0 after the row's own."""
+    u = x.phi_q[:, :, block.rows] @ x.phi_k[:, :, : block.rows.stop].transpose(-1, -2)
+    u[..., block.window].masked_fill_(block.above, 0.0)
+    return u
+
+
 def distill_loss(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -161,6 +221,7 @@ def distill_loss(
     w_k: torch.Tensor,
     window_factor: torch.Tensor,
     window_size: int,
+    drop_window: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return (mse, xent, teacher's output); gradients flow to the student's arguments only."""
     heads = q.shape[1]
@@ -169,6 +230,11 @@ def distill_loss(
     dtype = accumulation_dtype(q.dtype)
     phi_q = feature_map(q, w_q.to(dtype))
     phi_k = feature_map(k, per_head(w_k, heads, 0).to(dtype))
+    if drop_window:
+        mse, xent, output = _LinearDistill.apply(
+            window_size, q, k, v, q_teacher, k_teacher, v_teacher, phi_q, phi_k, window_factor
+        )
+        return mse, xent, output
     mse, xent, output = _Distill.apply(
         window_size, same_scores, q, k, v, q_teacher, k_teacher, v_teacher, phi_q, phi_k, window_factor
     )

@@ -85,6 +85,7 @@ def transfer_loss(
     window_size: int,
     mse_weight: float = 1000.0,
     xent_weight: float = 1.0,
+    drop_window: bool = False,
     backend: str | None = None,
 ) -> TransferLoss:
     """Compare hybrid attention with the softmax attention that it replaces, on the teacher's own q, k, v.
@@ -101,6 +102,8 @@ def transfer_loss(
         window_size: tokens per block of the terraced window.
         mse_weight: weight of the outputs' squared error.
         xent_weight: weight of the maps' cross-entropy.
+        drop_window: compare linear attention alone, over every key up to the query's own, in place of the
+            hybrid: window dropout. `window_factor` then has no part in the losses and gets no gradient.
         backend: "naive" (every map materialised, in the dtype given), "tiled" (torch, linear memory, any
             device), "triton" (GPU), or None to choose by device.
 
@@ -111,10 +114,12 @@ def transfer_loss(
         ValueError: shapes do not belong together or the backend is unknown.
     """
     q, k, v = q.detach(), k.detach(), v.detach()
-    return distill_loss(
-        q, k, v, q, k, v, w_q, w_k, window_factor,
-        window_size=window_size, mse_weight=mse_weight, xent_weight=xent_weight, backend=backend,
-    )  # fmt: skip
+    hybrid.check_shapes(q, k, v, w_q, w_k, window_factor, window_size)
+    module = _backend_module(choose_backend(backend, q))
+    mse, xent, output = module.distill_loss(
+        q, k, v, q, k, v, w_q, w_k, window_factor, window_size, drop_window
+    )
+    return TransferLoss(mse_weight * mse + xent_weight * xent, mse, xent, output)
 
 
 def distill_loss(

@@ -9,9 +9,11 @@ from trenchcoat_api.crias import CriaRange
 
 from trenchcoat_trainer.data.layout import HIDDEN, boundary_path, sequences_per_hidden_object
 from trenchcoat_trainer.data.order import Order, Piece
-from trenchcoat_trainer.data.prefetch import prefetch
+from trenchcoat_trainer.data.prefetch import DEPTH, prefetch
 from trenchcoat_trainer.data.tokens import TokenData
+from trenchcoat_trainer.recycling import RecycledMemory
 from trenchcoat_trainer.stages.context import StageContext
+from trenchcoat_trainer.tensors import byte_view
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,10 @@ class CriaData:
         self.sequences: int = self._tokens.sequences
         size = sequences_per_hidden_object(spec.data.sequence_length, model.hidden_size, spec.dtype)
         self._order = Order(self.sequences, size, spec.seed)
+        # What is read ahead, and the object that is being used, of inputs and of targets.
+        self._object_memory = RecycledMemory(spare=2 * (DEPTH + 1))
+        # A batch in use, one that is copied to the device, and one in the making, likewise.
+        self._batch_memory = RecycledMemory(spare=2 * 3)
 
     def steps(self, batch_size: int) -> int:
         """Batches of an epoch."""
@@ -73,9 +79,21 @@ class CriaData:
         pieces = self._order.pieces(epoch, skip=start_step * batch_size)
         rows = (row for group in prefetch(self._read, pieces) for row in zip(*group, strict=True))
         while batch := list(islice(rows, batch_size)):
-            first, *rest = (torch.stack(part) for part in zip(*batch, strict=True))
+            first, *rest = (self._stack(part) for part in zip(*batch, strict=True))
             inputs = self._embed(first.long()) if self._inputs is None else first
             yield Batch(inputs, rest[0] if rest else None)
+
+    def _stack(self, rows: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        shape, dtype = (len(rows), *rows[0].shape), rows[0].dtype
+        if torch.cuda.is_available():  # pinned, so that it is copied to a GPU while that computes
+            batch = torch.empty(shape, dtype=dtype, pin_memory=True)
+        else:
+            memory = self._batch_memory.take(len(rows) * rows[0].nbytes)
+            batch = torch.frombuffer(memory, dtype=dtype).view(shape)
+        for place, row in zip(batch, rows, strict=True):
+            # Not by torch, which would set all cores to copying and have them wait for one another.
+            byte_view(place)[:] = byte_view(row)
+        return batch
 
     def _read(self, piece: Piece) -> list[list[torch.Tensor]]:
         if self._inputs is None:
@@ -89,4 +107,5 @@ class CriaData:
         return [[part[row] for row in piece.rows.tolist()] for part in parts]
 
     def _boundary(self, boundary: int, group: int) -> torch.Tensor:
-        return self._context.read_tensors(self._collect, boundary_path(boundary, group))[HIDDEN]
+        path = boundary_path(boundary, group)
+        return self._context.read_tensors(self._collect, path, self._object_memory)[HIDDEN]

@@ -1,6 +1,6 @@
 """Packing documents into sequences of equal length, and sequences into objects."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,12 +42,13 @@ class Packer:
         """Whether the limit is reached and further documents are not wanted."""
         return self.cut >= self._limit
 
-    def add(self, tokens: list[int]) -> None:
-        """Add one document."""
+    def add(self, tokens: Sequence[int] | np.ndarray, *, begins: bool = True) -> None:
+        """Add one document, or with `begins` false more of the one that was added last."""
         if self.is_full:
             return
-        self.documents += 1
-        self._open_starts.append(len(self._open))
+        if begins:
+            self.documents += 1
+            self._open_starts.append(len(self._open))
         self._open = np.concatenate([self._open, np.asarray(tokens, np.int32)])
         while len(self._open) >= self._length and not self.is_full:
             self._cut_sequence()

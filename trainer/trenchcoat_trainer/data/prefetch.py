@@ -1,10 +1,11 @@
 """Reading ahead of the consumer, a bounded number of objects."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
+
+from trenchcoat_trainer.in_order import in_order
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -20,13 +21,9 @@ def prefetch(
 
     What the function raises is raised here when its turn comes.
     """
-    source = iter(items)
     pool = ThreadPoolExecutor(depth, thread_name_prefix="prefetch")
     try:
-        pending: deque[Future[Result]] = deque(pool.submit(function, item) for item in islice(source, depth))
-        while pending:
-            result = pending.popleft().result()
-            pending.extend(pool.submit(function, item) for item in islice(source, 1))
+        for _, result in in_order(partial(pool.submit, function), items, depth):
             yield result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -107,6 +107,7 @@ def transfer_step(
     weights: LossWeights,
     *,
     gradient_scale: float = 1.0,
+    drop_window: bool = False,
     train: bool = True,
 ) -> StepLosses:
     """Run one micro-batch of attention transfer, teacher forced, backward layer by layer.
@@ -121,6 +122,7 @@ def transfer_step(
         shape: sizes of a layer.
         weights: weights of the losses.
         gradient_scale: multiplies every layer's loss before backward (1 / micro-batches to average).
+        drop_window: compare linear attention alone with the teacher: window dropout.
         train: False computes the losses alone.
 
     Returns:
@@ -141,8 +143,8 @@ def transfer_step(
         else:
             with torch.set_grad_enabled(train):
                 result = transfer_loss(
-                    q, k, v, *layer_maps, window_size=weights.window_size,
-                    mse_weight=weights.mse, xent_weight=weights.xent, backend=weights.backend,
+                    q, k, v, *layer_maps, window_size=weights.window_size, mse_weight=weights.mse,
+                    xent_weight=weights.xent, drop_window=drop_window, backend=weights.backend,
                 )  # fmt: skip
                 if train:
                     (result.loss * gradient_scale).backward()

@@ -31,6 +31,7 @@ def student_config(teacher: LlamaConfig, attention: Attention) -> TrenchcoatLlam
         **fields,
         window=attention.window,
         feature_dim=attention.feature_dim,
+        key_maps=attention.key_maps.value,
         keep_softmax_layers=list(attention.keep_softmax_layers),
     )
     config._attn_implementation = "sdpa"
@@ -52,15 +53,17 @@ def initial_maps(config: TrenchcoatLlamaConfig, layer: int, seed: int) -> dict[s
     """Return a layer's untrained maps, fp32; a pure function of the shapes, `seed` and `layer`.
 
     Returns:
-        ``w_q`` and ``w_k`` [heads, head_dim, feature_dim], uniform within sqrt(6 / (head_dim * feature_dim))
-        as in LoLCATs' implementation, and ``window_factor`` [heads]; nothing for a layer that keeps softmax.
+        ``w_q`` [heads, head_dim, feature_dim] and ``w_k``, likewise or with one map for every key/value head,
+        uniform within sqrt(6 / (head_dim * feature_dim)) as in LoLCATs' implementation, and ``window_factor``
+        [heads]; nothing for a layer that keeps softmax.
     """
     if layer in config.keep_softmax_layers:
         return {}
-    shape = (config.num_attention_heads, config.head_dim, config.feature_dim)
     bound = (6 / (config.head_dim * config.feature_dim)) ** 0.5
     maps = {
-        name: torch.empty(shape).uniform_(-bound, bound, generator=generator(seed, "maps", layer, name))
-        for name in ("w_q", "w_k")
+        name: torch.empty(heads, config.head_dim, config.feature_dim).uniform_(
+            -bound, bound, generator=generator(seed, "maps", layer, name)
+        )
+        for name, heads in zip(("w_q", "w_k"), config.map_heads, strict=True)
     }
-    return {**maps, "window_factor": torch.full(shape[:1], INITIAL_WINDOW_FACTOR)}
+    return {**maps, "window_factor": torch.full((config.num_attention_heads,), INITIAL_WINDOW_FACTOR)}

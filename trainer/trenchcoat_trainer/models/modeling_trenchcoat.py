@@ -101,7 +101,8 @@ class TrenchcoatAttention(LlamaAttention):
     """Llama's attention with feature maps; B batch, T tokens, H heads, K key/value heads, D head dimension.
 
     Attributes:
-        w_q, w_k: feature maps of queries and keys, [H, D, feature_dim], fp32.
+        w_q: feature maps of queries, [H, D, feature_dim], fp32.
+        w_k: feature maps of keys, likewise, or [K, D, feature_dim] where a group of heads shares one.
         window_factor: weight of the window before the sigmoid, [H], fp32.
         softmax: compute ordinary softmax attention instead (a layer that keeps it, or the teacher).
         keep_parts: "both", or "window" or "linear" to measure what one part does by itself.
@@ -112,10 +113,11 @@ class TrenchcoatAttention(LlamaAttention):
         self.softmax = layer_idx in config.keep_softmax_layers
         self.keep_parts = "both"
         if not self.softmax:
-            shape = (config.num_attention_heads, self.head_dim, config.feature_dim)
-            self.w_q = nn.Parameter(torch.empty(shape, dtype=torch.float32))
-            self.w_k = nn.Parameter(torch.empty(shape, dtype=torch.float32))
-            self.window_factor = nn.Parameter(torch.empty(shape[0], dtype=torch.float32))
+            heads, key_heads = config.map_heads
+            shape = (self.head_dim, config.feature_dim)
+            self.w_q = nn.Parameter(torch.empty(heads, *shape, dtype=torch.float32))
+            self.w_k = nn.Parameter(torch.empty(key_heads, *shape, dtype=torch.float32))
+            self.window_factor = nn.Parameter(torch.empty(heads, dtype=torch.float32))
 
     def rotate(self, q_BTX, k_BTX, v_BTX, position_embeddings):
         """Split projected states into heads and apply RoPE: q [B, H, T, D], k and v [B, K, T, D]."""

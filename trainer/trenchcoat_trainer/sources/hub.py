@@ -21,7 +21,7 @@ from trenchcoat_trainer.store.base import Entry
 CHUNK_BYTES = 16 * 1024 * 1024
 
 # The HTTP client below the hub's library changes with its version; this is whichever's base class of errors.
-_HttpError: type[Exception] = HfHubHTTPError.__bases__[0]
+HttpError: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
 class HubRepository:
@@ -99,5 +99,5 @@ class HubRepository:
             ) from error
         except FileNotFoundError as error:
             raise NotFoundError(path, self.name) from error
-        except (_HttpError, OSError) as error:
+        except (HttpError, OSError) as error:
             raise StageError(f"the hub failed for {self.name}/{path}: {error}; it is tried again") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,13 +14,16 @@ from trenchcoat_api.crias import CriaRange
 from trenchcoat_api.spec import TrenchcoatSpec
 
 from trenchcoat_trainer.errors import CorruptObjectError, MissingInputError, NotFoundError
+from trenchcoat_trainer.recycling import RecycledMemory
 from trenchcoat_trainer.stages.checkpoint import Checkpoint
+from trenchcoat_trainer.stages.objects import ObjectIndex
 from trenchcoat_trainer.stages.progress import ProgressReporter
 from trenchcoat_trainer.stages.stop import StopRequest
 from trenchcoat_trainer.stages.writer import ArtifactWriter
 from trenchcoat_trainer.store import Store
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 
@@ -45,7 +49,7 @@ class StageContext:
     folder: Path | None = None
     """The folder that stands for the store, where one does."""
     _manifests: dict[str, Manifest] = field(default_factory=dict)
-    _objects: dict[str, dict[str, StoredObject]] = field(default_factory=dict)
+    _objects: dict[str, ObjectIndex] = field(default_factory=dict)
 
     def manifest(self, artifact: Artifact) -> Manifest:
         """The manifest of an input.
@@ -65,12 +69,20 @@ class StageContext:
             MissingInputError: the input is not complete.
             NotFoundError: its manifest lists no such object.
         """
+        return self._index(artifact).find(path)
+
+    def object_paths(self, artifact: Artifact) -> Iterator[str]:
+        """Paths of all objects of an input, relative to its folder, in order.
+
+        Raises:
+            MissingInputError: the input is not complete.
+        """
+        return self._index(artifact).paths()
+
+    def _index(self, artifact: Artifact) -> ObjectIndex:
         if artifact.key not in self._objects:
-            self._objects[artifact.key] = {item.path: item for item in self.manifest(artifact).objects}
-        try:
-            return self._objects[artifact.key][path]
-        except KeyError:
-            raise NotFoundError(path, f"the manifest of {artifact.name} ({artifact.manifest_path})") from None
+            self._objects[artifact.key] = ObjectIndex(self.store, artifact, self.manifest(artifact))
+        return self._objects[artifact.key]
 
     def read_object(self, artifact: Artifact, path: str) -> bytes:
         """The content of an input's object.
@@ -80,23 +92,29 @@ class StageContext:
         """
         return bytes(self._read(artifact, path))
 
-    def read_tensors(self, artifact: Artifact, path: str) -> dict[str, torch.Tensor]:
-        """The tensors of an input's safetensors object, on the CPU.
+    def read_tensors(
+        self, artifact: Artifact, path: str, memory: RecycledMemory | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The tensors of an input's safetensors object, on the CPU, in memory taken from `memory` if given.
 
         Raises:
             CorruptObjectError: size or checksum differ from the manifest.
         """
         from trenchcoat_trainer.tensors import unpack
 
-        return unpack(self._read(artifact, path))[0]
+        return unpack(self._read(artifact, path, memory))[0]
 
-    def _read(self, artifact: Artifact, path: str) -> bytearray:
+    def _read(
+        self, artifact: Artifact, path: str, memory: RecycledMemory | None = None
+    ) -> bytearray | np.ndarray:
         stored = self.stored_object(artifact, path)
-        data = bytearray(stored.size)
+        data = bytearray(stored.size) if memory is None else memory.take(stored.size)
+        target = memoryview(data)
         digest, size = hashlib.sha256(), 0
         for chunk in self.store.stream(artifact.prefix + path):
-            digest.update(chunk)
-            data[size : size + len(chunk)] = chunk
+            if size + len(chunk) <= stored.size:
+                digest.update(chunk)
+                target[size : size + len(chunk)] = chunk
             size += len(chunk)
             if size > stored.size:
                 break

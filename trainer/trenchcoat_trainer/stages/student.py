@@ -12,7 +12,10 @@ from trenchcoat_trainer.shards import TORCH_DTYPES, layer_path, load_config, loa
 from trenchcoat_trainer.stages.context import StageContext
 
 FEATURE_MAPS = "feature_maps.safetensors"
-"""Object of a cria artifact: ``layers.N.w_q``, ``layers.N.w_k``, ``layers.N.window_factor``, fp32."""
+"""Object of a cria artifact: ``layers.N.w_q``, ``layers.N.w_k``, ``layers.N.window_factor``, fp32.
+
+``w_k`` has one map for every query head or every key/value head, as spec.attention.keyMaps says.
+"""
 ADAPTERS = "adapters.safetensors"
 """Object of a cria or stitch artifact: adapters by peft's names."""
 

@@ -8,10 +8,13 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trenchcoat_api.artifacts import DataFacts, Facts
@@ -20,8 +23,9 @@ from trenchcoat_api.crias import cria_ranges
 from trenchcoat_trainer.data.layout import token_path
 from trenchcoat_trainer.data.packing import Packer
 from trenchcoat_trainer.errors import BadInputError
+from trenchcoat_trainer.sources.encoding import Batch, Encoder, Piece, cut, encode_batches, usable_processes
 from trenchcoat_trainer.sources.teacher import CONFIG, TOKENIZER_FILES, Teacher, open_teacher
-from trenchcoat_trainer.sources.text import open_text
+from trenchcoat_trainer.sources.text import Text, open_text
 from trenchcoat_trainer.stages.context import StageContext
 
 logger = logging.getLogger(__name__)
@@ -43,11 +47,10 @@ def run(context: StageContext) -> None:
     """
     teacher = open_teacher(context.spec, context.store)
     check_teacher(teacher, context.spec.layers_per_cria)
-    text = open_text(context.spec, context.store)
-    tokenizer = Tokenizer(teacher)
     packers = {split: _make_packer(context, split) for split in SPLITS}
-    skip = _restore(context, packers)
-    _pack(context, text.documents(), tokenizer, packers, skip)
+    position, version = _restore(context, packers)
+    text = open_text(context.spec, context.store, version)
+    _pack(context, text, Tokenizer(teacher), packers, position)
     data = _finish(context, packers)
     context.writer.finish(Facts(model=teacher.facts(), data=data))
 
@@ -81,26 +84,18 @@ class Tokenizer:
             )
         self._tokenizer = _load_tokenizer(teacher)
 
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each document, with the marks at its begin and end that the tokenizer has.
+    def encoder(self) -> Encoder:
+        """What encodes documents, with the marks at their begin and end that the tokenizer has."""
+        return Encoder(self._tokenizer.backend_tokenizer.to_str(), self._tokenizer.eos_token_id)
 
-        Raises:
-            BadInputError: an id has no row in the teacher's embedding.
-        """
-        documents: list[list[int]] = self._tokenizer(
-            texts, add_special_tokens=True, return_attention_mask=False, verbose=False
-        )["input_ids"]
-        end = self._tokenizer.eos_token_id
-        for ids in documents:
-            if end is not None and (not ids or ids[-1] != end):
-                ids.append(end)
-        highest = max((max(ids) for ids in documents if ids), default=0)
+    def check(self, ids: list[np.ndarray]) -> None:
+        """Raise BadInputError if an id has no row in the teacher's embedding."""
+        highest = max((int(own.max()) for own in ids if len(own)), default=0)
         if highest >= self._vocabulary:
             raise BadInputError(
                 f"the tokenizer of {self._source} makes the id {highest}, but its embedding has "
                 f"{self._vocabulary} rows: the tokenizer belongs to another model"
             )
-        return documents
 
 
 def _load_tokenizer(teacher: Teacher) -> PreTrainedTokenizerBase:
@@ -118,6 +113,10 @@ def _load_tokenizer(teacher: Teacher) -> PreTrainedTokenizerBase:
                 f"the tokenizer of {teacher.source} cannot be loaded ({error}): give it a valid "
                 "tokenizer.json"
             ) from error
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise BadInputError(
+            f"the tokenizer of {teacher.source} has no tokenizer.json and none can be made of it: convert it"
+        )
     return tokenizer
 
 
@@ -133,44 +132,81 @@ def _make_packer(context: StageContext, split: str) -> Packer:
     return Packer(data.sequence_length, limit, write, shuffle=split == "train")
 
 
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where in the text reading goes on: so much of it has been packed."""
+
+    part: int = 0
+    document: int = 0
+    """Documents of the part that are done."""
+    piece: int = 0
+    """Pieces of the next document that are done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What is known of a batch before it is encoded."""
+
+    splits: list[str]
+    """The split of each piece."""
+    after: Position
+
+
 def _pack(
     context: StageContext,
-    documents: Iterator[str],
+    text: Text,
     tokenizer: Tokenizer,
     packers: dict[str, Packer],
-    skip: int,
+    start: Position,
 ) -> None:
-    data = context.spec.data
-    read = skip
     saved_at = time.monotonic()
-    for batch in _batches(islice(documents, skip, None)):
-        split = ["held_out" if is_held_out(text, data.held_out_percent) else "train" for text in batch]
-        wanted = [(name, text) for name, text in zip(split, batch, strict=True) if not packers[name].is_full]
-        before = packers["train"].cut
-        encoded = tokenizer.encode([text for _, text in wanted]) if wanted else []
-        for (name, _), ids in zip(wanted, encoded, strict=True):
-            packers[name].add(ids)
-        read += len(batch)
-        _report(context, packers["train"], before)
-        if all(packer.is_full for packer in packers.values()):
-            return
-        if context.stop.requested or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-            _save(context, packers, read)
-            saved_at = time.monotonic()
-            context.stop.check()
+    batches = _batches(text, context.spec.data.held_out_percent, packers, start)
+    with closing(encode_batches(tokenizer.encoder(), batches, usable_processes())) as encoded:
+        for batch, ids in encoded:
+            tokenizer.check(ids)
+            before = packers["train"].cut
+            for split, piece, own in zip(batch.tag.splits, batch.pieces, ids, strict=True):
+                packers[split].add(own, begins=piece.begins)
+            _report(context, packers["train"], before)
+            if all(packer.is_full for packer in packers.values()):
+                return
+            if context.stop.requested or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                _save(context, packers, batch.tag.after, text.version)
+                saved_at = time.monotonic()
+                context.stop.check()
 
 
-def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document)
-        if size >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _batches(
+    text: Text, held_out_percent: int, packers: dict[str, Packer], start: Position
+) -> Iterator[Batch[Read]]:
+    """Read the text from `start` on, without what its split is known not to want any more."""
+    pieces: list[Piece] = []
+    splits: list[str] = []
+    size = read = 0
+    after = start
+    for after, split, piece in _pieces(text, held_out_percent, start):
+        read += 1
+        size += len(piece.text)
+        if not packers[split].is_full:
+            pieces.append(piece)
+            splits.append(split)
+        if size >= BATCH_CHARACTERS or read >= BATCH_DOCUMENTS:
+            yield Batch(pieces, Read(splits, after))
+            pieces, splits, size, read = [], [], 0, 0
+    if read:
+        yield Batch(pieces, Read(splits, after))
+
+
+def _pieces(text: Text, held_out_percent: int, start: Position) -> Iterator[tuple[Position, str, Piece]]:
+    """Every piece of the text from `start` on, with its split and where the next one stands."""
+    for part in range(start.part, text.parts):
+        done = start.document if part == start.part else 0
+        for number, document in enumerate(islice(text.part(part), done, None), done):
+            split = "held_out" if is_held_out(document, held_out_percent) else "train"
+            skip = start.piece if (part, number) == (start.part, start.document) else 0
+            for index, piece in enumerate(islice(cut(document), skip, None), skip + 1):
+                after = Position(part, number + 1) if piece.ends else Position(part, number, index)
+                yield after, split, piece
 
 
 def _report(context: StageContext, packer: Packer, before: int) -> None:
@@ -180,9 +216,9 @@ def _report(context: StageContext, packer: Packer, before: int) -> None:
     context.progress.update(PHASE, packer.cut, steps, fraction=packer.cut / steps, tokens=tokens)
 
 
-def _save(context: StageContext, packers: dict[str, Packer], read: int) -> None:
+def _save(context: StageContext, packers: dict[str, Packer], after: Position, version: str | None) -> None:
     tensors: dict[str, torch.Tensor] = {}
-    state: dict[str, Any] = {"read": read}
+    state: dict[str, Any] = {"position": asdict(after), "version": version}
     for split, packer in packers.items():
         own, state[split] = packer.state()
         tensors |= {f"{split}.{name}": tensor for name, tensor in own.items()}
@@ -190,20 +226,21 @@ def _save(context: StageContext, packers: dict[str, Packer], read: int) -> None:
     context.writer.save_journal()
 
 
-def _restore(context: StageContext, packers: dict[str, Packer]) -> int:
-    """Bring the packers to where the last attempt stopped, and return the documents it had read."""
+def _restore(context: StageContext, packers: dict[str, Packer]) -> tuple[Position, str | None]:
+    """Bring the packers to where the last attempt stopped; returns where that was, in which version."""
     saved = context.checkpoint.load()
     if saved is None:
-        return 0
+        return Position(), None
     tensors, state = saved
     for split, packer in packers.items():
         own = {
             name.removeprefix(f"{split}."): t for name, t in tensors.items() if name.startswith(f"{split}.")
         }
         packer.restore(own, state[split])
-    read = int(state["read"])
-    logger.info("going on after %d documents", read)
-    return read
+    position = Position(**state["position"])
+    documents = sum(packer.documents for packer in packers.values())
+    logger.info("going on after %d documents, in part %d of the text", documents, position.part)
+    return position, state["version"]
 
 
 def _finish(context: StageContext, packers: dict[str, Packer]) -> DataFacts:

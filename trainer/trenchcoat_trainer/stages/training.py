@@ -21,10 +21,12 @@ class Cursor:
     final: float | None = None
     """Mean loss of the last steps: a running mean over about 16."""
 
-    def note(self, loss: float) -> None:
-        """Count one step with its loss."""
+    def note(self, loss: float | None) -> None:
+        """Count one step with its loss, if it has one to tell."""
         self.step += 1
         self.done += 1
+        if loss is None:
+            return
         self.initial = loss if self.initial is None else self.initial
         share = max(1 / 16, 1 / self.done)
         self.final = loss if self.final is None else self.final + share * (loss - self.final)

@@ -11,9 +11,19 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from trenchcoat_api.artifacts import CHECKPOINT, Artifact, Facts, Manifest, StoredObject
+from trenchcoat_api.artifacts import (
+    CHECKPOINT,
+    LIST_OBJECTS,
+    LISTS,
+    Artifact,
+    Facts,
+    Manifest,
+    ObjectList,
+    StoredObject,
+)
 
 from trenchcoat_trainer.stages.clock import Clock
+from trenchcoat_trainer.stages.objects import pack_list
 from trenchcoat_trainer.store import Store
 
 if TYPE_CHECKING:
@@ -97,21 +107,44 @@ class ArtifactWriter:
         self.save_journal()
         self.refresh()
         artifact = self._artifact
+        objects = [self._recorded[path] for path in sorted(self._recorded)]
+        lists = self._write_lists(objects) if len(objects) > LIST_OBJECTS else []
         manifest = Manifest(
             stage=artifact.stage,
             cria=artifact.cria.index if artifact.cria else None,
             key=artifact.key,
             inputs=list(artifact.inputs),
-            objects=[self._recorded[path] for path in sorted(self._recorded)],
+            objects=[] if lists else objects,
+            lists=lists,
             facts=facts or Facts(),
             started_at=self._clock.started_at,
             completed_at=datetime.now(UTC),
             seconds=self._clock.seconds,
         )
-        self._store.write(artifact.manifest_path, manifest.model_dump_json(by_alias=True, indent=1).encode())
+        without = None if lists else {"lists"}
+        document = manifest.model_dump_json(by_alias=True, indent=1, exclude=without)
+        self._store.write(artifact.manifest_path, document.encode())
         for entry in list(self._store.list(artifact.prefix + CHECKPOINT)):
             self._store.delete(entry.path)
         return manifest
+
+    def _write_lists(self, objects: list[StoredObject]) -> list[ObjectList]:
+        lists = []
+        for number, start in enumerate(range(0, len(objects), LIST_OBJECTS)):
+            part = objects[start : start + LIST_OBJECTS]
+            data = pack_list(part)
+            path = f"{LISTS}{number:05d}.jsonl"
+            self._store.write(self._artifact.prefix + path, data)
+            lists.append(
+                ObjectList(
+                    path=path,
+                    sha256=hashlib.sha256(data).hexdigest(),
+                    first=part[0].path,
+                    count=len(part),
+                    size=sum(item.size for item in part),
+                )
+            )
+        return lists
 
     def _record(self, path: str, size: int, sha256: str) -> StoredObject:
         stored = StoredObject(path=path, size=size, sha256=sha256)

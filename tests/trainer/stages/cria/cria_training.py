@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from trenchcoat_api.spec import TrenchcoatSpec
+from trenchcoat_api.spec import Attention, TrenchcoatSpec
 from trenchcoat_trainer.attention import transfer_loss
 from trenchcoat_trainer.data import Batch
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.stages.cria.transfer import TransferPhase, finish_layer
 
-from tests.trainer.tiny_student import make_cria, make_teacher
+from tests.trainer.tiny_student import ATTENTION, make_cria, make_teacher
 
 SEQUENCES = 12
 TOKENS = 29
@@ -71,10 +71,15 @@ def batches(inputs: torch.Tensor, targets: torch.Tensor | None, size: int, epoch
 
 
 def train_transfer(
-    spec: TrenchcoatSpec, hidden: list[torch.Tensor], first: int, last: int, epochs: int = 4
-) -> tuple[CriaModel, dict[str, torch.Tensor], list[float]]:
+    spec: TrenchcoatSpec,
+    hidden: list[torch.Tensor],
+    first: int,
+    last: int,
+    epochs: int = 4,
+    attention: Attention = ATTENTION,
+) -> tuple[CriaModel, dict[str, torch.Tensor], list[float | None]]:
     """Run attention transfer on layers first to last; returns the Cria, its maps and the losses."""
-    cria = make_cria(make_teacher(len(hidden) - 1), first, last)
+    cria = make_cria(make_teacher(len(hidden) - 1), first, last, attention)
     size = spec.transfer.batch_size
     phase = TransferPhase(cria, spec.transfer, steps=epochs * -(-SEQUENCES // size))
     losses = [

@@ -65,6 +65,19 @@ def test_killed_at_any_step_it_ends_with_the_same_maps_and_adapters(
     assert all(torch.equal(whole[name], pieces[name]) for name in whole)
 
 
+def test_killed_with_window_dropout_it_ends_with_the_same_maps(open_training, training_spec, change):
+    spec = change(training_spec, transfer={"windowDropout": "0.5", "epochs": 3})
+    context = run(open_training, spec, index=1)
+    whole = results(context)
+    # Into the very first steps, of which some drop the window, and so have no state of the window's factor.
+    pieces = results(run(open_training, spec, 1, store="killed", stops=(1, 1, 2, 3)))
+    assert all(torch.equal(whole[name], pieces[name]) for name in whole)
+    plain = results(run(open_training, change(training_spec, transfer={"epochs": 3}), 1, store="plain"))
+    assert not torch.equal(whole["layers.2.w_q"], plain["layers.2.w_q"])
+    losses = context.manifest(context.artifact).facts.losses
+    assert float(losses["transfer"]) < float(losses["transferInitial"])
+
+
 def test_no_epochs_leave_what_was_there_before_training(open_training, training_spec, change):
     spec = change(training_spec, transfer={"epochs": 0}, criaLora={"epochs": 0})
     context = run(open_training, spec, index=2)

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from trenchcoat_api.spec import KeyMaps
 from trenchcoat_trainer.attention import naive
 from trenchcoat_trainer.data import Batch
 from trenchcoat_trainer.errors import DivergedError
 from trenchcoat_trainer.stages.cria.plateau import Plateau
-from trenchcoat_trainer.stages.cria.transfer import TransferPhase, transfer_step
+from trenchcoat_trainer.stages.cria.transfer import TransferPhase, drops_window, transfer_step
 
 from tests.trainer.stages.cria.cria_training import boundaries, make_spec, train_transfer
 from tests.trainer.tiny_student import ATTENTION, make_cria, make_teacher
@@ -85,6 +86,88 @@ def test_each_layer_keeps_its_own_best_maps(hidden):
     kept = transfer_step(cria, batch.inputs, scale=1.0, **weights)
     assert bool((kept <= last).all()), (kept, last)
     assert math.isfinite(best)
+
+
+def dropping(probability: str, **changes) -> dict:
+    return {"transfer": {"batchSize": 4, "plateau": {"every": 3}, "windowDropout": probability, **changes}}
+
+
+def test_window_dropout_is_a_pure_function_of_seed_epoch_and_step():
+    draws = [drops_window(0.3, 1, epoch, step) for epoch in range(4) for step in range(1000)]
+    assert draws == [drops_window(0.3, 1, epoch, step) for epoch in range(4) for step in range(1000)]
+    assert 0.27 < sum(draws) / len(draws) < 0.33
+    assert draws != [drops_window(0.3, 2, epoch, step) for epoch in range(4) for step in range(1000)]
+    assert draws[:1000] != draws[1000:2000]
+    assert not any(drops_window(0.0, 1, 0, step) for step in range(1000))
+
+
+def test_a_step_that_drops_the_window_trains_the_maps_on_linear_attention_alone(hidden):
+    cria = make_cria(make_teacher(6), 2, 3)
+    for parameter in cria.maps().values():
+        parameter.requires_grad_()
+    weights = {"mse_weight": 1000.0, "xent_weight": 1.0}
+    losses = transfer_step(cria, hidden[2][:2], scale=1.0, drop_window=True, **weights)
+    for index, (n, layer) in enumerate(cria.hybrid_layers()):
+        attention = layer.self_attn
+        with torch.no_grad():
+            inputs = hidden[2 + index][:2]
+            q, k, v = attention.project(layer.input_layernorm(inputs), cria.rope(inputs))
+        maps = [getattr(attention, name).detach().clone().requires_grad_() for name in ("w_q", "w_k")]
+        mse, xent, _ = naive.distill_loss(q, k, v, q, k, v, *maps, attention.window_factor.detach(), 8, True)
+        loss = 1000 * mse + xent
+        torch.testing.assert_close(losses[index], loss.detach(), rtol=1e-5, atol=0)
+        loss.backward()
+        for name, expected in [("w_q", maps[0]), ("w_k", maps[1])]:
+            actual = cria.maps()[f"layers.{n}.{name}"].grad
+            torch.testing.assert_close(actual, expected.grad, rtol=1e-3, atol=1e-5)
+        assert cria.maps()[f"layers.{n}.window_factor"].grad is None
+
+
+def test_with_window_dropout_the_linear_part_learns_more(hidden):
+    def linear_loss(probability: str) -> float:
+        cria, _, losses = train_transfer(make_spec(**dropping(probability)), hidden, 0, 2, epochs=12)
+        assert (None in losses) == (probability != "0")
+        with torch.enable_grad():
+            for parameter in cria.maps().values():
+                parameter.requires_grad_()
+            weights = {"mse_weight": 1000.0, "xent_weight": 1.0}
+            return transfer_step(cria, hidden[0], scale=1.0, drop_window=True, **weights).mean().item()
+
+    assert linear_loss("0.5") < 0.95 * linear_loss("0")
+
+
+def test_window_dropout_does_not_care_how_layers_are_grouped(hidden):
+    spec = make_spec(**dropping("0.5"))
+    _, whole, _ = train_transfer(spec, hidden, 0, 5)
+    _, second, _ = train_transfer(spec, hidden, 3, 5)
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in second.items())
+
+
+def test_best_maps_are_those_of_steps_with_a_window(hidden):
+    """The linear part's loss is larger: were it compared, the first check with a dropped step would lose."""
+    cria = make_cria(make_teacher(6), 0, 1)
+    phase = TransferPhase(cria, make_spec(**dropping("0.5", plateau={"every": 1})).transfer, steps=20)
+    told = [phase.step(Batch(hidden[0][:4], None), epoch=0, step=step) for step in range(20)]
+    assert told.count(None) == sum(drops_window(0.5, 0, 0, step) for step in range(20))
+    assert phase.finish()[1] == pytest.approx(min(loss for loss in told if loss is not None), rel=0.05)
+
+
+def test_with_no_window_in_any_step_the_last_maps_are_kept(hidden):
+    probability = "0.999999999"
+    cria, maps, losses = train_transfer(make_spec(**dropping(probability)), hidden, 0, 0, epochs=1)
+    assert set(losses) == {None}
+    assert all(torch.equal(maps[name], parameter) for name, parameter in cria.maps().items())
+    untrained = make_cria(make_teacher(6), 0, 0).maps()
+    assert not torch.equal(maps["layers.0.w_q"], untrained["layers.0.w_q"])
+
+
+def test_shared_key_maps_learn_and_do_not_care_how_layers_are_grouped(hidden):
+    attention = ATTENTION.model_copy(update={"key_maps": KeyMaps.PER_KEY_VALUE_HEAD})
+    _, whole, losses = train_transfer(make_spec(), hidden, 0, 5, epochs=16, attention=attention)
+    _, second, _ = train_transfer(make_spec(), hidden, 3, 5, epochs=16, attention=attention)
+    assert whole["layers.0.w_k"].shape == (2, 8, 8)
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in second.items())
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_layers_that_keep_softmax_are_passed_through(hidden):

@@ -69,6 +69,7 @@ def train(context: StageContext) -> None:
         spec.transfer,
         spec.transfer.epochs * data.steps(spec.transfer.batch_size),
         fused.transfer_step if fused else transfer_step,
+        seed=spec.seed,
     )
     if state["phase"] == "transfer":
         cursor = Cursor(**state["cursor"])
@@ -77,7 +78,7 @@ def train(context: StageContext) -> None:
             transfer.restore(tensors, state["state"])
         loop.run(transfer, cursor, {}, facts)
         maps, best = transfer.finish()
-        if spec.transfer.epochs:
+        if cursor.initial is not None:
             losses.update(transferInitial=cursor.initial, transfer=best)
         tensors, state, saved = {}, {"phase": "lora", "cursor": {}}, None
     else:

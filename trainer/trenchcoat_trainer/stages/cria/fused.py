@@ -80,6 +80,7 @@ class FusedCria:
         scale: float,
         mse_weight: float,
         xent_weight: float,
+        drop_window: bool = False,
     ) -> torch.Tensor:
         """Do what `transfer.transfer_step` does; `cria` is the one that was fused."""
         maps = self._maps()
@@ -91,6 +92,7 @@ class FusedCria:
             self._shape,
             self._weights(mse_weight, xent_weight),
             gradient_scale=scale,
+            drop_window=drop_window,
         )
         return _of_hybrid_layers(losses.loss, maps)
 

@@ -23,8 +23,8 @@ class Phase(Protocol):
     epochs: int
     batch_size: int
 
-    def step(self, batch: Batch, *, epoch: int, step: int) -> float:
-        """Make one optimiser step on `batch`; returns the loss, averaged over layers."""
+    def step(self, batch: Batch, *, epoch: int, step: int) -> float | None:
+        """Make one optimiser step on `batch`; returns the layers' mean loss, None where it tells nothing."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return all tensors that going on needs."""
@@ -73,6 +73,7 @@ class Loop:
         context, data = self._context, self._data
         per_epoch = data.steps(phase.batch_size)
         tokens_per_sequence = context.spec.data.sequence_length
+        done = facts.get("losses", {})
         while cursor.epoch < phase.epochs:
             batches = data.batches(epoch=cursor.epoch, batch_size=phase.batch_size, start_step=cursor.step)
             for batch in copied_ahead(batches, self._device):
@@ -85,7 +86,7 @@ class Loop:
                     cursor.done,
                     phase.epochs * per_epoch,
                     fraction=(self._before + cursor.done) / self._total,
-                    losses={phase.name: cursor.final or 0.0, **facts.get("losses", {})},
+                    losses={**({} if cursor.final is None else {phase.name: cursor.final}), **done},
                     tokens=len(batch.inputs) * tokens_per_sequence,
                 )
             cursor.epoch, cursor.step = cursor.epoch + 1, 0

@@ -4,6 +4,8 @@ Source: LoLCATs (arXiv 2410.10254), section 3.2. Shape letters: B batch, T token
 D head dimension, L layers of the Cria that have feature maps.
 """
 
+import math
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +16,7 @@ from trenchcoat_trainer.attention import transfer_loss
 from trenchcoat_trainer.data import Batch
 from trenchcoat_trainer.models.adapters import base_layer
 from trenchcoat_trainer.models.cria import CriaModel
-from trenchcoat_trainer.models.maps import MAP_NAMES
+from trenchcoat_trainer.models.maps import MAP_NAMES, derived_seed
 from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatDecoderLayer
 from trenchcoat_trainer.stages.cria.optimizer import NamedAdamW
 from trenchcoat_trainer.stages.cria.phase import require_finite
@@ -24,7 +26,13 @@ TransferStep = Callable[..., torch.Tensor]
 
 
 def transfer_step(
-    cria: CriaModel, hidden_BTE: torch.Tensor, *, scale: float, mse_weight: float, xent_weight: float
+    cria: CriaModel,
+    hidden_BTE: torch.Tensor,
+    *,
+    scale: float,
+    mse_weight: float,
+    xent_weight: float,
+    drop_window: bool = False,
 ) -> torch.Tensor:
     """Add one micro-batch's gradient to every layer's maps, holding one layer's graph at a time.
 
@@ -37,6 +45,7 @@ def transfer_step(
         scale: factor on the gradient, this micro-batch's share of the step.
         mse_weight: weight of the squared error of attention outputs.
         xent_weight: weight of the cross-entropy of attention maps.
+        drop_window: compare linear attention alone with the teacher, over all keys.
 
     Returns:
         Loss of each hybrid layer, [L], fp32, not scaled.
@@ -55,6 +64,7 @@ def transfer_step(
         result = transfer_loss(
             q, k, v, attention.w_q, attention.w_k, attention.window_factor,
             window_size=cria.config.window, mse_weight=mse_weight, xent_weight=xent_weight,
+            drop_window=drop_window,
         )  # fmt: skip
         (result.loss * scale).backward()
         losses.append(result.loss.detach())
@@ -74,23 +84,48 @@ def finish_layer(
     return hidden_BTE + layer.mlp(layer.post_attention_layernorm(hidden_BTE))
 
 
+def drops_window(probability: float, seed: int, epoch: int, step: int) -> bool:
+    """Whether this optimiser step drops the window: a pure function, the same in every Cria and attempt.
+
+    Hybrids tend to leave the work to their window (arXiv 2510.05901); a step without it makes the linear part
+    imitate the teacher over all keys by itself.
+    """
+    return random.Random(derived_seed(seed, "window dropout", epoch, step)).random() < probability  # noqa: S311
+
+
 class TransferPhase:
     """Trains every layer's maps by its own schedule, clip and best checkpoint.
 
     Nothing of one layer depends on another, so the result does not depend on how layers are grouped.
+    Schedules and best checkpoints look at steps with the window alone: it is the hybrid that has to be good.
     """
 
     name = "transfer"
 
     def __init__(
-        self, cria: CriaModel, settings: spec.Transfer, steps: int, step: TransferStep = transfer_step
+        self,
+        cria: CriaModel,
+        settings: spec.Transfer,
+        steps: int,
+        step: TransferStep = transfer_step,
+        *,
+        seed: int = 0,
     ) -> None:
-        """`steps` is the number of optimiser steps to come; `step` computes gradients, as `transfer_step`."""
+        """Make ready to train the maps of `cria`.
+
+        Args:
+            cria: the layers.
+            settings: rates, weights and so on.
+            steps: optimiser steps to come.
+            step: computes gradients, as `transfer_step`.
+            seed: decides which steps drop the window.
+        """
         self.epochs, self.batch_size = settings.epochs, settings.batch_size
         self._cria = cria
         self._settings = settings
         self._steps = steps
         self._transfer_step = step
+        self._seed = seed
         self._layers = [n for n, _ in cria.hybrid_layers()]
         maps = {name: parameter.requires_grad_() for name, parameter in cria.maps().items()}
         groups = {
@@ -106,8 +141,8 @@ class TransferPhase:
         self._count = 0
         self._done = 0
 
-    def step(self, batch: Batch, *, epoch: int, step: int) -> float:
-        """Make one optimiser step; returns the mean of the layers' losses.
+    def step(self, batch: Batch, *, epoch: int, step: int) -> float | None:
+        """Make one optimiser step; returns the mean of the layers' losses, None where the window was dropped.
 
         Raises:
             DivergedError: a layer's loss or gradient is not a number.
@@ -116,6 +151,7 @@ class TransferPhase:
             return 0.0
         device = next(iter(self._maps.values())).device
         losses = torch.zeros(len(self._layers), device=device)
+        dropped = drops_window(float(self._settings.window_dropout), self._seed, epoch, step)
         for micro in batch.inputs.split(self._settings.micro_batch_size):
             share = len(micro) / len(batch.inputs)
             losses += share * self._transfer_step(
@@ -124,22 +160,25 @@ class TransferPhase:
                 scale=share,
                 mse_weight=float(self._settings.mse_weight),
                 xent_weight=float(self._settings.xent_weight),
+                drop_window=dropped,
             )
         norms = self._adamw.step(float(self._settings.clip))
         # One wait for the device per step.
         values, gradients = torch.stack([losses, norms]).tolist()
         require_finite(self.name, self._cria.cria, self._layers, values, self._done)
         require_finite(self.name, self._cria.cria, self._layers, gradients, self._done, "gradient norm")
-        self._note(values)
-        return sum(values) / len(values)
+        self._note(None if dropped else values)
+        return None if dropped else sum(values) / len(values)
 
-    def _note(self, losses: list[float]) -> None:
-        self._sums = [total + loss for total, loss in zip(self._sums, losses, strict=True)]
-        self._count += 1
+    def _note(self, losses: list[float] | None) -> None:
         self._done += 1
+        if losses is not None:
+            self._sums = [total + loss for total, loss in zip(self._sums, losses, strict=True)]
+            self._count += 1
         every = self._settings.plateau.every
         # The last check takes the remainder, so that it never rests on a few steps alone.
-        if self._done == self._steps or (self._done % every == 0 and self._steps - self._done >= every):
+        due = self._done == self._steps or (self._done % every == 0 and self._steps - self._done >= every)
+        if due and self._count:
             self._check()
 
     def _check(self) -> None:
@@ -153,12 +192,19 @@ class TransferPhase:
         self._sums, self._count = [0.0] * len(self._layers), 0
 
     def finish(self) -> tuple[dict[str, torch.Tensor], float]:
-        """Put each layer's best maps in place; returns them, and the mean of the layers' best losses."""
+        """Put each layer's best maps in place; returns them, and the mean of the layers' best losses.
+
+        Where no step kept its window nothing was compared, and the last maps are the best that there are.
+        """
+        best = [schedule.best for schedule in self._schedules]
+        compared = any(math.isfinite(loss) for loss in best)
         with torch.no_grad():
             for name, parameter in self._maps.items():
-                parameter.copy_(self._best[name])
+                if compared or self._done == 0:
+                    parameter.copy_(self._best[name])
+                else:
+                    self._best[name].copy_(parameter)
                 parameter.requires_grad_(False)
-        best = [schedule.best for schedule in self._schedules]
         return self._best, sum(best) / max(len(best), 1)
 
     def tensors(self) -> dict[str, torch.Tensor]:

@@ -46,6 +46,7 @@ Prompts of one batch must be of equal length: padding would shift the window's b
 |---|---|
 | window | {config.window} |
 | feature dimension | {config.feature_dim} (twice as many features) |
+| key feature maps | {"one a query head" if config.key_maps == "perQueryHead" else "one a key/value head"} |
 | layers that keep softmax attention | {kept} |
 | training tokens, at most | {spec.data.tokens} |
 """

@@ -1,0 +1,93 @@
+"""Presets: one resolved spec behind a name, and explicit values win."""
+
+import pytest
+from trenchcoat_api.artifacts import Artifacts, ModelFacts
+from trenchcoat_api.crias import cria_ranges
+from trenchcoat_api.estimate import estimate
+from trenchcoat_api.presets import PRESETS, Preset, with_preset
+from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
+from trenchcoat_api.spec import Transfer, TrenchcoatSpec
+
+from tests.api.specs import BASE, changed
+
+CRIAS = cria_ranges(12, 2)
+
+
+def resolve(**changes) -> TrenchcoatSpec:
+    """The base spec without a number of tokens, with these YAML fields beside."""
+    body = changed("spec.data.tokens", None)
+    for name, value in changes.items():
+        old = body["spec"].get(name)
+        body["spec"][name] = old | value if isinstance(old, dict) else value
+    return Trenchcoat.from_object(body).spec
+
+
+def numbers(spec: TrenchcoatSpec) -> tuple[int, int, int, int]:
+    return spec.data.tokens, spec.transfer.epochs, spec.cria_lora.epochs, spec.stitch.epochs
+
+
+def keys(spec: TrenchcoatSpec) -> dict[str, str]:
+    return {item.name: item.key for item in Artifacts(spec).all(CRIAS)}
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("paper", (20_000_000, 1, 1, 1)),
+        ("shipped", (20_000_000, 2, 2, 1)),
+        ("quick", (8_000_000, 1, 1, 1)),
+    ],
+)
+def test_a_preset_fills_in_what_is_not_set(preset, expected):
+    assert numbers(resolve(preset=preset)) == expected
+
+
+def test_shipped_is_what_a_spec_without_a_preset_has():
+    assert numbers(resolve()) == (20_000_000, 2, 2, 1)
+    assert resolve() == resolve(preset="shipped")
+
+
+@pytest.mark.parametrize("preset", list(Preset))
+def test_explicit_values_win(preset):
+    spec = resolve(preset=preset, data={"tokens": 5000}, criaLora={"epochs": 0}, stitch={"batchSize": 2})
+    assert numbers(spec) == (5000, PRESETS[preset].transfer_epochs, 0, PRESETS[preset].stitch_epochs)
+
+
+def test_a_preset_and_its_values_written_out_have_the_same_keys():
+    explicit = {
+        "data": {"tokens": 8_000_000},
+        "transfer": {"epochs": 1},
+        "criaLora": {"epochs": 1},
+        "stitch": {"epochs": 1},
+    }
+    assert keys(resolve(preset="quick")) == keys(resolve(**explicit))
+    assert keys(resolve(preset="quick")) != keys(resolve())
+
+
+def test_what_is_computed_from_a_spec_sees_the_preset():
+    sizes = {"hidden_size": 8, "heads": 2, "kv_heads": 1, "head_dim": 4, "intermediate_size": 8}
+    model = ModelFacts(layers=12, vocab_size=10, parameters=100, **sizes)
+    quick, shipped = (estimate(resolve(preset=name), model) for name in ("quick", "shipped"))
+    assert quick.tokens < shipped.tokens
+    assert quick.cria_flop / quick.tokens == pytest.approx(shipped.cria_flop / shipped.tokens / 2)
+
+
+def test_a_resolved_spec_stays_what_it_is_when_read_again():
+    body = Trenchcoat.from_object(changed("spec.preset", "paper")).to_object()
+    body["spec"]["preset"] = "quick"  # as if presets had changed: what was resolved is explicit by now
+    assert numbers(Trenchcoat.from_object(body).spec) == (1_000_000, 1, 1, 1)
+
+
+def test_parts_may_be_models_and_the_given_mapping_is_kept():
+    given = {"preset": "paper", "transfer": Transfer(clip="2"), "stitch": {"epochs": 3}}
+    filled = with_preset(given)
+    assert filled["transfer"] == {"clip": "2", "epochs": 1}
+    assert filled["stitch"] == {"epochs": 3}
+    assert given == {"preset": "paper", "transfer": Transfer(clip="2"), "stitch": {"epochs": 3}}
+
+
+@pytest.mark.parametrize("preset", ["fast", 3, ["paper"], None])
+def test_an_unknown_preset_is_named(preset):
+    body = {**BASE, "spec": {**BASE["spec"], "preset": preset}}
+    with pytest.raises(InvalidTrenchcoatError, match=r"spec\.preset.*paper"):
+        Trenchcoat.from_object(body)

@@ -1,0 +1,173 @@
+"""Turning documents into token ids, in one process or in several.
+
+A worker needs the `tokenizers` library alone, so that it starts quickly and takes little memory.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from trenchcoat_trainer.errors import StageError
+from trenchcoat_trainer.in_order import in_order
+
+ENV_PROCESSES = "TRENCHCOAT_TOKENIZE_PROCESSES"
+MAX_PROCESSES = 16
+"""More do not help: reading and packing are left to one process."""
+PIECE_CHARACTERS = 1_000_000
+"""A longer document is encoded in pieces, cut before a space where there is one."""
+
+Tag = TypeVar("Tag")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A document, or a part of a long one."""
+
+    text: str
+    begins: bool = True
+    """Whether it is the first of its document."""
+    ends: bool = True
+    """Whether it is the last of its document."""
+
+
+def cut(document: str) -> Iterator[Piece]:
+    """Cut a document into pieces of at most PIECE_CHARACTERS."""
+    start = 0
+    while len(document) - start > PIECE_CHARACTERS:
+        stop = start + PIECE_CHARACTERS
+        space = max(document.rfind(" ", start + 1, stop), document.rfind("\n", start + 1, stop))
+        stop = space if space > 0 else stop
+        yield Piece(document[start:stop], begins=start == 0, ends=False)
+        start = stop
+    yield Piece(document[start:], begins=start == 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """A tokenizer in a form that travels between processes."""
+
+    tokenizer: str
+    """As tokenizer.json has it."""
+    end: int | None
+    """Id that ends a document."""
+
+    def encode(self, tokenizer: Tokenizer, pieces: list[Piece]) -> list[np.ndarray]:
+        """Token ids of each piece, int32, with the tokenizer's marks at the begin and end of a document."""
+        ids: list[list[int]] = [[] for _ in pieces]
+        for begins in (True, False):
+            chosen = [index for index, piece in enumerate(pieces) if piece.begins is begins]
+            if chosen:
+                texts = [pieces[index].text for index in chosen]
+                encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=begins)
+                for index, encoding in zip(chosen, encoded, strict=True):
+                    ids[index] = encoding.ids
+        return [np.asarray(self._ended(piece, own), np.int32) for piece, own in zip(pieces, ids, strict=True)]
+
+    def _ended(self, piece: Piece, ids: list[int]) -> list[int]:
+        has_end = bool(ids) and ids[-1] == self.end
+        if self.end is None or has_end == piece.ends:
+            return ids
+        return [*ids, self.end] if piece.ends else ids[:-1]
+
+    def load(self) -> Tokenizer:
+        """The tokenizer itself."""
+        tokenizer = Tokenizer.from_str(self.tokenizer)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Generic[Tag]):
+    """Pieces that are encoded together, with whatever their reader wants to know again."""
+
+    pieces: list[Piece]
+    tag: Tag
+
+
+def encode_batches(
+    encoder: Encoder, batches: Iterable[Batch[Tag]], processes: int
+) -> Iterator[tuple[Batch[Tag], list[np.ndarray]]]:
+    """Yield every batch with the ids of its pieces, in order, whatever the number of processes.
+
+    Up to two batches a process are in memory. A text of a single batch, or a single process, is encoded here.
+
+    Raises:
+        StageError: a worker was killed.
+    """
+    tokenizer = encoder.load()
+    source = iter(batches)
+    first = list(islice(source, 2))
+    if processes <= 1 or len(first) < 2:
+        for batch in chain(first, source):
+            yield batch, encoder.encode(tokenizer, batch.pieces)
+        return
+    # Spawned, because forking copies locks that threads of this process may hold.
+    pool = ProcessPoolExecutor(
+        processes, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(encoder,)
+    )
+    try:
+        # Without the tag: a worker would import what it is made of.
+        yield from in_order(
+            lambda batch: pool.submit(_encode_in_worker, batch.pieces), chain(first, source), 2 * processes
+        )
+    except BrokenProcessPool as error:
+        raise StageError(
+            "a process that encodes text was killed, perhaps for want of memory: raise "
+            f"spec.pods.tokenize.resources.memory, or set {ENV_PROCESSES} to fewer"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def usable_processes() -> int:
+    """How many processes to encode in: as the environment says, or one for each CPU at hand."""
+    named = os.environ.get(ENV_PROCESSES)
+    return int(named) if named else min(MAX_PROCESSES, _cpus())
+
+
+def _cpus() -> int:
+    cpus = len(os.sched_getaffinity(0))
+    limit = Path("/sys/fs/cgroup/cpu.max")
+    if limit.exists():
+        quota, period = limit.read_text().split()
+        if quota != "max":
+            cpus = min(cpus, max(1, int(quota) // int(period)))
+    return cpus
+
+
+_worker: tuple[Encoder, Tokenizer] | None = None
+
+
+def _start_worker(encoder: Encoder) -> None:
+    global _worker
+    # The stage decides what a signal means; its end is the end of its workers, even when it is killed.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _worker = encoder, encoder.load()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _encode_in_worker(pieces: list[Piece]) -> list[np.ndarray]:
+    if _worker is None:
+        raise RuntimeError("the worker was not started")
+    encoder, tokenizer = _worker
+    return encoder.encode(tokenizer, pieces)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from trenchcoat_api.artifacts import CHECKPOINT, Artifact, Facts, Manifest, StoredObject
+from trenchcoat_api.artifacts import Artifact, Facts, Manifest, StoredObject
 
 from trenchcoat_trainer.stages.clock import Clock
 from trenchcoat_trainer.store import Store
@@ -109,9 +109,13 @@ class ArtifactWriter:
             seconds=self._clock.seconds,
         )
         self._store.write(artifact.manifest_path, manifest.model_dump_json(by_alias=True, indent=1).encode())
-        for entry in list(self._store.list(artifact.prefix + CHECKPOINT)):
-            self._store.delete(entry.path)
+        self.delete_checkpoints()
         return manifest
+
+    def delete_checkpoints(self) -> None:
+        """Delete what a complete artifact needs no longer: checkpoints and journals."""
+        for entry in list(self._store.list(self._artifact.checkpoint_prefix)):
+            self._store.delete(entry.path)
 
     def _record(self, path: str, size: int, sha256: str) -> StoredObject:
         stored = StoredObject(path=path, size=size, sha256=sha256)

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from trenchcoat_api.artifacts import Artifact, Facts, Manifest, StoredObject
+from trenchcoat_api.artifacts import Artifact, Facts, Manifest, StoreChecksum, StoredObject
 
 from trenchcoat_trainer.stages.clock import Clock
-from trenchcoat_trainer.store import Store
+from trenchcoat_trainer.store import Readable, S3Store, Store
+from trenchcoat_trainer.store.parts import Piece, plan_parts
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +53,7 @@ class ArtifactWriter:
     def write(self, path: str, data: bytes) -> StoredObject:
         """Write an object of the artifact; `path` is relative to the artifact's folder."""
         self._store.write(self._artifact.prefix + path, data)
-        return self._record(path, len(data), hashlib.sha256(data).hexdigest())
+        return self._record(StoredObject(path=path, size=len(data), sha256=hashlib.sha256(data).hexdigest()))
 
     def write_tensors(self, path: str, tensors: dict[str, torch.Tensor]) -> StoredObject:
         """Write tensors as one safetensors object."""
@@ -70,7 +71,30 @@ class ArtifactWriter:
                 yield chunk
 
         self._store.write_stream(self._artifact.prefix + path, hashed(), size)
-        return self._record(path, size, digest.hexdigest())
+        return self._record(StoredObject(path=path, size=size, sha256=digest.hexdigest()))
+
+    def can_copy(self, source: Readable) -> bool:
+        """Whether objects of `source` are in the S3 store that this writes to."""
+        return isinstance(self._store, S3Store) and self._store.is_beside(source)
+
+    def copy_spans(self, path: str, pieces: list[Piece], source: Readable) -> StoredObject | None:
+        """Write an object from bytes and spans of objects of `source`, which the store copies by itself.
+
+        Returns:
+            None, and nothing written, where the store cannot, or there is nothing large enough to copy.
+        """
+        parts = plan_parts(pieces)
+        store = self._store
+        if not isinstance(store, S3Store) or not isinstance(source, S3Store) or not self.can_copy(source):
+            return None
+        if not any(part.is_copied for part in parts):
+            return None
+        scratch = f"{self._artifact.checkpoint_prefix}parts-{uuid.uuid4().hex}-"
+        composed = store.compose(self._artifact.prefix + path, parts, source, scratch)
+        if composed is None:
+            return None
+        checksum = StoreChecksum(etag=composed.etag, part_sizes=composed.part_sizes)
+        return self._record(StoredObject(path=path, size=sum(composed.part_sizes), by_store=checksum))
 
     def save_journal(self) -> None:
         """Make what was written so far known to the next attempt and to the other ranks."""
@@ -108,7 +132,8 @@ class ArtifactWriter:
             completed_at=datetime.now(UTC),
             seconds=self._clock.seconds,
         )
-        self._store.write(artifact.manifest_path, manifest.model_dump_json(by_alias=True, indent=1).encode())
+        document = manifest.model_dump_json(by_alias=True, exclude_none=True, indent=1)
+        self._store.write(artifact.manifest_path, document.encode())
         self.delete_checkpoints()
         return manifest
 
@@ -117,10 +142,9 @@ class ArtifactWriter:
         for entry in list(self._store.list(self._artifact.checkpoint_prefix)):
             self._store.delete(entry.path)
 
-    def _record(self, path: str, size: int, sha256: str) -> StoredObject:
-        stored = StoredObject(path=path, size=size, sha256=sha256)
+    def _record(self, stored: StoredObject) -> StoredObject:
         with self._lock:
-            self._recorded[path] = stored
+            self._recorded[stored.path] = stored
             self._journal.append(stored)
             self._dirty = True
             full = len(self._journal) >= JOURNAL_OBJECTS
@@ -133,7 +157,7 @@ class ArtifactWriter:
 
     def _save_journal(self) -> None:
         if self._dirty:
-            items = [stored.model_dump(by_alias=True) for stored in self._journal]
+            items = [stored.model_dump(by_alias=True, exclude_none=True) for stored in self._journal]
             path = f"{self._artifact.checkpoint_prefix}{JOURNAL}{self._journal_name}.json"
             self._store.write(path, json.dumps(items).encode())
         self._dirty = False

@@ -107,8 +107,11 @@ def check(
     assert not leftovers(killed.folder / killed.spec.store.bucket)
 
 
-def test_tokenize(runners, training_spec: TrenchcoatSpec) -> None:
-    check(*runners(training_spec, Stage.TOKENIZE, "nothing", settings=SMALL_TOKENS), seed=1, least=12)
+@pytest.mark.parametrize("journal_seconds", [0.0, 1e9])
+def test_tokenize(runners, training_spec: TrenchcoatSpec, journal_seconds: float) -> None:
+    """Journals saved with every object, or with checkpoints alone: a checkpoint counts on its objects."""
+    settings = SMALL_TOKENS | {"trenchcoat_trainer.stages.writer.JOURNAL_SECONDS": journal_seconds}
+    check(*runners(training_spec, Stage.TOKENIZE, "nothing", settings=settings), seed=1, least=8)
 
 
 @pytest.mark.parametrize("cria", [0, 1])

@@ -1,8 +1,9 @@
 """Stages as real processes that kill themselves (SIGKILL) at a chosen point, for tests of resuming.
 
 A *point* is a place in the program where a process may die: before an optimiser step or a batch, and four
-times in every write to the store (before it, with half of the bytes in the file, with all of them but not
-renamed, and after it). Points are counted by kind, so that a kill can be aimed at each.
+times in every write to a folder (before it, with half of the bytes in the file, with all of them but not
+renamed, and after it), or twice in every request that changes an S3 store (before it is sent, and once it is
+answered). Points are counted by kind, so that a kill can be aimed at each.
 """
 
 import importlib
@@ -10,7 +11,6 @@ import json
 import multiprocessing
 import os
 import random
-import re
 import signal
 import socket
 from collections import Counter
@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from trenchcoat_api.artifacts import Artifact, Manifest
+from minio import Minio
+from trenchcoat_api.artifacts import Artifact, Manifest, StoredObject
 from trenchcoat_api.spec import TrenchcoatSpec
-from trenchcoat_trainer.store import FolderStore
+from trenchcoat_trainer.store import FolderStore, Store, open_store
 
 PRELOADED = [
     "tests.trainer.deepspeed_on_cpu",
@@ -92,6 +93,17 @@ class Killer:
             self.point(f"{place}: after")
 
         FolderStore._created = created  # type: ignore[method-assign]
+        execute = Minio._execute
+
+        def executed(client: Minio, method: str, *arguments: Any, **named: Any) -> Any:
+            if method in ("GET", "HEAD"):
+                return execute(client, method, *arguments, **named)
+            self.point(f"{method}: before")
+            answer = execute(client, method, *arguments, **named)
+            self.point(f"{method}: after")
+            return answer
+
+        Minio._execute = executed  # type: ignore[method-assign]
 
     def _before(self, owner: type, name: str, kind: str) -> None:
         original = getattr(owner, name)
@@ -154,6 +166,8 @@ class StageRunner:
     artifact: Artifact
     folder: Path
     settings: dict[str, Any]
+    on_s3: bool = False
+    """The store is that of the spec, not the folder, which then holds the spec and logs alone."""
 
     def run(
         self, kill: Kill | None = None, *, world_size: int = 1, killed_rank: int = 0
@@ -164,7 +178,9 @@ class StageRunner:
             Exit codes, and the points that the rank to be killed has passed if it was not.
         """
         spec_file = write_spec(self.spec, self.folder)
-        command = [self.artifact.stage.value, "--spec", str(spec_file), "--store", str(self.folder)]
+        command = [self.artifact.stage.value, "--spec", str(spec_file)]
+        if not self.on_s3:
+            command += ["--store", str(self.folder)]
         if self.artifact.cria is not None:
             command += ["--cria", str(self.artifact.cria.index)]
         counts = self.folder / "counts.json"
@@ -175,6 +191,8 @@ class StageRunner:
         ranks = []
         for rank in range(world_size):
             environment = {"TRENCHCOAT_TERMINATION_LOG": str(self.folder / f"termination-{rank}")}
+            # The server that processes are forked from may be older than these.
+            environment |= {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
             if world_size > 1:
                 environment |= {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
                 environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -198,15 +216,22 @@ class StageRunner:
         passed = Counter(json.loads(counts.read_text())) if counts.exists() else Counter()
         return [process.exitcode for process in ranks], passed
 
+    @property
+    def store(self) -> Store:
+        """Where the artifact is made."""
+        return open_store(self.spec, None if self.on_s3 else self.folder)
+
     def manifest(self) -> Manifest:
         """The manifest of the finished artifact."""
-        store = FolderStore(self.folder / self.spec.store.bucket)
-        return Manifest.model_validate_json(store.read(self.artifact.manifest_path))
+        return Manifest.model_validate_json(self.store.read(self.artifact.manifest_path))
 
     def is_complete(self) -> bool:
         """Whether there is a manifest."""
-        store = FolderStore(self.folder / self.spec.store.bucket)
-        return store.exists(self.artifact.manifest_path)
+        return self.store.exists(self.artifact.manifest_path)
+
+    def leftovers(self) -> list[str]:
+        """Checkpoints that are still there."""
+        return [entry.path for entry in self.store.list(self.artifact.checkpoint_prefix)]
 
 
 def choose_kills(passed: Counter[str], seed: int) -> list[Kill]:
@@ -223,17 +248,13 @@ def choose_kills(passed: Counter[str], seed: int) -> list[Kill]:
     source.shuffle(rare)
     kills = [Kill(kind, source.randint(1, max(1, passed[kind] // len(often)))) for kind in often]
     kills += [Kill(kind, 1) for kind in rare]
-    return kills + [Kill(f"manifest: {place}", 1) for place in ("before", "half", "not renamed", "after")]
+    last = [f"manifest: {place}" for place in ("before", "half", "not renamed", "after")]
+    return kills + [Kill(kind, 1) for kind in last if passed[kind]]
 
 
-def results(manifest: Manifest) -> tuple[dict[str, str], str]:
+def results(manifest: Manifest) -> tuple[list[StoredObject], str]:
     """What must be the same however often a stage was killed: every object's checksum, and the facts."""
-    return {item.path: item.sha256 for item in manifest.objects}, manifest.facts.model_dump_json()
-
-
-def leftovers(folder: Path) -> list[str]:
-    """Objects that are checkpoints, by path."""
-    return [str(file) for file in folder.rglob("*") if re.search(r"/checkpoint/[^.]", str(file))]
+    return manifest.objects, manifest.facts.model_dump_json()
 
 
 def write_spec(spec: TrenchcoatSpec, folder: Path) -> Path:

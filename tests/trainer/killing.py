@@ -26,6 +26,8 @@ from trenchcoat_api.artifacts import Artifact, Manifest, StoredObject
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_trainer.store import FolderStore, Store, open_store
 
+TIMEOUT = 600.0
+"""Seconds; on a machine that does much else every start takes long."""
 PRELOADED = [
     "tests.trainer.deepspeed_on_cpu",
     "tests.trainer.killing",
@@ -207,12 +209,12 @@ class StageRunner:
             ranks.append(processes.Process(target=run_process, args=arguments))
         for process in ranks:
             process.start()
-        ranks[killed_rank].join(120)
+        ranks[killed_rank].join(TIMEOUT)
         if ranks[killed_rank].exitcode != 0:
             for process in ranks:
                 process.kill()
         for process in ranks:
-            process.join(120)
+            process.join(TIMEOUT)
         passed = Counter(json.loads(counts.read_text())) if counts.exists() else Counter()
         return [process.exitcode for process in ranks], passed
 

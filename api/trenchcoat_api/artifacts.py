@@ -11,9 +11,9 @@ import json
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trenchcoat_api.base import Camel
 from trenchcoat_api.crias import CriaRange
@@ -33,12 +33,34 @@ operator none."""
 KEY_LENGTH = 16
 
 
+class StoreChecksum(Camel):
+    """Checksum of an object that the S3 store put together on its own side, so that nobody here read it.
+
+    The store computed it as it copied: the MD5 of the MD5s of all parts, with their number, S3's ETag of a
+    multipart upload. Whoever knows the parts' sizes can compute it from the content.
+    """
+
+    etag: str = Field(description="Hex digits, a dash and the number of parts.")
+    part_sizes: list[int] = Field(description="Bytes of every part, in order.", min_length=1)
+
+
 class StoredObject(Camel):
-    """One object of an artifact."""
+    """One object of an artifact, with one of two checksums of its content."""
 
     path: str = Field(description="Key of the object, relative to the artifact's folder.")
     size: int = Field(description="Bytes.", ge=0)
-    sha256: str = Field(description="Checksum of the content, in hex.")
+    sha256: str | None = Field(
+        default=None, description="Of the content, in hex, computed as it was written."
+    )
+    by_store: StoreChecksum | None = Field(default=None, description="In place of sha256.")
+
+    @model_validator(mode="after")
+    def _has_one_checksum(self) -> Self:
+        if (self.sha256 is None) == (self.by_store is None):
+            raise ValueError("an object has either sha256 or byStore")
+        if self.by_store is not None and sum(self.by_store.part_sizes) != self.size:
+            raise ValueError("partSizes do not add up to size")
+        return self
 
 
 class ObjectList(Camel):

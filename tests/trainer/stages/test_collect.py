@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from trenchcoat_trainer.data import CriaData, TokenData, layout
 from trenchcoat_trainer.errors import PreemptedError
 from trenchcoat_trainer.shards import TORCH_DTYPES, load_config, load_cria_weights, load_rest_weights
 from trenchcoat_trainer.stages import collect, shard, tokenize
-from trenchcoat_trainer.stages.collect.pipeline import split_layers
+from trenchcoat_trainer.stages.collect.pipeline import Pipeline, split_layers
 from trenchcoat_trainer.stages.opening import open_context
 from trenchcoat_trainer.stages.stop import StopRequest
 from trenchcoat_trainer.teacher import TeacherLayers
@@ -28,6 +29,8 @@ from tests.trainer.trainer_samples import StopAfter, make_config, save_teacher
 
 BATCH = 4
 SEQUENCES_PER_OBJECT = 10
+BATCHES_PER_OBJECT = 3
+LAST_GROUP = 9
 
 
 def hidden_bytes(spec: TrenchcoatSpec) -> int:
@@ -166,6 +169,36 @@ def test_a_crash_between_two_objects_loses_no_more_than_what_was_not_recorded(
     assert collected(spec, tokenized) == uninterrupted
     assert "boundary-02/00005.safetensors" in written
     assert "boundary-01/00000.safetensors" not in written
+
+
+def test_the_next_objects_are_computed_while_one_is_written(
+    spec: TrenchcoatSpec, tokenized: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No write returns before a later batch is computed: without the overlap that would never come."""
+    context = open_context(spec, Stage.COLLECT, folder=tokenized)
+    begun = threading.Condition()
+    batches = 0
+    go_on, write = Pipeline.go_on, context.store.write
+
+    def counting_go_on(pipeline: Pipeline) -> bool:
+        nonlocal batches
+        with begun:
+            batches += 1
+            begun.notify_all()
+        return go_on(pipeline)
+
+    def slow_write(path: str, data: bytes) -> None:
+        group = int(path[-17:-12]) if "/boundary-" in path else LAST_GROUP
+        if group < LAST_GROUP:
+            with begun:
+                later = (group + 1) * BATCHES_PER_OBJECT + 1
+                assert begun.wait_for(lambda: batches >= later, timeout=30), path
+        write(path, data)
+
+    monkeypatch.setattr(Pipeline, "go_on", counting_go_on)
+    monkeypatch.setattr(context.store, "write", slow_write)
+    collect.run(context)
+    assert collected(spec, tokenized) == uninterrupted
 
 
 def test_an_object_that_was_cut_after_it_was_recorded_is_made_anew(

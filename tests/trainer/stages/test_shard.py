@@ -2,18 +2,14 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import LlamaForCausalLM
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.errors import BadInputError, CorruptObjectError, PreemptedError
-from trenchcoat_trainer.headers import TensorRange, build_header
 from trenchcoat_trainer.shards import (
     load_config,
     load_cria_weights,
@@ -24,7 +20,9 @@ from trenchcoat_trainer.shards import (
 from trenchcoat_trainer.stages import shard, tokenize
 from trenchcoat_trainer.stages.context import StageContext
 
-from tests.trainer.trainer_samples import StopAfter, make_config, save_teacher, save_tokenizer
+from tests.trainer.killing import write_spec
+from tests.trainer.large_teacher import peak_memory, save_sparse_teacher
+from tests.trainer.trainer_samples import StopAfter, make_config, save_teacher
 
 
 @pytest.fixture
@@ -118,52 +116,13 @@ def test_a_file_that_the_index_promises_too_much_of_is_told(make_spec, open_stag
         shard.run(open_stage(spec, Stage.SHARD))
 
 
-RUN_AND_TELL_MEMORY = """
-import re, sys
-from pathlib import Path
-from trenchcoat_trainer.cli import main
-code = main(sys.argv[1:])
-print(re.search(r"VmHWM:\\s*([0-9]+) kB", Path("/proc/self/status").read_text())[1])
-sys.exit(code)
-"""
-
-
-def save_sparse_teacher(folder: Path, layer_bytes: int) -> int:
-    """A checkpoint of one layer whose weights take no room on the disk; returns its size in bytes."""
-    hidden = 2048
-    config = make_config(
-        hidden_size=hidden, num_hidden_layers=1, intermediate_size=layer_bytes // (6 * hidden)
-    )
-    config.save_pretrained(folder)
-    save_tokenizer(folder)
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config).bfloat16()
-    ranges = {
-        name: TensorRange("BF16", tuple(tensor.shape), 0, tensor.nbytes)
-        for name, tensor in model.state_dict().items()
-    }
-    header = build_header(ranges)
-    size = len(header) + sum(place.length for place in ranges.values())
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(header)
-        file.truncate(size)
-    return size
-
-
 @pytest.mark.slow
 def test_memory_stays_small_for_a_checkpoint_of_any_size(make_spec, open_stage, tmp_path: Path) -> None:
-    size = save_sparse_teacher(tmp_path / "large", 600_000_000)
-    assert size > 600_000_000
+    size = save_sparse_teacher(tmp_path / "large", 3_000_000_000)
+    assert size > 3_000_000_000
     spec = make_spec(model={"source": (tmp_path / "large").as_uri()}, data={"tokens": 640}, layersPerCria=1)
     tokenize.run(open_stage(spec, Stage.TOKENIZE))
-    body = {"apiVersion": "trenchcoat.dev/v1alpha1", "kind": "Trenchcoat", "metadata": {"name": "large"}}
-    spec_file = tmp_path / "spec.yaml"
-    spec_file.write_text(
-        json.dumps(body | {"spec": spec.model_dump(mode="json", by_alias=True, exclude_none=True)})
-    )
-    command = [sys.executable, "-c", RUN_AND_TELL_MEMORY, "shard", "--spec", str(spec_file)]
-    child = subprocess.run([*command, "--store", str(tmp_path / "store")], check=True, capture_output=True)
-    assert int(child.stdout.split()[-1]) * 1024 < 150_000_000
+    assert peak_memory(["shard", "--spec", write_spec(spec, tmp_path), "--store", tmp_path / "store"]) < 150e6
     context = open_stage(spec, Stage.CRIA, cria=0)
-    assert sum(item.size for item in context.manifest(context.artifacts.shard).objects) > 600_000_000
+    assert sum(item.size for item in context.manifest(context.artifacts.shard).objects) > 3_000_000_000
     shutil.rmtree(tmp_path / "store")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 _STATE = "state"
+_SUFFIX = ".safetensors"
 
 
 class Checkpoint:
@@ -48,5 +49,10 @@ class Checkpoint:
                 f"checkpoint {path} in {self._store.name} cannot be read ({error}): delete it to start afresh"
             ) from error
 
+    def names(self) -> list[str]:
+        """Names of all checkpoints that are there."""
+        paths = [entry.path for entry in self._store.list(self._prefix) if entry.path.endswith(_SUFFIX)]
+        return [path.removeprefix(self._prefix).removesuffix(_SUFFIX) for path in paths]
+
     def _path(self, name: str) -> str:
-        return f"{self._prefix}{name}.safetensors"
+        return f"{self._prefix}{name}{_SUFFIX}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_trainer.errors import CorruptObjectError, MissingInputError, NotFoundError
 from trenchcoat_trainer.recycling import RecycledMemory
 from trenchcoat_trainer.stages.checkpoint import Checkpoint
+from trenchcoat_trainer.stages.checksums import digest_of
 from trenchcoat_trainer.stages.objects import ObjectIndex
 from trenchcoat_trainer.stages.progress import ProgressReporter
 from trenchcoat_trainer.stages.stop import StopRequest
@@ -110,7 +110,7 @@ class StageContext:
         stored = self.stored_object(artifact, path)
         data = bytearray(stored.size) if memory is None else memory.take(stored.size)
         target = memoryview(data)
-        digest, size = hashlib.sha256(), 0
+        digest, size = digest_of(stored), 0
         for chunk in self.store.stream(artifact.prefix + path):
             if size + len(chunk) <= stored.size:
                 digest.update(chunk)
@@ -118,7 +118,7 @@ class StageContext:
             size += len(chunk)
             if size > stored.size:
                 break
-        _check(stored, artifact, size, digest.hexdigest())
+        _check(stored, artifact, size, digest.matches())
         return data
 
 
@@ -144,8 +144,8 @@ def read_manifest(store: Store, artifact: Artifact) -> Manifest:
         ) from error
 
 
-def _check(stored: StoredObject, artifact: Artifact, size: int, sha256: str) -> None:
-    if (size, sha256) == (stored.size, stored.sha256):
+def _check(stored: StoredObject, artifact: Artifact, size: int, matches: bool) -> None:
+    if size == stored.size and matches:
         return
     fault = (
         f"has {size} bytes in place of {stored.size}" if size != stored.size else "does not have its checksum"

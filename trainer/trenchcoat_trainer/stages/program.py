@@ -60,6 +60,7 @@ def run_stage(
     context = open_context(spec, stage, cria=cria, folder=folder, stop=stop)
     if context.store.exists(context.artifact.manifest_path):
         logger.info("%s: %s is complete already", context.artifact.name, context.artifact.prefix)
+        context.writer.delete_checkpoints()  # an attempt that was killed as it finished has left some
         return
     check_inputs(context)
     logger.info("%s: making %s in %s", context.artifact.name, context.artifact.prefix, context.store.name)

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import rich.progress
 from trenchcoat_api.artifacts import Artifact, Progress
@@ -43,6 +44,17 @@ class Curve:
         """The values as the API wants them."""
         return [format_loss(value) for value in self.points]
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds, as JSON."""
+        return {"points": self.points, "stride": self._stride, "seen": self._seen}
+
+    @classmethod
+    def restore(cls, state: dict[str, Any]) -> "Curve":
+        """Make the curve that `state` was taken from."""
+        curve = cls()
+        curve.points, curve._stride, curve._seen = list(state["points"]), state["stride"], state["seen"]
+        return curve
+
 
 def format_loss(value: float) -> str:
     """A loss with six digits, as a string."""
@@ -66,6 +78,10 @@ class ProgressReporter:
         self.curve = Curve()
         """The first loss named in each update of this phase."""
         self._bar = _Bar(artifact.name) if sys.stdout.isatty() and not silent else None
+
+    def go_on(self, phase: str, curve: dict[str, Any]) -> None:
+        """Go on with a phase whose curve so far an earlier attempt has saved."""
+        self._phase, self.curve = phase, Curve.restore(curve)
 
     def update(
         self,

@@ -7,16 +7,21 @@ again repeats one at most.
 
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from trenchcoat_trainer.headers import build_header
 from trenchcoat_trainer.shard_layout import EMBEDDINGS, HEAD, TEACHER, layer_path
 from trenchcoat_trainer.sources.teacher import EMBEDDING, KEPT_FILES, Teacher, open_teacher
 from trenchcoat_trainer.stages.context import StageContext
+from trenchcoat_trainer.store.parts import Span
 
 logger = logging.getLogger(__name__)
 
 PHASE = "shard"
+PARALLEL = 3
+"""Objects that the store copies at one time; each is one long request after another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +42,18 @@ def run(context: StageContext) -> None:
     teacher = open_teacher(context.spec, context.store)
     teacher.check()
     plans = make_plans(context, teacher)
-    for done, plan in enumerate(plans):
-        context.progress.update(PHASE, done, len(plans), fraction=done / len(plans))
-        if context.writer.recorded(plan.path) is None:
-            copy_tensors(context, teacher, plan)
+    missing = [plan for plan in plans if context.writer.recorded(plan.path) is None]
+    pool = ThreadPoolExecutor(PARALLEL if context.writer.can_copy(teacher.store) else 1)
+    try:
+        made = pool.map(partial(copy_tensors, context, teacher), missing)
+        for done, _ in enumerate(made, start=len(plans) - len(missing) + 1):
+            context.progress.update(PHASE, done, len(plans), fraction=done / len(plans))
+    finally:
+        pool.shutdown(cancel_futures=True)  # waits for those that have begun
+        context.writer.save_journal()
     for name in KEPT_FILES:
         if name in teacher.files and context.writer.recorded(TEACHER + name) is None:
             context.writer.write(TEACHER + name, teacher.store.read(teacher.prefix + name))
-    context.progress.update(PHASE, len(plans), len(plans), fraction=1.0)
     context.writer.finish()
 
 
@@ -59,19 +68,26 @@ def make_plans(context: StageContext, teacher: Teacher) -> list[Plan]:
 
 
 def copy_tensors(context: StageContext, teacher: Teacher, plan: Plan) -> None:
-    """Make one object from the bytes of its tensors, a few pieces of them in memory at a time."""
+    """Make one object from the bytes of its tensors.
+
+    The store copies them on its own side where they are in it already. Else a few pieces of them are in
+    memory at a time.
+    """
+    context.stop.check()
     found = {name: teacher.find(name) for name in plan.names}
     header = build_header({name: stored.place for name, stored in found.items()})
-    size = len(header) + sum(stored.place.length for stored in found.values())
+    spans = [
+        Span(teacher.prefix + stored.file, stored.place.offset, stored.place.length)
+        for stored in found.values()
+    ]
+    if context.writer.copy_spans(plan.path, [header, *spans], teacher.store) is not None:
+        return
 
     def pieces() -> Iterator[bytes]:
         yield header
-        for stored in found.values():
-            path, place = teacher.prefix + stored.file, stored.place
-            for piece in teacher.store.stream(path, place.offset, place.length):
-                if context.stop.requested:
-                    context.writer.save_journal()
-                    context.stop.check()
+        for span in spans:
+            for piece in teacher.store.stream(span.path, span.offset, span.length):
+                context.stop.check()
                 yield piece
 
-    context.writer.write_stream(plan.path, pieces(), size)
+    context.writer.write_stream(plan.path, pieces(), len(header) + sum(span.length for span in spans))

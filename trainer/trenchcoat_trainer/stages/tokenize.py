@@ -222,8 +222,9 @@ def _save(context: StageContext, packers: dict[str, Packer], after: Position, ve
     for split, packer in packers.items():
         own, state[split] = packer.state()
         tensors |= {f"{split}.{name}": tensor for name, tensor in own.items()}
-    context.checkpoint.save(tensors, state)
+    # In this order: a checkpoint counts on its objects, and whoever goes on from it must know of them.
     context.writer.save_journal()
+    context.checkpoint.save(tensors, state)
 
 
 def _restore(context: StageContext, packers: dict[str, Packer]) -> tuple[Position, str | None]:

@@ -12,19 +12,20 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from trenchcoat_api.artifacts import (
-    CHECKPOINT,
     LIST_OBJECTS,
     LISTS,
     Artifact,
     Facts,
     Manifest,
     ObjectList,
+    StoreChecksum,
     StoredObject,
 )
 
 from trenchcoat_trainer.stages.clock import Clock
 from trenchcoat_trainer.stages.objects import pack_list
-from trenchcoat_trainer.store import Store
+from trenchcoat_trainer.store import Readable, S3Store, Store
+from trenchcoat_trainer.store.parts import Piece, plan_parts
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +63,7 @@ class ArtifactWriter:
     def write(self, path: str, data: bytes) -> StoredObject:
         """Write an object of the artifact; `path` is relative to the artifact's folder."""
         self._store.write(self._artifact.prefix + path, data)
-        return self._record(path, len(data), hashlib.sha256(data).hexdigest())
+        return self._record(StoredObject(path=path, size=len(data), sha256=hashlib.sha256(data).hexdigest()))
 
     def write_tensors(self, path: str, tensors: dict[str, torch.Tensor]) -> StoredObject:
         """Write tensors as one safetensors object."""
@@ -80,7 +81,30 @@ class ArtifactWriter:
                 yield chunk
 
         self._store.write_stream(self._artifact.prefix + path, hashed(), size)
-        return self._record(path, size, digest.hexdigest())
+        return self._record(StoredObject(path=path, size=size, sha256=digest.hexdigest()))
+
+    def can_copy(self, source: Readable) -> bool:
+        """Whether objects of `source` are in the S3 store that this writes to."""
+        return isinstance(self._store, S3Store) and self._store.is_beside(source)
+
+    def copy_spans(self, path: str, pieces: list[Piece], source: Readable) -> StoredObject | None:
+        """Write an object from bytes and spans of objects of `source`, which the store copies by itself.
+
+        Returns:
+            None, and nothing written, where the store cannot, or there is nothing large enough to copy.
+        """
+        parts = plan_parts(pieces)
+        store = self._store
+        if not isinstance(store, S3Store) or not isinstance(source, S3Store) or not self.can_copy(source):
+            return None
+        if not any(part.is_copied for part in parts):
+            return None
+        scratch = f"{self._artifact.checkpoint_prefix}parts-{uuid.uuid4().hex}-"
+        composed = store.compose(self._artifact.prefix + path, parts, source, scratch)
+        if composed is None:
+            return None
+        checksum = StoreChecksum(etag=composed.etag, part_sizes=composed.part_sizes)
+        return self._record(StoredObject(path=path, size=sum(composed.part_sizes), by_store=checksum))
 
     def save_journal(self) -> None:
         """Make what was written so far known to the next attempt and to the other ranks."""
@@ -122,11 +146,15 @@ class ArtifactWriter:
             seconds=self._clock.seconds,
         )
         without = None if lists else {"lists"}
-        document = manifest.model_dump_json(by_alias=True, indent=1, exclude=without)
+        document = manifest.model_dump_json(by_alias=True, exclude_none=True, indent=1, exclude=without)
         self._store.write(artifact.manifest_path, document.encode())
-        for entry in list(self._store.list(artifact.prefix + CHECKPOINT)):
-            self._store.delete(entry.path)
+        self.delete_checkpoints()
         return manifest
+
+    def delete_checkpoints(self) -> None:
+        """Delete what a complete artifact needs no longer: checkpoints and journals."""
+        for entry in list(self._store.list(self._artifact.checkpoint_prefix)):
+            self._store.delete(entry.path)
 
     def _write_lists(self, objects: list[StoredObject]) -> list[ObjectList]:
         lists = []
@@ -146,10 +174,9 @@ class ArtifactWriter:
             )
         return lists
 
-    def _record(self, path: str, size: int, sha256: str) -> StoredObject:
-        stored = StoredObject(path=path, size=size, sha256=sha256)
+    def _record(self, stored: StoredObject) -> StoredObject:
         with self._lock:
-            self._recorded[path] = stored
+            self._recorded[stored.path] = stored
             self._journal.append(stored)
             self._dirty = True
             full = len(self._journal) >= JOURNAL_OBJECTS
@@ -162,7 +189,7 @@ class ArtifactWriter:
 
     def _save_journal(self) -> None:
         if self._dirty:
-            items = [stored.model_dump(by_alias=True) for stored in self._journal]
+            items = [stored.model_dump(by_alias=True, exclude_none=True) for stored in self._journal]
             path = f"{self._artifact.checkpoint_prefix}{JOURNAL}{self._journal_name}.json"
             self._store.write(path, json.dumps(items).encode())
         self._dirty = False

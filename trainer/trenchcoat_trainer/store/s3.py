@@ -1,7 +1,8 @@
 """A bucket of an S3 store, through the minio client."""
 
+import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO, RawIOBase
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any, BinaryIO, cast
 
 import urllib3
 from minio import Minio
+from minio.commonconfig import ComposeSource
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 
 from trenchcoat_trainer.errors import NotFoundError, StoreError
 from trenchcoat_trainer.store.base import CHUNK_BYTES, Entry
 from trenchcoat_trainer.store.folder import FolderStore
+from trenchcoat_trainer.store.parts import MAX_UPLOAD_BYTES, Composed, Part, Span
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,7 @@ POOL_CONNECTIONS = 16
 PART_BYTES = 16 * 1024 * 1024
 MAX_PARTS = 9_000
 
+_UNSUPPORTED = {"NotImplemented", "MethodNotAllowed"}
 _REFUSED = {
     "AccessDenied",
     "AllAccessDisabled",
@@ -143,6 +147,72 @@ class S3Store:
     def read_file(self, path: str, file: Path) -> None:
         """Copy an object into a local file, which appears as a whole or not at all."""
         FolderStore(file.parent).write_stream(file.name, self.stream(path), self.size(path))
+
+    def is_beside(self, other: object) -> bool:
+        """Whether `other` is a bucket of the same store, so that bytes can be copied without passing here."""
+        return isinstance(other, S3Store) and other._endpoint == self._endpoint
+
+    def compose(self, path: str, parts: Sequence[Part], source: "S3Store", scratch: str) -> Composed | None:
+        """Write an object from parts, copied by the store itself where they are spans of objects of `source`.
+
+        Args:
+            path: the object to write.
+            parts: as `plan_parts` makes them, some of them copied.
+            source: the bucket that spans are of; it is beside this one.
+            scratch: prefix of the objects that hold uploaded parts; they are deleted.
+
+        Returns:
+            How the store summed the object up; none, and nothing written, where it cannot do that: where it
+            copies no parts, or its ETags are no MD5s.
+        """
+        sources = []
+        uploaded = []
+        try:
+            for index, part in enumerate(parts):
+                if part.is_copied:
+                    (span,) = part.pieces
+                    assert isinstance(span, Span)  # noqa: S101  (that is what is_copied says)
+                    sources.append(
+                        ComposeSource(source._bucket, span.path, offset=span.offset, length=span.length)
+                    )
+                    continue
+                name = f"{scratch}{index:05d}"
+                data = b"".join(
+                    piece if isinstance(piece, bytes) else source.read(piece.path, piece.offset, piece.length)
+                    for piece in part.pieces
+                )
+                if len(data) != part.size:
+                    raise StoreError(f"{source.name} has an object that is shorter than its header says")
+                uploaded.append(name)
+                if not self._upload_with_md5(name, data):
+                    return None
+                sources.append(ComposeSource(self._bucket, name))
+            etag = self._compose(path, sources)
+        finally:
+            for name in uploaded:
+                self.delete(name)
+        return Composed(etag, [part.size for part in parts]) if etag else None
+
+    def _upload_with_md5(self, path: str, data: bytes) -> bool:
+        """Write an object; returns whether the store's ETag is the MD5 of its content."""
+        with self._errors(path):
+            etag = self._client.put_object(
+                self._bucket, path, BytesIO(data), len(data), part_size=MAX_UPLOAD_BYTES
+            ).etag
+        if etag == hashlib.md5(data, usedforsecurity=False).hexdigest():
+            return True
+        logger.warning("%s has ETags that are no MD5s: copying through this process", self.name)
+        return False
+
+    def _compose(self, path: str, sources: Sequence[ComposeSource]) -> str | None:
+        with self._errors(path):
+            try:
+                return self._client.compose_object(self._bucket, path, [*sources]).etag
+            except S3Error as error:
+                if error.code not in _UNSUPPORTED:
+                    raise
+                logger.warning("%s copies no parts (%s): copying through this process", self.name, error.code)
+                return None
 
     def delete(self, path: str) -> None:
         """Delete an object; it need not be there."""

@@ -76,6 +76,7 @@ def train(context: StageContext) -> None:
         if saved:
             logger.info("going on from step %d of attention transfer", cursor.done)
             transfer.restore(tensors, state["state"])
+            context.progress.go_on(transfer.name, state["curve"])
         loop.run(transfer, cursor, {}, facts)
         maps, best = transfer.finish()
         if cursor.initial is not None:
@@ -97,6 +98,7 @@ def train(context: StageContext) -> None:
     if saved:
         logger.info("going on from step %d of LoRA", cursor.done)
         lora.restore(tensors, state["state"])
+        context.progress.go_on(lora.name, state["curve"])
     loop.run(lora, cursor, {f"maps.{name}": tensor for name, tensor in maps.items()}, facts)
     if spec.cria_lora.epochs:
         losses.update(loraInitial=cursor.initial, lora=cursor.final)

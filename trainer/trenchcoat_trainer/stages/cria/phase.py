@@ -78,9 +78,6 @@ class Loop:
             batches = data.batches(epoch=cursor.epoch, batch_size=phase.batch_size, start_step=cursor.step)
             for batch in copied_ahead(batches, self._device):
                 cursor.note(phase.step(batch, epoch=cursor.epoch, step=cursor.step))
-                if context.stop.requested or self._due():
-                    self._save(phase, cursor, carried, facts)
-                    context.stop.check()
                 context.progress.update(
                     phase.name,
                     cursor.done,
@@ -89,6 +86,9 @@ class Loop:
                     losses={**({} if cursor.final is None else {phase.name: cursor.final}), **done},
                     tokens=len(batch.inputs) * tokens_per_sequence,
                 )
+                if context.stop.requested or self._due():
+                    self._save(phase, cursor, carried, facts)
+                    context.stop.check()
             cursor.epoch, cursor.step = cursor.epoch + 1, 0
         self._before += cursor.done
 
@@ -103,7 +103,13 @@ class Loop:
         self, phase: Phase, cursor: Cursor, carried: dict[str, torch.Tensor], facts: dict[str, Any]
     ) -> None:
         began = time.monotonic()
-        state = {"phase": phase.name, "cursor": vars(cursor), "state": phase.state(), "facts": facts}
+        state = {
+            "phase": phase.name,
+            "cursor": vars(cursor),
+            "state": phase.state(),
+            "facts": facts,
+            "curve": self._context.progress.curve.state(),
+        }
         self._context.checkpoint.save({**carried, **phase.tensors()}, state)
         self._saved_at = time.monotonic()
         self._interval = max(CHECKPOINT_SECONDS, (self._saved_at - began) / CHECKPOINT_SHARE)

@@ -6,6 +6,7 @@ Leaves ``report.json``.
 """
 
 import json
+import logging
 import math
 from collections.abc import Iterator
 
@@ -20,11 +21,15 @@ from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaCo
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.shards import load_rest_weights
 from trenchcoat_trainer.stages.context import StageContext
+from trenchcoat_trainer.stages.evaluate.saved import SavedStates
 from trenchcoat_trainer.stages.evaluate.states import HiddenStates
 from trenchcoat_trainer.stages.evaluate.variants import PARTS, STAGES, cria_of_each
 from trenchcoat_trainer.stages.ranks import choose_device
 from trenchcoat_trainer.stages.student import load_student_config, stitch_adapters
 
+logger = logging.getLogger(__name__)
+
+VARIANTS = (*STAGES, *PARTS)
 REPORT = "report.json"
 LOGITS = 2**27
 """Logits computed at a time: 512 MiB in fp32."""
@@ -36,6 +41,7 @@ def run(context: StageContext) -> None:
 
     Raises:
         BadInputError: there is no held-out text.
+        PreemptedError: a stop was requested; what was saved stays, and the next start goes on.
     """
     data = TokenData(context, "held_out")
     if data.sequences == 0:
@@ -46,30 +52,11 @@ def run(context: StageContext) -> None:
     config, device = load_student_config(context), choose_device(context.rank)
     size = context.spec.evaluate.batch_size
     rest = load_rest_weights(context)
-    variants = (*STAGES, *PARTS)
     shape = (data.sequences, context.spec.data.sequence_length, config.hidden_size)
-    states = {variant.name: HiddenStates(shape, config.dtype) for variant in variants}
+    states = {variant.name: HiddenStates(shape, config.dtype) for variant in VARIANTS}
     try:
-        for state in states.values():
-            for batch, tokens in zip(state.batches(size), token_batches(data, size), strict=True):
-                batch.copy_(F.embedding(tokens, rest["model.embed_tokens.weight"]))
-
-        shares: dict[str, float] = {}
-        stitch = stitch_adapters(context)
-        total, done = len(context.crias) * len(variants), 0
-        for cria in context.crias:
-            for variant, model in cria_of_each(context, config, cria, stitch, device):
-                context.stop.check()
-                if variant.name == "stitched":
-                    first = next(states[variant.name].batches(size)).to(device)
-                    shares |= {str(layer): share for layer, share in linear_shares(model, first).items()}
-                for batch in states[variant.name].batches(size):
-                    batch.copy_(model(batch.to(device)))
-                done += 1
-                context.progress.update(
-                    "evaluate", done, total, fraction=done / total, tokens=shape[0] * shape[1]
-                )
-
+        with SavedStates(context.checkpoint, size) as saved:
+            shares = run_crias(context, data, states, saved, rest["model.embed_tokens.weight"])
         embeddings = rest["model.embed_tokens.weight"]
         head = {
             "model.norm.weight": rest["model.norm.weight"].to(device),
@@ -92,6 +79,70 @@ def run(context: StageContext) -> None:
         Perplexity(name=variant.name, perplexity=f"{perplexities[variant.name]:.6g}") for variant in STAGES
     ]
     context.writer.finish(Facts(perplexities=rows))
+
+
+def run_crias(
+    context: StageContext,
+    data: TokenData,
+    states: dict[str, HiddenStates],
+    saved: SavedStates,
+    embeddings: torch.Tensor,
+) -> dict[str, float]:
+    """Carry the hidden states of every variant through all Crias, from where the last attempt stopped.
+
+    Args:
+        context: the stage's context.
+        data: the held-out sequences.
+        states: by the variant's name; filled here.
+        saved: what an earlier attempt saved, and where this one saves.
+        embeddings: [vocabulary, hidden size], on the CPU.
+
+    Returns:
+        The linear part's share of attention by layer, of the stitched student on the first batch.
+
+    Raises:
+        PreemptedError: a stop was requested.
+    """
+    config, device = load_student_config(context), choose_device(context.rank)
+    size = context.spec.evaluate.batch_size
+    shares: dict[str, float] = {}
+    passed: dict[str, list[int]] = {}  # Crias that each batch has passed
+    for name, state in states.items():
+        passed[name] = []
+        for index, (batch, tokens) in enumerate(
+            zip(state.batches(size), token_batches(data, size), strict=True)
+        ):
+            found = saved.load(name, index)
+            batch.copy_(found[0] if found else F.embedding(tokens, embeddings))
+            passed[name].append(found[1]["passed"] if found else 0)
+            shares |= found[1]["shares"] if found else {}
+
+    stitch = stitch_adapters(context)
+    done = sum(map(sum, passed.values()))
+    total = len(context.crias) * sum(map(len, passed.values()))
+    if done:
+        logger.info("going on: %d of %d batches have passed their Crias", done, total)
+    for cria in context.crias[min(map(min, passed.values())) :]:
+        for variant, model in cria_of_each(context, config, cria, stitch, device):
+            for index, batch in enumerate(states[variant.name].batches(size)):
+                if passed[variant.name][index] > cria.index:
+                    continue
+                context.stop.check()
+                hidden = batch.to(device)
+                own = {}
+                if variant.name == "stitched" and index == 0:
+                    shares |= {str(layer): share for layer, share in linear_shares(model, hidden).items()}
+                    own = shares  # saved with the batch that they are measured on
+                batch.copy_(model(hidden))
+                passed[variant.name][index] += 1
+                saved.offer(
+                    variant.name, index, batch, {"passed": passed[variant.name][index], "shares": dict(own)}
+                )
+                done += 1
+                context.progress.update(
+                    "evaluate", done, total, fraction=done / total, tokens=batch[..., 0].numel()
+                )
+    return shares
 
 
 def token_batches(data: TokenData, size: int) -> Iterator[torch.Tensor]:

@@ -70,13 +70,6 @@ def train(deepspeed: Any, context: StageContext, device: torch.device) -> None:
             loss, save, stop = told.tolist()  # the one wait for the device
             require_finite(loss, cursor.done)
             cursor.note(loss)
-            if save or stop:
-                save_checkpoint(context, masters, cursor)
-                saved_at = time.monotonic()
-            if stop:
-                raise PreemptedError(
-                    f"a rank was asked to stop: step {cursor.done} is saved, the next start goes on from it"
-                )
             context.progress.update(
                 "stitch",
                 cursor.done,
@@ -85,6 +78,13 @@ def train(deepspeed: Any, context: StageContext, device: torch.device) -> None:
                 losses={"stitch": cursor.final or 0.0},
                 tokens=tokens.numel(),
             )
+            if save or stop:
+                save_checkpoint(context, masters, cursor)
+                saved_at = time.monotonic()
+            if stop:
+                raise PreemptedError(
+                    f"a rank was asked to stop: step {cursor.done} is saved, the next start goes on from it"
+                )
         cursor.epoch, cursor.step = cursor.epoch + 1, 0
 
     result = masters.adapters()
@@ -132,6 +132,7 @@ def set_up(
     if saved:
         start, cursor = saved[0], Cursor(**saved[1]["cursor"])
         logger.info("going on from step %d", cursor.done)
+        context.progress.go_on("stitch", saved[1]["curve"])
         for name, parameter in adapters.items():
             parameter.data.copy_(start[name])
     # The backward hook of a layer, which DeepSpeed relies on, needs an input with a gradient.
@@ -194,7 +195,7 @@ def save_checkpoint(context: StageContext, masters: Masters, cursor: Cursor) -> 
     """Write adapters, moments and the cursor; collective, rank 0 writes."""
     tensors = masters.adapters() | masters.moments()
     if context.rank == 0:
-        context.checkpoint.save(tensors, {"cursor": vars(cursor)})
+        context.checkpoint.save(tensors, {"cursor": vars(cursor), "curve": context.progress.curve.state()})
     dist.barrier()
 
 

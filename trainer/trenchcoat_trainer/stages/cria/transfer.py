@@ -4,6 +4,7 @@ Source: LoLCATs (arXiv 2410.10254), section 3.2. Shape letters: B batch, T token
 D head dimension, L layers of the Cria that have feature maps.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.models.maps import MAP_NAMES
 from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatDecoderLayer
 from trenchcoat_trainer.stages.cria.optimizer import NamedAdamW
-from trenchcoat_trainer.stages.cria.phase import require_finite
+from trenchcoat_trainer.stages.cria.phase import GrowthBound, require_finite
 from trenchcoat_trainer.stages.cria.plateau import Plateau
 
 TransferStep = Callable[..., torch.Tensor]
@@ -83,9 +84,23 @@ class TransferPhase:
     name = "transfer"
 
     def __init__(
-        self, cria: CriaModel, settings: spec.Transfer, steps: int, step: TransferStep = transfer_step
+        self,
+        cria: CriaModel,
+        settings: spec.Transfer,
+        steps: int,
+        step: TransferStep = transfer_step,
+        *,
+        max_growth: float = math.inf,
     ) -> None:
-        """`steps` is the number of optimiser steps to come; `step` computes gradients, as `transfer_step`."""
+        """Set up the maps' training.
+
+        Args:
+            cria: the layers; their maps will be trained.
+            settings: spec.transfer.
+            steps: number of optimiser steps to come.
+            step: computes gradients, as `transfer_step`.
+            max_growth: a layer whose loss is so many times its first one has diverged.
+        """
         self.epochs, self.batch_size = settings.epochs, settings.batch_size
         self._cria = cria
         self._settings = settings
@@ -105,12 +120,13 @@ class TransferPhase:
         self._sums = [0.0] * len(self._layers)
         self._count = 0
         self._done = 0
+        self._bound = GrowthBound(self.name, cria.cria, self._layers, max_growth)
 
     def step(self, batch: Batch, *, epoch: int, step: int) -> float:
         """Make one optimiser step; returns the mean of the layers' losses.
 
         Raises:
-            DivergedError: a layer's loss or gradient is not a number.
+            DivergedError: a layer's loss or gradient is not a number, or its loss grew beyond the bound.
         """
         if self._adamw is None:
             return 0.0
@@ -130,6 +146,7 @@ class TransferPhase:
         values, gradients = torch.stack([losses, norms]).tolist()
         require_finite(self.name, self._cria.cria, self._layers, values, self._done)
         require_finite(self.name, self._cria.cria, self._layers, gradients, self._done, "gradient norm")
+        self._bound.check(values, self._done)
         self._note(values)
         return sum(values) / len(values)
 
@@ -176,6 +193,7 @@ class TransferPhase:
             "sums": self._sums,
             "count": self._count,
             "done": self._done,
+            "first": self._bound.first,
         }
 
     def restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
@@ -186,6 +204,7 @@ class TransferPhase:
                 self._best[name].copy_(tensors[f"best.{name}"])
         self._schedules = [Plateau.restore(item) for item in state["schedules"]]
         self._sums, self._count, self._done = state["sums"], state["count"], state["done"]
+        self._bound.first = state.get("first")  # none in a checkpoint of an earlier version
         if self._adamw is not None:
             self._adamw.restore(tensors)
             for layer, schedule in zip(self._layers, self._schedules, strict=True):

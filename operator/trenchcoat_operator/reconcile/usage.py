@@ -1,7 +1,8 @@
 """GPU seconds used: from the start of a pod's containers to their end, times the GPUs that it holds.
 
 They are added up in the status, for pods and Jobs go. The status says until when they are counted; what ran
-after that is added at a later look, so that nothing is counted twice, whenever the operator dies.
+after that is added at a later look, so that nothing is counted twice, whenever the operator dies. The last
+few seconds of a pod that is deleted may be missed.
 """
 
 from collections import defaultdict
@@ -15,7 +16,7 @@ from trenchcoat_api.status import AttemptStatus, CriaStatus, StageStatus, Trench
 from trenchcoat_operator.model.observed import Observed, Pod
 from trenchcoat_operator.reconcile import texts
 
-LAG = timedelta(seconds=5)
+LAG = timedelta(seconds=2)
 """Kubelets report the start and the end of a container somewhat later."""
 EVERY = timedelta(seconds=10)
 """While nothing else changes, the status is written no more often than this for GPU seconds alone."""

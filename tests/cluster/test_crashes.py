@@ -1,6 +1,6 @@
 """The operator dies after everything that it writes to a real API server, and nothing runs twice.
 
-The operator's own code runs here, in place of the installed one: each operator dies after its first write, the
+The operator's own code runs here, in place of the installed one: each operator dies after its first write, and
 next one knows nothing. Jobs are made by the real controllers and bound by the real scheduler; their pods
 run in name only, and the test writes the manifests that their programs would.
 """

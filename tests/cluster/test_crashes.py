@@ -1,8 +1,8 @@
 """The operator dies after everything that it writes to a real API server, and nothing runs twice.
 
-The operator's own code runs here, in place of the installed one: each operator dies after its first write, and
-next one knows nothing. Jobs are made by the real controllers and bound by the real scheduler; their pods
-run in name only, and the test writes the manifests that their programs would.
+The operator's own code runs here, in place of the installed one; each operator dies after its first write,
+and the next one knows nothing. Jobs are made by the real controllers and bound by the real scheduler; their
+pods run in name only, and the test writes the manifests that their programs would.
 """
 
 from collections import Counter
@@ -14,6 +14,7 @@ from demo.environment import Environment
 from demo.watch import condition
 from trenchcoat_api import constants
 from trenchcoat_operator.kubernetes.client import Cluster
+from trenchcoat_operator.metrics.recorder import Metrics
 from trenchcoat_operator.queue import Key
 from trenchcoat_operator.settings import Settings
 from trenchcoat_operator.worker import Reconciler
@@ -62,7 +63,7 @@ def test_operators_that_die_after_every_write_come_to_the_end_and_run_nothing_tw
         deaths = still = 0
         try:
             while still < 200:
-                operator = Reconciler(Mortal(api), Settings())
+                operator = Reconciler(Mortal(api), Settings(), Metrics())
                 try:
                     operator.step(Key(environment.namespace, NAME))
                 except Killed:
@@ -85,7 +86,7 @@ def test_operators_that_die_after_every_write_come_to_the_end_and_run_nothing_tw
             assert {row["attempt"] for row in rows} == {1}
             assert play.stored() == set(STAGES) - {"collect", "shard"}
             # One that looks again has nothing to write.
-            Reconciler(Mortal(api), Settings()).step(Key(environment.namespace, NAME))
+            Reconciler(Mortal(api), Settings(), Metrics()).step(Key(environment.namespace, NAME))
             print(f"{deaths} operators died")
         finally:
             delete(environment, NAME)

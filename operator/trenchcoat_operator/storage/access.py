@@ -82,8 +82,8 @@ class Stores:
 def _mounted(trenchcoat: Trenchcoat) -> Iterator[tuple[str, str]]:
     """Field and name of each Secret that users' volumes need; a pod waits for it in silence."""
     for stage in Stage:
-        volumes: list[dict[str, Any]] = graph.overrides(trenchcoat.spec, stage).volumes
-        for volume in volumes:
+        for item in graph.overrides(trenchcoat.spec, stage).volumes:
+            volume: dict[str, Any] = {**item}
             field = f"spec.pods.{stage}.volumes {volume.get('name')!r}"
             sources = [(volume.get("secret") or {}, "secretName")]
             projected = (volume.get("projected") or {}).get("sources") or []

@@ -15,9 +15,9 @@ from trenchcoat_api.stages import Stage
 from trenchcoat_operator.kubernetes import client
 from trenchcoat_operator.kubernetes.client import Cluster, ForbiddenError, NotFoundError
 from trenchcoat_operator.metrics.recorder import Metrics
-from trenchcoat_operator.model import views
+from trenchcoat_operator.model import views, workloads
 from trenchcoat_operator.model.capacity import Capacity, Contender, Demand
-from trenchcoat_operator.model.observed import Child, ChildKind, Observed, Pod, Problem, StoreView
+from trenchcoat_operator.model.observed import Child, ChildKind, Observed, Pod, Problem, Queued, StoreView
 from trenchcoat_operator.reconcile import graph
 from trenchcoat_operator.reconcile.release import contender, waiting_jobs
 from trenchcoat_operator.storage.s3 import Credentials, ManifestCache, Readers, StoreError, StoreReader
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 _KINDS = {ChildKind.JOB: client.JOBS, ChildKind.PYTORCH_JOB: client.PYTORCH_JOBS}
+_UIDS_PER_LIST = 100  # they stand in the URL
 _MANAGED = f"{constants.LABEL_MANAGED_BY}={constants.MANAGED_BY}"
 
 
@@ -50,7 +51,7 @@ class Observer:
         Raises:
             ApiError: the API server could not be read.
         """
-        children, training_operator = self._children(trenchcoat)
+        children, training_operator, kueue = self._children(trenchcoat)
         config_maps = self._config_maps(trenchcoat)
         capacity = self._capacity(trenchcoat) if with_capacity else None
         return Observed(
@@ -59,11 +60,13 @@ class Observer:
             store=self._store(trenchcoat, children),
             capacity=capacity,
             training_operator=training_operator,
+            kueue=kueue,
         )
 
     # The cluster
 
-    def _children(self, trenchcoat: Trenchcoat) -> tuple[tuple[Child, ...], bool]:
+    def _children(self, trenchcoat: Trenchcoat) -> tuple[tuple[Child, ...], bool, bool]:
+        """The children, and whether the cluster knows PyTorchJobs and Kueue's Workloads."""
         namespace, uid = trenchcoat.metadata.namespace, trenchcoat.metadata.uid
         mine = f"{_MANAGED},{constants.LABEL_NAME}={trenchcoat.metadata.name}"
         bodies: list[tuple[ChildKind, Object]] = []
@@ -76,10 +79,48 @@ class Observer:
         pods: dict[str, list[Pod]] = {}
         for body in self._cluster.list(client.PODS, namespace, labels=mine):
             pods.setdefault(views.controller(body), []).append(views.pod(body))
+        queued, kueue = self._queued(namespace, bodies)
         found = (
-            views.child(kind, body, uid, pods.get(body["metadata"]["name"], [])) for kind, body in bodies
+            views.child(
+                kind,
+                body,
+                uid,
+                pods.get(body["metadata"]["name"], []),
+                queued.get(body["metadata"]["uid"]),
+            )
+            for kind, body in bodies
         )
-        return tuple(child for child in found if child is not None), training_operator
+        return tuple(child for child in found if child is not None), training_operator, kueue
+
+    def _queued(
+        self, namespace: str, bodies: list[tuple[ChildKind, Object]]
+    ) -> tuple[dict[str, Queued], bool]:
+        """What Kueue says of those that it keeps suspended, by UID, and whether there is a Kueue."""
+        waiting = [
+            str(body["metadata"]["uid"])
+            for kind, body in bodies
+            if views.suspended(kind, body) and constants.LABEL_KUEUE_QUEUE in body["metadata"]["labels"]
+        ]
+        result: dict[str, Queued] = {}
+        for first in range(0, len(waiting), _UIDS_PER_LIST):
+            uids = ",".join(waiting[first : first + _UIDS_PER_LIST])
+            try:
+                for body in self._workloads(namespace, f"{constants.LABEL_KUEUE_JOB_UID} in ({uids})"):
+                    result[workloads.job_uid(body)] = workloads.queued(body)
+            except NotFoundError:
+                return {}, False
+            except ForbiddenError as error:
+                log.warning("the status does not say why Kueue keeps Jobs waiting: %s", error)
+                return {}, True
+        return result, True
+
+    def _workloads(self, namespace: str, labels: str) -> list[Object]:
+        for place in client.WORKLOADS[:-1]:
+            try:
+                return list(self._cluster.list(place, namespace, labels=labels, cached=True))
+            except NotFoundError:
+                continue  # an older Kueue
+        return list(self._cluster.list(client.WORKLOADS[-1], namespace, labels=labels, cached=True))
 
     def _config_maps(self, trenchcoat: Trenchcoat) -> frozenset[str]:
         mine = f"{_MANAGED},{constants.LABEL_NAME}={trenchcoat.metadata.name}"

@@ -52,6 +52,15 @@ class Pod:
     """When it should have ended and be gone, once it was deleted."""
 
 
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """What Kueue says of a child that it does not let run."""
+
+    message: str
+    mend: bool = False
+    """Whether it waits for a person rather than for quota: its queue is missing or stopped, say."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Child:
     """One Job or PyTorchJob that carries the Trenchcoat's label."""
@@ -71,6 +80,8 @@ class Child:
     phase: ChildPhase = ChildPhase.ACTIVE
     terminating: bool = False
     suspended: bool = False
+    queued: Queued | None = None
+    """None where Kueue has made no Workload for it, or it runs."""
     created_at: datetime | None = None
     finished_at: datetime | None = None
     reason: str = ""
@@ -125,3 +136,5 @@ class Observed:
     """None unless it was looked at, which only a plan that asks for it needs."""
     training_operator: bool = True
     """Whether the cluster knows PyTorchJobs."""
+    kueue: bool = True
+    """Whether the cluster knows Workloads; not asked while no child waits for Kueue."""

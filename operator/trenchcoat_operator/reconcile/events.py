@@ -9,6 +9,7 @@ from trenchcoat_api.status import (
     StageStatus,
     State,
     TrenchcoatStatus,
+    WaitingReason,
 )
 from trenchcoat_api.status import (
     Work as Row,
@@ -30,6 +31,12 @@ def _of_row(row: Row, former: Row | None) -> Event | None:
         return None
     subject = _subject(row)
     identity = f"{subject}/{row.key}/{row.state}/{row.attempt}"
+    if former is not None and former.state is State.RUNNING and row.waiting_reason is WaitingReason.QUEUE:
+        # How far it had come tells one time from the next.
+        message = f"{subject} gives way and goes on later from its checkpoint: {row.message}"
+        return Event("Normal", "Requeued", message, f"{identity}/{former.step}")
+    if row.state is State.RUNNING and former is not None and former.waiting_reason is WaitingReason.QUEUE:
+        identity += f"/{former.step}"
     if row.state is State.RUNNING:
         where = f" on {row.node}" if row.node else ""
         return Event("Normal", "Running", f"{subject} runs{where}, try {row.attempt}", identity)

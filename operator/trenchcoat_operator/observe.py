@@ -105,7 +105,8 @@ class Observer:
         for first in range(0, len(waiting), _UIDS_PER_LIST):
             uids = ",".join(waiting[first : first + _UIDS_PER_LIST])
             try:
-                for body in self._workloads(namespace, f"{constants.LABEL_KUEUE_JOB_UID} in ({uids})"):
+                labels = f"{constants.LABEL_KUEUE_JOB_UID} in ({uids})"
+                for body in self._cluster.list(client.WORKLOADS, namespace, labels=labels, cached=True):
                     result[workloads.job_uid(body)] = workloads.queued(body)
             except NotFoundError:
                 return {}, False
@@ -113,14 +114,6 @@ class Observer:
                 log.warning("the status does not say why Kueue keeps Jobs waiting: %s", error)
                 return {}, True
         return result, True
-
-    def _workloads(self, namespace: str, labels: str) -> list[Object]:
-        for place in client.WORKLOADS[:-1]:
-            try:
-                return list(self._cluster.list(place, namespace, labels=labels, cached=True))
-            except NotFoundError:
-                continue  # an older Kueue
-        return list(self._cluster.list(client.WORKLOADS[-1], namespace, labels=labels, cached=True))
 
     def _config_maps(self, trenchcoat: Trenchcoat) -> frozenset[str]:
         mine = f"{_MANAGED},{constants.LABEL_NAME}={trenchcoat.metadata.name}"

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
-from demo.environment import Environment
+from demo.environment import BUCKET, Environment
+from demo.inputs import client
 
 Body = dict[str, Any]
 
+LARGE = 1_000_000  # bytes; no text of ours is
 RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")}
 
 
@@ -63,6 +65,20 @@ def texts(environment: Environment) -> Iterator[tuple[str, str]]:
         words = ("kubectl", "-n", namespace, "logs", name, "--all-containers", "--prefix=false")
         yield f"log of {namespace}/{name}", environment.command(*words, check=False)
         yield f"former log of {namespace}/{name}", environment.command(*words, "--previous", check=False)
+
+
+def stored_texts(environment: Environment, prefix: str) -> Iterator[tuple[str, str]]:
+    """What the store holds below a prefix, tensors apart."""
+    with environment.store_address() as address:
+        store = client(environment, address)
+        for item in store.list_objects(bucket_name=BUCKET, prefix=prefix, recursive=True):
+            if item.size < LARGE:
+                answer = store.get_object(bucket_name=BUCKET, object_name=item.object_name)
+                try:
+                    yield f"store: {item.object_name}", answer.read().decode("latin-1")
+                finally:
+                    answer.close()
+                    answer.release_conn()
 
 
 def forms(value: str) -> set[str]:

@@ -9,7 +9,7 @@ from demo.environment import DemoError, Environment
 from demo.results import collect_results, load_and_generate
 
 from tests.cluster.objects import apply, example, gpus_of, pods, succeeded, wait
-from tests.cluster.security import forms, holders, process_facts, texts
+from tests.cluster.security import forms, holders, process_facts, stored_texts, texts
 
 GPUS = 2
 TOKEN = f"hf_{secrets.token_hex(17)}"
@@ -114,11 +114,13 @@ def test_stages_run_with_no_rights_at_all(store: Environment, run):
 
 def test_no_credential_is_anywhere_but_in_its_secret(store: Environment, run):
     _, witness = run
-    found = [*texts(store), ("the killed operator's log", witness.operators_log)]
+    found = [*texts(store), *stored_texts(store, "trenchcoat/")]
+    found.append(("the killed operator's log", witness.operators_log))
     # What is no secret is found where it should be, or else the search would prove nothing.
     assert {"trenchcoats.trenchcoat.dev", "configmaps"} <= set(
         holders(found, "s3://trenchcoat/teachers/tiny")
     )
+    assert any(what.startswith("store: ") for what in holders(found, '"stage": "tokenize"'))
     logs = holders(found, "cria-00: complete")
     assert any(what.startswith("log of team-a/tiny-cria-00") for what in logs)
     assert "the killed operator's log" in holders(found, "tiny-cria-00")

@@ -7,9 +7,7 @@ from trenchcoat_operator.model import workloads
 from trenchcoat_operator.model.observed import Queued
 
 NO_QUOTA = "insufficient unused quota for nvidia.com/gpu in flavor gpu-nodes, 1 more needed"
-PREEMPTED = (
-    "Preempted to accommodate a workload (UID: u, JobUID: j) due to prioritization in the queue"
-)
+PREEMPTED = "Preempted to accommodate a workload (UID: u, JobUID: j) due to prioritization in the queue"
 
 
 def workload(

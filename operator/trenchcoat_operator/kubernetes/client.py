@@ -75,8 +75,7 @@ NODES = Kind("v1", "nodes")
 SECRETS = Kind("v1", "secrets")
 CONFIG_MAPS = Kind("v1", "configmaps")
 EVENTS = Kind("v1", "events")
-WORKLOADS = tuple(Kind(f"kueue.x-k8s.io/{version}", "workloads") for version in ("v1beta2", "v1beta1"))
-"""Kueue's, the newest version first; what is read of them is the same in all."""
+WORKLOADS = Kind("kueue.x-k8s.io/v1beta2", "workloads")
 
 KINDS = {"Job": JOBS, "PyTorchJob": PYTORCH_JOBS, "ConfigMap": CONFIG_MAPS}
 

@@ -187,7 +187,7 @@ def _queued(
     if not queue:
         return _with(waits, message=f"{child.kind} {child.name} is suspended, though not by this operator")
     if not kueue:
-        message = "the cluster has no Kueue: install it, or remove spec.scheduling.queueName"
+        message = "the cluster has no Kueue (v0.15 or newer): install it, or remove spec.scheduling.queueName"
         return _with(waits, message=message, problem=Problem("KueueMissing", message))
     if child.queued is not None and child.queued.mend:
         message = f"Kueue: {child.queued.message}; mend it, or name another in spec.scheduling.queueName"

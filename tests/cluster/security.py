@@ -57,14 +57,18 @@ def process_facts(environment: Environment, namespace: str, pod: str) -> dict[st
 def texts(environment: Environment) -> Iterator[tuple[str, str]]:
     """Everything that a user of the cluster may read, Secrets apart: what it is, and its text."""
     kinds = environment.command("kubectl", "api-resources", "--verbs=list", "-o", "name").split()
-    for kind in kinds:
-        if kind != "secrets":
-            yield kind, environment.command("kubectl", "get", kind, "-A", "-o", "json")
-    for pod in json.loads(environment.command("kubectl", "get", "pods", "-A", "-o", "json"))["items"]:
-        namespace, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
-        words = ("kubectl", "-n", namespace, "logs", name, "--all-containers", "--prefix=false")
-        yield f"log of {namespace}/{name}", environment.command(*words, check=False)
-        yield f"former log of {namespace}/{name}", environment.command(*words, "--previous", check=False)
+    kinds.remove("secrets")
+    listed = environment.command("kubectl", "get", ",".join(kinds), "-A", "-o", "json")
+    for item in json.loads(listed)["items"]:
+        namespace, name = item["metadata"].get("namespace", ""), item["metadata"]["name"]
+        yield f"{item['kind']} {namespace}/{name}", json.dumps(item)
+        if item["kind"] == "Pod" and item["apiVersion"] == "v1":
+            words = ("kubectl", "-n", namespace, "logs", name, "--all-containers")
+            yield f"log of {namespace}/{name}", environment.command(*words, check=False)
+            statuses = item["status"].get("containerStatuses", [])
+            if any(status["restartCount"] for status in statuses):
+                former = environment.command(*words, "--previous", check=False)
+                yield f"former log of {namespace}/{name}", former
 
 
 def stored_texts(environment: Environment, prefix: str) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ from typing import Any
 from trenchcoat_api.artifacts import Manifest, Progress
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import INPUTS, Stage
-from trenchcoat_api.status import CriaStatus, Source, StageStatus, State
+from trenchcoat_api.status import CriaStatus, Source, StageStatus, State, WaitingReason
 from trenchcoat_api.status import Work as Row
 
 from trenchcoat_operator.model.observed import Observed
@@ -46,6 +46,9 @@ def row(
             "waiting_reason": None,
             "attempt": assessment.attempt + 1,
         }
+        if queue := trenchcoat.spec.scheduling.queue_name:
+            message = f"Kueue has not admitted it to LocalQueue {queue} yet"
+            values |= {"state": State.WAITING, "message": message, "waiting_reason": WaitingReason.QUEUE}
     if assessment.last_outcome is not None:
         failure = assessment.last_outcome
         values["last_failure"] = f"{failure.failure}: {failure.message}"[:_MESSAGE_LIMIT]

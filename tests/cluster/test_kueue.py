@@ -160,9 +160,6 @@ def preempted(
     firsts = Firsts(kueue, tmp_path_factory.mktemp("watched"), "queued")
     apply(kueue, queued("queued", scheduling__workloadPriorityClassName="batch"))
 
-    def two_at_work(body: dict[str, Any]) -> bool:
-        return sum(row.get("step", 0) > 2 for row in running(body)) == GPUS
-
     def one_gave_way(body: dict[str, Any]) -> bool:
         return any(row["message"].startswith("Kueue: Preempted") for row in waiting(body))
 
@@ -179,6 +176,10 @@ def preempted(
         firsts.end()
         kueue.kubectl("delete", "job", "urgent", "--ignore-not-found")
         delete(kueue, "queued")
+
+
+def two_at_work(body: dict[str, Any]) -> bool:
+    return sum(row.get("step", 0) > 2 for row in running(body)) == GPUS
 
 
 def running(body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -227,7 +228,7 @@ def at_work(kueue: Environment) -> Iterator[Environment]:
     """A Trenchcoat whose Crias are being trained."""
     apply(kueue, queued("paused", seed=1, scheduling__workloadPriorityClassName="batch"))
     try:
-        wait(kueue, "paused", lambda body: len(running(body)) == GPUS, timeout=6 * MINUTES)
+        wait(kueue, "paused", two_at_work, timeout=6 * MINUTES)
         yield kueue
     finally:
         delete(kueue, "paused")

@@ -28,7 +28,7 @@ SMALL = {
     "data__tokens": 32768,
     "data__heldOutTokens": 4096,
     "layersPerCria": 4,
-    "transfer__epochs": 8,
+    "transfer__epochs": 4,
     "criaLora__epochs": 0,
     "evaluate__enabled": False,
     "export__enabled": False,
@@ -164,12 +164,12 @@ def preempted(
         return any(row["message"].startswith("Kueue: Preempted") for row in waiting(body))
 
     try:
-        wait(kueue, "queued", two_at_work, timeout=6 * MINUTES, watch=story)
+        wait(kueue, "queued", two_at_work, timeout=12 * MINUTES, watch=story)
         apply(kueue, urgent_job(kueue.trainer_image, seconds=20))
-        body = wait(kueue, "queued", one_gave_way, timeout=1 * MINUTES, watch=story)
+        body = wait(kueue, "queued", one_gave_way, timeout=3 * MINUTES, watch=story)
         (given_way,) = [row for row in waiting(body) if row["message"].startswith("Kueue: Preempted")]
         kueue.kubectl("wait", "--for=condition=Complete", "job/urgent", "--timeout=180s")
-        body = wait(kueue, "queued", succeeded, timeout=6 * MINUTES, watch=story)
+        body = wait(kueue, "queued", succeeded, timeout=12 * MINUTES, watch=story)
         story.first = firsts.end()
         yield body, story, given_way
     finally:
@@ -228,7 +228,7 @@ def at_work(kueue: Environment) -> Iterator[Environment]:
     """A Trenchcoat whose Crias are being trained."""
     apply(kueue, queued("paused", seed=1, scheduling__workloadPriorityClassName="batch"))
     try:
-        wait(kueue, "paused", two_at_work, timeout=6 * MINUTES)
+        wait(kueue, "paused", two_at_work, timeout=12 * MINUTES)
         yield kueue
     finally:
         delete(kueue, "paused")
@@ -251,7 +251,7 @@ def test_suspend_belongs_to_kueue_and_a_paused_run_leaves_the_queue(at_work: Env
     assert now["spec"] == job["spec"]
 
     at_work.kubectl("patch", "trenchcoat", "paused", "--type=merge", "-p", '{"spec":{"suspend":true}}')
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while at_work.get("workloads")["items"] or pods(at_work, "paused", "trenchcoat.dev/stage=cria"):
         assert time.monotonic() < deadline, "Kueue still holds quota for it, or pods are still there"
         time.sleep(1)
@@ -260,9 +260,9 @@ def test_suspend_belongs_to_kueue_and_a_paused_run_leaves_the_queue(at_work: Env
     assert int(used["nvidia.com/gpu"]) == 0
 
     at_work.kubectl("patch", "trenchcoat", "paused", "--type=merge", "-p", '{"spec":{"suspend":false}}')
-    wait(at_work, "paused", lambda body: len(running(body)) == GPUS, timeout=2 * MINUTES)
+    wait(at_work, "paused", lambda body: len(running(body)) == GPUS, timeout=6 * MINUTES)
     job = next(child for child in children(at_work, "paused") if "cria" in child["metadata"]["name"])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while "going on from step" not in at_work.kubectl("logs", f"job/{job['metadata']['name']}", "--tail=-1"):
         assert time.monotonic() < deadline, "it began anew"
         time.sleep(1)

@@ -51,12 +51,20 @@ class Witness:
             return {}  # it ended meanwhile
 
 
+def gated():
+    """A Trenchcoat that asks for its model, with a token, where there is no hub."""
+    somewhere = {"env": [{"name": "HF_ENDPOINT", "value": "http://minio.minio.svc:9000"}]}
+    model = {"source": "hf://somebody/gated", "tokenSecretRef": {"name": "hf", "key": "token"}}
+    return example("gated", model=model, pods__tokenize=somewhere)
+
+
 @pytest.fixture(scope="module")
 def run(store: Environment):
-    """A whole run with a token that it does not need, its operator killed once in the middle."""
+    """A whole run, its operator killed once in the middle; beside it one whose token gets it nowhere."""
     token = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hf"}, "stringData": {"token": TOKEN}}
     apply(store, token)
-    apply(store, example("tiny", model__tokenSecretRef={"name": "hf", "key": "token"}))
+    apply(store, gated())
+    apply(store, example("tiny"))
     witness = Witness(store, "tiny")
     body = wait(store, "tiny", succeeded, timeout=25 * MINUTES, watch=witness)
     return body, witness
@@ -114,6 +122,8 @@ def test_stages_run_with_no_rights_at_all(store: Environment, run):
 
 def test_no_credential_is_anywhere_but_in_its_secret(store: Environment, run):
     _, witness = run
+    refused = store.get("trenchcoat", "gated")["status"]["stages"][0]
+    assert "hf://somebody/gated" in refused["lastFailure"], "it never showed its token to anybody"
     found = [*texts(store), *stored_texts(store, "trenchcoat/")]
     found.append(("the killed operator's log", witness.operators_log))
     # What is no secret is found where it should be, or else the search would prove nothing.

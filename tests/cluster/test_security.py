@@ -144,7 +144,8 @@ def test_for_one_namespace_it_works(scoped: Environment, store: Environment):
 
 
 def test_a_secret_that_it_may_not_read_is_told(scoped: Environment):
-    other = example("secretive", model__tokenSecretRef={"name": "hf", "key": "token"})
+    model = {"source": "hf://somebody/gated", "tokenSecretRef": {"name": "hf", "key": "token"}}
+    other = example("secretive", model=model)
     in_served(scoped, "apply", "-f", "-", stdin=json.dumps(other))
     in_served(scoped, "wait", "--for=condition=Stalled", "trenchcoat/secretive", "--timeout=60s")
     said = condition(get(scoped, "trenchcoat", "secretive"), "Stalled")

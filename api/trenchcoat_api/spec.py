@@ -423,6 +423,15 @@ class Gates(Camel):
 class Scheduling(Camel):
     """How the Jobs share the cluster with other tenants."""
 
+    rules = (
+        Rule(
+            cel="!has(self.workloadPriorityClassName) || has(self.queueName)",
+            holds=lambda scheduling: not scheduling.workload_priority_class_name or scheduling.queue_name,
+            message="workloadPriorityClassName is Kueue's: set queueName, or use priorityClassName",
+            field="workloadPriorityClassName",
+        ),
+    )
+
     max_parallel_crias: int = Field(
         default=1000, description="Cria Jobs at one time, at most.", ge=1, le=1000
     )
@@ -430,9 +439,20 @@ class Scheduling(Camel):
         default="nvidia.com/gpu", description="Name of the extended resource that counts GPUs."
     )
     queue_name: Label | None = Field(
-        default=None, description="Kueue LocalQueue; Kueue then decides when Jobs start."
+        default=None,
+        description="Kueue LocalQueue in the Trenchcoat's namespace; Kueue then decides when Jobs start.",
     )
-    priority_class_name: Name | None = Field(default=None, description="PriorityClass of all pods.")
+    workload_priority_class_name: Label | None = Field(
+        default=None,
+        description=(
+            "Kueue WorkloadPriorityClass: the order in the queue, and who gives way; pods' priority is not "
+            "changed by it."
+        ),
+    )
+    priority_class_name: Name | None = Field(
+        default=None,
+        description="PriorityClass of all pods; Kueue's too, unless workloadPriorityClassName is set.",
+    )
     max_attempts: int = Field(
         default=3,
         description="Tries of a stage before it counts as failed; preemptions are free.",

@@ -162,6 +162,11 @@ def _share_credentials(environment: Environment) -> None:
     environment.command("kubectl", "apply", "-f", "-", stdin=json.dumps(secret))
 
 
+def add_kueue(namespace: str, *, name: str = "trenchcoat") -> None:
+    """Install Kueue in a local cluster that runs."""
+    _cluster("deploy", "--kueue", "--namespace", namespace, name=name, show=True)
+
+
 def remove(name: str) -> None:
     """Take a local cluster down."""
     _cluster("down", name=name)

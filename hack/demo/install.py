@@ -11,14 +11,29 @@ RELEASE = "trenchcoat"
 RELEASE_NAMESPACE = "trenchcoat-system"
 
 
-def install_operator(environment: Environment, console: Console | None = None) -> None:
-    """Install or upgrade the chart with the images at hand, and wait until the operator is ready."""
-    words = ["helm", "upgrade", "--install", RELEASE, str(CHART)]
+def install_operator(
+    environment: Environment,
+    console: Console | None = None,
+    *,
+    release: str = RELEASE,
+    settings: tuple[str, ...] = (),
+) -> None:
+    """Install or upgrade the chart with the images at hand, and wait until the operator is ready.
+
+    Args:
+        environment: The cluster.
+        console: Where to say so.
+        release: Name of the release.
+        settings: Further values of the chart, as for `helm --set`.
+    """
+    words = ["helm", "upgrade", "--install", release, str(CHART)]
     words += ["--namespace", RELEASE_NAMESPACE, "--create-namespace", "--wait", "--timeout", "3m"]
     for value, image in (("image", environment.operator_image), ("trainerImage", environment.trainer_image)):
         repository, _, tag = image.rpartition(":")
         words += ["--set", f"{value}.repository={repository}", "--set", f"{value}.tag={tag}"]
         words += ["--set", f"{value}.pullPolicy=IfNotPresent"]
+    for setting in settings:
+        words += ["--set", setting]
     if console is not None:
         console.print(
             "helm upgrade --install " + " ".join(words[3:5]).replace(str(CHART), "charts/trenchcoat")

@@ -10,7 +10,12 @@ from trenchcoat_api.resource import Metadata, Trenchcoat
 from trenchcoat_api.status import TrenchcoatStatus
 
 from trenchcoat_operator.kubernetes import client
-from trenchcoat_operator.kubernetes.client import ApiError, Cluster, ConflictError, NotFoundError
+from trenchcoat_operator.kubernetes.client import (
+    AlreadyExistsError,
+    ApiError,
+    Cluster,
+    NotFoundError,
+)
 from trenchcoat_operator.reconcile.plan import (
     Action,
     Apply,
@@ -81,8 +86,7 @@ class Applier:
         namespace = trenchcoat.metadata.namespace
         match action:
             case Apply(manifest=manifest):
-                log.info("makes %s %s/%s", manifest["kind"], namespace, action.name)
-                self._cluster.apply(client.KINDS[manifest["kind"]], manifest)
+                self._make(namespace, manifest)
             case Delete(kind=kind, name=name, reason=reason):
                 log.info("deletes %s %s/%s: %s", kind, namespace, name, reason)
                 self._cluster.delete(client.KINDS[kind], namespace, name)
@@ -141,6 +145,20 @@ class Applier:
         except NotFoundError:
             return
 
+    def _make(self, namespace: str, manifest: dict[str, Any]) -> None:
+        """Make an object, and leave one of its name as it is.
+
+        Names follow from what is asked for, so it is the same object, made by an operator that died before it
+        could say so. Applying it once more would take `suspend` back from Kueue and stop what it had started.
+        """
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        try:
+            self._cluster.create(client.KINDS[kind], manifest)
+        except AlreadyExistsError:
+            log.info("%s %s/%s is there already", kind, namespace, name)
+        else:
+            log.info("made %s %s/%s", kind, namespace, name)
+
     def _give_up(self, namespace: str, name: str) -> None:
         """Do what Kubernetes does for the pods of a node that was removed.
 
@@ -167,7 +185,7 @@ class Applier:
         """Make the event; told twice it is made once, for its name follows from what it tells."""
         try:
             self._cluster.create(client.EVENTS, event_object(trenchcoat, event, datetime.now(UTC)))
-        except ConflictError:
+        except AlreadyExistsError:
             return
         except ApiError as error:
             log.warning("an event could not be told: %s", error)  # the status says the same

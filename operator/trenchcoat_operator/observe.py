@@ -1,5 +1,6 @@
 """One look at everything that a decision about a Trenchcoat rests on, live from the cluster and the store."""
 
+import logging
 from typing import Any
 
 from trenchcoat_api import constants
@@ -7,15 +8,18 @@ from trenchcoat_api.artifacts import Deletion, Manifest, Progress
 from trenchcoat_api.resource import Trenchcoat
 
 from trenchcoat_operator.kubernetes import client
-from trenchcoat_operator.kubernetes.client import Cluster, NotFoundError
-from trenchcoat_operator.model import views
-from trenchcoat_operator.model.observed import Child, ChildKind, Observed, Pod, Problem, StoreView
+from trenchcoat_operator.kubernetes.client import Cluster, ForbiddenError, NotFoundError
+from trenchcoat_operator.model import views, workloads
+from trenchcoat_operator.model.observed import Child, ChildKind, Observed, Pod, Problem, Queued, StoreView
 from trenchcoat_operator.reconcile import graph
 from trenchcoat_operator.storage.access import Stores
 from trenchcoat_operator.storage.s3 import StoreError, StoreReader
 from trenchcoat_operator.surroundings import KINDS, MANAGED, Surroundings
 
+log = logging.getLogger(__name__)
+
 Object = dict[str, Any]
+_UIDS_PER_LIST = 100  # they stand in the URL
 
 
 class Observer:
@@ -34,7 +38,7 @@ class Observer:
         Raises:
             ApiError: the API server could not be read.
         """
-        children, training_operator = self._children(trenchcoat)
+        children, training_operator, kueue = self._children(trenchcoat)
         config_maps = self._config_maps(trenchcoat)
         store = self._store(trenchcoat, children)
         capacity = peers = None
@@ -47,11 +51,13 @@ class Observer:
             capacity=capacity,
             peers=peers,
             training_operator=training_operator,
+            kueue=kueue,
         )
 
     # The cluster
 
-    def _children(self, trenchcoat: Trenchcoat) -> tuple[tuple[Child, ...], bool]:
+    def _children(self, trenchcoat: Trenchcoat) -> tuple[tuple[Child, ...], bool, bool]:
+        """The children, and whether the cluster knows PyTorchJobs and Kueue's Workloads."""
         namespace, uid = trenchcoat.metadata.namespace, trenchcoat.metadata.uid
         mine = f"{MANAGED},{constants.LABEL_NAME}={trenchcoat.metadata.name}"
         bodies: list[tuple[ChildKind, Object]] = []
@@ -64,10 +70,41 @@ class Observer:
         pods: dict[str, list[Pod]] = {}
         for body in self._cluster.list(client.PODS, namespace, labels=mine):
             pods.setdefault(views.controller(body), []).append(views.pod(body))
+        queued, kueue = self._queued(namespace, bodies)
         found = (
-            views.child(kind, body, uid, pods.get(body["metadata"]["name"], [])) for kind, body in bodies
+            views.child(
+                kind,
+                body,
+                uid,
+                pods.get(body["metadata"]["name"], []),
+                queued.get(body["metadata"]["uid"]),
+            )
+            for kind, body in bodies
         )
-        return tuple(child for child in found if child is not None), training_operator
+        return tuple(child for child in found if child is not None), training_operator, kueue
+
+    def _queued(
+        self, namespace: str, bodies: list[tuple[ChildKind, Object]]
+    ) -> tuple[dict[str, Queued], bool]:
+        """What Kueue says of those that it keeps suspended, by UID, and whether there is a Kueue."""
+        waiting = [
+            str(body["metadata"]["uid"])
+            for kind, body in bodies
+            if views.suspended(kind, body) and constants.LABEL_KUEUE_QUEUE in body["metadata"]["labels"]
+        ]
+        result: dict[str, Queued] = {}
+        for first in range(0, len(waiting), _UIDS_PER_LIST):
+            uids = ",".join(waiting[first : first + _UIDS_PER_LIST])
+            try:
+                labels = f"{constants.LABEL_KUEUE_JOB_UID} in ({uids})"
+                for body in self._cluster.list(client.WORKLOADS, namespace, labels=labels, cached=True):
+                    result[workloads.job_uid(body)] = workloads.queued(body)
+            except NotFoundError:
+                return {}, False
+            except ForbiddenError as error:
+                log.warning("the status does not say why Kueue keeps Jobs waiting: %s", error)
+                return {}, True
+        return result, True
 
     def _config_maps(self, trenchcoat: Trenchcoat) -> frozenset[str]:
         mine = f"{MANAGED},{constants.LABEL_NAME}={trenchcoat.metadata.name}"

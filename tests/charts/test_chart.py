@@ -73,6 +73,20 @@ def test_secrets_can_only_be_read_one_by_one() -> None:
     assert verbs == [["get"]]
 
 
+def test_secrets_that_can_be_read_can_be_named() -> None:
+    named = [
+        rule["resourceNames"]
+        for rule in rules(template("rbac.secretNames={minio,hf}"), "ClusterRole")
+        if "secrets" in rule["resources"]
+    ]
+    assert named == [["minio", "hf"]]
+
+
+def test_of_kueue_only_workloads_are_read() -> None:
+    kueue = [rule for rule in rules(template(), "ClusterRole") if "kueue.x-k8s.io" in rule["apiGroups"]]
+    assert kueue == [{"apiGroups": ["kueue.x-k8s.io"], "resources": ["workloads"], "verbs": ["list"]}]
+
+
 def test_with_namespaces_rights_are_theirs_alone() -> None:
     documents = template("watchNamespaces={a,b}", "rbac.aggregate=false")
     assert [role["metadata"]["namespace"] for role in of_kind(documents, "Role")] == ["a", "b"]

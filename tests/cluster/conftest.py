@@ -12,7 +12,9 @@ sys.path.insert(0, str(REPO / "hack"))
 
 from demo.environment import Environment, local, remove
 from demo.inputs import make_teacher, upload
-from demo.install import install_operator
+from demo.install import RELEASE_NAMESPACE, install_operator
+
+from tests.cluster.security import enforce_restricted
 
 NAME = os.environ.get("TRENCHCOAT_TEST_CLUSTER", "trenchcoat-test")
 NAMESPACE = "team-a"
@@ -30,7 +32,10 @@ def environment() -> Iterator[Environment]:
     keep = os.environ.get("TRENCHCOAT_KEEP_CLUSTER") == "1"
     try:
         made = local(NAMESPACE, name=NAME)
-        install_operator(made)
+        for namespace in (NAMESPACE, RELEASE_NAMESPACE):
+            enforce_restricted(made, namespace)
+        # What is logged at all must hold no credentials.
+        install_operator(made, settings=("operator.logLevel=DEBUG",))
         yield made
     finally:
         if not keep:

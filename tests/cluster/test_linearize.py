@@ -1,15 +1,19 @@
 """The main job on a real cluster: collect, shard, Crias as GPUs come free, stitch, evaluate, export."""
 
 import re
+import secrets
 from pathlib import Path
 
 import pytest
-from demo.environment import Environment
+from demo.environment import DemoError, Environment
 from demo.results import collect_results, load_and_generate
 
 from tests.cluster.objects import apply, example, gpus_of, pods, succeeded, wait
+from tests.cluster.security import forms, holders, process_facts, stored_texts, texts
 
 GPUS = 2
+TOKEN = f"hf_{secrets.token_hex(17)}"
+OPERATOR = ("-n", "trenchcoat-system", "-l", "app.kubernetes.io/name=trenchcoat")
 MINUTES = 60.0
 
 
@@ -22,6 +26,8 @@ class Witness:
         self.most_gpus = 0
         self.together: set[frozenset[str]] = set()
         self.killed_operator = False
+        self.facts: dict[str, dict[str, str]] = {}
+        self.operators_log = ""
 
     def __call__(self, body) -> None:
         running = [pod for pod in pods(self.environment, self.name) if pod["status"]["phase"] == "Running"]
@@ -31,22 +37,33 @@ class Witness:
         self.together.add(frozenset(stages))
         if stages.count("cria") and not self.killed_operator:
             self.killed_operator = True
-            self.environment.command(
-                "kubectl",
-                "-n",
-                "trenchcoat-system",
-                "delete",
-                "pod",
-                "-l",
-                "app.kubernetes.io/name=trenchcoat",
-                "--grace-period=0",
-                "--force",
-            )
+            self.operators_log = self.environment.command("kubectl", "logs", *OPERATOR, "--tail=-1")
+            at_once = ("--grace-period=0", "--force")
+            self.environment.command("kubectl", "delete", "pod", *OPERATOR, *at_once)
+        for pod, stage in zip(running, stages, strict=True):
+            if not self.facts.get(stage):
+                self.facts[stage] = self._look_inside(pod["metadata"]["name"])
+
+    def _look_inside(self, pod: str) -> dict[str, str]:
+        try:
+            return process_facts(self.environment, self.environment.namespace, pod)
+        except DemoError:
+            return {}  # it ended meanwhile
+
+
+def gated():
+    """A Trenchcoat that asks for its model, with a token, where there is no hub."""
+    somewhere = {"env": [{"name": "HF_ENDPOINT", "value": "http://minio.minio.svc:9000"}]}
+    model = {"source": "hf://somebody/gated", "tokenSecretRef": {"name": "hf", "key": "token"}}
+    return example("gated", model=model, pods__tokenize=somewhere)
 
 
 @pytest.fixture(scope="module")
 def run(store: Environment):
-    """A whole run, its operator killed once in the middle."""
+    """A whole run, its operator killed once in the middle; beside it one whose token gets it nowhere."""
+    token = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hf"}, "stringData": {"token": TOKEN}}
+    apply(store, token)
+    apply(store, gated())
     apply(store, example("tiny"))
     witness = Witness(store, "tiny")
     body = wait(store, "tiny", succeeded, timeout=25 * MINUTES, watch=witness)
@@ -90,6 +107,38 @@ def test_kubectl_get_shows_how_it_went(store: Environment, run):
     assert re.search(r"NAME\s+STAGE\s+CRIAS\s+LOSS\s+PROGRESS\s+ETA\s+SUCCEEDED\s+AGE", table)
     assert re.search(r"tiny\s+\S+\s+6/6\s+.*100%.*True", table)
     store.kubectl("wait", "--for=condition=Succeeded", "trenchcoat/tiny", "--timeout=5s")
+
+
+def test_stages_run_with_no_rights_at_all(store: Environment, run):
+    _, witness = run
+    seen = {stage: facts for stage, facts in witness.facts.items() if facts}
+    assert {"collect", "cria", "stitch"} <= set(seen), "a stage was never looked into"
+    for stage, facts in seen.items():
+        assert set(facts["Uid"].split()) == set(facts["Gid"].split()) == {"65532"}, stage
+        assert int(facts["CapBnd"], 16) == int(facts["CapEff"], 16) == 0, stage
+        assert (facts["NoNewPrivs"], facts["Seccomp"]) == ("1", "2"), stage
+        assert (facts["Root"], facts["Token"]) == ("read-only", "none"), stage
+
+
+def test_no_credential_is_anywhere_but_in_its_secret(store: Environment, run):
+    _, witness = run
+    refused = store.get("trenchcoat", "gated")["status"]["stages"][0]
+    assert "hf://somebody/gated" in refused["lastFailure"], "it never showed its token to anybody"
+    found = [*texts(store), *stored_texts(store, "trenchcoat/")]
+    found.append(("the killed operator's log", witness.operators_log))
+    # What is no secret is found where it should be, or else the search would prove nothing.
+    kinds = {what.split()[0] for what in holders(found, "s3://trenchcoat/teachers/tiny")}
+    assert {"Trenchcoat", "ConfigMap"} <= kinds
+    assert any(what.startswith("store: ") for what in holders(found, '"stage": "tokenize"'))
+    logs = holders(found, "cria-00: complete")
+    assert any(what.startswith("log of team-a/tiny-cria-00") for what in logs)
+    assert "the killed operator's log" in holders(found, "tiny-cria-00")
+    access_key, secret_key = store.store_credentials()
+    for name, value in (("accessKey", access_key), ("secretKey", secret_key), ("token", TOKEN)):
+        assert holders(found, value) == [], name
+    # The Secrets themselves hold them, in a form that the search knows.
+    held = store.kubectl("get", "secrets", "-o", "json")
+    assert all(any(form in held for form in forms(value)) for value in (access_key, secret_key, TOKEN))
 
 
 def test_transfer_switched_off_is_clearly_worse(store: Environment, run):

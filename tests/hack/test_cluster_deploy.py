@@ -4,7 +4,7 @@ import json
 import pytest
 import yaml
 from local_cluster import deploy, images, lifecycle
-from local_cluster.layout import HACK, REPO, Layout
+from local_cluster.layout import REPO, Layout
 
 
 @pytest.fixture
@@ -16,14 +16,14 @@ def layout(tmp_path, monkeypatch):
 
 
 def test_kustomizations_name_bases_by_relative_path(layout):
-    for made in (deploy.training_operator(layout), deploy.minio(layout)):
+    for made in (deploy.training_operator(layout), deploy.minio(layout), deploy.kueue_kustomization(layout)):
         assert all(not base.startswith("/") for base in made["resources"] + made.get("components", []))
     folder = layout.state / "deploy" / "minio"
     assert (folder / deploy.minio(layout)["resources"][0]).resolve() == REPO / "manifests" / "minio"
 
 
 def test_what_all_rely_on_stays_on_the_first_node(layout):
-    for made in (deploy.training_operator(layout), deploy.minio(layout)):
+    for made in (deploy.training_operator(layout), deploy.minio(layout), deploy.kueue_kustomization(layout)):
         first = json.loads(made["patches"][0]["patch"])[0]
         assert first["value"] == {"kubernetes.io/hostname": "node-1"}
 
@@ -43,10 +43,21 @@ def test_credentials_are_random_and_kept(layout, monkeypatch):
 
 
 def test_the_init_container_survives_html_escaping():
-    text = (HACK / deploy.INIT_CONTAINER).read_text()
+    text = (REPO / "manifests" / "training-operator" / "init-container.tpl").read_text()
     body = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
     assert "<" not in body and ">" not in body
     assert "{{.MasterAddr}}" in body and "{{.MaxTries}}" in body
+
+
+def test_the_init_container_passes_the_restricted_standard():
+    text = (REPO / "manifests" / "training-operator" / "init-container.tpl").read_text()
+    (container,) = yaml.safe_load(text.replace("{{.InitContainerImage}}", "busybox"))
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_optional_images_are_built_only_by_name():
+    assert set(images.tags()) - set(images.usual()) == set(images.OPTIONAL)
 
 
 def test_no_secret_is_part_of_a_manifest():

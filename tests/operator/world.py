@@ -29,7 +29,7 @@ from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 from trenchcoat_operator.apply import status_object
 from trenchcoat_operator.children import jobs, specs
-from trenchcoat_operator.model import views
+from trenchcoat_operator.model import views, workloads
 from trenchcoat_operator.model.capacity import Capacity, Contender, Demand
 from trenchcoat_operator.model.observed import ChildKind, Observed, Peers, Problem, StoreView
 from trenchcoat_operator.reconcile import graph
@@ -161,9 +161,16 @@ class World:
         pods: dict[str, list[Any]] = {}
         for body in seen.get("pods", []):
             pods.setdefault(views.controller(body), []).append(views.pod(body))
+        queued = {workloads.job_uid(body): workloads.queued(body) for body in seen.get("workloads", [])}
         children = []
         for body in seen.get("children", []):
-            child = views.child(ChildKind(body["kind"]), body, uid, pods.get(body["metadata"]["name"], []))
+            child = views.child(
+                ChildKind(body["kind"]),
+                body,
+                uid,
+                pods.get(body["metadata"]["name"], []),
+                queued.get(body["metadata"].get("uid", "")),
+            )
             assert child is not None, f"{body['metadata']['name']} carries no stage"
             children.append(child)
         return Observed(
@@ -173,6 +180,7 @@ class World:
             capacity=self._capacity(),
             peers=self._peers(),
             training_operator=seen.get("trainingOperator", True),
+            kueue=seen.get("kueue", True),
         )
 
     def _store(self) -> StoreView:

@@ -1,4 +1,4 @@
-"""Install what a Trenchcoat needs beside its operator: the training operator and MinIO."""
+"""Install what a Trenchcoat needs beside its operator: the training operator, MinIO and, if wanted, Kueue."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import base64
 import json
 import os
 import secrets
-import shutil
 from pathlib import Path
 from typing import Any
 
 from . import components, images
-from .layout import HACK, REPO, Layout
+from .layout import REPO, Layout
 from .lifecycle import kubectl, load_images
 from .shell import step, wait_for
 
 IMAGES = ("busybox", "minio", "operator", "training-operator")
-INIT_CONTAINER = "init-container.yaml"
 UPSTREAM_IMAGE = "ghcr.io/kubeflow/training-v1/training-operator"
+UPSTREAM_KUEUE_IMAGE = "us-central1-docker.pkg.dev/k8s-staging-images/kueue/kueue"
 
 
-def deploy(layout: Layout, namespace: str) -> None:
+def deploy(layout: Layout, namespace: str, *, kueue: bool = False) -> None:
     """Apply everything and wait until it is ready; doing it again changes nothing."""
     components.build(["minio", "training-operator"])
     load_images(layout, IMAGES)
@@ -38,10 +37,27 @@ def deploy(layout: Layout, namespace: str) -> None:
         kubectl(layout, "wait", "-n", "minio", "job/bucket", "--for=condition=Complete", "--timeout=120s")
     with step("wait for the training operator"):
         _rolled_out(layout, "kubeflow", "training-operator")
-        # Ready is not yet reachable: its webhook gets a certificate of its own making.
-        probe = json.dumps(_probe())
-        create = ("create", "--dry-run=server", "-o", "name", "-f", "-")
-        wait_for("webhook", lambda: bool(kubectl(layout, *create, stdin=probe, check=False)), seconds=60)
+        _wait_for_webhook(layout, _probe())
+    if kueue:
+        _deploy_kueue(layout)
+
+
+def _deploy_kueue(layout: Layout) -> None:
+    """Apply Kueue and wait until its webhooks answer."""
+    components.build(["kueue"])
+    load_images(layout, ["kueue"])
+    with step("apply Kueue"):
+        _apply(layout, "kueue", kueue_kustomization(layout))
+    with step("wait for Kueue"):
+        _rolled_out(layout, "kueue-system", "kueue-controller-manager")
+        _wait_for_webhook(layout, _flavor())
+
+
+def _wait_for_webhook(layout: Layout, probe: dict[str, Any]) -> None:
+    """Ready is not yet reachable: a webhook gets a certificate of its own making."""
+    text = json.dumps(probe)
+    create = ("create", "--dry-run=server", "-o", "name", "-f", "-")
+    wait_for("webhook", lambda: bool(kubectl(layout, *create, stdin=text, check=False)), seconds=120)
 
 
 def _rolled_out(layout: Layout, namespace: str, name: str) -> None:
@@ -51,7 +67,6 @@ def _rolled_out(layout: Layout, namespace: str, name: str) -> None:
 def _apply(layout: Layout, name: str, kustomization: dict[str, Any]) -> None:
     folder = _folder(layout, name)
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(HACK / INIT_CONTAINER, folder)  # Kustomize reads files of its own folder only.
     (folder / "kustomization.yaml").write_text(json.dumps(kustomization, indent=1))
     kubectl(layout, "apply", "--server-side", "-k", str(folder))
 
@@ -84,23 +99,24 @@ def training_operator(layout: Layout) -> dict[str, Any]:
     """A kustomization of upstream's manifests, ours over them, and the local images."""
     folder = _folder(layout, "training-operator")
     upstream = components.folder_of("training-operator") / "manifests" / "overlays" / "standalone"
-    pod = "/spec/template/spec"
     init_image = f"--pytorch-init-container-image={images.tag('busybox')}"
-    mount = {"name": "init-container", "mountPath": "/etc/config"}
-    volume = {"name": "init-container", "configMap": {"name": "init-container"}}
-    changes: list[dict[str, Any]] = [
-        {"op": "add", "path": f"{pod}/containers/0/args/-", "value": init_image},
-        {"op": "add", "path": f"{pod}/containers/0/volumeMounts/-", "value": mount},
-        {"op": "add", "path": f"{pod}/volumes/-", "value": volume},
-    ]
-    files = [f"initContainer.yaml={INIT_CONTAINER}"]
-    template = {"name": "init-container", "namespace": "kubeflow", "files": files}
+    change = {"op": "add", "path": "/spec/template/spec/containers/0/args/-", "value": init_image}
     return {
         "resources": [_from(folder, upstream)],
         "components": [_from(folder, REPO / "manifests" / "training-operator")],
         "images": [_image(UPSTREAM_IMAGE, "training-operator")],
-        "configMapGenerator": [template],
-        "patches": [_on_first_node("training-operator", *changes)],
+        "patches": [_on_first_node("training-operator", change)],
+    }
+
+
+def kueue_kustomization(layout: Layout) -> dict[str, Any]:
+    """A kustomization of upstream's manifests, ours over them, and the local image."""
+    folder = _folder(layout, "kueue")
+    return {
+        "resources": [_from(folder, components.folder_of("kueue") / "config" / "default")],
+        "components": [_from(folder, REPO / "manifests" / "kueue")],
+        "images": [_image(UPSTREAM_KUEUE_IMAGE, "kueue")],
+        "patches": [_on_first_node("kueue-controller-manager")],
     }
 
 
@@ -145,3 +161,9 @@ def _probe() -> dict[str, Any]:
         "metadata": {"name": "probe", "namespace": "default"},
         "spec": {"pytorchReplicaSpecs": {"Master": master}},
     }
+
+
+def _flavor() -> dict[str, Any]:
+    """The smallest object that Kueue's webhook admits."""
+    metadata = {"name": "probe"}
+    return {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "ResourceFlavor", "metadata": metadata}

@@ -30,6 +30,7 @@ BUILD_ENVIRONMENT = ("UV_DEFAULT_INDEX", "PIP_INDEX_URL")
 
 BASE_SUITE = "bookworm"
 BASE_PACKAGES = ("ca-certificates", "python3", "python3-venv", "python3-dev")
+OPTIONAL = ("kueue",)  # Built when they are deployed, or by name.
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ def tag(name: str) -> str:
 def tags() -> dict[str, str]:
     """Full names of all images but the base."""
     return {name: tag(name) for name in catalogue() if name != "base"}
+
+
+def usual() -> list[str]:
+    """Names of the images that every cluster needs."""
+    return [name for name in tags() if name not in OPTIONAL]
 
 
 def _buildah(*arguments: str | Path, log: Path | None = None) -> str:

@@ -30,9 +30,22 @@ def template_hash(trenchcoat: Trenchcoat, work: Work, defaults: PodDefaults) -> 
 
     Live pods are never compared with what was asked for, because admission plugins change them.
     """
-    return names.digest(
-        [_pod_spec(trenchcoat, work, defaults, ""), work.pods, trenchcoat.spec.scheduling.queue_name]
-    )
+    scheduling = trenchcoat.spec.scheduling
+    template: list[object] = [_pod_spec(trenchcoat, work, defaults, ""), work.pods, scheduling.queue_name]
+    if scheduling.workload_priority_class_name:
+        template.append(scheduling.workload_priority_class_name)
+    return names.digest(template)
+
+
+def _queue_labels(trenchcoat: Trenchcoat) -> dict[str, str]:
+    """The labels that hand an object over to Kueue; none without a queue."""
+    scheduling = trenchcoat.spec.scheduling
+    if not scheduling.queue_name:
+        return {}
+    labels = {constants.LABEL_KUEUE_QUEUE: scheduling.queue_name}
+    if scheduling.workload_priority_class_name:
+        labels[constants.LABEL_KUEUE_PRIORITY] = scheduling.workload_priority_class_name
+    return labels
 
 
 def build(trenchcoat: Trenchcoat, work: Work, attempt: int, defaults: PodDefaults) -> Object:
@@ -47,9 +60,8 @@ def build(trenchcoat: Trenchcoat, work: Work, attempt: int, defaults: PodDefault
         constants.ANNOTATION_SPEC: spec_name,
         constants.ANNOTATION_TEMPLATE: template_hash(trenchcoat, work, defaults),
     }
-    queue = trenchcoat.spec.scheduling.queue_name
-    if queue:
-        metadata["labels"][constants.LABEL_KUEUE_QUEUE] = queue
+    queue = _queue_labels(trenchcoat)
+    metadata["labels"] |= queue
     template = {
         "metadata": {"labels": names.labels(trenchcoat, work.artifact)},
         "spec": _pod_spec(trenchcoat, work, defaults, spec_name),
@@ -60,7 +72,7 @@ def build(trenchcoat: Trenchcoat, work: Work, attempt: int, defaults: PodDefault
 
 
 def _job(metadata: Object, template: Object, *, suspend: bool) -> Object:
-    final = [ExitCode.BAD_INPUT, ExitCode.DIVERGED, ExitCode.OUT_OF_MEMORY]
+    final = sorted(int(code) for code in (ExitCode.BAD_INPUT, ExitCode.DIVERGED, ExitCode.OUT_OF_MEMORY))
     spec: Object = {
         "backoffLimit": 0,  # tries are the operator's: one Job for each
         "podReplacementPolicy": "Failed",
@@ -70,14 +82,9 @@ def _job(metadata: Object, template: Object, *, suspend: bool) -> Object:
                     "action": "Ignore",
                     "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
                 },
-                {
-                    "action": "FailJob",
-                    "onExitCodes": {
-                        "containerName": JOB_CONTAINER,
-                        "operator": "In",
-                        "values": sorted(int(code) for code in [*final, ExitCode.PREEMPTED]),
-                    },
-                },
+                # Kueue suspends a Job to preempt it: its pod ends without being a target of disruption.
+                {"action": "Ignore", "onExitCodes": _exits(int(ExitCode.PREEMPTED))},
+                {"action": "FailJob", "onExitCodes": _exits(*final)},
             ]
         },
         "template": template,
@@ -85,6 +92,10 @@ def _job(metadata: Object, template: Object, *, suspend: bool) -> Object:
     if suspend:
         spec["suspend"] = True  # Kueue admits it
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+
+
+def _exits(*codes: int) -> Object:
+    return {"containerName": JOB_CONTAINER, "operator": "In", "values": list(codes)}
 
 
 def _pytorch_job(metadata: Object, work: Work, template: Object, *, suspend: bool) -> Object:

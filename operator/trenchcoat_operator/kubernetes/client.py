@@ -34,7 +34,11 @@ class NotFoundError(ApiError):
 
 
 class ConflictError(ApiError):
-    """The object is there already, or is another than was thought."""
+    """The object is another than was thought, or somebody else was quicker."""
+
+
+class AlreadyExistsError(ConflictError):
+    """The object is there already."""
 
 
 class ForbiddenError(ApiError):
@@ -71,6 +75,7 @@ NODES = Kind("v1", "nodes")
 SECRETS = Kind("v1", "secrets")
 CONFIG_MAPS = Kind("v1", "configmaps")
 EVENTS = Kind("v1", "events")
+WORKLOADS = Kind("kueue.x-k8s.io/v1beta2", "workloads")
 
 KINDS = {"Job": JOBS, "PyTorchJob": PYTORCH_JOBS, "ConfigMap": CONFIG_MAPS}
 
@@ -159,24 +164,14 @@ class Cluster:
                 return
             query["continue"] = token
 
-    def apply(self, kind: Kind, manifest: Object) -> Object:
-        """Make an object, or bring it to what is given, by server-side apply."""
-        metadata = manifest["metadata"]
-        return self._call(
-            "PATCH",
-            kind.path(metadata["namespace"], metadata["name"]),
-            query={"fieldManager": FIELD_MANAGER, "force": "true"},
-            body=manifest,
-            content_type="application/apply-patch+yaml",
-        )
-
     def create(self, kind: Kind, manifest: Object) -> Object:
         """Make an object.
 
         Raises:
-            ConflictError: it is there already.
+            AlreadyExistsError: it is there already.
         """
-        return self._call("POST", kind.path(manifest["metadata"]["namespace"]), body=manifest)
+        path = kind.path(manifest["metadata"]["namespace"])
+        return self._call("POST", path, query={"fieldManager": FIELD_MANAGER}, body=manifest)
 
     def delete(self, kind: Kind, namespace: str, name: str, *, at_once: bool = False) -> None:
         """Delete an object; it stays until what it owns is gone. One that is gone is as well.
@@ -322,4 +317,6 @@ def _error(status: int, reason: str, data: bytes) -> ApiError:
         reason, message = str(answer.get("reason") or reason), str(answer.get("message") or message)
     except (ValueError, AttributeError):
         pass  # a proxy's answer, which is no Status; its text says what there is to say
+    if reason == "AlreadyExists":
+        return AlreadyExistsError(status, reason, message)
     return _ERRORS.get(status, ApiError)(status, reason, message)

@@ -58,6 +58,15 @@ class Pod:
     """When it should have ended and be gone, once it was deleted."""
 
 
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """What Kueue says of a child that it does not let run."""
+
+    message: str
+    mend: bool = False
+    """Whether it waits for a person rather than for quota: its queue is missing or stopped, say."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Child:
     """One Job or PyTorchJob that carries the Trenchcoat's label."""
@@ -79,6 +88,8 @@ class Child:
     suspended: bool = False
     stopped: bool = False
     """Whether the operator had it stopped: its controller ends its pods."""
+    queued: Queued | None = None
+    """None where Kueue has made no Workload for it, or it runs."""
     created_at: datetime | None = None
     finished_at: datetime | None = None
     reason: str = ""
@@ -162,3 +173,5 @@ class Observed:
     """Likewise."""
     training_operator: bool = True
     """Whether the cluster knows PyTorchJobs."""
+    kueue: bool = True
+    """Whether the cluster knows Workloads; not asked while no child waits for Kueue."""

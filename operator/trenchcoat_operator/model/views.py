@@ -8,7 +8,7 @@ from trenchcoat_api import constants
 from trenchcoat_api.stages import Stage
 
 from trenchcoat_operator.model.capacity import BoundPod, Node, Placement, Requirement, Taint, Toleration
-from trenchcoat_operator.model.observed import Child, ChildKind, ChildPhase, Pod
+from trenchcoat_operator.model.observed import Child, ChildKind, ChildPhase, Pod, Queued
 
 Object = dict[str, Any]
 
@@ -38,7 +38,16 @@ def _condition(body: Object, kind: str) -> Object | None:
     return None
 
 
-def child(kind: ChildKind, body: Object, owner: str, pods: Iterable[Pod]) -> Child | None:
+def suspended(kind: ChildKind, body: Object) -> bool:
+    """Whether a Job or PyTorchJob is kept from having pods."""
+    spec = body.get("spec") or {}
+    holder = spec if kind is ChildKind.JOB else spec.get("runPolicy") or {}
+    return bool(holder.get("suspend"))
+
+
+def child(
+    kind: ChildKind, body: Object, owner: str, pods: Iterable[Pod], queued: Queued | None = None
+) -> Child | None:
     """A Job or PyTorchJob with the label of a Trenchcoat; None when it carries no stage.
 
     Args:
@@ -46,6 +55,7 @@ def child(kind: ChildKind, body: Object, owner: str, pods: Iterable[Pod]) -> Chi
         body: The object.
         owner: UID of the Trenchcoat.
         pods: Its pods.
+        queued: What Kueue says of it.
     """
     metadata = body["metadata"]
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
@@ -72,7 +82,8 @@ def child(kind: ChildKind, body: Object, owner: str, pods: Iterable[Pod]) -> Chi
         owned=_owned(body, owner),
         phase=phase,
         terminating=bool(metadata.get("deletionTimestamp")),
-        suspended=bool(policy.get("suspend")),
+        suspended=suspended(kind, body),
+        queued=queued,
         stopped=policy.get("activeDeadlineSeconds") is not None,
         created_at=moment(metadata.get("creationTimestamp")),
         finished_at=moment(end.get("lastTransitionTime")),

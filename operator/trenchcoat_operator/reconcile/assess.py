@@ -10,7 +10,7 @@ from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.status import State, WaitingReason
 
 from trenchcoat_operator.children import names
-from trenchcoat_operator.model.observed import Child, ChildPhase, Observed, Pod, Problem
+from trenchcoat_operator.model.observed import Child, ChildKind, ChildPhase, Observed, Pod, Problem
 from trenchcoat_operator.reconcile import failures, graph, texts
 from trenchcoat_operator.reconcile.failures import FailureClass, Outcome
 from trenchcoat_operator.reconcile.graph import Work
@@ -22,6 +22,7 @@ BACKOFF_LIMIT = timedelta(minutes=5)
 NO_POD_GRACE = timedelta(seconds=20)
 UNSCHEDULABLE_GRACE = timedelta(seconds=20)
 """The scheduler may find a node for a pod within this time before anybody is told."""
+NO_WORKLOAD_GRACE = timedelta(seconds=30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +107,7 @@ def assess(
             message=f"{latest.kind} {latest.name} is being stopped",
         )
     if latest is not None and latest.active:
-        return _active(base, latest, trenchcoat, now)
+        return _active(base, latest, trenchcoat, now, kueue=observed.kueue)
     if latest is not None and latest.phase is ChildPhase.SUCCEEDED and not _overdue(latest, now):
         ended = latest.finished_at or now
         return _with(
@@ -193,7 +194,9 @@ def _missing(work: Work, manifests: Mapping[str, Manifest]) -> str:
     return " and ".join(dict.fromkeys(stages))
 
 
-def _active(base: Assessment, child: Child, trenchcoat: Trenchcoat, now: datetime) -> Assessment:
+def _active(
+    base: Assessment, child: Child, trenchcoat: Trenchcoat, now: datetime, *, kueue: bool
+) -> Assessment:
     if child.stopped:
         return _with(
             base,
@@ -207,18 +210,12 @@ def _active(base: Assessment, child: Child, trenchcoat: Trenchcoat, now: datetim
         return _unschedulable(base, child, stuck, now)
     if child.running and not leaving:
         return _with(base, state=State.RUNNING, look_at=deadline_of(base.work, trenchcoat, child))
+    if child.suspended:
+        return _queued(base, child, trenchcoat, now, kueue=kueue)
     if leaving:
         pod = min(leaving, key=lambda pod: pod.name)
         message = f"the cluster ends pod {pod.name} on {pod.node}; it goes on elsewhere from its checkpoint"
         return _with(base, state=State.STARTING, message=message)
-    if child.suspended:
-        queue = trenchcoat.spec.scheduling.queue_name
-        return _with(
-            base,
-            state=State.WAITING,
-            waiting=WaitingReason.QUEUE,
-            message=f"Kueue has not admitted it to LocalQueue {queue} yet",
-        )
     problem = failures.pod_problem(child)
     if problem is not None:
         return _with(base, state=State.STARTING, message=problem.message, problem=problem)
@@ -260,6 +257,36 @@ def deadline_exceeded(work: Work, trenchcoat: Trenchcoat) -> Outcome:
         FailureClass.DEADLINE_EXCEEDED,
         f"it ran longer than {field} {seconds}: raise it, or find out from the pod's log what it waited for",
     )
+
+
+def _queued(
+    base: Assessment, child: Child, trenchcoat: Trenchcoat, now: datetime, *, kueue: bool
+) -> Assessment:
+    """A child that is suspended: it waits for Kueue."""
+    waits = _with(base, state=State.WAITING, waiting=WaitingReason.QUEUE)
+    queue = trenchcoat.spec.scheduling.queue_name
+    if not queue:
+        return _with(waits, message=f"{child.kind} {child.name} is suspended, though not by this operator")
+    if not kueue:
+        message = "the cluster has no Kueue (v0.15 or newer): install it, or remove spec.scheduling.queueName"
+        return _with(waits, message=message, problem=Problem("KueueMissing", message))
+    if child.queued is not None and child.queued.mend:
+        message = f"Kueue: {child.queued.message}; mend it, or name another in spec.scheduling.queueName"
+        return _with(waits, message=message, problem=Problem("QueueInadmissible", message))
+    if child.queued is not None:
+        return _with(waits, message=f"Kueue: {child.queued.message}")
+    if child.created_at is not None and now - child.created_at > NO_WORKLOAD_GRACE:
+        return _with(
+            waits,
+            message=f"Kueue has made no Workload for {child.kind} {child.name}: does it run, and do its "
+            f"integrations include {_INTEGRATIONS[child.kind]}?",
+        )
+    look_at = None if child.created_at is None else child.created_at + NO_WORKLOAD_GRACE
+    message = f"Kueue has not admitted it to LocalQueue {queue} yet"
+    return _with(waits, message=message, look_at=look_at)
+
+
+_INTEGRATIONS = {ChildKind.JOB: "batch/job", ChildKind.PYTORCH_JOB: "kubeflow.org/pytorchjob"}
 
 
 def _after_failures(

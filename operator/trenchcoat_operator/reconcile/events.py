@@ -9,6 +9,7 @@ from trenchcoat_api.status import (
     StageStatus,
     State,
     TrenchcoatStatus,
+    WaitingReason,
 )
 from trenchcoat_api.status import (
     Work as Row,
@@ -34,14 +35,29 @@ def _subject(row: Row) -> str:
     return row.name if isinstance(row, StageStatus) else ""
 
 
+def _gave_way(row: Row, former: Row | None) -> bool:
+    """Whether Kueue took back what it had let run."""
+    return (
+        former is not None
+        and former.state is State.RUNNING
+        and row.waiting_reason is WaitingReason.QUEUE
+        and (former.key, former.attempt) == (row.key, row.attempt)
+    )
+
+
 def _of_row(row: Row, former: Row | None) -> Event | None:
     if former is not None and former.key == row.key and former.state is row.state:
         return None
     subject = _subject(row)
     identity = f"{subject}/{row.key}/{row.state}/{row.attempt}"
+    # How far it had come tells one turn of the same try from the next.
+    turn = f"{identity}/{former.step if former else 0}"
+    if _gave_way(row, former):
+        message = f"{subject} gives way and goes on later from its checkpoint: {row.message}"
+        return Event("Normal", "Requeued", message, turn)
     if row.state is State.RUNNING:
         where = f" on {row.node}" if row.node else ""
-        return Event("Normal", "Running", f"{subject} runs{where}, try {row.attempt}", identity)
+        return Event("Normal", "Running", f"{subject} runs{where}, try {row.attempt}", turn)
     if row.state is State.SUCCEEDED and row.source is Source.REUSED:
         return Event("Normal", "Reused", f"{subject}: its artifact {row.key} was in the store", identity)
     if row.state is State.SUCCEEDED:

@@ -7,7 +7,7 @@ from trenchcoat_api.artifacts import Manifest, Progress
 from trenchcoat_api.gates import worst_layer
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import INPUTS, Stage
-from trenchcoat_api.status import CriaStatus, Source, StageStatus, State
+from trenchcoat_api.status import CriaStatus, Source, StageStatus, State, WaitingReason
 from trenchcoat_api.status import Work as Row
 
 from trenchcoat_operator.model.observed import ChildPhase, Observed
@@ -51,6 +51,9 @@ def row(
             "waiting_reason": None,
             "attempt": assessment.attempt + 1,
         }
+        if queue := trenchcoat.spec.scheduling.queue_name:
+            message = f"Kueue has not admitted it to LocalQueue {queue} yet"
+            values |= {"state": State.WAITING, "message": message, "waiting_reason": WaitingReason.QUEUE}
     if values["waiting_reason"] is not None:
         same = former is not None and former.waiting_reason is values["waiting_reason"]
         since = former.waiting_since if former is not None and same else ""

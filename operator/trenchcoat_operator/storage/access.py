@@ -75,7 +75,7 @@ class Stores:
             raise SecretError(
                 "SecretForbidden",
                 f"{field}: the operator may not read Secret {name!r} in namespace {namespace!r}: "
-                "check the chart's watchNamespaces",
+                "check the chart's watchNamespaces and rbac.secretNames",
             ) from error
         data: dict[str, str] = body.get("data") or {}
         return data

@@ -2,30 +2,38 @@
 
 import http.server
 import json
+import logging
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from trenchcoat_trainer.errors import BadInputError, NotFoundError
+from trenchcoat_trainer.errors import BadInputError, NotFoundError, StageError
 from trenchcoat_trainer.sources.hub import HubRepository
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Serves one public repository, me/llama, and one gated one, me/gated."""
+    """Serves one public repository, me/llama, one gated one, me/gated, and one that fails, me/broken."""
 
     folder: Path
     ranges: list[str]
+    tokens: list[str | None]
+    bytes_from: str
+    """Another host that file contents are sent from, as the hub's network does; none if empty."""
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
+        self.tokens.append(self.headers.get("Authorization"))
         if path.startswith(("/api/models/me/gated", "/me/gated")):
             self._error(403, "GatedRepo")
+        elif path.startswith("/api/models/me/broken"):
+            self._error(500, "Internal")
         elif match := re.match(r"/api/models/me/llama/(?:revision|tree|paths-info)/([^/]+)", path):
             if match[1] not in ("main", COMMIT):
                 self._error(404, "RevisionNotFound")
@@ -33,6 +41,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
                 self._json(self._files())
             else:
                 self._json({"id": "me/llama", "sha": COMMIT, "siblings": []})
+        elif path.startswith(f"/me/llama/resolve/{COMMIT}/") and self.bytes_from:
+            self._send(302, b"", {"Location": self.bytes_from + path, "X-Repo-Commit": COMMIT, "ETag": '"0"'})
         elif path.startswith(f"/me/llama/resolve/{COMMIT}/"):
             self._file(self.folder / path.rpartition("/")[2])
         else:
@@ -88,19 +98,32 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[http.server.ThreadingHTTPServer]:
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    (tmp_path / "model.safetensors").write_bytes(bytes(range(256)) * 1000)
-    handler = type("BoundHub", (Hub,), {"folder": tmp_path, "ranges": []})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+@contextmanager
+def serving(folder: Path, bytes_from: str = "") -> Iterator[http.server.ThreadingHTTPServer]:
+    known = {"folder": folder, "ranges": [], "tokens": [], "bytes_from": bytes_from}
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHub", (Hub,), known))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model.safetensors").write_bytes(bytes(range(256)) * 1000)
+    return tmp_path
+
+
+@pytest.fixture
+def hub(folder: Path) -> Iterator[http.server.ThreadingHTTPServer]:
+    with serving(folder) as server:
+        yield server
 
 
 def open_repository(
@@ -139,3 +162,31 @@ def test_missing_files_are_named(hub) -> None:
 def test_what_cannot_be_had_is_told(hub, name: str, revision: str, message: str) -> None:
     with pytest.raises(BadInputError, match=message):
         open_repository(hub, name, revision)
+
+
+TOKEN = "hf_0123456789abcdefghijklmnopqrstuvwx"
+
+
+@pytest.fixture
+def token(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return TOKEN
+
+
+def test_the_token_goes_to_the_hub_alone(folder: Path, token: str) -> None:
+    """Contents come from another host, whose address is a redirection."""
+    with serving(folder) as network, serving(folder, f"http://localhost:{network.server_port}") as hub:
+        assert open_repository(hub).read("config.json") == b'{"model_type": "llama"}'
+        assert set(hub.RequestHandlerClass.tokens) == {f"Bearer {token}"}
+        assert set(network.RequestHandlerClass.tokens) == {None}
+
+
+@pytest.mark.parametrize("name", ["me/gated", "me/nothing", "me/broken"])
+def test_the_token_is_in_no_message(hub, token: str, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG), pytest.raises(StageError) as failure:
+        open_repository(hub, name)
+    causes = [failure.value]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    assert len(causes) > 1
+    assert not [text for text in (*map(str, causes), *map(repr, causes), caplog.text) if token in text]

@@ -1,0 +1,268 @@
+"""With a queue the real Kueue decides when Jobs run: it admits them, takes one back, lets it go on later."""
+
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from demo.environment import REPO, Environment, add_kueue
+from demo.watch import condition
+from kubernetes.config import new_client_from_config
+from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_operator.apply import Applier
+from trenchcoat_operator.kubernetes.client import Cluster
+from trenchcoat_operator.reconcile.plan import Apply, Plan
+
+from tests.cluster.conftest import NAME
+from tests.cluster.objects import apply, delete, events, example, pods, succeeded, wait
+from tests.cluster.security import restricted_pod
+
+MINUTES = 60.0
+GPUS = 2
+QUEUE = "gpus"
+SMALL = {
+    "data__tokens": 32768,
+    "data__heldOutTokens": 4096,
+    "layersPerCria": 4,
+    "transfer__epochs": 4,
+    "criaLora__epochs": 0,
+    "evaluate__enabled": False,
+    "export__enabled": False,
+}
+
+
+def queued(name: str, queue: str = QUEUE, **changes: Any) -> dict[str, Any]:
+    return example(name, **SMALL, scheduling__queueName=queue, **changes)
+
+
+def queues(namespace: str) -> list[dict[str, Any]]:
+    """The example queues, for the namespace and the GPUs of this cluster."""
+    bodies = list(yaml.safe_load_all((REPO / "manifests" / "kueue" / "queues.yaml").read_text()))
+    for body in bodies:
+        if body["kind"] == "LocalQueue":
+            body["metadata"]["namespace"] = namespace
+        if body["kind"] == "ClusterQueue":
+            (gpus,) = (
+                quota
+                for group in body["spec"]["resourceGroups"]
+                for flavor in group["flavors"]
+                for quota in flavor["resources"]
+                if quota["name"] == "nvidia.com/gpu"
+            )
+            gpus["nominalQuota"] = GPUS
+    return bodies
+
+
+def test_without_kueue_a_person_is_told(store: Environment):
+    if store.command("kubectl", "get", "crd", "workloads.kueue.x-k8s.io", "--ignore-not-found"):
+        pytest.skip("this cluster was kept and has Kueue already")
+    apply(store, queued("no-kueue"))
+    try:
+        store.kubectl("wait", "--for=condition=Stalled", "trenchcoat/no-kueue", "--timeout=30s")
+        said = condition(store.get("trenchcoat", "no-kueue"), "Stalled")
+        assert (said["reason"], "install it" in said["message"]) == ("KueueMissing", True)
+        assert not pods(store, "no-kueue")
+    finally:
+        delete(store, "no-kueue")
+
+
+@pytest.fixture(scope="module")
+def kueue(store: Environment) -> Environment:
+    """The cluster with Kueue and the example queues."""
+    add_kueue(store.namespace, name=NAME)
+    for body in queues(store.namespace):
+        apply(store, body)
+    return store
+
+
+def test_a_queue_that_is_not_there_is_told_in_kueues_words(kueue: Environment):
+    apply(kueue, queued("no-queue", queue="nowhere"))
+    try:
+        kueue.kubectl("wait", "--for=condition=Stalled", "trenchcoat/no-queue", "--timeout=30s")
+        said = condition(kueue.get("trenchcoat", "no-queue"), "Stalled")
+        assert said["reason"] == "QueueInadmissible"
+        assert "LocalQueue nowhere doesn't exist" in said["message"]
+        assert "spec.scheduling.queueName" in said["message"]
+    finally:
+        delete(kueue, "no-queue")
+
+
+def children(environment: Environment, name: str) -> list[dict[str, Any]]:
+    selector = f"trenchcoat.dev/name={name}"
+    return environment.get("jobs,pytorchjobs", "-l", selector)["items"]
+
+
+def urgent_job(image: str, seconds: int) -> dict[str, Any]:
+    labels = {"kueue.x-k8s.io/queue-name": QUEUE, "kueue.x-k8s.io/priority-class": "urgent"}
+    template = {"spec": restricted_pod(image, "sleep", str(seconds), gpus=1)}
+    metadata = {"name": "urgent", "labels": labels}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": {"template": template}}
+
+
+class Firsts:
+    """The first that the API server told of each object's `suspend`, by kind and name."""
+
+    def __init__(self, environment: Environment, folder: Path, name: str) -> None:
+        self._file = folder / name
+        kubectl = shutil.which("kubectl", path=environment.path)
+        assert kubectl is not None
+        self._processes = []
+        for kind, field in (("jobs", "spec.suspend"), ("pytorchjobs", "spec.runPolicy.suspend")):
+            words = [kubectl, f"--kubeconfig={environment.kubeconfig}", "-n", environment.namespace, "get"]
+            words += [kind, "-l", f"trenchcoat.dev/name={name}", "--watch"]
+            words += ["-o", f'jsonpath={{.kind}} {{.metadata.name}} {{.{field}}}{{"\n"}}']
+            out = self._file.open("a")
+            self._processes.append(subprocess.Popen(words, stdout=out, stderr=subprocess.DEVNULL))
+
+    def end(self) -> dict[tuple[str, str], str]:
+        for process in self._processes:
+            process.terminate()
+            process.wait()
+        found: dict[tuple[str, str], str] = {}
+        for line in self._file.read_text().splitlines():
+            kind, name, suspended = line.split(" ")
+            found.setdefault((kind, name), suspended)
+        return found
+
+
+class Story:
+    """What is seen while a Trenchcoat shares its queue with something urgent."""
+
+    def __init__(self, environment: Environment, name: str) -> None:
+        self.environment, self.name = environment, name
+        self.made: dict[str, dict[str, Any]] = {}
+        self.most_gpus = 0
+        self.waited: list[str] = []
+        self.first: dict[tuple[str, str], str] = {}
+
+    def __call__(self, body: dict[str, Any]) -> None:
+        for child in children(self.environment, self.name):
+            self.made[child["metadata"]["name"]] = child
+        usage = self.environment.get("clusterqueue", "gpus")["status"].get("flavorsUsage", [])
+        for resource in usage[0]["resources"] if usage else []:
+            if resource["name"] == "nvidia.com/gpu":
+                self.most_gpus = max(self.most_gpus, int(resource["total"]))
+        for row in body.get("status", {}).get("crias", []):
+            if row.get("waitingReason") == "Queue":
+                self.waited.append(row["message"])
+
+
+@pytest.fixture(scope="module")
+def preempted(
+    kueue: Environment, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[dict[str, Any], Story, dict[str, Any]]]:
+    """A run of three Crias on two GPUs; in the middle something urgent takes one GPU for a while."""
+    story = Story(kueue, "queued")
+    firsts = Firsts(kueue, tmp_path_factory.mktemp("watched"), "queued")
+    apply(kueue, queued("queued", scheduling__workloadPriorityClassName="batch"))
+
+    def one_gave_way(body: dict[str, Any]) -> bool:
+        return any(row["message"].startswith("Kueue: Preempted") for row in waiting(body))
+
+    try:
+        wait(kueue, "queued", two_at_work, timeout=12 * MINUTES, watch=story)
+        apply(kueue, urgent_job(kueue.trainer_image, seconds=20))
+        body = wait(kueue, "queued", one_gave_way, timeout=3 * MINUTES, watch=story)
+        (given_way,) = [row for row in waiting(body) if row["message"].startswith("Kueue: Preempted")]
+        kueue.kubectl("wait", "--for=condition=Complete", "job/urgent", "--timeout=180s")
+        body = wait(kueue, "queued", succeeded, timeout=12 * MINUTES, watch=story)
+        story.first = firsts.end()
+        yield body, story, given_way
+    finally:
+        firsts.end()
+        kueue.kubectl("delete", "job", "urgent", "--ignore-not-found")
+        delete(kueue, "queued")
+
+
+def two_at_work(body: dict[str, Any]) -> bool:
+    return sum(row.get("step", 0) > 2 for row in running(body)) == GPUS
+
+
+def running(body: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for row in body.get("status", {}).get("crias", []) if row["state"] == "Running"]
+
+
+def waiting(body: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for row in body.get("status", {}).get("crias", []) if row.get("waitingReason") == "Queue"]
+
+
+def test_jobs_start_suspended_and_kueue_admits_them(preempted):
+    _, story, _ = preempted
+    assert {kind for kind, _ in story.first} == {"Job", "PyTorchJob"}
+    assert set(story.first.values()) == {"true"}
+    assert {name for _, name in story.first} >= set(story.made)
+    for name, child in story.made.items():
+        labels = child["metadata"]["labels"]
+        assert labels["kueue.x-k8s.io/queue-name"] == QUEUE, name
+        assert labels["kueue.x-k8s.io/priority-class"] == "batch", name
+    assert story.most_gpus == GPUS
+
+
+def test_what_gave_way_went_on_as_the_same_try_from_its_checkpoint(kueue: Environment, preempted):
+    body, story, given_way = preempted
+    rows = body["status"]["crias"]
+    assert {row["state"] for row in rows} == {"Succeeded"}
+    assert {row["attempt"] for row in rows} == {1}
+    assert not [row for row in rows if row.get("lastFailure")]
+    index = given_way["index"]
+    (job,) = [child for name, child in story.made.items() if name.startswith(f"queued-cria-{index:02d}-")]
+    log = kueue.kubectl("logs", f"job/{job['metadata']['name']}", "--tail=-1")
+    assert "going on from step" in log
+    told = [event["message"] for event in events(kueue, "queued") if event["reason"] == "Requeued"]
+    assert any(message.startswith(f"Cria {index} ") for message in told)
+
+
+def test_the_row_says_why_a_cria_waits_in_kueues_words(preempted):
+    _, story, given_way = preempted
+    assert "Preempted to accommodate a workload" in given_way["message"]
+    quota = "insufficient unused quota for nvidia.com/gpu in flavor gpu-nodes"
+    assert any(quota in message for message in story.waited), set(story.waited)
+
+
+@pytest.fixture
+def at_work(kueue: Environment) -> Iterator[Environment]:
+    """A Trenchcoat whose Crias are being trained."""
+    apply(kueue, queued("paused", seed=1, scheduling__workloadPriorityClassName="batch"))
+    try:
+        wait(kueue, "paused", two_at_work, timeout=12 * MINUTES)
+        yield kueue
+    finally:
+        delete(kueue, "paused")
+
+
+def test_suspend_belongs_to_kueue_and_a_paused_run_leaves_the_queue(at_work: Environment):
+    job = next(child for child in children(at_work, "paused") if "cria" in child["metadata"]["name"])
+    assert job["spec"]["suspend"] is False
+    # An operator that died before it could say that it made the Job makes it once more.
+    anew = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {key: job["metadata"][key] for key in ("name", "namespace", "labels")},
+        "spec": {"suspend": True, "template": {"spec": restricted_pod(at_work.trainer_image, "true")}},
+    }
+    cluster = Cluster(new_client_from_config(config_file=str(at_work.kubeconfig)))
+    trenchcoat = Trenchcoat.from_object(at_work.get("trenchcoat", "paused"))
+    Applier(cluster).act(trenchcoat, Plan((Apply(anew),), trenchcoat.status, (), None))
+    now = at_work.get("job", job["metadata"]["name"])
+    assert now["spec"] == job["spec"]
+
+    at_work.kubectl("patch", "trenchcoat", "paused", "--type=merge", "-p", '{"spec":{"suspend":true}}')
+    deadline = time.monotonic() + 120
+    while at_work.get("workloads")["items"] or pods(at_work, "paused", "trenchcoat.dev/stage=cria"):
+        assert time.monotonic() < deadline, "Kueue still holds quota for it, or pods are still there"
+        time.sleep(1)
+    (flavor,) = at_work.get("clusterqueue", "gpus")["status"]["flavorsUsage"]
+    used = {item["name"]: item["total"] for item in flavor["resources"]}
+    assert int(used["nvidia.com/gpu"]) == 0
+
+    at_work.kubectl("patch", "trenchcoat", "paused", "--type=merge", "-p", '{"spec":{"suspend":false}}')
+    wait(at_work, "paused", lambda body: len(running(body)) == GPUS, timeout=6 * MINUTES)
+    job = next(child for child in children(at_work, "paused") if "cria" in child["metadata"]["name"])
+    deadline = time.monotonic() + 180
+    while "going on from step" not in at_work.kubectl("logs", f"job/{job['metadata']['name']}", "--tail=-1"):
+        assert time.monotonic() < deadline, "it began anew"
+        time.sleep(1)

@@ -1,0 +1,75 @@
+"""What is read of a Workload: the newest of what Kueue says, in its own words."""
+
+from typing import Any
+
+import pytest
+from trenchcoat_operator.model import workloads
+from trenchcoat_operator.model.observed import Queued
+
+NO_QUOTA = "insufficient unused quota for nvidia.com/gpu in flavor gpu-nodes, 1 more needed"
+PREEMPTED = "Preempted to accommodate a workload (UID: u, JobUID: j) due to prioritization in the queue"
+
+
+def workload(
+    *conditions: tuple[str, str, str, str], spec: dict[str, Any] | None = None, **status: Any
+) -> dict[str, Any]:
+    keys = ("type", "status", "reason", "message")
+    stated = [dict(zip(keys, condition, strict=True)) for condition in conditions]
+    return {"metadata": {"name": "w"}, "spec": spec or {}, "status": {"conditions": stated, **status}}
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (workload(), Queued("waits for quota")),
+        (workload(("QuotaReserved", "False", "Pending", NO_QUOTA)), Queued(NO_QUOTA)),
+        (
+            workload(("QuotaReserved", "False", "Inadmissible", "LocalQueue a doesn't exist")),
+            Queued("LocalQueue a doesn't exist", mend=True),
+        ),
+        (
+            workload(
+                ("QuotaReserved", "True", "QuotaReserved", ""), ("Evicted", "True", "Preempted", PREEMPTED)
+            ),
+            Queued(PREEMPTED),
+        ),
+        (
+            workload(
+                ("QuotaReserved", "False", "Pending", PREEMPTED), ("Evicted", "True", "Preempted", PREEMPTED)
+            ),
+            Queued(PREEMPTED),
+        ),
+        (
+            workload(
+                ("QuotaReserved", "False", "Pending", NO_QUOTA), ("Evicted", "True", "Preempted", PREEMPTED)
+            ),
+            Queued(f"{PREEMPTED}; now: {NO_QUOTA}"),
+        ),
+        (
+            workload(("QuotaReserved", "True", "QuotaReserved", ""), ("Evicted", "False", "Preempted", "")),
+            Queued("its quota is reserved"),
+        ),
+        (
+            workload(
+                ("QuotaReserved", "True", "QuotaReserved", ""),
+                admissionChecks=[
+                    {"name": "budget", "state": "Ready", "message": ""},
+                    {"name": "nodes", "state": "Pending", "message": "two nodes are on their way"},
+                ],
+            ),
+            Queued("admission check nodes is Pending: two nodes are on their way"),
+        ),
+        (
+            workload(spec={"active": False}),
+            Queued("its Workload w is deactivated: set spec.active of it to true", mend=True),
+        ),
+    ],
+)
+def test_why_it_waits(body: dict[str, Any], expected: Queued) -> None:
+    assert workloads.queued(body) == expected
+
+
+def test_it_belongs_to_the_job_that_controls_it() -> None:
+    owners = [{"kind": "Job", "uid": "u1", "controller": True}, {"kind": "Trenchcoat", "uid": "u2"}]
+    assert workloads.job_uid({"metadata": {"name": "w", "ownerReferences": owners}}) == "u1"
+    assert workloads.job_uid({"metadata": {"name": "w"}}) == ""

@@ -32,15 +32,16 @@ def main() -> int:
     queue = WorkQueue()
     metrics.watch_queue(queue.depth)
     cluster = Cluster.connect(metrics.requested)
-    reconciler = Reconciler(cluster, settings, metrics)
+    reconciler = Reconciler(cluster, settings, metrics, queue.add)
     worker = Worker(queue, reconciler, settings, metrics)
     if settings.metrics_port:
         start_http_server(settings.metrics_port, registry=metrics.registry)
 
     def notice(key: Key, over: bool) -> None:
         queue.add(key)
-        for waiting in reconciler.waiting_for_gpus() if over else ():
-            queue.add(waiting)
+        scout = reconciler.scout() if over else None
+        if scout is not None:
+            queue.add(scout)
 
     registry = kopf.OperatorRegistry()
     handlers.register(registry, queue, worker, PodWatch(cluster, settings.namespaces, notice))

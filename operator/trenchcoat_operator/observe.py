@@ -12,6 +12,7 @@ from trenchcoat_operator.kubernetes.client import Cluster, ForbiddenError, NotFo
 from trenchcoat_operator.model import views, workloads
 from trenchcoat_operator.model.observed import Child, ChildKind, Observed, Pod, Problem, Queued, StoreView
 from trenchcoat_operator.reconcile import graph
+from trenchcoat_operator.reconcile.plan import Action
 from trenchcoat_operator.storage.access import Stores
 from trenchcoat_operator.storage.s3 import StoreError, StoreReader
 from trenchcoat_operator.surroundings import KINDS, MANAGED, Surroundings
@@ -53,6 +54,10 @@ class Observer:
             training_operator=training_operator,
             kueue=kueue,
         )
+
+    def see(self, trenchcoat: Trenchcoat, actions: tuple[Action, ...]) -> None:
+        """Make sure that what was just done is part of the next look at the surroundings."""
+        self._surroundings.see(trenchcoat.metadata.namespace, actions)
 
     # The cluster
 

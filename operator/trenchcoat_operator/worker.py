@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -30,12 +31,17 @@ from trenchcoat_operator.storage.s3 import StoreError
 log = logging.getLogger(__name__)
 
 _REJECTIONS = (400, 403, 422)
+DUE_SECONDS = 0.1
+"""Two that see GPUs free for each other do not wake each other without pause."""
 
 
 class Reconciler:
     """Brings one Trenchcoat a step on."""
 
-    def __init__(self, cluster: Cluster, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, cluster: Cluster, settings: Settings, metrics: Metrics, wake: Callable[[Key, float], None]
+    ) -> None:
+        """`wake` is called with a Trenchcoat that should be looked at, and after how many seconds."""
         self._cluster = cluster
         self._settings = settings
         self._metrics = metrics
@@ -43,7 +49,9 @@ class Reconciler:
         self._observer = Observer(cluster, settings.namespaces, stores)
         self._applier = Applier(cluster, stores)
         self._sharing = threading.Lock()
-        self._waiting: set[Key] = set()
+        self._wake = wake
+        self._waiting: dict[Key, None] = {}
+        self._waiting_lock = threading.Lock()
 
     def all_keys(self) -> list[Key]:
         """All Trenchcoats that are served.
@@ -66,31 +74,49 @@ class Reconciler:
         """
         trenchcoat = self._read(key)
         if trenchcoat is None:
-            self._waiting.discard(key)
+            self._remember(key, None)
             return None
-        observed, plan = self._plan(trenchcoat)
+        plan = self._plan(trenchcoat)
         try:
             if not plan.needs_surroundings:
                 self._act(trenchcoat, plan)
             else:
                 # One Trenchcoat at a time takes GPUs and begins with artifacts, so that none is taken twice.
                 with self._sharing:
-                    observed, plan = self._plan(trenchcoat, with_surroundings=True)
+                    plan = self._plan(trenchcoat, with_surroundings=True)
                     self._act(trenchcoat, plan)
+                    self._observer.see(trenchcoat, plan.actions)
         except ApiError as error:
             if error.status in _REJECTIONS:
                 self._tell_rejection(trenchcoat, plan, error)
             raise
-        (self._waiting.add if plan.waits_for_gpus else self._waiting.discard)(key)
-        self._metrics.acted(trenchcoat, observed, plan, datetime.now(UTC))
+        self._remember(key, plan)
+        self._metrics.acted(plan.actions)
         if not trenchcoat.metadata.deletion_timestamp:
             self._applier.report(trenchcoat, plan)
-            self._metrics.reported(trenchcoat, observed, plan)
+            self._metrics.reported(trenchcoat, plan.status)
         return plan.look_again
 
-    def waiting_for_gpus(self) -> list[Key]:
-        """Trenchcoats that would start something if a GPU came free, as far as is known."""
-        return list(self._waiting)
+    def scout(self) -> Key | None:
+        """One of the Trenchcoats that wait for GPUs, each in turn.
+
+        Its look finds out for whom there are GPUs: one look serves all, however many wait.
+        """
+        with self._waiting_lock:
+            key = next(iter(self._waiting), None)
+            if key is not None:
+                self._waiting[key] = self._waiting.pop(key)
+            return key
+
+    def _remember(self, key: Key, plan: Plan | None) -> None:
+        with self._waiting_lock:
+            if plan is None or not plan.waits_for_gpus:
+                self._waiting.pop(key, None)
+            else:
+                self._waiting.setdefault(key, None)
+        for name in plan.due if plan is not None else ():
+            namespace, _, other = name.partition("/")
+            self._wake(Key(namespace, other), DUE_SECONDS)
 
     def _act(self, trenchcoat: Trenchcoat, plan: Plan) -> None:
         if trenchcoat.metadata.deletion_timestamp:
@@ -116,9 +142,9 @@ class Reconciler:
         told = of_conditions(trenchcoat.status.conditions, status.conditions, trenchcoat)
         self._applier.report(trenchcoat, replace(plan, status=status, events=tuple(told)))
 
-    def _plan(self, trenchcoat: Trenchcoat, *, with_surroundings: bool = False) -> tuple[Observed, Plan]:
+    def _plan(self, trenchcoat: Trenchcoat, *, with_surroundings: bool = False) -> Plan:
         observed = self._observer.look(trenchcoat, with_surroundings=with_surroundings)
-        return observed, reconcile(trenchcoat, observed, self._settings, datetime.now(UTC))
+        return reconcile(trenchcoat, observed, self._settings, datetime.now(UTC))
 
     def _read(self, key: Key) -> Trenchcoat | None:
         try:
@@ -190,7 +216,8 @@ class Worker:
             threading.Thread(target=self._work, name=f"worker-{number}", daemon=True)
             for number in range(settings.workers)
         ]
-        self._threads.append(threading.Thread(target=self._resync, name="resync", daemon=True))
+        for target in (self._resync, self._scout):
+            self._threads.append(threading.Thread(target=target, name=target.__name__[1:], daemon=True))
 
     def start(self) -> None:
         """Start the threads."""
@@ -232,6 +259,13 @@ class Worker:
             else:
                 self._queue.done(key, look_again)
             self._metrics.passed(time.monotonic() - begun, failure)
+
+    def _scout(self) -> None:
+        """GPUs can come free without a pod of ours: have somebody look now and then."""
+        while not self._stop.wait(self._settings.poll_seconds):
+            key = self._reconciler.scout()
+            if key is not None:
+                self._queue.add(key)
 
     def _resync(self) -> None:
         while not self._stop.is_set():

@@ -91,7 +91,7 @@ def test_with_namespaces_rights_are_theirs_alone() -> None:
     documents = template("watchNamespaces={a,b}", "rbac.aggregate=false")
     assert [role["metadata"]["namespace"] for role in of_kind(documents, "Role")] == ["a", "b"]
     (counting,) = rules(documents, "ClusterRole")
-    assert counting == {"apiGroups": [""], "resources": ["nodes", "pods"], "verbs": ["list"]}
+    assert counting == {"apiGroups": [""], "resources": ["nodes", "pods"], "verbs": ["list", "watch"]}
     assert not of_kind(
         template("watchNamespaces={a}", "countGpus=false", "rbac.aggregate=false"), "ClusterRole"
     )

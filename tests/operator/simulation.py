@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 from trenchcoat_api import constants
-from trenchcoat_api.artifacts import Artifact, Deletion, DeletionPhase, Manifest
+from trenchcoat_api.artifacts import Artifact, Artifacts, Deletion, DeletionPhase, Manifest
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import ConditionType
@@ -123,8 +123,12 @@ class Cluster:
         tenant = self.tenants[name] if name else self.trenchcoat
         own = tenant.metadata.name
         store = self._store(tenant)
-        jobs = [self._job(child, own) for child in self.children.values() if child.active]
-        others = [other for other in self.tenants.values() if other.metadata.name != own]
+        jobs = [self._job(child) for child in self.children.values() if child.active]
+        others = [
+            surroundings._Other(other, Artifacts(other.spec))
+            for other in self.tenants.values()
+            if other.metadata.name != own
+        ]
         return Observed(
             children=tuple(child for child in self.children.values() if self.owners[child.name] == own),
             config_maps=frozenset(self.config_maps[own]),
@@ -142,12 +146,21 @@ class Cluster:
         remains = frozenset(keys & (self.objects | set(self.deletions)))
         return StoreView(None, manifests, {}, deletions, remains)
 
-    def _job(self, child: Child, asking: str) -> surroundings._Job:
+    def _job(self, child: Child) -> surroundings._Job:
         owner = self.owners[child.name]
-        body = {"metadata": {"labels": {constants.LABEL_NAME: owner}}}
-        return surroundings._Job(body, replace(child, owned=owner == asking), "ml")
+        return surroundings._Job(
+            kind=child.kind,
+            place=("ml", child.name),
+            owner=("ml", owner),
+            owners=frozenset({f"uid-of-{owner}"}),
+            stage=child.stage,
+            key=child.key,
+            suspended=child.suspended,
+            over=0,
+            templates=(),
+        )
 
-    def _capacity(self, others: list[Trenchcoat]) -> Capacity:
+    def _capacity(self, others: list[surroundings._Other]) -> Capacity:
         bound, promised = [], []
         held: defaultdict[tuple[str, str], Counter[Stage]] = defaultdict(Counter)
         gpus: Counter[tuple[str, str]] = Counter()

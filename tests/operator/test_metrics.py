@@ -2,20 +2,24 @@
 
 import re
 import urllib.request
-from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from prometheus_client import start_http_server
-from trenchcoat_api.status import CriaStatus, Source, StageStatus, State, TrenchcoatStatus, WaitingReason
+from trenchcoat_api.status import (
+    AttemptStatus,
+    CriaStatus,
+    Source,
+    StageStatus,
+    State,
+    TrenchcoatStatus,
+    WaitingReason,
+)
 from trenchcoat_operator.kubernetes.client import ApiError, request_labels
 from trenchcoat_operator.metrics import samples
 from trenchcoat_operator.metrics.recorder import Metrics
-from trenchcoat_operator.model.observed import ChildPhase, Observed
 from trenchcoat_operator.queue import Key
 from trenchcoat_operator.reconcile.decide import reconcile
-from trenchcoat_operator.reconcile.plan import Plan
 
 from tests.operator import world
 from tests.operator.test_golden import CASES, DATA
@@ -27,10 +31,6 @@ def with_status(trenchcoat, status):
     return trenchcoat.model_copy(update={"status": status})
 
 
-def plan_of(status, *actions) -> Plan:
-    return Plan(actions, status, (), None)
-
-
 @pytest.fixture
 def trenchcoat():
     return world.load(DATA / "new").trenchcoat
@@ -38,6 +38,10 @@ def trenchcoat():
 
 def counted(found, metric):
     return {sample.labels: sample.value for sample in found if sample.metric == metric}
+
+
+def changes(trenchcoat, former, status, waited=0.0):
+    return samples.changes(with_status(trenchcoat, former), status, waited)
 
 
 def test_waiting_counts_each_row_by_the_reason_that_it_had(trenchcoat):
@@ -49,110 +53,77 @@ def test_waiting_counts_each_row_by_the_reason_that_it_had(trenchcoat):
         ],
         crias=[CriaStatus(index=index, layers="0-1", **waits) for index in range(2)],
     )
-    found = samples.of_status(with_status(trenchcoat, former), Observed(), plan_of(TrenchcoatStatus()), 3.0)
-    waited: dict[tuple[str, ...], float] = {}
-    for sample in found:
-        waited[sample.labels] = waited.get(sample.labels, 0) + sample.value
-    assert waited == {
-        (trenchcoat.metadata.namespace, "Gpu"): 6.0,
-        (trenchcoat.metadata.namespace, "Retry"): 3.0,
-    }
+    waited: dict[str, float] = {}
+    for sample in changes(trenchcoat, former, TrenchcoatStatus(), 3.0):
+        waited[sample.labels[1]] = waited.get(sample.labels[1], 0) + sample.value
+    assert waited == {"Gpu": 6.0, "Retry": 3.0}
+
+
+def done(**more):
+    values = {"state": State.SUCCEEDED, "key": "k", "source": Source.COMPUTED, "seconds": "120.5"}
+    return StageStatus(name="collect", **{**values, **more})
 
 
 def test_an_artifact_counts_once_when_it_becomes_complete(trenchcoat):
-    done = StageStatus(
-        name="collect",  # on two pods of four GPUs
-        state=State.SUCCEEDED,
-        key="k",
-        source=Source.COMPUTED,
-        seconds="120.5",
-        completed_at="2026-01-01T12:00:00Z",
-    )
-    collect = trenchcoat.spec.collect.model_copy(update={"nodes": 2, "gpus_per_node": 4})
-    trenchcoat = trenchcoat.model_copy(
-        update={"spec": trenchcoat.spec.model_copy(update={"collect": collect})}
-    )
-    new = TrenchcoatStatus(stages=[done])
-    found = samples.of_status(trenchcoat, Observed(), plan_of(new), 0.0)
     namespace = trenchcoat.metadata.namespace
+    status = TrenchcoatStatus(stages=[done()])
+    found = changes(trenchcoat, TrenchcoatStatus(), status)
     assert counted(found, "trenchcoat_artifacts_total") == {(namespace, "collect", "Computed"): 1}
     assert counted(found, "trenchcoat_stage_duration_seconds") == {("collect",): 120.5}
-    assert counted(found, "trenchcoat_gpu_seconds_total") == {(namespace, "collect", "Succeeded"): 8 * 120.5}
-    assert samples.of_status(with_status(trenchcoat, new), Observed(), plan_of(new), 0.0) == []
+    assert changes(trenchcoat, status, status) == []
+    assert changes(trenchcoat, status, TrenchcoatStatus(stages=[done(key="other")])) != []
 
 
-def test_what_was_reused_took_no_gpu(trenchcoat):
-    done = CriaStatus(
-        index=1, layers="2-3", state=State.SUCCEEDED, key="k", source=Source.REUSED, seconds="9"
+def test_what_was_reused_took_no_time(trenchcoat):
+    status = TrenchcoatStatus(stages=[done(source=Source.REUSED)])
+    (sample,) = changes(trenchcoat, TrenchcoatStatus(), status)
+    assert sample.labels == (trenchcoat.metadata.namespace, "collect", "Reused")
+
+
+def tried(*attempts: tuple[int, str, str], key: str = "k") -> TrenchcoatStatus:
+    made = [
+        AttemptStatus(number=number, outcome=outcome, gpu_seconds=gpu) for number, outcome, gpu in attempts
+    ]
+    return TrenchcoatStatus(
+        crias=[CriaStatus(index=0, layers="0-1", state=State.RUNNING, key=key, attempts=made)]
     )
-    found = samples.of_status(trenchcoat, Observed(), plan_of(TrenchcoatStatus(crias=[done])), 0.0)
-    assert [sample.metric for sample in found] == ["trenchcoat_artifacts_total"]
-    assert found[0].labels == (trenchcoat.metadata.namespace, "cria", "Reused")
 
 
-def of_case(name):
-    seen = world.load(DATA / name)
-    plan = reconcile(seen.trenchcoat, seen.observed, world.SETTINGS, seen.now)
-    return seen, samples.of_actions(seen.trenchcoat, seen.observed, plan, seen.now)
-
-
-def test_a_failed_attempt_counts_with_the_gpu_seconds_that_it_took():
-    seen, found = of_case("cria-out-of-memory")
-    namespace = seen.trenchcoat.metadata.namespace
-    assert counted(found, "trenchcoat_failed_attempts_total") == {(namespace, "OutOfMemory"): 1}
-    (failed,) = (child for child in seen.observed.children if child.phase is ChildPhase.FAILED)
-    begun = min(pod.started_at for pod in failed.pods if pod.started_at)
-    assert counted(found, "trenchcoat_gpu_seconds_total") == {
-        (namespace, "cria", "OutOfMemory"): (failed.finished_at - begun).total_seconds()
-    }
-
-
-def test_recorded_failures_are_not_counted_again():
-    seen, _ = of_case("cria-out-of-memory")
-    recorded = replace(
-        seen.observed,
-        children=tuple(
-            replace(child, outcome="OutOfMemory") if child.phase is ChildPhase.FAILED else child
-            for child in seen.observed.children
+@pytest.mark.parametrize(
+    ("former", "status", "failed", "spent"),
+    [
+        (TrenchcoatStatus(), tried((1, "", "30")), {}, {}),  # it goes on
+        (tried((1, "", "30")), tried((1, "Diverged", "40")), {"Diverged": 1}, {"Diverged": 40}),
+        # Found out later, of one that is over.
+        (tried((1, "Diverged", "40")), tried((1, "Diverged", "45")), {}, {"Diverged": 5}),
+        (tried((1, "Diverged", "45")), tried((1, "Diverged", "45")), {}, {}),
+        (
+            tried((1, "Preempted", "9"), (2, "", "5")),
+            tried((1, "Preempted", "9"), (2, "Succeeded", "60")),
+            {},
+            {"Succeeded": 60},
         ),
-    )
-    again = reconcile(seen.trenchcoat, recorded, world.SETTINGS, seen.now)
-    assert samples.of_actions(seen.trenchcoat, recorded, again, seen.now) == []
+        (tried((1, "", "30")), tried((1, "", "1"), key="other"), {}, {"Stopped": 30}),
+    ],
+)
+def test_an_attempt_counts_with_its_gpu_seconds_once_it_is_over(trenchcoat, former, status, failed, spent):
+    found = changes(trenchcoat, former, status)
+    place = (trenchcoat.metadata.namespace, "cria")
+    assert counted(found, "trenchcoat_failed_attempts_total") == {
+        (*place, key): n for key, n in failed.items()
+    }
+    assert counted(found, "trenchcoat_gpu_seconds_total") == {(*place, key): n for key, n in spent.items()}
 
 
-def test_suspending_counts_what_was_stopped():
-    _, found = of_case("suspend")
-    assert {sample.labels[2] for sample in found} == {"Stopped"}
-    assert all(sample.value > 0 for sample in found)
-
-
-def test_the_attempt_before_is_not_in_the_gpu_seconds_of_success():
-    seen = world.load(DATA / "complete")
-    child = world.load(DATA / "cria-failed-once").observed.children[0]
-    key, now = "k", seen.now
-    first = replace(child, key=key, attempt=1, phase=ChildPhase.FAILED, pods=())
-    second = replace(
-        child,
-        key=key,
-        attempt=2,
-        phase=ChildPhase.SUCCEEDED,
-        pods=(),
-        created_at=now - timedelta(seconds=40),
-        finished_at=now,
-    )
-    row = CriaStatus(
-        index=0,
-        layers="0-1",
-        state=State.SUCCEEDED,
-        key=key,
-        source=Source.COMPUTED,
-        seconds="500",
-        completed_at="2026-01-01T12:00:00Z",
-    )
-    found = samples.of_status(
-        seen.trenchcoat, Observed(children=(first, second)), plan_of(TrenchcoatStatus(crias=[row])), 0.0
-    )
-    assert list(counted(found, "trenchcoat_gpu_seconds_total").values()) == [40.0]
+def test_an_attempt_that_failed_on_the_cluster_is_counted():
+    seen = world.load(DATA / "cria-out-of-memory")
+    plan = reconcile(seen.trenchcoat, seen.observed, world.SETTINGS, seen.now)
+    found = samples.changes(seen.trenchcoat, plan.status, 0.0)
+    place = (seen.trenchcoat.metadata.namespace, "cria", "OutOfMemory")
+    assert counted(found, "trenchcoat_failed_attempts_total") == {place: 1}
+    again = reconcile(with_status(seen.trenchcoat, plan.status), seen.observed, world.SETTINGS, seen.now)
+    found = samples.changes(with_status(seen.trenchcoat, plan.status), again.status, 0.0)
+    assert counted(found, "trenchcoat_failed_attempts_total") == {}
 
 
 def test_only_running_crias_have_series_of_their_own(trenchcoat):
@@ -186,14 +157,15 @@ def filled() -> Metrics:
         seen = world.load(DATA / name)
         for _ in range(2):
             plan = reconcile(seen.trenchcoat, seen.observed, world.SETTINGS, seen.now)
-            metrics.acted(seen.trenchcoat, seen.observed, plan, seen.now)
-            metrics.reported(seen.trenchcoat, seen.observed, plan)
+            metrics.acted(plan.actions)
+            metrics.reported(seen.trenchcoat, plan.status)
             seen.trenchcoat = with_status(seen.trenchcoat, plan.status)
-    running = world.load(DATA / "crias-max-parallel")
-    plan = reconcile(running.trenchcoat, running.observed, world.SETTINGS, running.now)
+    # All cases speak of one Trenchcoat; the last one shown has no running Cria.
     crias = [CriaStatus(index=0, layers="0-1", state=State.RUNNING, progress="10%", loss="1.5")]
-    plan = replace(plan, status=plan.status.model_copy(update={"crias": crias}))
-    metrics.reported(running.trenchcoat, running.observed, plan)
+    last = plan.status.model_copy(update={"crias": crias})
+    metrics.reported(seen.trenchcoat, last)
+    spent = with_status(seen.trenchcoat, tried((1, "", "3")))
+    metrics.reported(spent, last)
     metrics.passed(0.1, ApiError(503, "Unavailable", "later"))
     metrics.requested("list", "pods", 200, 0.01)
     metrics.read("manifest", 0.01)
@@ -248,7 +220,7 @@ def test_another_trenchcoat_keeps_its_namespace():
     other = trenchcoat.model_copy(
         update={"metadata": trenchcoat.metadata.model_copy(update={"name": "other"})}
     )
-    metrics.reported(other, Observed(), plan_of(TrenchcoatStatus(progress="1%")))
+    metrics.reported(other, TrenchcoatStatus(progress="1%"))
     metrics.retain([Key(other.metadata.namespace, "other")])
     left = series(metrics)
     assert not any(f"'name': '{trenchcoat.metadata.name}'" in line for line in left)

@@ -211,12 +211,45 @@ class Cluster:
             ApiError: the API server could not be reached, or does not let us.
         """
         page = self._call("GET", kind.path(namespace), query={"labelSelector": labels, "limit": "1"})
+        version = page["metadata"]["resourceVersion"]
+        yield from self.changes(kind, namespace, version, labels=labels, fields="", seconds=seconds)
+
+    def snapshot(
+        self, kind: Kind, namespace: str = "", *, labels: str, fields: str
+    ) -> tuple[tuple[Object, ...], str]:
+        """All objects of a kind, and the resource version at which they stood so.
+
+        Raises:
+            NotFoundError: the cluster knows no such kind.
+            ApiError: anything else.
+        """
+        query = {"labelSelector": labels, "fieldSelector": fields, "limit": str(_PAGE)}
+        result: tuple[Object, ...] = ()
+        while True:
+            page = self._call("GET", kind.path(namespace), query={k: v for k, v in query.items() if v})
+            result += tuple(page.get("items") or ())
+            token = page["metadata"].get("continue")
+            if not token:
+                return result, page["metadata"]["resourceVersion"]
+            query["continue"] = token
+
+    def changes(
+        self, kind: Kind, namespace: str, version: str, *, labels: str, fields: str, seconds: int
+    ) -> Iterator[Object]:
+        """Watch events after a resource version, bookmarks among them, for so many seconds at most.
+
+        Raises:
+            ApiError: the API server could not be reached, or does not let us.
+        """
         query = {
             "labelSelector": labels,
+            "fieldSelector": fields,
             "watch": "true",
-            "resourceVersion": page["metadata"]["resourceVersion"],
+            "allowWatchBookmarks": "true",
+            "resourceVersion": version,
             "timeoutSeconds": str(seconds),
         }
+        query = {name: value for name, value in query.items() if value}
         response = self._send("GET", kind.path(namespace), query, None, "", (_TIMEOUT[0], seconds + 10.0))
         stream: urllib3.HTTPResponse = response.response
         try:

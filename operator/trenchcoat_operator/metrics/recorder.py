@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
 from importlib import metadata
 
 from prometheus_client import (
@@ -16,24 +15,20 @@ from prometheus_client import (
 )
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from trenchcoat_api import constants
 from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_api.status import TrenchcoatStatus
 
 from trenchcoat_operator.kubernetes.client import ApiError
 from trenchcoat_operator.metrics import samples
 from trenchcoat_operator.metrics.samples import Sample
-from trenchcoat_operator.model.observed import Observed
 from trenchcoat_operator.queue import Key
 from trenchcoat_operator.reconcile.plan import (
     Action,
     Apply,
-    Condemn,
     Delete,
     ForcePod,
-    Forget,
-    Plan,
-    Purge,
     RecordOutcome,
-    Restore,
     SetFinalizer,
     Stop,
 )
@@ -49,6 +44,7 @@ _GAUGES = {
     "trenchcoat_cria_progress_ratio": ("Share of a running Cria that is done.", ("cria",)),
     "trenchcoat_cria_loss": ("Latest loss of a running Cria.", ("cria",)),
     "trenchcoat_reuse_ratio": ("Share of the complete artifacts that were reused.", ()),
+    "trenchcoat_used_gpu_seconds": ("GPU seconds of all attempts so far.", ()),
     "trenchcoat_stored_bytes": ("Bytes of all complete artifacts.", ()),
 }
 
@@ -111,7 +107,7 @@ class Metrics:
                 ("namespace", "stage", "source"),
             ),
             "trenchcoat_failed_attempts_total": self._counter(
-                "trenchcoat_failed_attempts_total", "Attempts that failed.", ("namespace", "reason")
+                "trenchcoat_failed_attempts_total", "Attempts that failed.", ("namespace", "stage", "reason")
             ),
             "trenchcoat_waiting_seconds_total": self._counter(
                 "trenchcoat_waiting_seconds_total",
@@ -154,22 +150,26 @@ class Metrics:
         """Count a read in the store."""
         self._reads.labels(what).observe(seconds)
 
-    def acted(self, trenchcoat: Trenchcoat, observed: Observed, plan: Plan, now: datetime) -> None:
-        """Count what a plan's actions did; to be called once they are carried out."""
-        for action in plan.actions:
+    def acted(self, actions: Iterable[Action]) -> None:
+        """Count actions; to be called once they are carried out."""
+        for action in actions:
             self._actions.labels(*_told(action)).inc()
-        self._count(samples.of_actions(trenchcoat, observed, plan, now))
 
-    def reported(self, trenchcoat: Trenchcoat, observed: Observed, plan: Plan) -> None:
-        """Count what a new status tells, and show it; to be called once it is written."""
+    def reported(self, trenchcoat: Trenchcoat, status: TrenchcoatStatus) -> None:
+        """Count what a new status tells, and show it; to be called once it is written.
+
+        Args:
+            trenchcoat: With its former status.
+            status: The new one.
+        """
         key = Key(trenchcoat.metadata.namespace, trenchcoat.metadata.name)
         now = self._clock()
-        shown = samples.gauges(trenchcoat, plan.status)
+        shown = samples.gauges(trenchcoat, status)
         with self._lock:
             waited = now - self._looked.get(key, now)
             self._looked[key] = now
             self._shown[key] = shown
-        self._count(samples.of_status(trenchcoat, observed, plan, waited))
+        self._count(samples.changes(trenchcoat, status, waited))
 
     def forget(self, key: Key) -> None:
         """Remove all series of a Trenchcoat that is gone, and its namespace's if it was the last there."""
@@ -233,18 +233,16 @@ def _cause(error: Exception) -> str:
 
 
 def _told(action: Action) -> tuple[str, str]:
+    """Its name and the kind of object that it is done to."""
     match action:
         case Apply(manifest=manifest):
-            return "apply", str(manifest["kind"])
-        case Delete(kind=kind):
-            return "delete", str(kind)
-        case RecordOutcome(kind=kind):
-            return "record", str(kind)
+            kind = str(manifest["kind"])
+        case Delete() | Stop() | RecordOutcome():
+            kind = str(action.kind)
         case ForcePod():
-            return "force", "Pod"
-        case Stop(kind=kind):
-            return "stop", str(kind)
+            kind = "Pod"
         case SetFinalizer():
-            return "finalizer", "Trenchcoat"
-        case Condemn() | Restore() | Purge() | Forget():
-            return type(action).__name__.lower(), "Artifact"
+            kind = constants.KIND
+        case _:
+            kind = "Artifact"
+    return type(action).__name__, kind

@@ -1,17 +1,12 @@
-"""What one pass over a Trenchcoat is worth counting: pure, from its former status and the plan."""
+"""What one pass over a Trenchcoat is worth counting: pure, from its former status and the new one."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
 
 from trenchcoat_api.resource import Trenchcoat
-from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import CriaStatus, Source, StageStatus, State, TrenchcoatStatus
 from trenchcoat_api.status import Work as Row
-
-from trenchcoat_operator.model.observed import Child, Observed
-from trenchcoat_operator.reconcile.plan import Delete, Plan, RecordOutcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,34 +19,12 @@ class Sample:
     value: float = 1.0
 
 
-def of_actions(trenchcoat: Trenchcoat, observed: Observed, plan: Plan, now: datetime) -> list[Sample]:
-    """What the plan's actions say of attempts: each ends with one action, so that it is counted once."""
-    namespace = trenchcoat.metadata.namespace
-    children = {child.name: child for child in observed.children}
-    result = []
-    for action in plan.actions:
-        if not isinstance(action, RecordOutcome | Delete):
-            continue
-        child = children.get(action.name)
-        if isinstance(action, RecordOutcome):
-            result.append(Sample("trenchcoat_failed_attempts_total", (namespace, action.outcome)))
-            outcome = action.outcome
-        elif child is not None and child.active:
-            outcome = "Stopped"
-        else:
-            continue
-        if child is not None and not child.terminating:  # or else it was counted as stopped
-            result += _gpu_seconds(trenchcoat, child.stage, outcome, held_seconds(child, now))
-    return result
-
-
-def of_status(trenchcoat: Trenchcoat, observed: Observed, plan: Plan, waited: float) -> list[Sample]:
-    """What changed between a Trenchcoat's former status and the plan's.
+def changes(trenchcoat: Trenchcoat, status: TrenchcoatStatus, waited: float) -> list[Sample]:
+    """What changed between a Trenchcoat's former status and the one that was written.
 
     Args:
         trenchcoat: With its former status.
-        observed: What was seen.
-        plan: With the status that was written.
+        status: The new one.
         waited: Seconds since the former status was found.
     """
     namespace = trenchcoat.metadata.namespace
@@ -61,18 +34,53 @@ def of_status(trenchcoat: Trenchcoat, observed: Observed, plan: Plan, waited: fl
         for row in former.values()
         if row.state is State.WAITING and row.waiting_reason is not None and waited > 0
     ]
-    for row in _rows(plan.status):
+    for row in _rows(status):
         before = former.get(_place(row))
-        complete_before = before is not None and before.state is State.SUCCEEDED and before.key == row.key
-        if row.state is not State.SUCCEEDED or row.source is None or complete_before:
-            continue
-        stage = stage_of(row)
-        result.append(Sample("trenchcoat_artifacts_total", (namespace, stage.value, row.source.value)))
-        if row.source is Source.COMPUTED:
-            seconds = float(row.seconds or 0)
-            result.append(Sample("trenchcoat_stage_duration_seconds", (stage.value,), seconds))
-            result += _gpu_seconds(trenchcoat, stage, State.SUCCEEDED, _last_try(row, observed, seconds))
+        if before is not None and before.key != row.key:
+            result += _given_up(namespace, before)
+            before = None
+        result += _completed(namespace, row, before)
+        result += _attempts(namespace, row, before)
     return result
+
+
+def _completed(namespace: str, row: Row, before: Row | None) -> list[Sample]:
+    was_complete = before is not None and before.state is State.SUCCEEDED
+    if row.state is not State.SUCCEEDED or row.source is None or was_complete:
+        return []
+    stage = stage_of(row).value
+    result = [Sample("trenchcoat_artifacts_total", (namespace, stage, row.source.value))]
+    if row.source is Source.COMPUTED:
+        result.append(Sample("trenchcoat_stage_duration_seconds", (stage,), float(row.seconds or 0)))
+    return result
+
+
+def _attempts(namespace: str, row: Row, before: Row | None) -> list[Sample]:
+    """Attempts that ended, and GPU seconds that were found later of those that had ended."""
+    stage = stage_of(row).value
+    former = {item.number: item for item in before.attempts} if before is not None else {}
+    result = []
+    for attempt in row.attempts:
+        if not attempt.outcome:
+            continue
+        earlier = former.get(attempt.number)
+        counted = 0.0
+        if earlier is not None and earlier.outcome == attempt.outcome:
+            counted = float(earlier.gpu_seconds or 0)
+        elif attempt.outcome != State.SUCCEEDED:
+            result.append(Sample("trenchcoat_failed_attempts_total", (namespace, stage, attempt.outcome)))
+        spent = float(attempt.gpu_seconds or 0) - counted
+        if spent > 0:
+            labels = (namespace, stage, attempt.outcome)
+            result.append(Sample("trenchcoat_gpu_seconds_total", labels, spent))
+    return result
+
+
+def _given_up(namespace: str, row: Row) -> list[Sample]:
+    """The attempts at an artifact that the spec asks for no more."""
+    labels = (namespace, stage_of(row).value, "Stopped")
+    spent = sum(float(item.gpu_seconds or 0) for item in row.attempts if not item.outcome)
+    return [Sample("trenchcoat_gpu_seconds_total", labels, spent)] if spent > 0 else []
 
 
 def gauges(trenchcoat: Trenchcoat, status: TrenchcoatStatus) -> list[Sample]:
@@ -84,6 +92,7 @@ def gauges(trenchcoat: Trenchcoat, status: TrenchcoatStatus) -> list[Sample]:
     ]
     result.append(Sample("trenchcoat_progress_ratio", place, _ratio(status.progress)))
     result.append(Sample("trenchcoat_stored_bytes", place, float(status.stored_bytes)))
+    result.append(Sample("trenchcoat_used_gpu_seconds", place, float(status.gpu_seconds or 0)))
     complete = [row for row in _rows(status) if row.state is State.SUCCEEDED]
     if complete:
         reused = sum(row.source is Source.REUSED for row in complete) / len(complete)
@@ -100,45 +109,9 @@ def gauges(trenchcoat: Trenchcoat, status: TrenchcoatStatus) -> list[Sample]:
     return result
 
 
-def gpus(spec: TrenchcoatSpec, stage: Stage) -> int:
-    """GPUs that one attempt of a stage holds."""
-    match stage:
-        case Stage.COLLECT:
-            return spec.collect.nodes * spec.collect.gpus_per_node
-        case Stage.STITCH:
-            return spec.stitch.nodes * spec.stitch.gpus_per_node
-        case Stage.CRIA | Stage.EVALUATE:
-            return 1
-        case _:
-            return 0
-
-
-def held_seconds(child: Child, now: datetime) -> float:
-    """How long the pods of an attempt ran, or have run; to the second, as the API server writes times."""
-    begun = [pod.started_at for pod in child.pods if pod.started_at is not None]
-    # Pods that are gone leave only the time when their Job was made.
-    start = min(begun) if begun else child.created_at if not child.pods and not child.suspended else None
-    return max(0.0, ((child.finished_at or now) - start).total_seconds()) if start is not None else 0.0
-
-
 def stage_of(row: Row) -> Stage:
     """The stage that a row speaks of."""
     return Stage(row.name) if isinstance(row, StageStatus) else Stage.CRIA
-
-
-def _gpu_seconds(trenchcoat: Trenchcoat, stage: Stage, outcome: str, seconds: float) -> list[Sample]:
-    amount = gpus(trenchcoat.spec, stage) * seconds
-    labels = (trenchcoat.metadata.namespace, stage.value, str(outcome))
-    return [Sample("trenchcoat_gpu_seconds_total", labels, amount)] if amount > 0 else []
-
-
-def _last_try(row: Row, observed: Observed, seconds: float) -> float:
-    """How long the attempt ran that completed the artifact; the artifact's own word if its Job is gone."""
-    tries = [child for child in observed.children if child.owned and child.key == row.key]
-    if not tries:
-        return seconds
-    latest = max(tries, key=lambda child: child.attempt)
-    return held_seconds(latest, latest.finished_at or datetime.fromisoformat(row.completed_at))
 
 
 def _rows(status: TrenchcoatStatus) -> Iterator[Row]:

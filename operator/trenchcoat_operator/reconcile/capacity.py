@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from heapq import heapify, heappop, heappush
 
 from trenchcoat_operator.model.capacity import Capacity, Contender, Demand, Node
 from trenchcoat_operator.reconcile.placement import admits
@@ -70,6 +71,8 @@ class Grant:
     reason: str = ""
     never: bool = False
     """No node of the cluster could ever take them, not even an empty one."""
+    due: tuple[str, ...] = ()
+    """Others for whom GPUs are free now."""
 
 
 def grant(capacity: Capacity, asking: Contender, now: datetime) -> Grant:
@@ -88,11 +91,12 @@ def grant(capacity: Capacity, asking: Contender, now: datetime) -> Grant:
     sharing.serve_patient_gangs(now)
     sharing.serve_in_turn()
     granted = sharing.granted[asking.name]
+    due = tuple(name for name, pods in sharing.granted.items() if pods and name != asking.name)
     if granted == demand.pods:
-        return Grant(granted)
+        return Grant(granted, due=due)
     never = not _could_ever_fit(capacity.nodes, demand, together=asking.gang)
     others = sum(sharing.granted.values()) - granted
-    return Grant(granted, _why_not_more(capacity, asking, sharing.kept_for, others, never), never)
+    return Grant(granted, _why_not_more(capacity, asking, sharing.kept_for, others, never), never, due)
 
 
 class _Sharing:
@@ -129,19 +133,23 @@ class _Sharing:
 
     def serve_in_turn(self) -> None:
         """Share what is left."""
-        while any(self._waiting.values()):
-            turn = min(
-                (contender for contender in self._contenders if self._waiting[contender.name]),
-                key=lambda contender: (self._held[contender.name], contender.created_at, contender.name),
-            )
+        turns = [
+            (self._held[contender.name], contender.created_at, contender.name, contender)
+            for contender in self._contenders
+            if self._waiting[contender.name]
+        ]
+        heapify(turns)
+        while turns:
+            *_, turn = heappop(turns)
             left = self._left(turn.demand.resource)
             pods = turn.demand.pods if turn.gang else 1
             fits = _place_all if turn.gang else _place
-            if fits(self._capacity.nodes, left, turn.demand):
-                self._give(turn, pods)
-                self._waiting[turn.name] -= pods
-            else:
-                self._waiting[turn.name] = 0
+            if not fits(self._capacity.nodes, left, turn.demand):
+                continue
+            self._give(turn, pods)
+            self._waiting[turn.name] -= pods
+            if self._waiting[turn.name]:
+                heappush(turns, (self._held[turn.name], turn.created_at, turn.name, turn))
 
     def _left(self, resource: str) -> Free:
         if resource not in self._free:

@@ -73,6 +73,7 @@ def reconcile(desired: Trenchcoat, observed: Observed, settings: Settings, now: 
         _look_again(desired, status, assessments, released, observed, settings, now, hurry=bool(kept)),
         released.needs_surroundings or undecided or stuck,
         any(hold.waiting is WaitingReason.GPU for hold in released.held.values()),
+        released.due,
     )
 
 
@@ -233,8 +234,8 @@ def _look_again(
     waits: list[float] = [0.0] if hurry else []
     if any(child.active or child.terminating for child in observed.children):
         waits.append(settings.poll_seconds)
-    passing = (WaitingReason.GPU, WaitingReason.SHARED)
-    if released.start or any(hold.waiting in passing for hold in released.held.values()):
+    # Those that wait for GPUs are woken: a look of each, again and again, would be most of all work.
+    if released.start or any(hold.waiting is WaitingReason.SHARED for hold in released.held.values()):
         waits.append(settings.poll_seconds)
     if observed.store.problem is not None:
         waits.append(STORE_RETRY_SECONDS)

@@ -131,3 +131,5 @@ class Plan:
     them."""
     waits_for_gpus: bool = False
     """Something would start if more GPUs were free."""
+    due: tuple[str, ...] = ()
+    """Other Trenchcoats for which GPUs are free now, as namespace/name: they should look."""

@@ -38,6 +38,8 @@ class Release:
     held: Mapping[str, Hold] = field(default_factory=dict)
     """By content key."""
     needs_surroundings: bool = False
+    due: tuple[str, ...] = ()
+    """Other Trenchcoats for which GPUs are free now, as namespace/name."""
 
 
 def placement(trenchcoat: Trenchcoat, stage: Stage, gpus: int) -> Placement:
@@ -125,15 +127,19 @@ def release(
         begun = () if observed.peers is None else tuple(work for work in start if work not in gated)
         return Release(begun, held, needs_surroundings=True)
     if gated:
-        granted = _granted(trenchcoat, gated, observed, now, held)
+        granted, due = _granted(trenchcoat, gated, observed, now, held)
         start = [work for work in start if work not in gated or work.key in granted]
+        return Release(tuple(start), held, due=due)
     return Release(tuple(start), held)
 
 
 def _granted(
     trenchcoat: Trenchcoat, gated: list[Work], observed: Observed, now: datetime, held: dict[str, Hold]
-) -> set[str]:
-    """Content keys of the works that get GPUs; the others are added to `held`. They are all of one stage."""
+) -> tuple[set[str], tuple[str, ...]]:
+    """Content keys of the works that get GPUs, and who else may have some.
+
+    The works are all of one stage; those that get none are added to `held`.
+    """
     assert observed.capacity is not None  # noqa: S101
     since = _waiting_since(trenchcoat, gated[0].key)
     stage = gated[0].stage
@@ -143,7 +149,7 @@ def _granted(
     for work in gated[jobs:]:
         problem = Problem("Unschedulable", result.reason) if result.never else None
         held[work.key] = Hold(WaitingReason.GPU, result.reason, problem)
-    return {work.key for work in gated[:jobs]}
+    return {work.key for work in gated[:jobs]}, result.due
 
 
 def _waits_for_gpu(row: Row) -> bool:

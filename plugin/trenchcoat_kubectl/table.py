@@ -113,6 +113,8 @@ def _title(trenchcoat: Trenchcoat) -> RenderableType:
         facts.append(f"{len(told.crias)} Crias")
     if told.stored_bytes:
         facts.append(f"{bytes_(told.stored_bytes)} stored")
+    if told.gpu_seconds:
+        facts.append(f"{float(told.gpu_seconds) / 3600:.3g} GPU hours")
     return Text.assemble((trenchcoat.metadata.name, "bold"), ("  " + " · ".join(facts), "dim"))
 
 
@@ -243,7 +245,8 @@ def _detail(row: Row) -> str:
     """Of a row that goes well where and what, of any other why."""
     parts = []
     if row.state is State.SUCCEEDED:
-        parts += ["reused" if row.source is Source.REUSED else "", bytes_(row.bytes), row.node]
+        error = f"error {row.error}" if isinstance(row, CriaStatus) and row.error else ""
+        parts += ["reused" if row.source is Source.REUSED else "", error, bytes_(row.bytes), row.node]
     elif row.state is State.RUNNING and row.steps:
         parts += [f"{row.phase} {row.step}/{row.steps}".strip(), row.node]
     else:

@@ -25,7 +25,16 @@ def done(index: int, loss: str, seconds: str, **more: Any) -> dict[str, Any]:
     curve = [str(float(loss) * (1 + 8 / (step + 1))) for step in range(32)]
     values = {"progress": "100%", "loss": loss, "seconds": seconds, "bytes": 52_400_000, "source": "Computed"}
     return cria(
-        index, "Succeeded", **{**values, "curve": curve, "node": f"gpu-{index % 4}", "attempt": 1, **more}
+        index,
+        "Succeeded",
+        **{
+            **values,
+            "curve": curve,
+            "error": f"{float(loss) / 4:.4f}",
+            "node": f"gpu-{index % 4}",
+            "attempt": 1,
+            **more,
+        },
     )
 
 
@@ -143,6 +152,7 @@ def running() -> Trenchcoat:
             "progress": "50%",
             "eta": "1h52m",
             "storedBytes": 9_330_000_000_000,
+            "gpuSeconds": "412345",
             "model": MODEL,
             "conditions": [
                 condition("Accepted", "True"),

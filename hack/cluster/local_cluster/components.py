@@ -62,8 +62,13 @@ def binary(component: str, program: str) -> Path:
 
 def build(wanted: list[str]) -> None:
     """Build what the cache lacks, one after another: each build alone fills two cores."""
-    with locked(cache() / "components.lock"):
-        _build([name for name in wanted if not (folder_of(name) / ".complete").exists()])
+    if _missing(wanted):  # or else nobody waits for another one's build
+        with locked(cache() / "components.lock"):
+            _build(_missing(wanted))
+
+
+def _missing(wanted: list[str]) -> list[str]:
+    return [name for name in wanted if not (folder_of(name) / ".complete").exists()]
 
 
 def _build(missing: list[str]) -> None:

@@ -112,8 +112,8 @@ class Applier:
             case Condemn(artifact=artifact, manifest=manifest):
                 reader.condemn(artifact, manifest)
                 self._stores.manifests.drop(artifact)
-            case Restore(artifact=artifact, manifest=manifest):
-                reader.restore(artifact, manifest)
+            case Restore(artifact=artifact):
+                reader.restore(artifact)
             case Purge(artifact=artifact, manifest=manifest):
                 reader.purge(artifact, manifest, PURGE_SECONDS)
             case Forget(artifact=artifact):

@@ -1,6 +1,7 @@
 """One look at everything that a decision about a Trenchcoat rests on, live from the cluster and the store."""
 
 import logging
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from trenchcoat_api import constants
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 _UIDS_PER_LIST = 100  # they stand in the URL
+
+_SILENCE = timedelta(seconds=30)
+"""A stage that has reported nothing for so long may have ended, whatever its Job says."""
 
 
 class Observer:
@@ -129,16 +133,13 @@ class Observer:
             reader = self._stores.open(trenchcoat)
             if not trenchcoat.metadata.deletion_timestamp:
                 self._stores.check_secrets(trenchcoat)
-            self._read_manifests(trenchcoat, reader, manifests, deletions)
             at_work = {child.key for child in children if child.owned and (child.active or child.terminating)}
-            told = StoreView(manifests=manifests, deletions=deletions).told
-            for work in graph.build(trenchcoat.spec, told).works:
-                if trenchcoat.metadata.deletion_timestamp and reader.holds_any(work.artifact):
-                    remains.add(work.key)
-                if work.key in at_work and work.key not in manifests:
-                    report = reader.progress(work.artifact)
-                    if report is not None:
-                        progress[work.key] = report
+            self._read_manifests(trenchcoat, reader, at_work, manifests, deletions, progress)
+            if trenchcoat.metadata.deletion_timestamp:
+                told = StoreView(manifests=manifests, deletions=deletions).told
+                for work in graph.build(trenchcoat.spec, told).works:
+                    if reader.holds_any(work.artifact):
+                        remains.add(work.key)
         except StoreError as error:
             return StoreView(Problem(error.reason, error.message), manifests, progress, deletions)
         return StoreView(None, manifests, progress, deletions, frozenset(remains))
@@ -147,10 +148,15 @@ class Observer:
         self,
         trenchcoat: Trenchcoat,
         reader: StoreReader,
+        at_work: set[str],
         manifests: dict[str, Manifest],
         deletions: dict[str, Deletion],
+        progress: dict[str, Progress],
     ) -> None:
-        """Read what is complete, inputs before what needs them: nothing is whose inputs never were."""
+        """Read what is complete, inputs before what needs them: nothing is whose inputs never were.
+
+        Of what is being made the progress is read, and as long as that says that it goes on nothing else.
+        """
         asked: set[str] = set()
         while True:
             told = StoreView(manifests=manifests, deletions=deletions).told
@@ -163,13 +169,20 @@ class Observer:
                 return
             for artifact in ready:
                 asked.add(artifact.key)
-                manifest = self._stores.manifests.get(reader, artifact)
-                if manifest is None:
-                    manifest = reader.manifest(artifact)
-                    if manifest is None:
-                        deletion = reader.deletion(artifact)
-                        if deletion is not None:
-                            deletions[artifact.key] = deletion
+                report = reader.progress(artifact) if artifact.key in at_work else None
+                if report is not None:
+                    progress[artifact.key] = report
+                    if _goes_on(report):
                         continue
-                    self._stores.manifests.put(reader, artifact, manifest)
-                manifests[artifact.key] = manifest
+                manifest = self._stores.manifest(reader, artifact)
+                if manifest is not None:
+                    manifests[artifact.key] = manifest
+                    progress.pop(artifact.key, None)
+                elif artifact.key not in at_work:
+                    deletion = reader.deletion(artifact)
+                    if deletion is not None:
+                        deletions[artifact.key] = deletion
+
+
+def _goes_on(report: Progress) -> bool:
+    return report.fraction < 1 and datetime.now(UTC) - report.updated_at < _SILENCE

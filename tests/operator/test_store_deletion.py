@@ -67,7 +67,7 @@ def test_condemned_purged_and_forgotten(reader: StoreReader, artifact: Artifact)
 def test_a_condemned_one_is_given_back(reader: StoreReader, artifact: Artifact) -> None:
     manifest = reader.manifest(artifact)
     reader.condemn(artifact, manifest)
-    reader.restore(artifact, manifest)
+    reader.restore(artifact)
     assert reader.manifest(artifact) == manifest
     assert reader.deletion(artifact) is None
 
@@ -108,9 +108,9 @@ def test_what_is_deleted_by_hand_is_missed_after_a_minute(reader: StoreReader, a
     manifest = world.manifest(artifact)
     cache.put(reader, artifact, manifest)
     now[0] = 59.0
-    assert cache.get(reader, artifact) == manifest
+    assert cache.get(reader, artifact) == (manifest, True)
     now[0] = 61.0
-    assert cache.get(reader, artifact) is None
+    assert cache.get(reader, artifact) == (manifest, False)
     cache.put(reader, artifact, manifest)
     cache.drop(artifact)
-    assert cache.get(reader, artifact) is None
+    assert cache.get(reader, artifact) == (None, False)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trenchcoat_api import constants
+from trenchcoat_api.artifacts import Artifact, Manifest
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
 
@@ -37,6 +38,20 @@ class Stores:
             ApiError: the API server could not be read.
         """
         return self._readers.open(trenchcoat.spec.store, self._credentials(trenchcoat))
+
+    def manifest(self, reader: StoreReader, artifact: Artifact) -> Manifest | None:
+        """The manifest of an artifact, as it was read before if it is still there; None if there is none.
+
+        Raises:
+            StoreError: the store cannot be used.
+        """
+        kept, fresh = self.manifests.get(reader, artifact)
+        if kept is not None and fresh:
+            return kept
+        found = kept if kept is not None and reader.is_complete(artifact) else reader.manifest(artifact)
+        if found is not None:
+            self.manifests.put(reader, artifact, found)
+        return found
 
     def check_secrets(self, trenchcoat: Trenchcoat) -> None:
         """See whether the other Secrets are there that pods need: a pod without one would never start.

@@ -12,7 +12,7 @@ from trenchcoat_operator.storage.s3 import Credentials, ReadObserver, StoreReade
 
 
 class ManifestCache:
-    """Manifests that were read: they never change, so each is read once in a while.
+    """Manifests that were read: they never change, so each is read once, and then known by its being there.
 
     Only a saving: without it everything is read again. It is bounded, the least recently used go first, and
     what somebody deletes by hand is missed within a minute.
@@ -27,15 +27,15 @@ class ManifestCache:
         self._lock = threading.Lock()
         self._manifests: OrderedDict[tuple[StoreReader, str], tuple[float, Manifest]] = OrderedDict()
 
-    def get(self, reader: StoreReader, artifact: Artifact) -> Manifest | None:
-        """A manifest that was read before, with the same access key."""
+    def get(self, reader: StoreReader, artifact: Artifact) -> tuple[Manifest | None, bool]:
+        """A manifest that was read before, with the same access key, and whether it was seen just now."""
         place = (reader, artifact.prefix)
         with self._lock:
             read_at, found = self._manifests.get(place, (0.0, None))
-            if found is None or self._clock() - read_at > self._seconds:
-                return None
+            if found is None:
+                return None, False
             self._manifests.move_to_end(place)
-            return found
+            return found, self._clock() - read_at <= self._seconds
 
     def put(self, reader: StoreReader, artifact: Artifact, manifest: Manifest) -> None:
         """Keep a manifest."""

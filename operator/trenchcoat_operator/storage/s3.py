@@ -2,8 +2,10 @@
 
 import io
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -14,7 +16,7 @@ from minio import Minio
 from minio.deleteobjects import DeleteObject
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 from pydantic import BaseModel, ValidationError
-from trenchcoat_api.artifacts import Artifact, Deletion, DeletionPhase, Manifest, Progress
+from trenchcoat_api.artifacts import Artifact, Deletion, DeletionPhase, Manifest, Progress, StoredObject
 from trenchcoat_api.spec import Store
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -55,6 +57,9 @@ class Credentials:
         return "Credentials(...)"
 
 
+_LARGE = threading.Lock()
+"""Manifests that take much memory for a moment are read one after another."""
+_LARGE_BYTES = 2_000_000
 ReadObserver = Callable[[str, float], None]
 """Told of every read: manifest or progress, and the seconds that it took."""
 
@@ -87,7 +92,24 @@ class StoreReader:
         Raises:
             StoreError: the store cannot be used, or holds something that is no manifest.
         """
-        return self._read(artifact.manifest_path, Manifest)
+        manifest = self._read(artifact.manifest_path, Manifest)
+        return _folded(manifest) if manifest is not None else None
+
+    def is_complete(self, artifact: Artifact) -> bool:
+        """Whether an artifact's manifest is there.
+
+        Raises:
+            StoreError: the store cannot be used.
+        """
+        try:
+            self._client.stat_object(self._store.bucket, artifact.manifest_path)
+        except S3Error as error:
+            if error.code in ("NoSuchKey", "NoSuchObject"):
+                return False
+            raise self._explained(error) from error
+        except (MinioException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            raise self._explained(error) from error
+        return True
 
     def progress(self, artifact: Artifact) -> Progress | None:
         """The latest progress report of an artifact; None before the first.
@@ -106,7 +128,10 @@ class StoreReader:
         Raises:
             StoreError: the store cannot be used, or holds something else there.
         """
-        return self._read(artifact.deletion_path, Deletion)
+        deletion = self._read(artifact.deletion_path, Deletion)
+        if deletion is None or deletion.manifest is None:
+            return deletion
+        return deletion.model_copy(update={"manifest": _folded(deletion.manifest)})
 
     def holds_any(self, artifact: Artifact) -> bool:
         """Whether any object of an artifact is there.
@@ -122,17 +147,21 @@ class StoreReader:
         Raises:
             StoreError: the store cannot be used.
         """
-        self._note(artifact, manifest, DeletionPhase.CONDEMNED)
+        whole = self._read(artifact.manifest_path, Manifest)  # the one at hand names no objects
+        if whole is None and manifest is not None:
+            return  # somebody else was quicker, as the next look will see
+        self._note(artifact, whole, DeletionPhase.CONDEMNED)
         self._try(lambda: self._client.remove_object(self._store.bucket, artifact.manifest_path))
 
-    def restore(self, artifact: Artifact, manifest: Manifest | None) -> None:
+    def restore(self, artifact: Artifact) -> None:
         """Give a condemned artifact its manifest back.
 
         Raises:
             StoreError: the store cannot be used.
         """
-        if manifest is not None:
-            self._put(artifact.manifest_path, manifest)
+        note = self._read(artifact.deletion_path, Deletion)  # the one at hand names no objects
+        if note is not None and note.manifest is not None:
+            self._put(artifact.manifest_path, note.manifest)
         self.forget(artifact)
 
     def purge(self, artifact: Artifact, manifest: Manifest | None, seconds: float) -> bool:
@@ -206,7 +235,8 @@ class StoreReader:
         finally:
             self._observe(model.__name__.lower(), time.monotonic() - begun)
         try:
-            return model.model_validate(json.loads(data))
+            with _LARGE if len(data) > _LARGE_BYTES else nullcontext():
+                return model.model_validate(json.loads(data))
         except (ValueError, ValidationError) as error:
             raise UnreadableError(
                 "StoreObjectUnreadable",
@@ -258,6 +288,12 @@ class StoreReader:
 
 class UnreadableError(StoreError):
     """An object that holds something else than it should."""
+
+
+def _folded(manifest: Manifest) -> Manifest:
+    """A manifest whose objects are one: those of 405B's activations take 250 MB; only their size counts."""
+    whole = StoredObject(path="*", size=manifest.size, sha256="")
+    return manifest.model_copy(update={"objects": [whole]})
 
 
 def _short(error: Exception) -> str:

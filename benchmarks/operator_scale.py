@@ -32,6 +32,7 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO / "hack" / "cluster"))
 
 from local_cluster import components, lifecycle  # noqa: E402
+from local_cluster.shell import wait_for  # noqa: E402
 from operator_scale_trainer import OBJECTS, Api, Player  # noqa: E402
 
 NAMESPACE, BUCKET = "scale", "trenchcoat"
@@ -87,10 +88,19 @@ class Bench:
     def __init__(self, wanted: argparse.Namespace) -> None:
         self._wanted = wanted
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._player: Player | None = None
         self._made = 0
         self._started = time.monotonic()
 
     def __enter__(self) -> "Bench":
+        try:
+            self._set_up()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _set_up(self) -> None:
         wanted = self._wanted
         if lifecycle.load(wanted.cluster) is None:
             cluster(wanted.cluster, "up", "--gpus", "0")
@@ -99,6 +109,10 @@ class Bench:
         self._logs = self._layout.logs
         components.build(["kwok"])
         self._kubectl("apply", "--server-side", "-f", str(REPO / "crds"))
+        known = ("get", "--raw", "/apis/trenchcoat.dev/v1alpha1/trenchcoats")
+        wait_for(
+            "the resource", lambda: bool(lifecycle.kubectl(self._layout, *known, check=False)), seconds=30
+        )
         self._kubectl("delete", "trenchcoats", "-n", NAMESPACE, "--all", "--cascade=foreground")
         self._make_nodes()
         self._speed_up_training_operator()
@@ -108,10 +122,10 @@ class Bench:
         api = Api(json.loads(self._layout.kubeconfig.read_text()))
         self._player = Player(api, self._client, BUCKET, NAMESPACE, wanted.stage_seconds)
         self._player.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
-        self._player.stop()
+        if self._player is not None:
+            self._player.stop()
         for process in reversed(self._processes):
             process.terminate()
             process.wait(30)

@@ -127,7 +127,8 @@ class Api:
                 version = self.get(path)["metadata"]["resourceVersion"]
             asked = f"watch=1&allowWatchBookmarks=true&timeoutSeconds=60&resourceVersion={version}"
             url = f"{self._server}{path}?{asked}"
-            answer = self._pool.request("GET", url, preload_content=False, timeout=urllib3.Timeout(10, 90))
+            patience = urllib3.Timeout(connect=10, read=90)
+            answer = self._pool.request("GET", url, preload_content=False, timeout=patience)
             for line in _lines(answer):
                 event = json.loads(line)
                 if event["type"] == "ERROR":

@@ -89,7 +89,7 @@ def test_a_manifest_is_read_once_and_then_known_by_its_being_there(
     server: MinioServer, reader: StoreReader, reads: list[str], artifact: Artifact, monkeypatch
 ) -> None:
     now = [0.0]
-    stores = Stores(cluster=None)  # type: ignore[arg-type]  (no Secret is read here)
+    stores = Stores(None, lambda *_: None)  # type: ignore[arg-type]  (no Secret is read here)
     monkeypatch.setattr(stores.manifests, "_clock", lambda: now[0])
     assert stores.manifest(reader, artifact) is None
     write(server, artifact)

@@ -104,8 +104,9 @@ class Bench:
         wanted = self._wanted
         if lifecycle.load(wanted.cluster) is None:
             cluster(wanted.cluster, "up", "--gpus", "0")
-        cluster(wanted.cluster, "deploy", "--namespace", NAMESPACE)
         self._layout = lifecycle.running(wanted.cluster)
+        if not self._kubectl("get", "secret", "minio", "-n", NAMESPACE, "--ignore-not-found", check=False):
+            cluster(wanted.cluster, "deploy", "--namespace", NAMESPACE)
         self._logs = self._layout.logs
         components.build(["kwok"])
         self._kubectl("apply", "--server-side", "-f", str(REPO / "crds"))
@@ -113,11 +114,11 @@ class Bench:
         wait_for(
             "the resource", lambda: bool(lifecycle.kubectl(self._layout, *known, check=False)), seconds=30
         )
-        self._kubectl("delete", "trenchcoats", "-n", NAMESPACE, "--all", "--cascade=foreground")
         self._speed_up_training_operator()
         self._make_nodes()
         self._start_kwok()
         self._start_operator()
+        self._kubectl("delete", "trenchcoats", "-n", NAMESPACE, "--all")
         self._store()
         api = Api(json.loads(self._layout.kubeconfig.read_text()))
         self._player = Player(api, self._client, BUCKET, NAMESPACE, wanted.stage_seconds)

@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from functools import cached_property
 from typing import Any, Self
 
@@ -25,6 +26,7 @@ CODE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1)
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
+DELETION = "deleted.json"
 CHECKPOINT = "checkpoint/"
 LISTS = "manifest/"
 LIST_OBJECTS = 1024
@@ -112,6 +114,13 @@ class Facts(Camel):
         default_factory=dict, description="Final losses by name, such as transfer."
     )
     curve: list[str] = Field(default_factory=list, description="At most 32 losses over the stage's steps.")
+    layer_errors: dict[str, str] = Field(
+        default_factory=dict,
+        description=(
+            "By number of decoder layer: the norm of the difference of the student's and the teacher's "
+            "attention outputs after attention transfer, divided by the norm of the teacher's; cria alone."
+        ),
+    )
     perplexities: list[Perplexity] = Field(default_factory=list, description="Results; evaluate alone.")
 
 
@@ -143,6 +152,25 @@ class Manifest(Camel):
     def count(self) -> int:
         """Number of objects."""
         return len(self.objects) + sum(item.count for item in self.lists)
+
+
+class DeletionPhase(StrEnum):
+    """How far the deletion of an artifact is."""
+
+    CONDEMNED = "Condemned"
+    """Its manifest goes, or is gone; its objects are all there, and it may be taken back."""
+    PURGING = "Purging"
+    """Its objects are being deleted; nobody may make it anew before that is over."""
+    PURGED = "Purged"
+    """Its objects are gone."""
+
+
+class Deletion(Camel):
+    """What stays of an artifact that the operator deleted; it counts only while there is no manifest."""
+
+    phase: DeletionPhase = Field(description="How far it is.")
+    manifest: Manifest | None = Field(default=None, description="Its manifest, if it was complete.")
+    updated_at: datetime = Field(description="When this was written.")
 
 
 class Progress(Camel):
@@ -185,6 +213,11 @@ class Artifact:
     def progress_path(self) -> str:
         """Object key of the progress report within the bucket."""
         return self.prefix + PROGRESS
+
+    @property
+    def deletion_path(self) -> str:
+        """Object key of the note that the artifact was deleted, within the bucket."""
+        return self.prefix + DELETION
 
     @property
     def checkpoint_prefix(self) -> str:

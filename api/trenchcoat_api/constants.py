@@ -26,6 +26,12 @@ ANNOTATION_TEMPLATE = f"{GROUP}/pod-template"  # hash of the pod template that i
 ANNOTATION_OUTCOME = f"{GROUP}/outcome"  # the class of the failure, such as OutOfMemory
 ANNOTATION_OUTCOME_MESSAGE = f"{GROUP}/outcome-message"  # what it said
 
+# A user sets this annotation on a Trenchcoat to "true" to stitch in spite of spec.gates.
+ANNOTATION_OVERRIDE_GATE = f"{GROUP}/override-gate"
+
+# Only on Trenchcoats with spec.retention Delete: they go after their artifacts.
+FINALIZER = f"{GROUP}/artifacts"
+
 # Kueue reads these labels when spec.scheduling.queueName is set.
 LABEL_KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
 LABEL_KUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"

@@ -10,6 +10,9 @@ from trenchcoat_api.artifacts import ModelFacts
 from trenchcoat_api.crias import CriaRange, cria_ranges
 from trenchcoat_api.spec import DType, KeyMaps, TrenchcoatSpec
 
+TERAFLOPS = 600.0
+"""What one GPU of the H100 class sustains in bf16, where nobody says otherwise."""
+
 _BYTES = {DType.BFLOAT16: 2, DType.FLOAT32: 4}
 
 

@@ -103,3 +103,12 @@ class PodOverrides(Camel):
         description="Where the volumes are mounted, as in a Container.",
         max_length=50,
     )
+    deadline_seconds: int | None = Field(
+        default=None,
+        description=(
+            "Time that an attempt may run, waiting not counted; one that runs longer is stopped after a "
+            "checkpoint and counts as failed. None by default."
+        ),
+        ge=1,
+        le=31_536_000,
+    )

@@ -34,6 +34,9 @@ class Metadata(BaseModel):
     namespace: str = "default"
     uid: str = ""
     generation: int = 0
+    resource_version: str = Field(default="", alias="resourceVersion")
+    annotations: dict[str, str] = Field(default_factory=dict)
+    finalizers: list[str] = Field(default_factory=list)
     creation_timestamp: str | None = Field(default=None, alias="creationTimestamp")
     deletion_timestamp: str | None = Field(default=None, alias="deletionTimestamp")
 

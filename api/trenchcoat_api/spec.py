@@ -400,6 +400,26 @@ class Export(Camel):
     )
 
 
+class Gates(Camel):
+    """Bounds of quality; they decide whether a run goes on, never what it computes."""
+
+    max_cria_error: PositiveDecimal | None = Field(
+        default=None,
+        description=(
+            "Stitching waits while a layer of any Cria errs by more: the norm of the difference of the "
+            "student's and the teacher's attention outputs after attention transfer, divided by the norm of "
+            "the teacher's, such as 0.3. Raise it, or set the annotation trenchcoat.dev/override-gate to "
+            '"true", to go on all the same.'
+        ),
+    )
+    max_loss_growth: PositiveDecimal = Field(
+        default="100",
+        description=(
+            "A Cria counts as diverged, and stops, when a layer's loss is more than this times its first."
+        ),
+    )
+
+
 class Scheduling(Camel):
     """How the Jobs share the cluster with other tenants."""
 
@@ -439,6 +459,17 @@ class Scheduling(Camel):
         ge=1,
         le=100,
     )
+
+
+class Retention(StrEnum):
+    """What becomes of artifacts that this Trenchcoat made or used; those that others use are always kept."""
+
+    KEEP = "Keep"
+    """All stay in the store."""
+    DELETE_INTERMEDIATE = "DeleteIntermediate"
+    """Activations go once all Crias are trained, shards once all stages are complete."""
+    DELETE = "Delete"
+    """All go when the Trenchcoat is deleted."""
 
 
 class StagePods(Camel):
@@ -530,8 +561,17 @@ class TrenchcoatSpec(Camel):
     stitch: Stitch = Field(default_factory=Stitch, description="End-to-end LoRA on several nodes.")
     evaluate: Evaluate = Field(default_factory=Evaluate, description="Perplexity on held-out text.")
     export: Export = Field(default_factory=Export, description="The Hugging Face checkpoint.")
+    gates: Gates = Field(default_factory=Gates, description="Bounds of quality that a run must keep to.")
     scheduling: Scheduling = Field(default_factory=Scheduling, description="How the Jobs share the cluster.")
     pods: StagePods = Field(default_factory=StagePods, description="Pod settings by stage.")
+    retention: Retention = Field(
+        default=Retention.KEEP,
+        description=(
+            "Keep leaves all artifacts in the store. DeleteIntermediate deletes activations once all Crias "
+            "are trained, and shards once all stages are complete. Delete deletes all artifacts when the "
+            "Trenchcoat is deleted. What another Trenchcoat uses is kept."
+        ),
+    )
     suspend: bool = Field(default=False, description="Stops all Jobs after a checkpoint; false resumes.")
 
     @model_validator(mode="before")

@@ -25,3 +25,14 @@ INPUTS: dict[Stage, tuple[Stage, ...]] = {
     Stage.EXPORT: (Stage.STITCH,),
 }
 """The stages whose artifacts must be complete before a stage may start (direct inputs only)."""
+
+READS: dict[Stage, tuple[Stage, ...]] = {
+    Stage.TOKENIZE: (),
+    Stage.COLLECT: (Stage.TOKENIZE,),
+    Stage.SHARD: (),
+    Stage.CRIA: (Stage.TOKENIZE, Stage.COLLECT, Stage.SHARD),
+    Stage.STITCH: (Stage.TOKENIZE, Stage.SHARD, Stage.CRIA),
+    Stage.EVALUATE: (Stage.TOKENIZE, Stage.SHARD, Stage.CRIA, Stage.STITCH),
+    Stage.EXPORT: (Stage.SHARD, Stage.CRIA, Stage.STITCH),
+}
+"""The stages whose artifacts a stage reads: they must not be deleted before it is complete."""

@@ -84,6 +84,18 @@ class WaitingReason(StrEnum):
     """The store, which cannot be used."""
     TRAINING_OPERATOR = "TrainingOperator"
     """The training-operator, which is not installed."""
+    SHARED = "Shared"
+    """Another Trenchcoat, which makes the same artifact."""
+    GATE = "Gate"
+    """A person, because a Cria's error is above spec.gates.maxCriaError."""
+
+
+class AttemptStatus(Camel):
+    """One Job or PyTorchJob of a stage or a Cria."""
+
+    number: int = Field(description="Counted from 1.")
+    outcome: str = Field(default="", description="Succeeded or a class of failure; empty while it goes on.")
+    gpu_seconds: str = Field(default="", description="GPU seconds that its containers held.")
 
 
 class Work(Camel):
@@ -93,8 +105,12 @@ class Work(Camel):
     message: str = Field(default="", description="Why it is in this state.", max_length=4096)
     waiting_reason: WaitingReason | None = Field(
         default=None,
-        description="What it waits for: Gpu, Parallelism, Queue, Retry, Cleanup, Store or TrainingOperator.",
+        description=(
+            "What it waits for: Gpu, Parallelism, Queue, Retry, Cleanup, Store, TrainingOperator, Shared or "
+            "Gate."
+        ),
     )
+    waiting_since: str = Field(default="", description="Since when it waits for that, RFC 3339.")
     key: str = Field(default="", description="Content key of its artifact.")
     attempt: int = Field(default=0, description="Number of the latest try, counted from 1.")
     node: str = Field(default="", description="Node of its first pod.")
@@ -111,6 +127,15 @@ class Work(Camel):
     uri: str = Field(default="", description="Where its artifact stands.")
     bytes: int = Field(default=0, description="Size of its artifact.")
     last_failure: str = Field(default="", description="How the latest failed try ended.", max_length=4096)
+    gpu_seconds: str = Field(
+        default="", description="GPU seconds held by the containers of all attempts at this artifact."
+    )
+    attempts: list[AttemptStatus] = Field(
+        default_factory=list,
+        description="The latest attempts.",
+        max_length=10,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["number"]},
+    )
 
 
 class StageStatus(Work):
@@ -124,8 +149,22 @@ class CriaStatus(Work):
 
     index: int = Field(description="Counted from 0.")
     layers: str = Field(description="First and last decoder layer, such as 0-8.")
+    error: str = Field(
+        default="", description="Relative error of attention outputs after transfer, of its worst layer."
+    )
     losses: dict[str, str] = Field(default_factory=dict, description="Latest or final losses by name.")
     curve: list[str] = Field(default_factory=list, description="At most 32 losses.", max_length=32)
+
+
+class EstimateStatus(Camel):
+    """What the run needs, by the model's shape; hours are a lower bound."""
+
+    tokens: int = Field(description="Training tokens in full sequences.")
+    activation_bytes: int = Field(description="Hidden states at all inner boundaries.")
+    weight_bytes: int = Field(description="The teacher's weights in spec.dtype.")
+    cria_weight_bytes: int = Field(description="Weights of the largest Cria, which its GPU must hold.")
+    collect_gpu_hours: str = Field(description="GPU-hours of collection at 600 TFLOP/s.")
+    cria_gpu_hours: str = Field(description="GPU-hours of all Crias at 600 TFLOP/s.")
 
 
 class TrenchcoatStatus(Camel):
@@ -139,6 +178,11 @@ class TrenchcoatStatus(Camel):
     eta: str = Field(default="", description="Time until the running stage is done.")
     max_crias_running: int = Field(default=0, description="Most Cria pods seen running at one time.")
     stored_bytes: int = Field(default=0, description="Size of all complete artifacts.")
+    gpu_seconds: str = Field(
+        default="", description="GPU seconds held by the containers of all attempts at all stages so far."
+    )
+    accounted_at: str = Field(default="", description="Until when GPU seconds are counted, RFC 3339.")
+    estimate: EstimateStatus | None = Field(default=None, description="What the run needs.")
     export_uri: str = Field(default="", description="Where the Hugging Face checkpoint stands.")
     model: ModelFacts | None = Field(default=None, description="Facts of the teacher.")
     data: DataFacts | None = Field(default=None, description="Facts of the text.")

@@ -10,7 +10,8 @@ from prometheus_client import start_http_server
 from trenchcoat_operator import handlers
 from trenchcoat_operator.kubernetes.client import Cluster
 from trenchcoat_operator.metrics.recorder import Metrics
-from trenchcoat_operator.queue import WorkQueue
+from trenchcoat_operator.podwatch import PodWatch
+from trenchcoat_operator.queue import Key, WorkQueue
 from trenchcoat_operator.settings import Settings, SettingsError
 from trenchcoat_operator.worker import Reconciler, Worker
 
@@ -31,11 +32,18 @@ def main() -> int:
     queue = WorkQueue()
     metrics.watch_queue(queue.depth)
     cluster = Cluster.connect(metrics.requested)
-    worker = Worker(queue, Reconciler(cluster, settings, metrics), settings, metrics)
+    reconciler = Reconciler(cluster, settings, metrics)
+    worker = Worker(queue, reconciler, settings, metrics)
     if settings.metrics_port:
         start_http_server(settings.metrics_port, registry=metrics.registry)
+
+    def notice(key: Key, over: bool) -> None:
+        queue.add(key)
+        for waiting in reconciler.waiting_for_gpus() if over else ():
+            queue.add(waiting)
+
     registry = kopf.OperatorRegistry()
-    handlers.register(registry, queue, worker)
+    handlers.register(registry, queue, worker, PodWatch(cluster, settings.namespaces, notice))
     kopf.run(
         registry=registry,
         standalone=True,

@@ -6,32 +6,52 @@ from datetime import UTC, datetime
 from typing import Any
 
 from trenchcoat_api import constants
-from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_api.resource import Metadata, Trenchcoat
 from trenchcoat_api.status import TrenchcoatStatus
 
 from trenchcoat_operator.kubernetes import client
 from trenchcoat_operator.kubernetes.client import AlreadyExistsError, ApiError, Cluster, NotFoundError
-from trenchcoat_operator.reconcile.plan import Action, Apply, Delete, Event, ForcePod, Plan, RecordOutcome
+from trenchcoat_operator.reconcile.plan import (
+    Action,
+    Apply,
+    Condemn,
+    Delete,
+    Event,
+    ForcePod,
+    Forget,
+    Plan,
+    Purge,
+    RecordOutcome,
+    Restore,
+    SetFinalizer,
+    Stop,
+    StoreAction,
+)
+from trenchcoat_operator.storage.access import Stores
 
 log = logging.getLogger(__name__)
 
 COMPONENT = "trenchcoat-operator"
+PURGE_SECONDS = 5.0
+"""A look deletes objects for so long, then other Trenchcoats have their turn."""
 
 
 class Applier:
-    """Writes to the cluster."""
+    """Writes to the cluster, and deletes in the store."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, stores: Stores) -> None:
         self._cluster = cluster
+        self._stores = stores
 
     def act(self, trenchcoat: Trenchcoat, plan: Plan) -> None:
         """Carry out the actions.
 
         Raises:
             ApiError: one could not be carried out; those after it were not tried.
+            StoreError: likewise, in the store.
         """
         for action in plan.actions:
-            self._act(trenchcoat.metadata.namespace, action)
+            self._act(trenchcoat, action)
 
     def report(self, trenchcoat: Trenchcoat, plan: Plan) -> None:
         """Tell the events and write the status, if it changed.
@@ -39,10 +59,14 @@ class Applier:
         Raises:
             ApiError: the status could not be written.
         """
-        for event in plan.events:
-            self._tell(trenchcoat, event)
+        self.tell(trenchcoat, plan)
         if plan.status != trenchcoat.status:
             self.write_status(trenchcoat.metadata, status_object(plan.status))
+
+    def tell(self, trenchcoat: Trenchcoat, plan: Plan) -> None:
+        """Tell the events."""
+        for event in plan.events:
+            self._tell(trenchcoat, event)
 
     def write_status(self, metadata: Any, status: dict[str, Any]) -> None:
         """Write a status; that of a Trenchcoat which is gone need not be."""
@@ -53,7 +77,8 @@ class Applier:
         except NotFoundError:
             return
 
-    def _act(self, namespace: str, action: Action) -> None:
+    def _act(self, trenchcoat: Trenchcoat, action: Action) -> None:
+        namespace = trenchcoat.metadata.namespace
         match action:
             case Apply(manifest=manifest):
                 self._make(namespace, manifest)
@@ -66,6 +91,54 @@ class Applier:
             case RecordOutcome(kind=kind, name=name, outcome=outcome, message=message):
                 log.info("%s %s/%s failed: %s: %s", kind, namespace, name, outcome, message)
                 self._record(client.KINDS[kind], namespace, name, outcome, message)
+            case Stop(kind=kind, name=name, reason=reason):
+                log.info("stops %s %s/%s: %s", kind, namespace, name, reason)
+                self._stop(kind, namespace, name)
+            case SetFinalizer(present=present, reason=reason):
+                log.info("%s finalizer: %s: %s", trenchcoat.metadata.name, present, reason)
+                self.set_finalizer(trenchcoat.metadata, present=present)
+            case Condemn() | Restore() | Purge() | Forget():
+                self._act_in_store(trenchcoat, action)
+
+    def _act_in_store(self, trenchcoat: Trenchcoat, action: StoreAction) -> None:
+        reader = self._stores.open(trenchcoat)
+        log.info("%s: %s %s", trenchcoat.metadata.name, type(action).__name__, action.artifact.prefix)
+        match action:
+            case Condemn(artifact=artifact, manifest=manifest):
+                reader.condemn(artifact, manifest)
+                self._stores.manifests.drop(artifact)
+            case Restore(artifact=artifact, manifest=manifest):
+                reader.restore(artifact, manifest)
+            case Purge(artifact=artifact, manifest=manifest):
+                reader.purge(artifact, manifest, PURGE_SECONDS)
+            case Forget(artifact=artifact):
+                reader.forget(artifact)
+
+    def _stop(self, kind: str, namespace: str, name: str) -> None:
+        """Let a deadline of one second end it: its controller then stops its pods and calls it failed.
+
+        Deleting it would lose the verdict that stands on it.
+        """
+        past: dict[str, Any] = {"activeDeadlineSeconds": 1}
+        change = {"spec": past if kind == "Job" else {"runPolicy": past}}
+        try:
+            self._cluster.merge(client.KINDS[kind], namespace, name, change)
+        except NotFoundError:
+            return
+
+    def set_finalizer(self, metadata: Metadata, *, present: bool) -> None:
+        """Have a Trenchcoat wait for its artifacts' deletion, or no longer.
+
+        Raises:
+            ConflictError: somebody else changed the Trenchcoat since it was read.
+        """
+        others = [name for name in metadata.finalizers if name != constants.FINALIZER]
+        finalizers = [*others, constants.FINALIZER] if present else others
+        change = {"metadata": {"finalizers": finalizers, "resourceVersion": metadata.resource_version}}
+        try:
+            self._cluster.merge(client.TRENCHCOATS, metadata.namespace, metadata.name, change)
+        except NotFoundError:
+            return
 
     def _make(self, namespace: str, manifest: dict[str, Any]) -> None:
         """Make an object, and leave one of its name as it is.
@@ -99,7 +172,7 @@ class Applier:
             constants.ANNOTATION_OUTCOME_MESSAGE: message,
         }
         try:
-            self._cluster.annotate(kind, namespace, name, annotations)
+            self._cluster.merge(kind, namespace, name, {"metadata": {"annotations": annotations}})
         except NotFoundError:
             return  # deleted meanwhile, by somebody who wants it tried again
 

@@ -5,17 +5,17 @@ from typing import Any
 import kopf
 from trenchcoat_api import constants
 
+from trenchcoat_operator.podwatch import PodWatch
 from trenchcoat_operator.queue import Key, WorkQueue
 from trenchcoat_operator.worker import Worker
 
 STOP_SECONDS = 20.0
 
 
-def register(registry: kopf.OperatorRegistry, queue: WorkQueue, worker: Worker) -> None:
+def register(registry: kopf.OperatorRegistry, queue: WorkQueue, worker: Worker, pods: PodWatch) -> None:
     """Register all handlers.
 
-    Pods are not watched: kopf would receive those of the whole cluster. Their Jobs' events and the regular
-    looks at a Trenchcoat with something going on tell as much.
+    Pods have a watch of their own: kopf would receive those of the whole cluster.
     """
 
     @kopf.on.login(registry=registry)
@@ -26,9 +26,11 @@ def register(registry: kopf.OperatorRegistry, queue: WorkQueue, worker: Worker) 
     def start(settings: kopf.OperatorSettings, **_: Any) -> None:
         _configure(settings)
         worker.start()
+        pods.start()
 
     @kopf.on.cleanup(registry=registry)
     def stop(**_: Any) -> None:
+        pods.stop()
         worker.stop(STOP_SECONDS)
 
     @kopf.on.probe(registry=registry, id="worker")

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
+from trenchcoat_api import constants
 from trenchcoat_api.resource import InvalidTrenchcoatError, Metadata, Trenchcoat
 from trenchcoat_api.status import ConditionType, TrenchcoatStatus
 
@@ -15,7 +16,7 @@ from trenchcoat_operator.apply import Applier, status_object
 from trenchcoat_operator.kubernetes import client
 from trenchcoat_operator.kubernetes.client import ApiError, Cluster, NotFoundError
 from trenchcoat_operator.metrics.recorder import Metrics
-from trenchcoat_operator.model.observed import Observed, Problem
+from trenchcoat_operator.model.observed import Observed, Problem, StoreView
 from trenchcoat_operator.observe import Observer
 from trenchcoat_operator.queue import Key, WorkQueue
 from trenchcoat_operator.reconcile.conditions import Verdict, merge, rejected
@@ -23,6 +24,8 @@ from trenchcoat_operator.reconcile.decide import reconcile
 from trenchcoat_operator.reconcile.events import of_conditions
 from trenchcoat_operator.reconcile.plan import Plan
 from trenchcoat_operator.settings import Settings
+from trenchcoat_operator.storage.access import Stores
+from trenchcoat_operator.storage.s3 import StoreError
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +39,11 @@ class Reconciler:
         self._cluster = cluster
         self._settings = settings
         self._metrics = metrics
-        self._observer = Observer(cluster, settings.namespaces, metrics)
-        self._applier = Applier(cluster)
-        self._releasing = threading.Lock()
+        stores = Stores(cluster, metrics.read)
+        self._observer = Observer(cluster, settings.namespaces, stores)
+        self._applier = Applier(cluster, stores)
+        self._sharing = threading.Lock()
+        self._waiting: set[Key] = set()
 
     def all_keys(self) -> list[Key]:
         """All Trenchcoats that are served.
@@ -57,27 +62,51 @@ class Reconciler:
 
         Raises:
             ApiError: the API server could not be read or written.
+            StoreError: an artifact could not be deleted.
         """
         trenchcoat = self._read(key)
-        if trenchcoat is None or trenchcoat.metadata.deletion_timestamp:
+        if trenchcoat is None:
+            self._waiting.discard(key)
             return None
-        observed, plan = self._plan(trenchcoat, with_capacity=False)
+        observed, plan = self._plan(trenchcoat)
         try:
-            if not plan.needs_capacity:
-                self._applier.act(trenchcoat, plan)
+            if not plan.needs_surroundings:
+                self._act(trenchcoat, plan)
             else:
-                # GPUs are given out one Trenchcoat at a time, so that none is given twice.
-                with self._releasing:
-                    observed, plan = self._plan(trenchcoat, with_capacity=True)
-                    self._applier.act(trenchcoat, plan)
+                # One Trenchcoat at a time takes GPUs and begins with artifacts, so that none is taken twice.
+                with self._sharing:
+                    observed, plan = self._plan(trenchcoat, with_surroundings=True)
+                    self._act(trenchcoat, plan)
         except ApiError as error:
             if error.status in _REJECTIONS:
                 self._tell_rejection(trenchcoat, plan, error)
             raise
+        (self._waiting.add if plan.waits_for_gpus else self._waiting.discard)(key)
         self._metrics.acted(trenchcoat, observed, plan, datetime.now(UTC))
-        self._applier.report(trenchcoat, plan)
-        self._metrics.reported(trenchcoat, observed, plan)
+        if not trenchcoat.metadata.deletion_timestamp:
+            self._applier.report(trenchcoat, plan)
+            self._metrics.reported(trenchcoat, observed, plan)
         return plan.look_again
+
+    def waiting_for_gpus(self) -> list[Key]:
+        """Trenchcoats that would start something if a GPU came free, as far as is known."""
+        return list(self._waiting)
+
+    def _act(self, trenchcoat: Trenchcoat, plan: Plan) -> None:
+        if trenchcoat.metadata.deletion_timestamp:
+            self._applier.tell(trenchcoat, plan)  # before the finalizer goes, and the Trenchcoat with it
+        try:
+            self._applier.act(trenchcoat, plan)
+        except StoreError as error:
+            if not trenchcoat.metadata.deletion_timestamp:
+                raise
+            # A store that refuses to delete must not keep the Trenchcoat for ever.
+            problem = StoreView(Problem(error.reason, error.message))
+            plan = reconcile(trenchcoat, Observed(store=problem), self._settings, datetime.now(UTC))
+            if not plan.actions:
+                raise
+            self._applier.tell(trenchcoat, plan)
+            self._applier.act(trenchcoat, plan)
 
     def _tell_rejection(self, trenchcoat: Trenchcoat, plan: Plan, error: ApiError) -> None:
         """What the plan asks for is not taken, and will not be the next time: a person must know."""
@@ -87,8 +116,8 @@ class Reconciler:
         told = of_conditions(trenchcoat.status.conditions, status.conditions, trenchcoat)
         self._applier.report(trenchcoat, replace(plan, status=status, events=tuple(told)))
 
-    def _plan(self, trenchcoat: Trenchcoat, *, with_capacity: bool) -> tuple[Observed, Plan]:
-        observed = self._observer.look(trenchcoat, with_capacity=with_capacity)
+    def _plan(self, trenchcoat: Trenchcoat, *, with_surroundings: bool = False) -> tuple[Observed, Plan]:
+        observed = self._observer.look(trenchcoat, with_surroundings=with_surroundings)
         return observed, reconcile(trenchcoat, observed, self._settings, datetime.now(UTC))
 
     def _read(self, key: Key) -> Trenchcoat | None:
@@ -102,10 +131,15 @@ class Reconciler:
         except ValidationError:
             body.pop("status")  # another version's; everything in it can be found out again
         try:
-            return Trenchcoat.from_object(body)
+            trenchcoat = Trenchcoat.from_object(body)
         except InvalidTrenchcoatError as error:
             self._refuse(body, error)
             return None
+        if trenchcoat.metadata.deletion_timestamp and (
+            constants.FINALIZER not in trenchcoat.metadata.finalizers
+        ):
+            return None  # its children go by their owner references
+        return trenchcoat
 
     def _refuse(self, body: dict[str, Any], error: InvalidTrenchcoatError) -> None:
         """Say so in the status of an object that the API server let through and this version cannot read."""
@@ -115,7 +149,13 @@ class Reconciler:
             namespace=body["metadata"]["namespace"],
             uid=body["metadata"]["uid"],
             generation=body["metadata"].get("generation", 0),
+            resource_version=body["metadata"].get("resourceVersion", ""),
+            finalizers=body["metadata"].get("finalizers") or [],
         )
+        if body["metadata"].get("deletionTimestamp"):
+            if constants.FINALIZER in metadata.finalizers:  # nobody can tell what its artifacts are
+                self._applier.set_finalizer(metadata, present=False)
+            return
         former = TrenchcoatStatus.model_validate(body.get("status") or {})
         verdict = Verdict("False", "InvalidSpec", str(error))
         wanted = {
@@ -181,7 +221,7 @@ class Worker:
             failure: Exception | None = None
             try:
                 look_again = self._reconciler.step(key)
-            except ApiError as error:
+            except (ApiError, StoreError) as error:
                 failure = error
                 delay = self._queue.failed(key)
                 log.warning("%s: %s; again in %.0f s", key, error, delay)

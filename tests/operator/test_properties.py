@@ -4,161 +4,24 @@ any state leads to the end, and no GPU is given twice."""
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trenchcoat_api.artifacts import Artifact, Manifest
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
-from trenchcoat_api.status import ConditionType, State
+from trenchcoat_api.status import State
 from trenchcoat_operator.children import jobs, names, specs
-from trenchcoat_operator.model import views
-from trenchcoat_operator.model.capacity import BoundPod, Capacity, Demand, Node
-from trenchcoat_operator.model.observed import Child, ChildKind, ChildPhase, Observed, Pod, StoreView
+from trenchcoat_operator.model.observed import Child, ChildPhase, Pod, StoreView
 from trenchcoat_operator.reconcile import graph
 from trenchcoat_operator.reconcile.decide import reconcile
-from trenchcoat_operator.reconcile.plan import Apply, Delete, Plan, RecordOutcome
+from trenchcoat_operator.reconcile.plan import Apply
 
 from tests.operator import world
-
-BASE = yaml.safe_load((world.Path(__file__).parent / "data" / "trenchcoat.yaml").read_text())
-GPU = "nvidia.com/gpu"
-
-
-def trenchcoat(**spec: Any) -> Trenchcoat:
-    return Trenchcoat.from_object(world.merged(BASE, {"spec": spec}))
-
-
-@dataclass
-class Cluster:
-    """A cluster and a store that do what a plan says, in plain values."""
-
-    trenchcoat: Trenchcoat
-    gpus: list[int]
-    now: datetime = world.NOW
-    children: dict[str, Child] = field(default_factory=dict)
-    config_maps: set[str] = field(default_factory=set)
-    manifests: dict[str, Manifest] = field(default_factory=dict)
-    made: list[str] = field(default_factory=list)
-    gpu_of: dict[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.artifacts = world.artifacts_of(self.trenchcoat.spec)
-
-    def observed(self) -> Observed:
-        nodes = tuple(Node(f"n{number}", {GPU: count}) for number, count in enumerate(self.gpus))
-        running = [child for child in self.children.values() if child.active and child.running]
-        unbound = [child for child in self.children.values() if child.active and not child.running]
-        return Observed(
-            children=tuple(self.children.values()),
-            config_maps=frozenset(self.config_maps),
-            store=StoreView(None, dict(self.manifests), {}),
-            capacity=Capacity(
-                nodes=nodes,
-                bound=tuple(
-                    BoundPod(pod.node, {GPU: 1})
-                    for child in running
-                    if child.name in self.gpu_of
-                    for pod in child.pods
-                ),
-                promised=tuple(Demand(GPU, 1, 1) for child in unbound if _takes_gpu(child)),
-            ),
-        )
-
-    def plan(self) -> Plan:
-        return reconcile(self.trenchcoat, self.observed(), world.SETTINGS, self.now)
-
-    def carry_out(self, plan: Plan) -> None:
-        for action in plan.actions:
-            match action:
-                case Apply(manifest=body) if body["kind"] == "ConfigMap":
-                    self.config_maps.add(body["metadata"]["name"])
-                case Apply(manifest=body):
-                    assert body["metadata"]["name"] not in self.children, "a name is used once"
-                    child = views.child(ChildKind(body["kind"]), body, self.trenchcoat.metadata.uid, ())
-                    assert child is not None
-                    self.children[child.name] = replace(child, created_at=self.now)
-                    self.made.append(child.key)
-                case Delete(kind="ConfigMap", name=name):
-                    self.config_maps.discard(name)
-                case Delete(name=name):
-                    self.children.pop(name)
-                case RecordOutcome(name=name, outcome=outcome, message=message):
-                    self.children[name] = replace(
-                        self.children[name], outcome=outcome, outcome_message=message
-                    )
-        self.trenchcoat = self.trenchcoat.model_copy(update={"status": plan.status})
-
-    def schedule(self) -> None:
-        """The scheduler: pods start where a GPU is free; one without a place stays Pending."""
-        left = list(self.gpus)
-        for child in self.children.values():
-            if child.active and child.running and child.name in self.gpu_of:
-                left[self.gpu_of[child.name]] -= 1
-        for name in sorted(self.children):
-            child = self.children[name]
-            if not child.active or child.running:
-                continue
-            node = 0
-            if _takes_gpu(child):
-                free = [number for number, count in enumerate(left) if count > 0]
-                assert free or child.key not in self.made, f"{name} was made and no GPU is free for it"
-                if not free:
-                    continue  # made in a time before this test, when there were more GPUs
-                node = free[0]
-                left[node] -= 1
-                self.gpu_of[name] = node
-            pod = Pod(name=f"{name}-pod", phase="Running", node=f"n{node}", started_at=self.now)
-            self.children[name] = replace(child, pods=(pod,))
-
-    def end(self, name: str, phase: ChildPhase, exit_code: int = 0) -> None:
-        child = self.children[name]
-        if phase is ChildPhase.SUCCEEDED:
-            artifact = self.artifact(child.key)
-            self.manifests[child.key] = world.manifest(artifact)
-        pod = Pod(name=f"{name}-pod", phase=phase.value, node="n0", exit_code=exit_code)
-        self.children[name] = replace(child, phase=phase, finished_at=self.now, pods=(pod,))
-
-    def artifact(self, key: str) -> Artifact:
-        return next(artifact for artifact in self.artifacts.values() if artifact.key == key)
-
-    def active(self) -> list[str]:
-        return sorted(name for name, child in self.children.items() if child.active)
-
-
-def _takes_gpu(child: Child) -> bool:
-    return child.stage in (Stage.CRIA, Stage.EVALUATE)
-
-
-def run(cluster: Cluster, luck: random.Random, fail: float = 0.0) -> None:
-    """Let the loop run until nothing more happens; Jobs end in any order."""
-    for _ in range(200):
-        plan = cluster.plan()
-        cluster.carry_out(plan)
-        again = cluster.plan()
-        assert again.actions == (), "a plan that was carried out is done with"
-        cluster.schedule()
-        active = [name for name in cluster.active() if cluster.children[name].running]
-        if active:
-            for name in luck.sample(active, luck.randint(1, len(active))):
-                if luck.random() < fail:
-                    cluster.end(name, ChildPhase.FAILED, luck.choice([1, 75, 69]))
-                else:
-                    cluster.end(name, ChildPhase.SUCCEEDED)
-        elif plan.look_again is None:
-            return
-        cluster.now += timedelta(seconds=30)
-    raise AssertionError("it comes to no end")
-
-
-def succeeded(cluster: Cluster) -> bool:
-    conditions = {item.type: item.status for item in cluster.trenchcoat.status.conditions}
-    return conditions[ConditionType.SUCCEEDED] == "True"
+from tests.operator.simulation import BASE, Cluster, run, succeeded, takes_gpu, trenchcoat
 
 
 @st.composite
@@ -171,10 +34,10 @@ def clusters(draw: st.DrawFn) -> Cluster:
         export={"enabled": draw(st.booleans())},
         suspend=draw(st.booleans()),
     )
-    cluster = Cluster(owner, draw(st.lists(st.integers(0, 2), min_size=1, max_size=3)))
+    cluster = Cluster.one(owner, draw(st.lists(st.integers(0, 2), min_size=1, max_size=3)))
     # Most of what can go wrong is in the Crias: the stages before are often done with.
     done = draw(st.sampled_from([0, 0, 1, 3, 3, 3, 3]))
-    for number, artifact in enumerate(cluster.artifacts.values()):
+    for number, artifact in enumerate(world.artifacts_of(owner.spec).values()):
         works = {work.key: work for work in graph.build(owner.spec, cluster.manifests).works}
         work = works.get(artifact.key)
         if work is None or any(item.key not in cluster.manifests for item in work.inputs):
@@ -186,18 +49,20 @@ def clusters(draw: st.DrawFn) -> Cluster:
         elif kind != "nothing":
             child = _child(cluster, work, kind)
             cluster.children[child.name] = child
+            cluster.owners[child.name] = owner.metadata.name
+            cluster.sizes[child.name] = work.pods, work.gpus
             if kind == "succeeded":
                 cluster.manifests[artifact.key] = world.manifest(artifact)
-            if kind == "running" and _takes_gpu(child):
-                taken = list(cluster.gpu_of.values())
+            if kind == "running" and takes_gpu(child):
+                taken = [node for places in cluster.places.values() for node in places]
                 free = [node for node, gpus in enumerate(cluster.gpus) if taken.count(node) < gpus]
                 if free:
-                    cluster.gpu_of[child.name] = free[0]
+                    cluster.places[child.name] = [free[0]]
                     running = replace(child.pods[0], node=f"n{free[0]}")
                     cluster.children[child.name] = replace(child, pods=(running,))
                 else:
                     cluster.children[child.name] = replace(child, pods=())
-    cluster.config_maps.add(specs.spec_name(owner))
+    cluster.config_maps[owner.metadata.name].add(specs.spec_name(owner))
     return cluster
 
 
@@ -271,7 +136,7 @@ def test_no_more_crias_than_gpus_and_than_allowed(cluster: Cluster) -> None:
         if isinstance(action, Apply)
         and action.manifest["metadata"]["labels"].get("trenchcoat.dev/stage") == "cria"
     ]
-    held = sum(_takes_gpu(child) and child.active for child in cluster.children.values())
+    held = sum(takes_gpu(child) and child.active for child in cluster.children.values())
     assert len(started) <= max(0, sum(cluster.gpus) - held)
     assert len(started) <= max(0, cluster.trenchcoat.spec.scheduling.max_parallel_crias - before)
 
@@ -282,7 +147,7 @@ def test_no_gpu_stays_idle_while_a_cria_waits_for_one(cluster: Cluster) -> None:
     plan = cluster.plan()
     waiting = [cria for cria in plan.status.crias if cria.waiting_reason == "Gpu"]
     if waiting:
-        held = sum(_takes_gpu(child) and child.active for child in cluster.children.values())
+        held = sum(takes_gpu(child) and child.active for child in cluster.children.values())
         started = sum(
             isinstance(action, Apply)
             and action.manifest["metadata"]["labels"].get("trenchcoat.dev/stage") in ("cria", "evaluate")
@@ -300,7 +165,7 @@ def test_any_state_leads_to_the_end(cluster: Cluster, luck: random.Random) -> No
         update={"spec": cluster.trenchcoat.spec.model_copy(update={"suspend": False})}
     )
     run(cluster, luck)
-    assert succeeded(cluster)
+    assert succeeded(cluster.trenchcoat)
     assert cluster.trenchcoat.status.stage == "Complete"
     assert not cluster.active()
 
@@ -309,21 +174,21 @@ def test_any_state_leads_to_the_end(cluster: Cluster, luck: random.Random) -> No
 @given(st.randoms(use_true_random=False), st.lists(st.integers(1, 2), min_size=1, max_size=3))
 @settings(max_examples=25, deadline=None)
 def test_from_nothing_every_artifact_is_made_once(luck: random.Random, gpus: list[int]) -> None:
-    cluster = Cluster(trenchcoat(layersPerCria=2), gpus)
+    cluster = Cluster.one(trenchcoat(layersPerCria=2), gpus)
     run(cluster, luck)
-    assert succeeded(cluster)
-    assert sorted(cluster.made) == sorted(artifact.key for artifact in cluster.artifacts.values())
+    assert succeeded(cluster.trenchcoat)
+    assert sorted(cluster.made) == sorted(cluster.artifacts)
     assert cluster.trenchcoat.status.max_crias_running <= sum(gpus)
 
 
 @given(st.randoms(use_true_random=False))
 @settings(max_examples=25, deadline=None)
 def test_with_failures_it_ends_complete_or_failed(luck: random.Random) -> None:
-    cluster = Cluster(trenchcoat(layersPerCria=4), [2])
+    cluster = Cluster.one(trenchcoat(layersPerCria=4), [2])
     run(cluster, luck, fail=0.4)
     status = cluster.trenchcoat.status
     failed = any(row.state is State.FAILED for row in status.stages)
-    assert succeeded(cluster) != failed
+    assert succeeded(cluster.trenchcoat) != failed
     for key in set(cluster.made):
         counted = [
             child

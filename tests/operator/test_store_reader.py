@@ -11,7 +11,7 @@ from trenchcoat_api.artifacts import Artifacts
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_operator.storage.s3 import Credentials, StoreError, StoreReader
 
-from tests.operator.test_properties import trenchcoat
+from tests.operator.simulation import trenchcoat
 
 KEY = Credentials("accessed-by", "kept-secret")
 

@@ -14,6 +14,8 @@ from trenchcoat_api.artifacts import (
     Artifact,
     Artifacts,
     DataFacts,
+    Deletion,
+    DeletionPhase,
     Facts,
     Manifest,
     ModelFacts,
@@ -29,9 +31,21 @@ from trenchcoat_operator.apply import status_object
 from trenchcoat_operator.children import jobs, specs
 from trenchcoat_operator.model import views, workloads
 from trenchcoat_operator.model.capacity import Capacity, Contender, Demand
-from trenchcoat_operator.model.observed import ChildKind, Observed, Problem, StoreView
+from trenchcoat_operator.model.observed import ChildKind, Observed, Peers, Problem, StoreView
 from trenchcoat_operator.reconcile import graph
-from trenchcoat_operator.reconcile.plan import Apply, Delete, ForcePod, Plan
+from trenchcoat_operator.reconcile.plan import (
+    Apply,
+    Condemn,
+    Delete,
+    ForcePod,
+    Forget,
+    Plan,
+    Purge,
+    RecordOutcome,
+    Restore,
+    SetFinalizer,
+    Stop,
+)
 from trenchcoat_operator.settings import PodDefaults, Settings
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
@@ -84,7 +98,8 @@ def manifest(artifact: Artifact, layers: int = LAYERS) -> Manifest:
             ),
         )
     if artifact.stage is Stage.CRIA:
-        facts = Facts(losses={"transfer": "0.10", "lora": "0.05"}, curve=["0.9", "0.1"])
+        errors = {str(layer): "0.12" for layer in artifact.cria.layers} if artifact.cria else {}
+        facts = Facts(losses={"transfer": "0.10", "lora": "0.05"}, curve=["0.9", "0.1"], layer_errors=errors)
     if artifact.stage is Stage.EVALUATE:
         facts = Facts(
             perplexities=[
@@ -163,6 +178,7 @@ class World:
             config_maps=frozenset(seen.get("configMaps", [])),
             store=self._store(),
             capacity=self._capacity(),
+            peers=self._peers(),
             training_operator=seen.get("trainingOperator", True),
             kueue=seen.get("kueue", True),
         )
@@ -181,29 +197,48 @@ class World:
         }
         problem = Problem(**seen["problem"]) if "problem" in seen else None
         manifests = {artifact.key: manifest(artifact, self.layers) for artifact in complete}
-        return StoreView(problem, manifests, progress)
+        deletions = {
+            self.artifacts[name].key: Deletion(
+                phase=DeletionPhase(phase),
+                manifest=manifest(self.artifacts[name], self.layers),
+                updated_at=NOW,
+            )
+            for name, phase in seen.get("deletions", {}).items()
+        }
+        remains = frozenset(self.artifacts[name].key for name in seen.get("remains", []))
+        return StoreView(problem, manifests, progress, deletions, remains)
+
+    def _peers(self) -> Peers | None:
+        seen = self.seen.get("peers", {})
+        return None if seen is None else Peers(**seen)
 
     def _capacity(self) -> Capacity | None:
         seen = self.seen.get("capacity")
         if seen is None:
             return None
         bound = [views.bound_pod(body) for body in seen.get("pods", [])]
-        nodes = [views.node(body) for body in seen.get("nodes", [])]
         return Capacity(
             known=seen.get("known", True),
-            nodes=tuple(node for node in nodes if node is not None),
+            nodes=tuple(views.node(body) for body in seen.get("nodes", [])),
             bound=tuple(pod for pod in bound if pod is not None),
-            promised=tuple(Demand(**demand) for demand in seen.get("promised", [])),
+            promised=tuple(_demand(demand) for demand in seen.get("promised", [])),
             contenders=tuple(
                 Contender(
                     item["name"],
                     datetime.fromisoformat(item["createdAt"]),
-                    item["running"],
-                    Demand(**item["demand"]),
+                    item["held"],
+                    _demand(item["demand"]),
+                    item.get("gang", False),
+                    datetime.fromisoformat(item["since"]) if "since" in item else None,
                 )
                 for item in seen.get("contenders", [])
             ),
         )
+
+
+def _demand(seen: dict[str, Any]) -> Demand:
+    placement = views.placement(seen.get("pod", {}))
+    return Demand(**{"placement": placement, **{k: v for k, v in seen.items() if k != "pod"}})
 
 
 def load(folder: Path) -> World:
@@ -242,7 +277,13 @@ def plan_document(plan: Plan) -> dict[str, Any]:
                 actions.append({"delete": f"{kind} {name}", "because": reason})
             case ForcePod(name=name, node=node):
                 actions.append({"force": f"Pod {name}", "on": node})
-            case _:
+            case Stop(kind=kind, name=name, reason=reason):
+                actions.append({"stop": f"{kind} {name}", "because": reason})
+            case SetFinalizer(present=present, reason=reason):
+                actions.append({"finalizer": present, "because": reason})
+            case Condemn() | Restore() | Purge() | Forget():
+                actions.append({type(action).__name__.lower(): action.artifact.name})
+            case RecordOutcome():
                 actions.append(
                     {
                         "record": f"{action.kind} {action.name}",
@@ -254,6 +295,6 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "actions": actions,
         "events": [f"{event.type} {event.reason}: {event.message}" for event in plan.events],
         "lookAgain": plan.look_again,
-        "needsCapacity": plan.needs_capacity,
+        "needsSurroundings": plan.needs_surroundings,
         "status": status_object(plan.status),
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 from trenchcoat_api.artifacts import Artifacts, ModelFacts
-from trenchcoat_api.estimate import Estimate, estimate
+from trenchcoat_api.estimate import TERAFLOPS, Estimate, estimate
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 from trenchcoat_api.spec import TrenchcoatSpec
@@ -25,7 +25,11 @@ def add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         "--config", type=Path, metavar="FILE", help="config.json, if the model is out of reach"
     )
     command.add_argument(
-        "--tflops", type=float, default=600, metavar="N", help="what one GPU sustains in bf16 (default: 600)"
+        "--tflops",
+        type=float,
+        default=TERAFLOPS,
+        metavar="N",
+        help=f"what one GPU sustains in bf16 (default: {TERAFLOPS:.0f})",
     )
     command.set_defaults(run=_run)
 

@@ -36,7 +36,7 @@ def unpack(data: bytes | bytearray | np.ndarray) -> tuple[dict[str, torch.Tensor
     Raises:
         ValueError: the bytes are no safetensors object, or too few.
     """
-    ranges, metadata = parse_header(memoryview(data))
+    ranges, metadata = parse_header(data.data if isinstance(data, np.ndarray) else memoryview(data))
     buffer = bytearray(data) if isinstance(data, bytes) else data
     return {name: _view(buffer, name, place) for name, place in ranges.items()}, metadata
 

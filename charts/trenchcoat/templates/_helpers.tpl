@@ -52,7 +52,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "trenchcoat.rules" -}}
 - apiGroups: [trenchcoat.dev]
   resources: [trenchcoats]
-  verbs: [get, list, watch]
+  verbs: [get, list, watch, patch]
 - apiGroups: [trenchcoat.dev]
   resources: [trenchcoats/status]
   verbs: [patch]
@@ -71,7 +71,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   verbs: [list, create, delete]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [list, delete]
+  verbs: [list, watch, delete]
 # With deleting: to give up pods of its own whose node does not answer.
 - apiGroups: [""]
   resources: [pods/status]

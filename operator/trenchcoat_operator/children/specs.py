@@ -9,7 +9,7 @@ from trenchcoat_operator.reconcile.plan import Object
 
 # How the operator runs a stage is nothing to the stage, and environment variables may hold what should
 # not be copied; without them the ConfigMap also stays the same when they change.
-_NOT_FOR_STAGES = {"pods", "scheduling", "suspend"}
+_NOT_FOR_STAGES = {"pods", "retention", "scheduling", "suspend"}
 
 
 def _document(trenchcoat: Trenchcoat) -> Object:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,15 +189,46 @@ class Cluster:
         except NotFoundError:
             return
 
-    def annotate(self, kind: Kind, namespace: str, name: str, annotations: dict[str, str]) -> None:
-        """Add annotations to an object."""
+    def merge(self, kind: Kind, namespace: str, name: str, change: Object) -> None:
+        """Change fields of an object; with metadata.resourceVersion only if nobody else changed it since.
+
+        Raises:
+            NotFoundError: it is gone.
+            ConflictError: somebody else changed it.
+        """
         self._call(
             "PATCH",
             kind.path(namespace, name),
             query={"fieldManager": FIELD_MANAGER},
-            body={"metadata": {"annotations": annotations}},
+            body=change,
             content_type="application/merge-patch+json",
         )
+
+    def watch(self, kind: Kind, namespace: str = "", *, labels: str = "", seconds: int) -> Iterator[Object]:
+        """Changes of objects from now on, as the API server's watch events, for so many seconds at most.
+
+        Raises:
+            ApiError: the API server could not be reached, or does not let us.
+        """
+        page = self._call("GET", kind.path(namespace), query={"labelSelector": labels, "limit": "1"})
+        query = {
+            "labelSelector": labels,
+            "watch": "true",
+            "resourceVersion": page["metadata"]["resourceVersion"],
+            "timeoutSeconds": str(seconds),
+        }
+        response = self._send("GET", kind.path(namespace), query, None, "", (_TIMEOUT[0], seconds + 10.0))
+        stream: urllib3.HTTPResponse = response.response
+        try:
+            if response.status != 200:
+                raise _error(response.status, str(response.reason), stream.read())
+            for line in lines(stream.stream(2**16)):
+                yield json.loads(line)
+        except urllib3.exceptions.HTTPError as error:
+            raise ApiError(0, "Unreachable", f"watch of {kind.plural}: {error}") from error
+        finally:
+            stream.close()
+            stream.release_conn()
 
     def fail_pod(self, namespace: str, name: str, reason: str, message: str) -> None:
         """Say of a pod that it failed."""
@@ -231,20 +262,9 @@ class Cluster:
         body: Any = None,
         content_type: str = "application/json",
     ) -> Object:
-        headers = {"Accept": "application/json"}
-        if body is not None:
-            headers["Content-Type"] = content_type
-        request = self._api.param_serialize(
-            method,
-            path,
-            query_params=list((query or {}).items()),
-            header_params=headers,
-            body=body,
-            auth_settings=["BearerToken"],
-        )
         labels, begun, code = request_labels(method, path, content_type), time.monotonic(), 0
         try:
-            response = self._api.call_api(*request, _request_timeout=_TIMEOUT)
+            response = self._send(method, path, query or {}, body, content_type, _TIMEOUT)
             data: bytes = response.read() or b""  # type: ignore[no-untyped-call]
             code = int(response.status)
         except urllib3.exceptions.HTTPError as error:
@@ -255,6 +275,39 @@ class Cluster:
             result: Object = json.loads(data)
             return result
         raise _error(response.status, str(response.reason), data)
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str],
+        body: Any,
+        content_type: str,
+        timeout: tuple[float, float],
+    ) -> library.rest.RESTResponse:
+        headers = {"Accept": "application/json"}
+        if body is not None:
+            headers["Content-Type"] = content_type
+        request = self._api.param_serialize(
+            method,
+            path,
+            query_params=list(query.items()),
+            header_params=headers,
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        try:
+            return self._api.call_api(*request, _request_timeout=timeout)
+        except urllib3.exceptions.HTTPError as error:
+            raise ApiError(0, "Unreachable", f"{method} {path}: {error}") from error
+
+
+def lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Whole lines of a stream that comes in pieces."""
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from (line for line in whole if line)
 
 
 def _error(status: int, reason: str, data: bytes) -> ApiError:

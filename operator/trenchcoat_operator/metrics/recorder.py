@@ -23,7 +23,20 @@ from trenchcoat_operator.metrics import samples
 from trenchcoat_operator.metrics.samples import Sample
 from trenchcoat_operator.model.observed import Observed
 from trenchcoat_operator.queue import Key
-from trenchcoat_operator.reconcile.plan import Action, Apply, Delete, ForcePod, Plan, RecordOutcome
+from trenchcoat_operator.reconcile.plan import (
+    Action,
+    Apply,
+    Condemn,
+    Delete,
+    ForcePod,
+    Forget,
+    Plan,
+    Purge,
+    RecordOutcome,
+    Restore,
+    SetFinalizer,
+    Stop,
+)
 
 _PASS_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _REQUEST_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 30)
@@ -229,3 +242,9 @@ def _told(action: Action) -> tuple[str, str]:
             return "record", str(kind)
         case ForcePod():
             return "force", "Pod"
+        case Stop(kind=kind):
+            return "stop", str(kind)
+        case SetFinalizer():
+            return "finalizer", "Trenchcoat"
+        case Condemn() | Restore() | Purge() | Forget():
+            return type(action).__name__.lower(), "Artifact"

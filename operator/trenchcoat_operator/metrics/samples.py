@@ -30,11 +30,13 @@ def of_actions(trenchcoat: Trenchcoat, observed: Observed, plan: Plan, now: date
     children = {child.name: child for child in observed.children}
     result = []
     for action in plan.actions:
+        if not isinstance(action, RecordOutcome | Delete):
+            continue
         child = children.get(action.name)
         if isinstance(action, RecordOutcome):
             result.append(Sample("trenchcoat_failed_attempts_total", (namespace, action.outcome)))
             outcome = action.outcome
-        elif isinstance(action, Delete) and child is not None and child.active:
+        elif child is not None and child.active:
             outcome = "Stopped"
         else:
             continue

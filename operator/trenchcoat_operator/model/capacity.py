@@ -25,14 +25,37 @@ class Toleration:
 
 
 @dataclass(frozen=True, slots=True)
+class Requirement:
+    """One expression of a node affinity, on a label or on the field metadata.name."""
+
+    key: str
+    operator: str
+    """In, NotIn, Exists, DoesNotExist, Gt or Lt."""
+    values: tuple[str, ...] = ()
+    field: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where pods may run: what their spec says of nodes, as far as it is a must."""
+
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: tuple[Toleration, ...] = ()
+    affinity: tuple[tuple[Requirement, ...], ...] | None = None
+    """Terms of the required node affinity: a node must meet all requirements of one; None is no affinity."""
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
-    """A node that is ready and takes pods."""
+    """A node."""
 
     name: str
     allocatable: Mapping[str, int]
     """Extended resources, such as nvidia.com/gpu."""
     labels: Mapping[str, str] = field(default_factory=dict)
     taints: tuple[Taint, ...] = ()
+    usable: bool = True
+    """Whether it is ready and takes pods now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +64,8 @@ class BoundPod:
 
     node: str
     requests: Mapping[str, int]
+    ours: bool = False
+    """Whether it belongs to a Job of this operator, which ends some day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +76,9 @@ class Demand:
     pods: int
     gpus: int
     """Of each pod."""
-    node_selector: Mapping[str, str] = field(default_factory=dict)
-    tolerations: tuple[Toleration, ...] = ()
+    placement: Placement = field(default_factory=Placement)
+    owner: str = ""
+    """Of promised pods: namespace/name of their Job or PyTorchJob."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +88,14 @@ class Contender:
     name: str
     """namespace/name."""
     created_at: datetime
-    running: int
-    """Its GPU Jobs that are made and not over."""
+    held: int
+    """GPUs of its Jobs that are made and not over."""
     demand: Demand
-    """Its one-GPU Jobs that wait."""
+    """What waits: pods that start one by one, or a gang."""
+    gang: bool = False
+    """Whether its pods start together or not at all."""
+    since: datetime | None = None
+    """Since when it waits; none for a moment ago."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from trenchcoat_api.artifacts import Manifest, Progress
+from trenchcoat_api.artifacts import Deletion, Manifest, Progress
 from trenchcoat_api.stages import Stage
 
 from trenchcoat_operator.model.capacity import Capacity
@@ -34,9 +34,15 @@ class Pod:
     name: str
     phase: str
     node: str = ""
+    created_at: datetime | None = None
     started_at: datetime | None = None
+    finished_at: datetime | None = None
+    """When the last of its containers ended, once all have."""
+    extended: Mapping[str, int] = field(default_factory=dict)
+    """Extended resources that it holds while it runs, such as nvidia.com/gpu."""
     unschedulable: str = ""
     """What the scheduler said, while it finds no node."""
+    unschedulable_since: datetime | None = None
     waiting_reason: str = ""
     """Why a container does not run, such as ImagePullBackOff."""
     waiting_message: str = ""
@@ -82,6 +88,8 @@ class Child:
     suspended: bool = False
     queued: Queued | None = None
     """None where Kueue has made no Workload for it, or it runs."""
+    stopped: bool = False
+    """Whether the operator had it stopped: its controller ends its pods."""
     created_at: datetime | None = None
     finished_at: datetime | None = None
     reason: str = ""
@@ -101,6 +109,11 @@ class Child:
     def running(self) -> bool:
         """Whether a pod of it runs."""
         return any(pod.phase == "Running" for pod in self.pods)
+
+    @property
+    def holding(self) -> bool:
+        """Whether it holds, or will hold, GPUs: its own conditions come a second after its pods' end."""
+        return self.active and not (self.pods and all(pod.phase == "Succeeded" for pod in self.pods))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +135,28 @@ class StoreView:
     """Of complete artifacts, by content key."""
     progress: Mapping[str, Progress] = field(default_factory=dict)
     """Of artifacts that are being made, by content key."""
+    deletions: Mapping[str, Deletion] = field(default_factory=dict)
+    """Of artifacts without a manifest that the operator deleted, by content key."""
+    remains: frozenset[str] = frozenset()
+    """Content keys of which any object is there; looked at only for a Trenchcoat that is being deleted."""
+
+    @property
+    def told(self) -> Mapping[str, Manifest]:
+        """Manifests, those of deleted artifacts included: facts stay true."""
+        gone = {key: item.manifest for key, item in self.deletions.items() if item.manifest is not None}
+        return {**gone, **self.manifests}
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """The other Trenchcoats with the same store, by the content keys of artifacts; values are their names."""
+
+    at_work: Mapping[str, str] = field(default_factory=dict)
+    """Artifacts that they have a Job for."""
+    users: Mapping[str, str] = field(default_factory=dict)
+    """Artifacts that their specs ask for."""
+    keepers: Mapping[str, str] = field(default_factory=dict)
+    """Those of them that may not be deleted yet: a stage still needs them, or spec.retention keeps them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +169,8 @@ class Observed:
     store: StoreView = field(default_factory=StoreView)
     capacity: Capacity | None = None
     """None unless it was looked at, which only a plan that asks for it needs."""
+    peers: Peers | None = None
+    """Likewise."""
     training_operator: bool = True
     """Whether the cluster knows PyTorchJobs."""
     kueue: bool = True

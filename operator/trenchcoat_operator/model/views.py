@@ -1,13 +1,13 @@
 """Reading objects of the API server into plain values; whatever is missing reads as not there."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
 from trenchcoat_api import constants
 from trenchcoat_api.stages import Stage
 
-from trenchcoat_operator.model.capacity import BoundPod, Node, Taint, Toleration
+from trenchcoat_operator.model.capacity import BoundPod, Node, Placement, Requirement, Taint, Toleration
 from trenchcoat_operator.model.observed import Child, ChildKind, ChildPhase, Pod, Queued
 
 Object = dict[str, Any]
@@ -66,6 +66,8 @@ def child(
     failed = _condition(body, "Failed")
     end = succeeded or failed or {}
     phase = ChildPhase.SUCCEEDED if succeeded else ChildPhase.FAILED if failed else ChildPhase.ACTIVE
+    spec = body.get("spec") or {}
+    policy = spec if kind is ChildKind.JOB else spec.get("runPolicy") or {}
     cria = labels.get(constants.LABEL_CRIA, "")
     attempt = annotations.get(constants.ANNOTATION_ATTEMPT, "")
     return Child(
@@ -82,6 +84,7 @@ def child(
         terminating=bool(metadata.get("deletionTimestamp")),
         suspended=suspended(kind, body),
         queued=queued,
+        stopped=policy.get("activeDeadlineSeconds") is not None,
         created_at=moment(metadata.get("creationTimestamp")),
         finished_at=moment(end.get("lastTransitionTime")),
         reason=str((failed or {}).get("reason") or ""),
@@ -119,16 +122,25 @@ def pod(body: Object) -> Pod:
         for state in (item.get("state") or {}).values()
         if state and (start := moment(state.get("startedAt"))) is not None
     ]
-    unschedulable = ""
+    ends = [
+        moment(((item.get("state") or {}).get("terminated") or {}).get("finishedAt")) for item in containers
+    ]
+    finished = max((end for end in ends if end is not None), default=None)
+    unschedulable, unschedulable_since = "", None
     for condition in status.get("conditions") or []:
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             unschedulable = str(condition.get("message") or condition.get("reason") or "")
+            unschedulable_since = moment(condition.get("lastTransitionTime"))
     return Pod(
         name=body["metadata"]["name"],
         phase=str(status.get("phase") or "Pending"),
         node=str(spec.get("nodeName") or ""),
         started_at=min(begun, default=None),
+        finished_at=finished if len(ends) == sum(end is not None for end in ends) else None,
+        created_at=moment(body["metadata"].get("creationTimestamp")),
+        extended=extended_requests(spec),
         unschedulable=unschedulable,
+        unschedulable_since=unschedulable_since,
         waiting_reason=str(waiting.get("reason") or ""),
         waiting_message=str(waiting.get("message") or ""),
         exit_code=terminated.get("exitCode"),
@@ -155,11 +167,11 @@ def _extended(resources: Object) -> dict[str, int]:
     return {name: _count(value) for name, value in resources.items() if "/" in name}
 
 
-def node(body: Object) -> Node | None:
-    """A node; None when it is not ready or takes no pods."""
-    if (body.get("spec") or {}).get("unschedulable") or _condition(body, "Ready") is None:
-        return None
+def node(body: Object) -> Node:
+    """A node."""
+    cordoned = (body.get("spec") or {}).get("unschedulable")
     return Node(
+        usable=not cordoned and _condition(body, "Ready") is not None,
         name=body["metadata"]["name"],
         allocatable=_extended((body.get("status") or {}).get("allocatable") or {}),
         labels=body["metadata"].get("labels") or {},
@@ -195,13 +207,38 @@ def tolerations(spec: Object) -> tuple[Toleration, ...]:
     )
 
 
+def placement(spec: Object) -> Placement:
+    """Where the pods of a spec may run."""
+    affinity = (spec.get("affinity") or {}).get("nodeAffinity") or {}
+    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution")
+    terms = None
+    if required is not None:
+        terms = tuple(
+            (
+                *_requirements(term.get("matchExpressions"), field=False),
+                *_requirements(term.get("matchFields"), field=True),
+            )
+            for term in required.get("nodeSelectorTerms") or []
+        )
+    return Placement(spec.get("nodeSelector") or {}, tolerations(spec), terms)
+
+
+def _requirements(expressions: list[Object] | None, *, field: bool) -> Iterator[Requirement]:
+    for item in expressions or []:
+        values = tuple(str(value) for value in item.get("values") or [])
+        yield Requirement(str(item.get("key") or ""), str(item.get("operator") or ""), values, field)
+
+
 def bound_pod(body: Object) -> BoundPod | None:
     """What a pod holds of its node's extended resources; None when it holds nothing."""
     spec = body.get("spec") or {}
     if not spec.get("nodeName") or (body.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
         return None
     requests = extended_requests(spec)
-    return BoundPod(spec["nodeName"], requests) if any(requests.values()) else None
+    if not any(requests.values()):
+        return None
+    ours = (body["metadata"].get("labels") or {}).get(constants.LABEL_MANAGED_BY) == constants.MANAGED_BY
+    return BoundPod(spec["nodeName"], requests, ours)
 
 
 def finished_pods(kind: ChildKind, body: Object) -> int:

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import takewhile
 
-from trenchcoat_api.artifacts import Manifest
+from trenchcoat_api.artifacts import Deletion, DeletionPhase, Manifest
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.status import State, WaitingReason
 
 from trenchcoat_operator.children import names
-from trenchcoat_operator.model.observed import Child, ChildKind, ChildPhase, Observed, Problem
-from trenchcoat_operator.reconcile import failures
+from trenchcoat_operator.model.observed import Child, ChildKind, ChildPhase, Observed, Pod, Problem
+from trenchcoat_operator.reconcile import failures, graph, texts
 from trenchcoat_operator.reconcile.failures import FailureClass, Outcome
 from trenchcoat_operator.reconcile.graph import Work
 
@@ -19,8 +19,10 @@ MANIFEST_GRACE = timedelta(seconds=10)
 """A Job that ended well has this long for its manifest to be seen."""
 BACKOFF = timedelta(seconds=10)
 BACKOFF_LIMIT = timedelta(minutes=5)
-NO_POD_GRACE = timedelta(seconds=30)
-NO_WORKLOAD_GRACE = timedelta(seconds=30)
+NO_POD_GRACE = timedelta(seconds=20)
+NO_WORKLOAD_GRACE = timedelta(seconds=20)
+UNSCHEDULABLE_GRACE = timedelta(seconds=20)
+"""The scheduler may find a node for a pod within this time before anybody is told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +44,14 @@ class Assessment:
     """A new try may be made now, GPUs permitting."""
     problem: Problem | None = None
     """What a person must mend before it goes on."""
+    outcomes: tuple[tuple[Child, Outcome], ...] = ()
+    """How its failed tries ended."""
     unrecorded: tuple[tuple[Child, Outcome], ...] = ()
     """Failures whose verdict does not stand on the child yet."""
     look_at: datetime | None = None
     """When time alone will change this."""
+    deleted: Deletion | None = None
+    """What was noted when the operator deleted it, where that is why it has no manifest."""
 
     @property
     def latest(self) -> Child | None:
@@ -59,8 +65,18 @@ def tries_of(work: Work, children: tuple[Child, ...]) -> tuple[Child, ...]:
     return tuple(sorted(mine, key=lambda child: (child.attempt, child.name)))
 
 
-def assess(work: Work, trenchcoat: Trenchcoat, observed: Observed, now: datetime) -> Assessment:
-    """Judge one work."""
+def assess(
+    work: Work, trenchcoat: Trenchcoat, observed: Observed, now: datetime, *, needed: bool = True
+) -> Assessment:
+    """Judge one work.
+
+    Args:
+        work: The work.
+        trenchcoat: Its Trenchcoat.
+        observed: What was seen.
+        now: The moment.
+        needed: Whether its artifact is still to be made; else it is there, or was deleted for good.
+    """
     tries = tries_of(work, observed.children)
     manifest = observed.store.manifests.get(work.key)
     outcomes = _outcomes(tries, now, complete=manifest is not None)
@@ -68,13 +84,19 @@ def assess(work: Work, trenchcoat: Trenchcoat, observed: Observed, now: datetime
         work=work,
         state=State.BLOCKED,
         tries=tries,
-        attempt=tries[-1].attempt if tries else 0,
+        # A try whose Job was taken away is counted on from, so that no two tries have one name.
+        attempt=max(tries[-1].attempt if tries else 0, _former_attempt(work, trenchcoat)),
         manifest=manifest,
         last_outcome=outcomes[-1][1] if outcomes else None,
+        outcomes=tuple(outcomes),
         unrecorded=tuple((child, outcome) for child, outcome in outcomes if not child.outcome),
     )
     if manifest is not None:
         return _with(base, state=State.SUCCEEDED)
+    deleted = observed.store.deletions.get(work.key)
+    if not needed and deleted is not None:
+        message = f"deleted at {texts.timestamp(deleted.updated_at)}: no stage reads it any more"
+        return _with(base, state=State.SUCCEEDED, message=message, deleted=deleted)
     missing = _missing(work, observed.store.manifests)
     latest = base.latest
     if latest is not None and latest.terminating:
@@ -94,6 +116,13 @@ def assess(work: Work, trenchcoat: Trenchcoat, observed: Observed, now: datetime
             message="ended well; its manifest is about to be read",
             look_at=ended + MANIFEST_GRACE,
         )
+    if latest is not None and latest.phase is ChildPhase.FAILED and _pods_linger(latest):
+        return _with(
+            base,
+            state=State.SUSPENDED if trenchcoat.spec.suspend else State.WAITING,
+            waiting=None if trenchcoat.spec.suspend else WaitingReason.CLEANUP,
+            message=f"the pods of {latest.kind} {latest.name}, which failed, are being stopped",
+        )
     if latest is not None and (failed := _after_failures(base, latest, outcomes, trenchcoat, now)):
         return failed
     if missing:
@@ -111,6 +140,9 @@ def assess(work: Work, trenchcoat: Trenchcoat, observed: Observed, now: datetime
             message=message,
             problem=Problem("TrainingOperatorMissing", message),
         )
+    if deleted is not None and deleted.phase is not DeletionPhase.PURGED:
+        message = "waits until its former objects are deleted, or given back"
+        return _with(base, state=State.WAITING, waiting=WaitingReason.CLEANUP, message=message)
     name = names.child_name(trenchcoat.metadata.name, work.artifact, base.attempt + 1)
     if any(child.name == name for child in observed.children):
         return _with(
@@ -125,6 +157,17 @@ def assess(work: Work, trenchcoat: Trenchcoat, observed: Observed, now: datetime
 def _with(base: Assessment, **changes: object) -> Assessment:
     values = {name: getattr(base, name) for name in Assessment.__dataclass_fields__}
     return Assessment(**{**values, **changes})
+
+
+def _former_attempt(work: Work, trenchcoat: Trenchcoat) -> int:
+    """Number of the latest try by the status."""
+    rows = [*trenchcoat.status.stages, *trenchcoat.status.crias]
+    return max((row.attempt for row in rows if row.key == work.key), default=0)
+
+
+def _pods_linger(child: Child) -> bool:
+    """Whether pods of a child that is over still run: they may write a checkpoint."""
+    return any(pod.phase == "Running" for pod in child.pods)
 
 
 def _overdue(child: Child, now: datetime) -> bool:
@@ -144,18 +187,31 @@ def _outcomes(tries: tuple[Child, ...], now: datetime, *, complete: bool) -> lis
 
 def _missing(work: Work, manifests: Mapping[str, Manifest]) -> str:
     """The stages that an input is still to come from, in words."""
-    stages = [item.stage.value for item in work.inputs if item.key not in manifests]
+    for wanted in (work.inputs, work.reads):  # what it only reads is missing when it was deleted
+        stages = [item.stage.value for item in wanted if item.key not in manifests]
+        if stages:
+            break
     return " and ".join(dict.fromkeys(stages))
 
 
 def _active(
     base: Assessment, child: Child, trenchcoat: Trenchcoat, now: datetime, *, kueue: bool
 ) -> Assessment:
+    if child.stopped:
+        return _with(
+            base,
+            state=State.WAITING,
+            waiting=WaitingReason.CLEANUP,
+            message=f"{child.kind} {child.name} is being stopped: {child.outcome_message}",
+        )
     leaving = [pod for pod in child.pods if pod.gone_by is not None]
-    if child.running and not leaving:
-        return _with(base, state=State.RUNNING)
-    if child.suspended:
+    if child.suspended and (leaving or not child.running):
         return _queued(base, child, trenchcoat, now, kueue=kueue)
+    stuck = next((pod for pod in child.pods if pod.unschedulable and pod.phase == "Pending"), None)
+    if stuck is not None:
+        return _unschedulable(base, child, stuck, now)
+    if child.running and not leaving:
+        return _with(base, state=State.RUNNING, look_at=deadline_of(base.work, trenchcoat, child))
     if leaving:
         pod = min(leaving, key=lambda pod: pod.name)
         message = f"the cluster ends pod {pod.name} on {pod.node}; it goes on elsewhere from its checkpoint"
@@ -163,11 +219,6 @@ def _active(
     problem = failures.pod_problem(child)
     if problem is not None:
         return _with(base, state=State.STARTING, message=problem.message, problem=problem)
-    for pod in sorted(child.pods, key=lambda pod: pod.name):
-        if pod.unschedulable:
-            return _with(
-                base, state=State.STARTING, message=f"pod {pod.name} waits for a node: {pod.unschedulable}"
-            )
     if not child.pods and child.created_at is not None and now - child.created_at > NO_POD_GRACE:
         return _with(
             base,
@@ -206,6 +257,36 @@ def _queued(
 
 
 _INTEGRATIONS = {ChildKind.JOB: "batch/job", ChildKind.PYTORCH_JOB: "kubeflow.org/pytorchjob"}
+
+
+def _unschedulable(base: Assessment, child: Child, pod: Pod, now: datetime) -> Assessment:
+    message = f"pod {pod.name} waits for a node: {pod.unschedulable}"
+    since = pod.unschedulable_since or pod.created_at or child.created_at or now
+    if now - since < UNSCHEDULABLE_GRACE:
+        return _with(base, state=State.STARTING, message=message, look_at=since + UNSCHEDULABLE_GRACE)
+    field = f"spec.pods.{base.work.stage}"
+    remedy = f"add nodes, free some, or change {field}.resources, nodeSelector, tolerations or affinity"
+    problem = Problem("Unschedulable", f"{message}; {remedy}")
+    return _with(base, state=State.STARTING, message=problem.message, problem=problem)
+
+
+def deadline_of(work: Work, trenchcoat: Trenchcoat, child: Child) -> datetime | None:
+    """When a child's attempt has run for as long as it may; None while it does not run or may run on."""
+    seconds = graph.overrides(trenchcoat.spec, work.stage).deadline_seconds
+    begun = [pod.started_at for pod in child.pods if pod.phase == "Running" and pod.started_at is not None]
+    if seconds is None or not begun:
+        return None
+    return min(begun) + timedelta(seconds=seconds)
+
+
+def deadline_exceeded(work: Work, trenchcoat: Trenchcoat) -> Outcome:
+    """What is recorded of a child that was stopped at its deadline."""
+    field = f"spec.pods.{work.stage}.deadlineSeconds"
+    seconds = graph.overrides(trenchcoat.spec, work.stage).deadline_seconds
+    return Outcome(
+        FailureClass.DEADLINE_EXCEEDED,
+        f"it ran longer than {field} {seconds}: raise it, or find out from the pod's log what it waited for",
+    )
 
 
 def _after_failures(

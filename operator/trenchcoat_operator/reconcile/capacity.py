@@ -1,53 +1,51 @@
-"""Which waiting Jobs may start on the GPUs that are free now."""
+"""Which waiting Jobs may start on the GPUs that are free now, shared fairly among all Trenchcoats."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
-from trenchcoat_operator.model.capacity import Capacity, Contender, Demand, Node, Taint, Toleration
+from trenchcoat_operator.model.capacity import Capacity, Contender, Demand, Node
+from trenchcoat_operator.reconcile.placement import admits
 
-_KEEPS_OFF = ("NoSchedule", "NoExecute")
+PATIENCE = timedelta(minutes=5)
+"""A gang that waits longer goes first, and GPUs that come free are kept for it until all its pods fit."""
 
-
-def tolerates(toleration: Toleration, taint: Taint) -> bool:
-    """Whether a toleration answers a taint, by the scheduler's rule."""
-    if toleration.effect and toleration.effect != taint.effect:
-        return False
-    if not toleration.key:
-        return toleration.operator == "Exists"
-    if toleration.key != taint.key:
-        return False
-    return toleration.operator == "Exists" or toleration.value == taint.value
+Free = dict[str, int]
+"""Free GPUs by node."""
 
 
-def admits(node: Node, demand: Demand) -> bool:
-    """Whether a node's labels and taints let the demand's pods on it.
-
-    Affinity is left to the scheduler: a pod that it keeps off every free node waits as Pending.
-    """
-    if any(node.labels.get(key) != value for key, value in demand.node_selector.items()):
-        return False
-    return all(
-        taint.effect not in _KEEPS_OFF
-        or any(tolerates(toleration, taint) for toleration in demand.tolerations)
-        for taint in node.taints
-    )
-
-
-def free(capacity: Capacity, resource: str) -> dict[str, int]:
+def free(capacity: Capacity, resource: str) -> Free:
     """GPUs of each node that neither a bound pod nor a Job already made will use."""
-    left = {node.name: node.allocatable.get(resource, 0) for node in capacity.nodes}
+    return _free(capacity, resource)[0]
+
+
+def unplaced(capacity: Capacity) -> frozenset[str]:
+    """Jobs already made whose pods do not all fit any more: somebody else took the GPUs meanwhile."""
+    resources = {demand.resource for demand in capacity.promised}
+    return frozenset(owner for resource in resources for owner in _free(capacity, resource)[1])
+
+
+def _free(capacity: Capacity, resource: str) -> tuple[Free, set[str]]:
+    left = {node.name: node.allocatable.get(resource, 0) for node in capacity.nodes if node.usable}
     for pod in capacity.bound:
         if pod.node in left:
             left[pod.node] -= pod.requests.get(resource, 0)
+    homeless = set()
     for demand in capacity.promised:
         if demand.resource == resource:
             for _ in range(demand.pods):
-                _place(capacity.nodes, left, demand)
-    return left
+                if not _place(capacity.nodes, left, demand):
+                    homeless.add(demand.owner)
+    return left, homeless
 
 
-def _place(nodes: tuple[Node, ...], left: dict[str, int], demand: Demand) -> bool:
+def _place(nodes: tuple[Node, ...], left: Free, demand: Demand) -> bool:
     # The fullest node that fits, so that nodes with many free GPUs stay whole for larger pods.
-    fitting = [node.name for node in nodes if left.get(node.name, 0) >= demand.gpus and admits(node, demand)]
+    fitting = [
+        node.name
+        for node in nodes
+        if left.get(node.name, 0) >= demand.gpus and admits(node, demand.placement)
+    ]
     if not fitting:
         return False
     chosen = min(fitting, key=lambda name: (left[name], name))
@@ -55,62 +53,175 @@ def _place(nodes: tuple[Node, ...], left: dict[str, int], demand: Demand) -> boo
     return True
 
 
+def _place_all(nodes: tuple[Node, ...], left: Free, demand: Demand) -> bool:
+    """Place all pods, or none."""
+    tried = dict(left)
+    if not all(_place(nodes, tried, demand) for _ in range(demand.pods)):
+        return False
+    left.update(tried)
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """How many of the asking Trenchcoat's waiting Jobs may start, and why not more."""
+    """How many of the asking Trenchcoat's waiting pods may start, and why not more."""
 
-    jobs: int
+    pods: int
     reason: str = ""
+    never: bool = False
+    """No node of the cluster could ever take them, not even an empty one."""
 
 
-def grant(capacity: Capacity, asking: Contender) -> Grant:
+def grant(capacity: Capacity, asking: Contender, now: datetime) -> Grant:
     """Share the free GPUs among all who wait; say what falls to the one who asks.
 
-    The GPUs go one by one to the Trenchcoat with the fewest running Jobs, the oldest first among equals.
-    Those who cannot use a GPU, by their node selector say, leave it to the others: none stays idle.
+    A turn is one pod, or all pods of a gang. It goes to the Trenchcoat that holds the fewest GPUs, the oldest
+    first among equals. Those who cannot use what is free leave it to the others, so that no GPU stays idle;
+    but a gang that has waited longer than PATIENCE goes before all others, the longest waiting first, and as
+    long as that one does not fit, GPUs that it can use are kept for it. GPUs of pods that are not this
+    operator's are not waited for: they may never come free.
     """
     demand = asking.demand
     if not capacity.known:
         return Grant(demand.pods)
-    left_by_resource: dict[str, dict[str, int]] = {}
-    contenders = (*capacity.contenders, asking)
-    running = {contender.name: contender.running for contender in contenders}
-    waiting = {contender.name: contender.demand.pods for contender in contenders}
-    granted = given_to_others = 0
-    while any(waiting.values()):
-        turn = min(
-            (contender for contender in contenders if waiting[contender.name]),
-            key=lambda contender: (running[contender.name], contender.created_at, contender.name),
-        )
-        resource = turn.demand.resource
-        left = left_by_resource.setdefault(resource, free(capacity, resource))
-        if not _place(capacity.nodes, left, turn.demand):
-            waiting[turn.name] = 0
-            continue
-        waiting[turn.name] -= 1
-        running[turn.name] += 1
-        if turn is asking:
-            granted += 1
-        else:
-            given_to_others += 1
+    sharing = _Sharing(capacity, (*capacity.contenders, asking))
+    sharing.serve_patient_gangs(now)
+    sharing.serve_in_turn()
+    granted = sharing.granted[asking.name]
     if granted == demand.pods:
         return Grant(granted)
-    return Grant(granted, _why_not_more(capacity, demand, given_to_others))
+    never = not _could_ever_fit(capacity.nodes, demand, together=asking.gang)
+    others = sum(sharing.granted.values()) - granted
+    return Grant(granted, _why_not_more(capacity, asking, sharing.kept_for, others, never), never)
 
 
-def _why_not_more(capacity: Capacity, demand: Demand, given_to_others: int) -> str:
+class _Sharing:
+    """One sharing out of the free GPUs."""
+
+    def __init__(self, capacity: Capacity, contenders: tuple[Contender, ...]) -> None:
+        self._capacity = capacity
+        self._contenders = contenders
+        self._free: dict[str, Free] = {}
+        self._held = {contender.name: contender.held for contender in contenders}
+        self._waiting = {contender.name: contender.demand.pods for contender in contenders}
+        self.granted = dict.fromkeys(self._waiting, 0)
+        self.kept_for = ""
+        """The gang that GPUs are kept for."""
+
+    def serve_patient_gangs(self, now: datetime) -> None:
+        """Let gangs go first that have waited long, and keep GPUs for the first of them that does not fit."""
+        waited = [
+            (contender.since, contender.name, contender)
+            for contender in self._contenders
+            if contender.gang and contender.since is not None and now - contender.since > PATIENCE
+        ]
+        for _, name, gang in sorted(waited, key=lambda item: item[:2]):
+            left = self._left(gang.demand.resource)
+            if _place_all(self._capacity.nodes, left, gang.demand):
+                self._give(gang, gang.demand.pods)
+            elif not self.kept_for:
+                places = _reservation(self._capacity, left, gang.demand)
+                if places:
+                    self.kept_for = name
+                    for node, gpus in places.items():
+                        left[node] -= min(left[node], gpus)
+            self._waiting[name] = 0
+
+    def serve_in_turn(self) -> None:
+        """Share what is left."""
+        while any(self._waiting.values()):
+            turn = min(
+                (contender for contender in self._contenders if self._waiting[contender.name]),
+                key=lambda contender: (self._held[contender.name], contender.created_at, contender.name),
+            )
+            left = self._left(turn.demand.resource)
+            pods = turn.demand.pods if turn.gang else 1
+            fits = _place_all if turn.gang else _place
+            if fits(self._capacity.nodes, left, turn.demand):
+                self._give(turn, pods)
+                self._waiting[turn.name] -= pods
+            else:
+                self._waiting[turn.name] = 0
+
+    def _left(self, resource: str) -> Free:
+        if resource not in self._free:
+            self._free[resource] = free(self._capacity, resource)
+        return self._free[resource]
+
+    def _give(self, contender: Contender, pods: int) -> None:
+        self.granted[contender.name] += pods
+        self._held[contender.name] += pods * contender.demand.gpus
+
+
+def _reservation(capacity: Capacity, left: Free, demand: Demand) -> Mapping[str, int]:
+    """GPUs to keep by node, where a gang will fit once Jobs of this operator end; none where it never will.
+
+    The nodes with the most free GPUs come first: what is kept there can only grow, so the gang gets its place
+    in the end.
+    """
+    potential = {
+        node.name: node.allocatable.get(demand.resource, 0) for node in capacity.nodes if node.usable
+    }
+    for pod in capacity.bound:
+        if not pod.ours and pod.node in potential:
+            potential[pod.node] -= pod.requests.get(demand.resource, 0)
+    kept: dict[str, int] = {}
+    missing = demand.pods
+    able = [node for node in capacity.nodes if admits(node, demand.placement)]
+    for node in sorted(able, key=lambda node: (-left.get(node.name, 0), node.name)):
+        pods = min(missing, potential[node.name] // demand.gpus)
+        if pods > 0:
+            kept[node.name] = pods * demand.gpus
+            missing -= pods
+    return kept if not missing else {}
+
+
+def _could_ever_fit(nodes: tuple[Node, ...], demand: Demand, *, together: bool) -> bool:
+    """Whether the pods would fit if every node were ready and empty: together, or each for itself."""
+    able = [node for node in nodes if admits(node, demand.placement, ever=True)]
+    places = sum(node.allocatable.get(demand.resource, 0) // demand.gpus for node in able)
+    return places >= (demand.pods if together else 1)
+
+
+def _why_not_more(capacity: Capacity, asking: Contender, kept_for: str, others: int, never: bool) -> str:
+    demand = asking.demand
     owners = [node for node in capacity.nodes if node.allocatable.get(demand.resource, 0) > 0]
     if not owners:
+        return f"no node has {demand.resource}"
+    if not any(node.usable for node in owners):
         return f"no ready node has {demand.resource}"
-    admitting = [node for node in owners if admits(node, demand)]
+    admitting = [node for node in owners if admits(node, demand.placement)]
     if not admitting:
         return (
-            f"none of the {_nodes(len(owners))} with {demand.resource} matches the pods' nodeSelector and "
-            "tolerations"
+            f"none of the {_nodes(len(owners))} with {demand.resource} matches the pods' nodeSelector, node "
+            "affinity and tolerations"
         )
-    if given_to_others:
-        return f"free {demand.resource} go first to Trenchcoats with fewer running Jobs"
-    return f"0 of {_nodes(len(admitting))} have a free {demand.resource}"
+    wanted = f"a free {demand.resource}"
+    if asking.gang:
+        each = (
+            f" with {demand.gpus} {demand.resource} each" if demand.gpus > 1 else f" with a {demand.resource}"
+        )
+        wanted = f"room for {demand.pods} pods{each} at once"
+        if never:
+            largest = max(node.allocatable.get(demand.resource, 0) for node in admitting)
+            return (
+                f"the cluster has no {wanted}: {_nodes(len(admitting))} with at most {largest}; add nodes, "
+                "or lower the stage's nodes or gpusPerNode"
+            )
+    if kept_for == asking.name:
+        return f"waits for {wanted}; {demand.resource} that come free are kept for it"
+    if kept_for:
+        return f"free {demand.resource} are kept for Trenchcoat {kept_for}, whose gang has waited longest"
+    if others:
+        return f"free {demand.resource} go first to Trenchcoats that hold fewer"
+    if asking.gang:
+        now_free = sum(
+            count // demand.gpus
+            for name, count in free(capacity, demand.resource).items()
+            if count > 0 and any(node.name == name for node in admitting)
+        )
+        return f"waits for {wanted}: {now_free} of them fit now"
+    return f"0 of {_nodes(len(admitting))} have {wanted}"
 
 
 def _nodes(count: int) -> str:

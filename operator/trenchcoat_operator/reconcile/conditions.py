@@ -6,10 +6,17 @@ from datetime import datetime
 
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
-from trenchcoat_api.status import Condition, ConditionType, StageStatus, State, TrenchcoatStatus
+from trenchcoat_api.status import (
+    Condition,
+    ConditionType,
+    StageStatus,
+    State,
+    TrenchcoatStatus,
+    WaitingReason,
+)
 
 from trenchcoat_operator.model.observed import Observed, Problem
-from trenchcoat_operator.reconcile import texts
+from trenchcoat_operator.reconcile import gate, texts
 from trenchcoat_operator.reconcile.assess import Assessment
 from trenchcoat_operator.reconcile.failures import FailureClass
 from trenchcoat_operator.reconcile.graph import Graph
@@ -78,6 +85,8 @@ def verdicts(
             row.source.value if row.source else row.state.value,
             row.message,
         )
+        if row.name == Stage.STITCH and row.waiting_reason is WaitingReason.GATE:
+            result[kind] = Verdict("False", gate.REASON, row.message)
     complete = bool(stages) and all(row.state is State.SUCCEEDED for row in stages)
     suspended = trenchcoat.spec.suspend and not complete
     if complete:

@@ -1,115 +1,113 @@
 """The decision: from one Trenchcoat and one look at the world to a plan."""
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from trenchcoat_api.artifacts import Artifacts
+from trenchcoat_api import constants
+from trenchcoat_api.artifacts import Artifacts, ModelFacts
+from trenchcoat_api.estimate import TERAFLOPS, estimate
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
-from trenchcoat_api.status import State, TrenchcoatStatus, WaitingReason
+from trenchcoat_api.status import EstimateStatus, State, TrenchcoatStatus, WaitingReason
 
 from trenchcoat_operator.children import jobs, specs
-from trenchcoat_operator.model.observed import ChildKind, Observed, Problem
-from trenchcoat_operator.reconcile import columns, conditions, events, rows, texts
+from trenchcoat_operator.model.observed import Observed, Problem
+from trenchcoat_operator.reconcile import (
+    columns,
+    conditions,
+    events,
+    gate,
+    retention,
+    rows,
+    stopping,
+    texts,
+    usage,
+)
 from trenchcoat_operator.reconcile.assess import Assessment, assess
-from trenchcoat_operator.reconcile.graph import Graph, build
-from trenchcoat_operator.reconcile.plan import Action, Apply, Delete, ForcePod, Plan, RecordOutcome
+from trenchcoat_operator.reconcile.graph import Graph, build, needed
+from trenchcoat_operator.reconcile.plan import Action, Apply, Plan, RecordOutcome, StoreAction
 from trenchcoat_operator.reconcile.release import Hold, Release, release
 from trenchcoat_operator.settings import Settings
 
 STORE_RETRY_SECONDS = 10.0
-LOST_POD_GRACE = timedelta(seconds=30)
-"""A pod that should be gone for so long is on a node that does not answer."""
 
 
 def reconcile(desired: Trenchcoat, observed: Observed, settings: Settings, now: datetime) -> Plan:
     """Decide what is to be done for a Trenchcoat."""
+    graph = build(desired.spec, observed.store.told)
     if desired.metadata.deletion_timestamp:
-        return Plan((), desired.status, (), None)  # its children go by their owner references
-    graph = build(desired.spec, observed.store.manifests)
-    assessments = tuple(assess(work, desired, observed, now) for work in graph.works)
-    released = _release(desired, graph, assessments, observed)
-    deletions = _deletions(desired, graph, observed, settings)
+        return _part(desired, graph, observed, settings, now)
+    still = needed(graph.works, observed.store.manifests, observed.store.deletions)
+    assessments = tuple(
+        assess(work, desired, observed, now, needed=work.key in still) for work in graph.works
+    )
+    released = _release(desired, graph, assessments, observed, now)
+    removals = stopping.deletions(desired, graph, observed, settings, now)
+    kept, undecided = _intermediates(desired, graph, observed, still)
     records = [
         RecordOutcome(child.kind, child.name, outcome.failure.value, outcome.message)
         for assessment in assessments
         for child, outcome in assessment.unrecorded
     ]
     actions = (
-        *deletions,
-        *_lost_pods(observed, now),
+        *retention.wanted_finalizer(desired),
+        *removals,
+        *stopping.lost_pods(observed, now),
         *records,
+        *stopping.past_deadline(desired, graph, observed, now),
         *_creations(desired, assessments, released, observed, settings),
+        *kept,
     )
-    status = _status(desired, graph, assessments, released, observed, now)
+    going = frozenset(action.name for action in removals)
+    status = _status(desired, graph, assessments, released, observed, now, going)
     told = (
         *events.of_conditions(desired.status.conditions, status.conditions, desired),
         *events.of_failures(assessments),
         *events.of_actions(actions, texts.timestamp(now)),
         *events.of_rows(desired.status, status),
     )
+    stuck = observed.capacity is None and bool(stopping.stuck(desired, observed, now))
     return Plan(
         actions,
         status,
         told,
-        _look_again(assessments, released, observed, settings, now),
-        released.needs_capacity,
+        _look_again(desired, status, assessments, released, observed, settings, now, hurry=bool(kept)),
+        released.needs_surroundings or undecided or stuck,
+        any(hold.waiting is WaitingReason.GPU for hold in released.held.values()),
     )
 
 
+def _part(desired: Trenchcoat, graph: Graph, observed: Observed, settings: Settings, now: datetime) -> Plan:
+    """Let a Trenchcoat go; without the finalizer its children go by their owner references."""
+    if constants.FINALIZER not in desired.metadata.finalizers:
+        return Plan((), desired.status, (), None)
+    steps, told, undecided = retention.farewell(desired, graph, observed, now)
+    actions = (*stopping.lost_pods(observed, now), *steps)
+    every = (*told, *events.of_actions(actions, texts.timestamp(now)))
+    hurry = any(isinstance(action, StoreAction) for action in actions)
+    return Plan(actions, desired.status, every, 0.0 if hurry else settings.poll_seconds, undecided)
+
+
+def _intermediates(
+    desired: Trenchcoat, graph: Graph, observed: Observed, still: set[str]
+) -> tuple[list[Action], bool]:
+    if observed.store.problem is not None or graph.fault:
+        return [], False
+    return retention.intermediates(desired, graph, observed, still)
+
+
 def _release(
-    desired: Trenchcoat, graph: Graph, assessments: tuple[Assessment, ...], observed: Observed
+    desired: Trenchcoat,
+    graph: Graph,
+    assessments: tuple[Assessment, ...],
+    observed: Observed,
+    now: datetime,
 ) -> Release:
     if observed.store.problem is not None:
         hold = Hold(WaitingReason.STORE, "waits until the store can be used")
-        return Release((), {item.work.key: hold for item in assessments if item.startable}, False)
+        return Release(held={item.work.key: hold for item in assessments if item.startable})
     if graph.fault:
-        return Release((), {}, False)
-    return release(desired, assessments, observed)
-
-
-def _deletions(desired: Trenchcoat, graph: Graph, observed: Observed, settings: Settings) -> list[Action]:
-    wanted = {work.key: work for work in graph.works}
-    known = observed.store.problem is None  # or else what is wanted is not known
-    result: list[Action] = []
-    going = set()
-    for child in sorted(observed.children, key=lambda child: child.name):
-        if not child.owned or child.terminating:
-            continue
-        reason = ""
-        if known and child.key not in wanted:
-            reason = "the spec no longer asks for its artifact"
-        elif child.active and desired.spec.suspend:
-            reason = "spec.suspend is true"
-        elif (
-            known
-            and child.active
-            and not child.running
-            and child.template != jobs.template_hash(desired, wanted[child.key], settings.pods)
-        ):
-            reason = "its pod settings changed before it ran"
-        elif (
-            child.kind is ChildKind.PYTORCH_JOB and child.active and any(pod.disrupted for pod in child.pods)
-        ):
-            # Its other pods cannot go on without the one that is gone; their ends would count as failures.
-            reason = "the cluster ended a pod of it; it starts again from its checkpoint"
-        if reason:
-            going.add(child.name)
-            result.append(Delete(child.kind, child.name, reason))
-    needed = {child.spec_name for child in observed.children if child.active and child.name not in going}
-    needed.add(specs.spec_name(desired))
-    for name in sorted(observed.config_maps - needed):
-        result.append(Delete("ConfigMap", name, "no Job reads it any more"))
-    return result
-
-
-def _lost_pods(observed: Observed, now: datetime) -> list[Action]:
-    lost = [
-        ForcePod(pod.name, pod.node)
-        for child in observed.children
-        for pod in child.pods
-        if pod.gone_by is not None and now > pod.gone_by + LOST_POD_GRACE
-    ]
-    return sorted(lost, key=lambda action: action.name)
+        return Release()
+    return release(desired, assessments, observed, now)
 
 
 def _creations(
@@ -128,16 +126,29 @@ def _creations(
     return result
 
 
-def _problem(graph: Graph, assessments: tuple[Assessment, ...], observed: Observed) -> Problem | None:
+def _problem(
+    desired: Trenchcoat,
+    graph: Graph,
+    assessments: tuple[Assessment, ...],
+    released: Release,
+    observed: Observed,
+    going: frozenset[str],
+) -> Problem | None:
     if observed.store.problem is not None:
         return observed.store.problem
     if graph.fault:
         return Problem("InvalidInput", graph.fault)
     for assessment in assessments:
-        if assessment.problem is not None:
+        # What is wrong with a Job that is taken away in this very pass is of no interest.
+        taken_away = assessment.latest is not None and assessment.latest.name in going
+        if assessment.problem is not None and not taken_away:
             name = assessment.work.artifact.name
             return Problem(assessment.problem.reason, f"{name}: {assessment.problem.message}")
-    return None
+    for assessment in assessments:
+        hold = released.held.get(assessment.work.key)
+        if hold is not None and hold.problem is not None:
+            return Problem(hold.problem.reason, f"{assessment.work.artifact.name}: {hold.message}")
+    return gate.judge(desired, assessments)
 
 
 def _status(
@@ -147,6 +158,7 @@ def _status(
     released: Release,
     observed: Observed,
     now: datetime,
+    going: frozenset[str],
 ) -> TrenchcoatStatus:
     former = desired.status
     if observed.store.problem is not None and former.stages:
@@ -154,18 +166,18 @@ def _status(
     else:
         started = frozenset(work.key for work in released.start)
         stages, crias = rows.stage_rows(
-            desired, assessments, dict(released.held), started, observed, graph.fault
+            desired, assessments, dict(released.held), started, observed, graph.fault, now
         )
     busy = any(child.active and child.owned for child in observed.children) or bool(released.start)
     first = conditions.accepted(graph, assessments, observed)
-    problem = _problem(graph, assessments, observed)
+    problem = _problem(desired, graph, assessments, released, observed, going)
     wanted = conditions.verdicts(desired, first, stages, problem, busy=busy)
     manifests = [item.manifest for item in assessments if item.manifest is not None]
-    tokenize = observed.store.manifests.get(Artifacts(desired.spec).tokenize.key)
+    tokenize = observed.store.told.get(Artifacts(desired.spec).tokenize.key)
     by_stage = {manifest.stage: manifest for manifest in manifests}
     crias_running = sum(child.stage is Stage.CRIA and child.running for child in observed.children)
     known = observed.store.problem is None
-    return TrenchcoatStatus(
+    status = TrenchcoatStatus(
         observed_generation=desired.metadata.generation,
         stage=columns.stage(desired, stages, crias, stalled=problem is not None),
         crias_done=columns.crias_done(crias),
@@ -183,23 +195,51 @@ def _status(
         perplexities=by_stage[Stage.EVALUATE].facts.perplexities
         if Stage.EVALUATE in by_stage
         else ([] if known else former.perplexities),
+        gpu_seconds=former.gpu_seconds,
+        accounted_at=former.accounted_at,
+        estimate=_estimate(desired, tokenize.facts.model) if tokenize else former.estimate,
+    )
+    return usage.account(status, desired, observed, now)
+
+
+def _estimate(desired: Trenchcoat, model: ModelFacts | None) -> EstimateStatus | None:
+    if model is None:
+        return None
+    try:
+        needs = estimate(desired.spec, model)
+    except ValueError:
+        return None  # spec.layersPerCria does not fit the model, which the conditions tell
+    return EstimateStatus(
+        tokens=needs.tokens,
+        activation_bytes=needs.activation_bytes,
+        weight_bytes=needs.weight_bytes,
+        cria_weight_bytes=needs.cria_weight_bytes,
+        collect_gpu_hours=f"{needs.gpu_hours(needs.collect_flop, TERAFLOPS):.3g}",
+        cria_gpu_hours=f"{needs.gpu_hours(needs.cria_flop, TERAFLOPS):.3g}",
     )
 
 
 def _look_again(
+    desired: Trenchcoat,
+    status: TrenchcoatStatus,
     assessments: tuple[Assessment, ...],
     released: Release,
     observed: Observed,
     settings: Settings,
     now: datetime,
+    *,
+    hurry: bool,
 ) -> float | None:
-    waits: list[float] = []
+    waits: list[float] = [0.0] if hurry else []
     if any(child.active or child.terminating for child in observed.children):
         waits.append(settings.poll_seconds)
-    if released.start or any(hold.waiting is WaitingReason.GPU for hold in released.held.values()):
+    passing = (WaitingReason.GPU, WaitingReason.SHARED)
+    if released.start or any(hold.waiting in passing for hold in released.held.values()):
         waits.append(settings.poll_seconds)
     if observed.store.problem is not None:
         waits.append(STORE_RETRY_SECONDS)
+    if usage.is_open(status, desired, observed):
+        waits.append(usage.LAG.total_seconds())
     for assessment in assessments:
         if assessment.look_at is not None:
             waits.append(max(0.5, (assessment.look_at - now).total_seconds()))

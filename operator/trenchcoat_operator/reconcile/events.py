@@ -17,7 +17,16 @@ from trenchcoat_api.status import (
 
 from trenchcoat_operator.reconcile import texts
 from trenchcoat_operator.reconcile.assess import Assessment
-from trenchcoat_operator.reconcile.plan import Action, Apply, Delete, Event, ForcePod
+from trenchcoat_operator.reconcile.plan import (
+    Action,
+    Apply,
+    Condemn,
+    Delete,
+    Event,
+    ForcePod,
+    Restore,
+    Stop,
+)
 
 
 def _subject(row: Row) -> str:
@@ -95,6 +104,15 @@ def of_actions(actions: tuple[Action, ...], moment: str) -> list[Event]:
         elif isinstance(action, Delete) and action.kind != "ConfigMap":
             what = f"{action.kind} {action.name}"
             told.append(Event("Normal", "Stopped", f"stops {what}: {action.reason}", f"{what}/stop/{moment}"))
+        elif isinstance(action, Stop):
+            what = f"{action.kind} {action.name}"
+            told.append(Event("Warning", "Stopped", f"stops {what}: {action.reason}", f"{what}/stop"))
+        elif isinstance(action, Condemn):
+            message = f"deletes the artifact {action.artifact.key} of {action.artifact.name}"
+            told.append(Event("Normal", "Deletes", message, f"{action.artifact.key}/condemn/{moment}"))
+        elif isinstance(action, Restore):
+            message = f"keeps the artifact {action.artifact.key} of {action.artifact.name}: it is needed"
+            told.append(Event("Normal", "Keeps", message, f"{action.artifact.key}/restore/{moment}"))
         elif isinstance(action, ForcePod):
             message = f"gives up pod {action.name}: node {action.node} does not answer"
             told.append(Event("Warning", "NodeLost", message, f"{action.name}/lost"))

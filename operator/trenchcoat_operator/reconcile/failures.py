@@ -18,6 +18,7 @@ class FailureClass(StrEnum):
     OUT_OF_MEMORY = "OutOfMemory"
     PREEMPTED = "Preempted"
     STORE_UNAVAILABLE = "StoreUnavailable"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
     NO_MANIFEST = "NoManifest"
     FAILED = "Failed"
 

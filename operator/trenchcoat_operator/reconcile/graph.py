@@ -1,6 +1,6 @@
 """What a Trenchcoat asks for: the artifacts still to be made, and what each waits for."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -8,7 +8,7 @@ from trenchcoat_api.artifacts import Artifact, Artifacts, Manifest
 from trenchcoat_api.crias import CriaRange, cria_ranges
 from trenchcoat_api.pods import PodOverrides
 from trenchcoat_api.spec import TrenchcoatSpec
-from trenchcoat_api.stages import INPUTS, Stage
+from trenchcoat_api.stages import INPUTS, READS, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,8 @@ class Work:
     artifact: Artifact
     inputs: tuple[Artifact, ...]
     """The artifacts that must be complete before it may start."""
+    reads: tuple[Artifact, ...] = ()
+    """The artifacts that must not be deleted before it is complete."""
     pods: int = 1
     gpus: int = 0
     """GPUs of each pod."""
@@ -36,12 +38,8 @@ class Work:
 
     @property
     def gated(self) -> bool:
-        """Whether it is held back until a GPU is free for it.
-
-        PyTorchJobs are not: their pods wait as Pending, so that GPUs which come free one by one are kept
-        for them and a cluster that grows on demand sees them.
-        """
-        return self.gpus > 0 and not self.distributed
+        """Whether it is held back until GPUs are free for all of its pods."""
+        return self.gpus > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,19 +97,42 @@ def _works(spec: TrenchcoatSpec, artifacts: list[Artifact]) -> tuple[Work, ...]:
     made: dict[Stage, list[Artifact]] = {}
     for artifact in artifacts:
         made.setdefault(artifact.stage, []).append(artifact)
-    return tuple(
-        _work(spec, artifact, tuple(item for stage in INPUTS[artifact.stage] for item in made[stage]))
-        for artifact in artifacts
-    )
+    works = []
+    for artifact in artifacts:
+        inputs = tuple(item for stage in INPUTS[artifact.stage] for item in made[stage])
+        reads = tuple(item for stage in READS[artifact.stage] for item in made[stage])
+        pods, gpus = size(spec, artifact.stage)
+        works.append(Work(artifact, inputs, reads, pods, gpus, artifact.stage in DISTRIBUTED))
+    return tuple(works)
 
 
-def _work(spec: TrenchcoatSpec, artifact: Artifact, inputs: tuple[Artifact, ...]) -> Work:
-    match artifact.stage:
+DISTRIBUTED = (Stage.COLLECT, Stage.STITCH)
+"""Stages that run as a PyTorchJob, whose pods start together."""
+
+
+def size(spec: TrenchcoatSpec, stage: Stage) -> tuple[int, int]:
+    """Pods of one Job or PyTorchJob of a stage, and GPUs of each."""
+    match stage:
         case Stage.COLLECT:
-            return Work(artifact, inputs, spec.collect.nodes, spec.collect.gpus_per_node, distributed=True)
+            return spec.collect.nodes, spec.collect.gpus_per_node
         case Stage.STITCH:
-            return Work(artifact, inputs, spec.stitch.nodes, spec.stitch.gpus_per_node, distributed=True)
+            return spec.stitch.nodes, spec.stitch.gpus_per_node
         case Stage.CRIA | Stage.EVALUATE:
-            return Work(artifact, inputs, gpus=1)
+            return 1, 1
         case _:
-            return Work(artifact, inputs)
+            return 1, 0
+
+
+def needed(works: tuple[Work, ...], manifests: Container[str], deleted: Container[str]) -> set[str]:
+    """Content keys of the artifacts that are still to be made.
+
+    An artifact that was deleted on purpose is made anew only if a stage that is still to come reads it.
+    """
+    found: set[str] = set()
+    wanted_by_others: set[str] = set()
+    for work in reversed(works):  # what reads an artifact comes after it
+        if work.key in manifests or (work.key in deleted and work.key not in wanted_by_others):
+            continue
+        found.add(work.key)
+        wanted_by_others.update(item.key for item in (*work.inputs, *work.reads))
+    return found

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from trenchcoat_api.artifacts import Artifact, Manifest
 from trenchcoat_api.status import TrenchcoatStatus
 
 Object = dict[str, Any]
@@ -42,6 +43,54 @@ class RecordOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Stop:
+    """Have a child's controller end its pods and call it failed; they get SIGTERM and write a checkpoint."""
+
+    kind: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetFinalizer:
+    """Have the Trenchcoat wait for its artifacts' deletion, or no longer."""
+
+    present: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Condemn:
+    """Take away an artifact's manifest, so that nobody begins to use it; its objects stay for now."""
+
+    artifact: Artifact
+    manifest: Manifest | None
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Give a condemned artifact its manifest back: somebody came to use it meanwhile."""
+
+    artifact: Artifact
+    manifest: Manifest | None
+
+
+@dataclass(frozen=True, slots=True)
+class Purge:
+    """Delete an artifact's objects, as many as a few seconds allow."""
+
+    artifact: Artifact
+    manifest: Manifest | None
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Remove the last trace of an artifact that was deleted."""
+
+    artifact: Artifact
+
+
+@dataclass(frozen=True, slots=True)
 class ForcePod:
     """Declare a pod failed whose node does not answer, and remove it, so that its work goes on elsewhere.
 
@@ -52,7 +101,8 @@ class ForcePod:
     node: str
 
 
-Action = Apply | Delete | RecordOutcome | ForcePod
+StoreAction = Condemn | Restore | Purge | Forget
+Action = Apply | Delete | Stop | SetFinalizer | RecordOutcome | ForcePod | StoreAction
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,5 +126,8 @@ class Plan:
     events: tuple[Event, ...]
     look_again: float | None
     """Seconds until the next look; none leaves it to events and the resync."""
-    needs_capacity: bool = False
-    """Jobs wait for GPUs and the look left the cluster's capacity out: look again, with it."""
+    needs_surroundings: bool = False
+    """It depends on the other Trenchcoats or the cluster's GPUs, which the look left out: look again, with
+    them."""
+    waits_for_gpus: bool = False
+    """Something would start if more GPUs were free."""

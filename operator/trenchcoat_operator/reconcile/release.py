@@ -1,18 +1,19 @@
-"""Which of the works that may start do start now: parallelism, GPUs, fairness."""
+"""Which of the works that may start do start now: other Trenchcoats, the gate, parallelism, GPUs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
-from trenchcoat_api.status import State, WaitingReason
+from trenchcoat_api.status import ConditionType, State, WaitingReason
+from trenchcoat_api.status import Work as Row
 
 from trenchcoat_operator.children import pods
 from trenchcoat_operator.model import views
-from trenchcoat_operator.model.capacity import Contender, Demand
-from trenchcoat_operator.model.observed import Child, Observed
-from trenchcoat_operator.reconcile import capacity, graph
+from trenchcoat_operator.model.capacity import Contender, Demand, Placement
+from trenchcoat_operator.model.observed import Child, Observed, Problem
+from trenchcoat_operator.reconcile import capacity, gate, graph
 from trenchcoat_operator.reconcile.assess import Assessment
 from trenchcoat_operator.reconcile.graph import Work
 
@@ -25,96 +26,155 @@ class Hold:
 
     waiting: WaitingReason
     message: str
+    problem: Problem | None = None
+    """What a person must mend."""
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
     """Which works start, and why the others do not."""
 
-    start: tuple[Work, ...]
-    held: Mapping[str, Hold]
+    start: tuple[Work, ...] = ()
+    held: Mapping[str, Hold] = field(default_factory=dict)
     """By content key."""
-    needs_capacity: bool
+    needs_surroundings: bool = False
 
 
-def demand(trenchcoat: Trenchcoat, stage: Stage, jobs: int) -> Demand:
-    """What a stage's Jobs of one GPU each ask of the nodes."""
-    spec = trenchcoat.spec
-    return Demand(
-        resource=spec.scheduling.gpu_resource,
-        pods=jobs,
-        gpus=1,
-        node_selector=graph.overrides(spec, stage).node_selector,
-        tolerations=views.tolerations({"tolerations": pods.tolerations(spec, stage, gpus=1)}),
+def placement(trenchcoat: Trenchcoat, stage: Stage, gpus: int) -> Placement:
+    """Where the pods of a stage may run."""
+    wanted = graph.overrides(trenchcoat.spec, stage)
+    return views.placement(
+        {
+            "nodeSelector": wanted.node_selector,
+            "affinity": wanted.affinity,
+            "tolerations": pods.tolerations(trenchcoat.spec, stage, gpus),
+        }
     )
 
 
-def contender(trenchcoat: Trenchcoat, running: int, stage: Stage, jobs: int) -> Contender:
-    """A Trenchcoat as it stands in the queue for GPUs."""
+def contender(trenchcoat: Trenchcoat, held: int, stage: Stage, jobs: int, since: str) -> Contender:
+    """A Trenchcoat as it stands in the queue for GPUs.
+
+    Args:
+        trenchcoat: The Trenchcoat.
+        held: GPUs of its Jobs that are made and not over.
+        stage: The stage that waits.
+        jobs: How many of its Jobs wait.
+        since: Since when the first of them waits, as it stands in the status.
+    """
     created = trenchcoat.metadata.creation_timestamp
+    count, gpus = graph.size(trenchcoat.spec, stage)
     return Contender(
         name=f"{trenchcoat.metadata.namespace}/{trenchcoat.metadata.name}",
         created_at=datetime.fromisoformat(created) if created else _EPOCH,
-        running=running,
-        demand=demand(trenchcoat, stage, jobs),
+        held=held,
+        demand=Demand(
+            resource=trenchcoat.spec.scheduling.gpu_resource,
+            pods=jobs * count,
+            gpus=gpus,
+            placement=placement(trenchcoat, stage, gpus),
+        ),
+        gang=stage in graph.DISTRIBUTED,
+        since=datetime.fromisoformat(since) if since else None,
     )
 
 
 def active_crias(children: tuple[Child, ...]) -> int:
     """Cria Jobs that are made and not over, those of a former spec that are being stopped included."""
-    return sum(child.stage is Stage.CRIA and child.active for child in children)
+    return sum(child.stage is Stage.CRIA and child.holding for child in children)
 
 
-def gpu_jobs(children: tuple[Child, ...]) -> int:
-    """One-GPU Jobs that are made and not over."""
-    return sum(child.stage in (Stage.CRIA, Stage.EVALUATE) and child.active for child in children)
+def held_gpus(trenchcoat: Trenchcoat, children: tuple[Child, ...]) -> int:
+    """GPUs of Jobs and PyTorchJobs that are made and not over."""
+    total = 0
+    for child in children:
+        if child.holding:
+            count, gpus = graph.size(trenchcoat.spec, child.stage)
+            total += count * gpus
+    return total
 
 
-def release(trenchcoat: Trenchcoat, assessments: tuple[Assessment, ...], observed: Observed) -> Release:
+def release(
+    trenchcoat: Trenchcoat, assessments: tuple[Assessment, ...], observed: Observed, now: datetime
+) -> Release:
     """Choose among the works that may start."""
     ready = [assessment.work for assessment in assessments if assessment.startable]
-    gated = [work for work in ready if work.gated]
-    start = [work for work in ready if not work.gated]
     held: dict[str, Hold] = {}
+    stop = gate.judge(trenchcoat, assessments)
+    for work in ready:
+        if work.stage is Stage.STITCH and stop is not None:
+            held[work.key] = Hold(WaitingReason.GATE, stop.message, stop)
+    if observed.peers is not None:
+        for work in ready:
+            if work.key in observed.peers.at_work:
+                message = f"Trenchcoat {observed.peers.at_work[work.key]} makes it; it will be reused"
+                held[work.key] = Hold(WaitingReason.SHARED, message)
 
     limit = trenchcoat.spec.scheduling.max_parallel_crias
     room = max(0, limit - active_crias(observed.children))
-    crias = [work for work in gated if work.stage is Stage.CRIA]
+    crias = [work for work in ready if work.stage is Stage.CRIA and work.key not in held]
     for work in crias[room:]:
         held[work.key] = Hold(WaitingReason.PARALLELISM, f"spec.scheduling.maxParallelCrias {limit} reached")
-    gated = [work for work in gated if work.key not in held]
 
-    if trenchcoat.spec.scheduling.queue_name:  # Kueue decides when a Job starts
-        return Release((*start, *gated), held, needs_capacity=False)
-    if gated and observed.capacity is None:
+    start = [work for work in ready if work.key not in held]
+    kueue = trenchcoat.spec.scheduling.queue_name is not None  # it decides when a Job starts
+    gated = [] if kueue else [work for work in start if work.gated]
+    if start and (observed.peers is None or (gated and observed.capacity is None)):
         for work in gated:
             held[work.key] = Hold(WaitingReason.GPU, f"waits for {trenchcoat.spec.scheduling.gpu_resource}")
-        return Release(tuple(start), held, needs_capacity=True)
-    if gated and observed.capacity is not None:
-        asking = contender(trenchcoat, gpu_jobs(observed.children), gated[0].stage, len(gated))
-        granted = capacity.grant(observed.capacity, asking)
-        start += gated[: granted.jobs]
-        for work in gated[granted.jobs :]:
-            held[work.key] = Hold(WaitingReason.GPU, granted.reason)
-    return Release(tuple(start), held, needs_capacity=False)
+        begun = () if observed.peers is None else tuple(work for work in start if work not in gated)
+        return Release(begun, held, needs_surroundings=True)
+    if gated:
+        granted = _granted(trenchcoat, gated, observed, now, held)
+        start = [work for work in start if work not in gated or work.key in granted]
+    return Release(tuple(start), held)
 
 
-def waiting_jobs(trenchcoat: Trenchcoat, running_crias: int) -> tuple[Stage, int] | None:
-    """What another Trenchcoat waits for by its own status: the stage and how many one-GPU Jobs."""
+def _granted(
+    trenchcoat: Trenchcoat, gated: list[Work], observed: Observed, now: datetime, held: dict[str, Hold]
+) -> set[str]:
+    """Content keys of the works that get GPUs; the others are added to `held`. They are all of one stage."""
+    assert observed.capacity is not None  # noqa: S101
+    since = _waiting_since(trenchcoat, gated[0].key)
+    stage = gated[0].stage
+    asking = contender(trenchcoat, held_gpus(trenchcoat, observed.children), stage, len(gated), since)
+    result = capacity.grant(observed.capacity, asking, now)
+    jobs = result.pods // gated[0].pods
+    for work in gated[jobs:]:
+        problem = Problem("Unschedulable", result.reason) if result.never else None
+        held[work.key] = Hold(WaitingReason.GPU, result.reason, problem)
+    return {work.key for work in gated[:jobs]}
+
+
+def _waits_for_gpu(row: Row) -> bool:
+    return row.state is State.WAITING and row.waiting_reason is WaitingReason.GPU
+
+
+def _waiting_since(trenchcoat: Trenchcoat, key: str) -> str:
+    rows: list[Row] = [*trenchcoat.status.stages, *trenchcoat.status.crias]
+    return next((row.waiting_since for row in rows if row.key == key and _waits_for_gpu(row)), "")
+
+
+def waiting_jobs(trenchcoat: Trenchcoat, held: Mapping[Stage, int]) -> tuple[Stage, int, str] | None:
+    """What another Trenchcoat waits for by its own status: the stage, how many Jobs of it, and since when.
+
+    Args:
+        trenchcoat: The other Trenchcoat.
+        held: Its Jobs that are made and not over, by stage.
+    """
     status = trenchcoat.status
     if trenchcoat.spec.suspend or trenchcoat.metadata.deletion_timestamp:
         return None
-    crias = sum(
-        cria.state is State.WAITING and cria.waiting_reason is WaitingReason.GPU for cria in status.crias
-    )
-    if crias:
-        room = trenchcoat.spec.scheduling.max_parallel_crias - running_crias
-        return Stage.CRIA, max(0, min(crias, room))
-    for stage in status.stages:
-        if (
-            stage.name == Stage.EVALUATE
-            and stage.state is State.WAITING
-            and stage.waiting_reason is WaitingReason.GPU
-        ):
-            return Stage.EVALUATE, 1
+    if any(item.type is ConditionType.ACCEPTED and item.status == "False" for item in status.conditions):
+        return None  # it cannot start anything, whatever its rows said before
+    crias = [cria for cria in status.crias if _waits_for_gpu(cria)]
+    room = trenchcoat.spec.scheduling.max_parallel_crias - held.get(Stage.CRIA, 0)
+    if crias and room > 0:
+        return Stage.CRIA, min(len(crias), room), crias[0].waiting_since
+    for row in status.stages:
+        if row.name == Stage.CRIA or not _waits_for_gpu(row):
+            continue
+        stage = Stage(row.name)
+        if graph.size(trenchcoat.spec, stage)[1] > 0 and not held.get(stage):
+            return stage, 1, row.waiting_since
     return None

@@ -1,15 +1,17 @@
 """Rows of the status: one for each stage, one for each Cria."""
 
+from datetime import datetime
 from typing import Any
 
 from trenchcoat_api.artifacts import Manifest, Progress
+from trenchcoat_api.gates import worst_layer
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import INPUTS, Stage
 from trenchcoat_api.status import CriaStatus, Source, StageStatus, State, WaitingReason
 from trenchcoat_api.status import Work as Row
 
-from trenchcoat_operator.model.observed import Observed
-from trenchcoat_operator.reconcile import graph, texts
+from trenchcoat_operator.model.observed import ChildPhase, Observed
+from trenchcoat_operator.reconcile import graph, texts, usage
 from trenchcoat_operator.reconcile.assess import Assessment
 from trenchcoat_operator.reconcile.release import Hold
 
@@ -23,6 +25,7 @@ def row(
     progress: Progress | None,
     former: Row | None,
     trenchcoat: Trenchcoat,
+    now: datetime,
 ) -> dict[str, Any]:
     """What the rows of a stage and of a Cria have in common, ready for either."""
     work, manifest = assessment.work, assessment.manifest
@@ -36,6 +39,8 @@ def row(
         "attempt": assessment.attempt,
         "started_at": former.started_at if former else "",
         "last_failure": former.last_failure if former else "",
+        "gpu_seconds": former.gpu_seconds if former else "",
+        "attempts": usage.attempts(former.attempts if former else [], _seen(assessment)),
     }
     if hold is not None:
         values |= {"message": hold.message, "waiting_reason": hold.waiting}
@@ -49,6 +54,10 @@ def row(
         if queue := trenchcoat.spec.scheduling.queue_name:
             message = f"Kueue has not admitted it to LocalQueue {queue} yet"
             values |= {"state": State.WAITING, "message": message, "waiting_reason": WaitingReason.QUEUE}
+    if values["waiting_reason"] is not None:
+        same = former is not None and former.waiting_reason is values["waiting_reason"]
+        since = former.waiting_since if former is not None and same else ""
+        values["waiting_since"] = since or texts.timestamp(now)
     if assessment.last_outcome is not None:
         failure = assessment.last_outcome
         values["last_failure"] = f"{failure.failure}: {failure.message}"[:_MESSAGE_LIMIT]
@@ -68,7 +77,17 @@ def row(
         values |= _of_progress(progress, running=assessment.state is State.RUNNING)
     if manifest is not None:
         values |= _of_manifest(manifest, assessment, former, trenchcoat)
+    if assessment.deleted is not None and assessment.deleted.manifest is not None:
+        values |= _of_manifest(assessment.deleted.manifest, assessment, former, trenchcoat)
+        values |= {"uri": "", "bytes": 0}
     return values
+
+
+def _seen(assessment: Assessment) -> list[tuple[int, str]]:
+    """Number and outcome of the tries whose Jobs are there."""
+    failed = {child.name: outcome.failure.value for child, outcome in assessment.outcomes}
+    ended = {child.name: "Succeeded" for child in assessment.tries if child.phase is ChildPhase.SUCCEEDED}
+    return [(child.attempt, (ended | failed).get(child.name, "")) for child in assessment.tries]
 
 
 def _of_progress(progress: Progress, *, running: bool) -> dict[str, Any]:
@@ -113,15 +132,18 @@ def cria_row(
     observed: Observed,
     former: CriaStatus | None,
     trenchcoat: Trenchcoat,
+    now: datetime,
 ) -> CriaStatus:
     """The row of one Cria."""
     cria = assessment.work.artifact.cria
     assert cria is not None, "a Cria's work knows its range"  # noqa: S101
     progress = observed.store.progress.get(assessment.work.key)
-    values = row(assessment, hold, started, progress, former, trenchcoat)
+    values = row(assessment, hold, started, progress, former, trenchcoat, now)
     if assessment.manifest is not None:
         facts = assessment.manifest.facts
-        values |= {"losses": facts.losses, "curve": facts.curve[:32]}
+        worst = worst_layer(facts)
+        error = f"{worst[1]:.3g}" if worst else ""
+        values |= {"losses": facts.losses, "curve": facts.curve[:32], "error": error}
     elif progress is not None and assessment.state is State.RUNNING:
         values |= {"losses": progress.losses, "curve": progress.curve[:32]}
     return CriaStatus(index=cria.index, layers=str(cria), **values)
@@ -170,6 +192,7 @@ def crias_row(crias: list[CriaStatus]) -> StageStatus:
             "state": state,
             "message": message[:_MESSAGE_LIMIT],
             "waiting_reason": waiting.waiting_reason if waiting and state is State.WAITING else None,
+            "waiting_since": waiting.waiting_since if waiting and state is State.WAITING else "",
             "progress": texts.percent(
                 sum(_fraction(cria) for cria in crias) / len(crias),
             ),
@@ -184,6 +207,8 @@ def crias_row(crias: list[CriaStatus]) -> StageStatus:
             "completed_at": max(cria.completed_at for cria in crias),
             "seconds": f"{sum(float(cria.seconds or 0) for cria in crias):.1f}",
         }
+    spent = sum(float(cria.gpu_seconds or 0) for cria in crias)
+    values["gpu_seconds"] = f"{spent:.0f}" if spent else ""
     values["bytes"] = sum(cria.bytes for cria in crias)
     values["attempt"] = max((cria.attempt for cria in crias), default=0)
     return StageStatus(name=Stage.CRIA.value, **values)
@@ -205,6 +230,7 @@ def stage_rows(
     started: frozenset[str],
     observed: Observed,
     fault: str,
+    now: datetime,
 ) -> tuple[list[StageStatus], list[CriaStatus]]:
     """All rows, in order."""
     former_stages = {row.name: row for row in trenchcoat.status.stages}
@@ -217,6 +243,7 @@ def stage_rows(
             observed,
             former_crias.get(assessment.work.artifact.cria.index),
             trenchcoat,
+            now,
         )
         for assessment in assessments
         if assessment.work.artifact.cria is not None
@@ -240,6 +267,7 @@ def stage_rows(
                 observed.store.progress.get(key),
                 former_stages.get(stage.value),
                 trenchcoat,
+                now,
             )
             stages.append(StageStatus(name=stage.value, **values))
         else:

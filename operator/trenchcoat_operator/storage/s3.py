@@ -1,21 +1,27 @@
-"""Reading manifests and progress reports in the store; the operator never writes there."""
+"""Manifests and progress reports in the store, and the deletion of artifacts."""
 
+import io
 import json
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
 from typing import TypeVar
 
 import urllib3
 from minio import Minio
+from minio.deleteobjects import DeleteObject
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 from pydantic import BaseModel, ValidationError
-from trenchcoat_api.artifacts import Artifact, Manifest, Progress
+from trenchcoat_api.artifacts import Artifact, Deletion, DeletionPhase, Manifest, Progress
 from trenchcoat_api.spec import Store
 
 Model = TypeVar("Model", bound=BaseModel)
+Result = TypeVar("Result")
+
+_DELETED_TOGETHER = 1000
+"""S3 deletes no more objects in one request."""
 
 _TIMEOUT = urllib3.Timeout(connect=3, read=8)
 _REFUSALS = {
@@ -58,7 +64,7 @@ def _unobserved(what: str, seconds: float) -> None:
 
 
 class StoreReader:
-    """One bucket, read with one access key."""
+    """One bucket, used with one access key; it writes nothing but what tells of deletions."""
 
     def __init__(self, store: Store, credentials: Credentials, observe: ReadObserver = _unobserved) -> None:
         self._store = store
@@ -93,6 +99,99 @@ class StoreReader:
             return self._read(artifact.progress_path, Progress)
         except UnreadableError:
             return None  # a report of another version; the next one may be read
+
+    def deletion(self, artifact: Artifact) -> Deletion | None:
+        """What was noted when an artifact was deleted; None if it never was.
+
+        Raises:
+            StoreError: the store cannot be used, or holds something else there.
+        """
+        return self._read(artifact.deletion_path, Deletion)
+
+    def holds_any(self, artifact: Artifact) -> bool:
+        """Whether any object of an artifact is there.
+
+        Raises:
+            StoreError: the store cannot be used.
+        """
+        return self._try(lambda: next(self._objects(artifact), None) is not None)
+
+    def condemn(self, artifact: Artifact, manifest: Manifest | None) -> None:
+        """Note that an artifact will be deleted, then take its manifest away.
+
+        Raises:
+            StoreError: the store cannot be used.
+        """
+        self._note(artifact, manifest, DeletionPhase.CONDEMNED)
+        self._try(lambda: self._client.remove_object(self._store.bucket, artifact.manifest_path))
+
+    def restore(self, artifact: Artifact, manifest: Manifest | None) -> None:
+        """Give a condemned artifact its manifest back.
+
+        Raises:
+            StoreError: the store cannot be used.
+        """
+        if manifest is not None:
+            self._put(artifact.manifest_path, manifest)
+        self.forget(artifact)
+
+    def purge(self, artifact: Artifact, manifest: Manifest | None, seconds: float) -> bool:
+        """Delete an artifact's objects, all but the note; returns whether that was all.
+
+        Args:
+            artifact: The artifact, condemned before.
+            manifest: Its manifest, for the note.
+            seconds: No more objects are begun with after so long.
+
+        Raises:
+            StoreError: the store cannot be used, or refused to delete an object.
+        """
+        self._note(artifact, manifest, DeletionPhase.PURGING)
+        if not self._try(lambda: self._delete_objects(artifact, time.monotonic() + seconds)):
+            return False
+        self._note(artifact, manifest, DeletionPhase.PURGED)
+        return True
+
+    def forget(self, artifact: Artifact) -> None:
+        """Remove the note of an artifact's deletion.
+
+        Raises:
+            StoreError: the store cannot be used.
+        """
+        self._try(lambda: self._client.remove_object(self._store.bucket, artifact.deletion_path))
+
+    def _objects(self, artifact: Artifact) -> Iterator[str]:
+        for item in self._client.list_objects(self._store.bucket, prefix=artifact.prefix, recursive=True):
+            yield str(item.object_name)
+
+    def _delete_objects(self, artifact: Artifact, deadline: float) -> bool:
+        names = (name for name in self._objects(artifact) if name != artifact.deletion_path)
+        while batch := [DeleteObject(name) for name in islice(names, _DELETED_TOGETHER)]:
+            for fault in self._client.remove_objects(self._store.bucket, batch):
+                raise StoreError(
+                    "StoreAccessDenied",
+                    f"spec.store.credentialsSecretRef: s3://{self._store.bucket}/{fault.name} cannot be "
+                    f"deleted ({fault.code}): put a key that may delete objects into Secret "
+                    f"{self._store.credentials_secret_ref.name!r}",
+                )
+            if time.monotonic() > deadline:
+                return next(names, None) is None
+        return True
+
+    def _note(self, artifact: Artifact, manifest: Manifest | None, phase: DeletionPhase) -> None:
+        self._put(
+            artifact.deletion_path, Deletion(phase=phase, manifest=manifest, updated_at=datetime.now(UTC))
+        )
+
+    def _put(self, path: str, model: BaseModel) -> None:
+        data = model.model_dump_json(by_alias=True).encode()
+        self._try(lambda: self._client.put_object(self._store.bucket, path, io.BytesIO(data), len(data)))
+
+    def _try(self, call: Callable[[], Result]) -> Result:
+        try:
+            return call()
+        except (MinioException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            raise self._explained(error) from error
 
     def _read(self, path: str, model: type[Model]) -> Model | None:
         begun = time.monotonic()
@@ -168,53 +267,3 @@ def _short(error: Exception) -> str:
     # Connection objects print their address in memory, which would make every message a new one.
     text = str(cause).rpartition(">: ")[2] or type(cause).__name__
     return text if len(text) <= 300 else text[:299] + "…"
-
-
-class ManifestCache:
-    """Manifests that were read: they never change, so each is read once.
-
-    Only a saving: without it everything is read again. It is bounded, the least recently used go first.
-    """
-
-    def __init__(self, limit: int = 20_000) -> None:
-        self._limit = limit
-        self._lock = threading.Lock()
-        self._manifests: OrderedDict[tuple[StoreReader, str], Manifest] = OrderedDict()
-
-    def get(self, reader: StoreReader, artifact: Artifact) -> Manifest | None:
-        """A manifest that was read before, with the same access key."""
-        place = (reader, artifact.prefix)
-        with self._lock:
-            found = self._manifests.get(place)
-            if found is not None:
-                self._manifests.move_to_end(place)
-            return found
-
-    def put(self, reader: StoreReader, artifact: Artifact, manifest: Manifest) -> None:
-        """Keep a manifest."""
-        with self._lock:
-            self._manifests[(reader, artifact.prefix)] = manifest
-            while len(self._manifests) > self._limit:
-                self._manifests.popitem(last=False)
-
-
-class Readers:
-    """Readers that were opened, so that their connections are used again."""
-
-    def __init__(self, observe: ReadObserver = _unobserved, limit: int = 200) -> None:
-        self._observe = observe
-        self._limit = limit
-        self._lock = threading.Lock()
-        self._readers: OrderedDict[tuple[str, str, str, Credentials], StoreReader] = OrderedDict()
-
-    def open(self, store: Store, credentials: Credentials) -> StoreReader:
-        """The reader of a bucket with an access key."""
-        place = (store.endpoint, store.bucket, store.region, credentials)
-        with self._lock:
-            reader = self._readers.get(place)
-            if reader is None:
-                reader = self._readers[place] = StoreReader(store, credentials, self._observe)
-            self._readers.move_to_end(place)
-            while len(self._readers) > self._limit:
-                self._readers.popitem(last=False)
-            return reader

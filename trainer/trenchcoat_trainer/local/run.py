@@ -11,6 +11,7 @@ from rich.console import Console
 from trenchcoat_api.artifacts import Artifact, Artifacts, Manifest, Progress
 from trenchcoat_api.crias import cria_ranges
 from trenchcoat_api.exitcodes import ExitCode
+from trenchcoat_api.gates import excesses, explain
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
@@ -189,6 +190,8 @@ class _LocalRun:
     def _start_ready(self, display: Display) -> None:
         complete = set(self._record.manifests)
         candidates = ready(self._wanted(), complete, set(self._running))
+        if any(artifact.stage is Stage.STITCH for artifact in candidates):
+            self._check_gate()
         stages = {key: item.artifact.stage for key, item in self._running.items()}
         for artifact in admit(candidates, stages, self._parallel):
             workers = self._machine.workers(artifact.stage, self._spec)
@@ -213,6 +216,15 @@ class _LocalRun:
             return None
         in_use = [item.gpu for item in self._running.values() if item.gpu is not None]
         return least_used(self._machine.gpus, in_use)
+
+    def _check_gate(self) -> None:
+        crias = cria_ranges(self._layers(), self._spec.layers_per_cria)
+        trained = [item for item in self._record.manifests.values() if item.stage is Stage.CRIA]
+        found = excesses(self._spec, {cria.index: cria.layers for cria in crias}, trained)
+        if found:
+            raise LocalRunError(
+                explain(self._spec, found, "remove it, to stitch all the same"), ExitCode.FAILED
+            )
 
     def _gather(self, display: Display) -> None:
         for key, stage in list(self._running.items()):

@@ -49,6 +49,9 @@ def test_it_leaves_maps_adapters_and_losses(open_training, training_spec):
     losses = {name: float(loss) for name, loss in context.manifest(context.artifact).facts.losses.items()}
     assert losses["transfer"] < losses["transferInitial"]
     assert losses["lora"] < losses["loraInitial"]
+    errors = context.manifest(context.artifact).facts.layer_errors
+    assert list(errors) == ["2", "3"]
+    assert all(0 < float(error) < 1 for error in errors.values()), errors
     assert not context.store.exists(context.artifact.checkpoint_prefix + "state.safetensors")
 
 
@@ -58,11 +61,14 @@ def test_killed_at_any_step_it_ends_with_the_same_maps_and_adapters(
     open_training, training_spec, change, objective, index
 ):
     spec = change(training_spec, criaLora={"objective": objective})
-    whole = results(run(open_training, spec, index))
+    undisturbed = run(open_training, spec, index)
     # In transfer, at its very end, in LoRA twice: 1, then 6, then 10 is transfer's last, then 13 and 14.
-    pieces = results(run(open_training, spec, index, store="killed", stops=(1, 5, 4, 3, 1)))
+    killed = run(open_training, spec, index, store="killed", stops=(1, 5, 4, 3, 1))
+    whole, pieces = results(undisturbed), results(killed)
     assert set(whole) == set(pieces)
     assert all(torch.equal(whole[name], pieces[name]) for name in whole)
+    facts = [context.manifest(context.artifact).facts for context in (undisturbed, killed)]
+    assert facts[0].layer_errors == facts[1].layer_errors != {}
 
 
 def test_killed_with_window_dropout_it_ends_with_the_same_maps(open_training, training_spec, change):

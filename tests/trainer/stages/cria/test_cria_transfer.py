@@ -194,6 +194,21 @@ def test_a_loss_that_is_no_number_names_cria_layer_and_step(hidden):
         phase.step(Batch(hidden[0][:4], None), epoch=0, step=1)
 
 
+def test_a_loss_that_grows_beyond_the_bound_stops_the_cria(hidden):
+    phase = TransferPhase(make_cria(make_teacher(6), 0, 1), make_spec().transfer, steps=9, max_growth=1.5)
+    phase.step(Batch(hidden[0][:4], None), epoch=0, step=0)
+    resumed = TransferPhase(make_cria(make_teacher(6), 0, 1), make_spec().transfer, steps=9, max_growth=1.5)
+    resumed.restore(phase.tensors(), phase.state())
+    with torch.no_grad():
+        resumed._cria.layers["1"].self_attn.window_factor.fill_(-40.0)
+        resumed._cria.layers["1"].self_attn.w_q.mul_(-300.0)
+    message = (
+        r"Cria 0: the transfer loss of layer 1 grew from .* at step 2, more than spec.gates.maxLossGrowth"
+    )
+    with pytest.raises(DivergedError, match=message):
+        resumed.step(Batch(hidden[0][:4], None), epoch=0, step=1)
+
+
 def test_the_schedule_cuts_after_patience_and_stops_at_the_minimum():
     schedule = Plateau(factor=0.1, patience=1, min_rate=1e-4, rate=1e-2)
     assert [schedule.check(loss) for loss in (5.0, 4.0, 4.0)] == [True, True, False]

@@ -18,6 +18,7 @@ from trenchcoat_trainer.errors import OutOfMemoryError
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.shards import load_cria_weights, load_embeddings
 from trenchcoat_trainer.stages.context import StageContext
+from trenchcoat_trainer.stages.cria.error import layer_errors
 from trenchcoat_trainer.stages.cria.fused import fuse_for_gpu
 from trenchcoat_trainer.stages.cria.lora import LoraPhase, block_step, layerwise_step
 from trenchcoat_trainer.stages.cria.phase import Loop
@@ -69,6 +70,7 @@ def train(context: StageContext) -> None:
         spec.transfer,
         spec.transfer.epochs * data.steps(spec.transfer.batch_size),
         fused.transfer_step if fused else transfer_step,
+        max_growth=float(spec.gates.max_loss_growth),
         seed=spec.seed,
     )
     if state["phase"] == "transfer":
@@ -81,6 +83,8 @@ def train(context: StageContext) -> None:
         maps, best = transfer.finish()
         if cursor.initial is not None:
             losses.update(transferInitial=cursor.initial, transfer=best)
+        batches = data.batches(epoch=spec.transfer.epochs, batch_size=spec.transfer.micro_batch_size)
+        facts["layerErrors"] = layer_errors(model, batches)
         tensors, state, saved = {}, {"phase": "lora", "cursor": {}}, None
     else:
         maps = {name: tensors[f"maps.{name}"] for name in model.maps()}
@@ -109,6 +113,8 @@ def train(context: StageContext) -> None:
         Facts(
             losses={name: format_loss(loss) for name, loss in losses.items()},
             curve=context.progress.curve.formatted(),
+            # A checkpoint of an earlier version has none.
+            layer_errors={name: format_loss(error) for name, error in facts.get("layerErrors", {}).items()},
         )
     )
 

@@ -22,7 +22,7 @@ from trenchcoat_trainer.models.cria import CriaModel, Rope
 from trenchcoat_trainer.models.maps import derived_seed
 from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatAttention
 from trenchcoat_trainer.stages.cria.optimizer import NamedAdamW
-from trenchcoat_trainer.stages.cria.phase import require_finite
+from trenchcoat_trainer.stages.cria.phase import GrowthBound, require_finite
 from trenchcoat_trainer.stages.cria.transfer import finish_layer
 
 GradientStep = Callable[..., torch.Tensor]
@@ -180,8 +180,10 @@ class LoraPhase:
         for module in adapted_modules(cria).values():
             module.lora_dropout.train()
         self._layers = [n for n, _ in cria.hybrid_layers()]
+        self._loss_layers = self._layers if self._by_layer else [cria.cria.last]
         self._adamw = NamedAdamW(self._groups(), float(settings.learning_rate))
         self._done = 0
+        self._bound = GrowthBound(self.name, cria.cria, self._loss_layers, float(spec.gates.max_loss_growth))
 
     def _groups(self) -> dict[str, dict[str, torch.nn.Parameter]]:
         """Group adapters for clipping: by layer where layers are independent, else all together."""
@@ -198,12 +200,12 @@ class LoraPhase:
         """Make one optimiser step; returns the loss, a mean over layers where there is one for each.
 
         Raises:
-            DivergedError: a loss or gradient is not a number.
+            DivergedError: a loss or gradient is not a number, or a loss grew beyond the bound.
         """
         if self._by_layer and not self._layers:
             return 0.0
         device = next(iter(self.adapters.values())).device
-        layers = self._layers if self._by_layer else [self._cria.cria.last]
+        layers = self._loss_layers
         losses = torch.zeros(len(layers), device=device)
         micro_size = self._settings.micro_batch_size
         targets = batch.targets
@@ -221,6 +223,7 @@ class LoraPhase:
         values, gradients = torch.stack([losses, norms]).tolist()
         require_finite(self.name, self._cria.cria, layers, values, self._done)
         require_finite(self.name, self._cria.cria, layers, gradients, self._done, "gradient norm")
+        self._bound.check(values, self._done)
         self._done += 1
         return sum(values) / len(values)
 
@@ -229,8 +232,8 @@ class LoraPhase:
         return {**{name: p.detach() for name, p in self.adapters.items()}, **self._adamw.tensors()}
 
     def state(self) -> dict[str, Any]:
-        """Return how many steps were made."""
-        return {"done": self._done}
+        """Return how many steps were made, and the losses of the first."""
+        return {"done": self._done, "first": self._bound.first}
 
     def restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
@@ -239,3 +242,4 @@ class LoraPhase:
                 parameter.copy_(tensors[name])
         self._adamw.restore(tensors)
         self._done = state["done"]
+        self._bound.first = state.get("first")  # none in a checkpoint of an earlier version

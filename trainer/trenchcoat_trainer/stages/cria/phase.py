@@ -68,7 +68,7 @@ class Loop:
 
         Raises:
             PreemptedError: a stop was requested; a checkpoint is written.
-            DivergedError: a loss is not a number.
+            DivergedError: a loss is not a number, or grew beyond its bound.
         """
         context, data = self._context, self._data
         per_epoch = data.steps(phase.batch_size)
@@ -136,6 +136,37 @@ def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Bat
         yield Batch(inputs, targets)
 
 
+class GrowthBound:
+    """Takes a layer as diverged when its loss is so many times what it was at the first step."""
+
+    def __init__(self, phase: str, cria: CriaRange, layers: Sequence[int], largest: float) -> None:
+        """`largest` is the bound, spec.gates.maxLossGrowth; `layers` are the numbers of the layers."""
+        self._phase, self._cria, self._layers, self._largest = phase, cria, layers, largest
+        self.first: list[float] | None = None
+        """Losses of the first step, by layer; a checkpoint keeps them."""
+
+    def check(self, losses: Sequence[float], step: int) -> None:
+        """Take note of a step's losses, one for each layer.
+
+        Raises:
+            DivergedError: one passed the bound.
+        """
+        if self.first is None:
+            self.first = list(losses)
+        for layer, loss, first in zip(self._layers, losses, self.first, strict=True):
+            if loss > self._largest * first:
+                raise DivergedError(
+                    f"Cria {self._cria.index}: the {self._phase} loss of layer {layer} grew from {first:.4g} "
+                    f"to {loss:.4g} at step {step + 1}, more than spec.gates.maxLossGrowth "
+                    f"{self._largest:g} times: {_remedy(self._phase)}"
+                )
+
+
+def _remedy(phase: str) -> str:
+    setting = "transfer" if phase == "transfer" else "criaLora"
+    return f"lower spec.{setting}.learningRate or spec.{setting}.clip"
+
+
 def require_finite(
     phase: str, cria: CriaRange, layers: Sequence[int], values: Sequence[float], step: int, what: str = "loss"
 ) -> None:
@@ -151,8 +182,7 @@ def require_finite(
     """
     for layer, value in zip(layers, values, strict=True):
         if not math.isfinite(value):
-            setting = "transfer" if phase == "transfer" else "criaLora"
             raise DivergedError(
                 f"Cria {cria.index}: the {phase} {what} of layer {layer} became {value} at step {step + 1}: "
-                f"lower spec.{setting}.learningRate or spec.{setting}.clip"
+                f"{_remedy(phase)}"
             )

@@ -19,7 +19,7 @@ from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.models.maps import MAP_NAMES, derived_seed
 from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatDecoderLayer
 from trenchcoat_trainer.stages.cria.optimizer import NamedAdamW
-from trenchcoat_trainer.stages.cria.phase import require_finite
+from trenchcoat_trainer.stages.cria.phase import GrowthBound, require_finite
 from trenchcoat_trainer.stages.cria.plateau import Plateau
 
 TransferStep = Callable[..., torch.Tensor]
@@ -109,15 +109,17 @@ class TransferPhase:
         steps: int,
         step: TransferStep = transfer_step,
         *,
+        max_growth: float = math.inf,
         seed: int = 0,
     ) -> None:
-        """Make ready to train the maps of `cria`.
+        """Set up the maps' training.
 
         Args:
-            cria: the layers.
-            settings: rates, weights and so on.
-            steps: optimiser steps to come.
+            cria: the layers; their maps will be trained.
+            settings: spec.transfer.
+            steps: number of optimiser steps to come.
             step: computes gradients, as `transfer_step`.
+            max_growth: a layer whose loss is so many times its first one has diverged.
             seed: decides which steps drop the window.
         """
         self.epochs, self.batch_size = settings.epochs, settings.batch_size
@@ -140,12 +142,13 @@ class TransferPhase:
         self._sums = [0.0] * len(self._layers)
         self._count = 0
         self._done = 0
+        self._bound = GrowthBound(self.name, cria.cria, self._layers, max_growth)
 
     def step(self, batch: Batch, *, epoch: int, step: int) -> float | None:
         """Make one optimiser step; returns the mean of the layers' losses, None where the window was dropped.
 
         Raises:
-            DivergedError: a layer's loss or gradient is not a number.
+            DivergedError: a layer's loss or gradient is not a number, or its loss grew beyond the bound.
         """
         if self._adamw is None:
             return 0.0
@@ -167,8 +170,12 @@ class TransferPhase:
         values, gradients = torch.stack([losses, norms]).tolist()
         require_finite(self.name, self._cria.cria, self._layers, values, self._done)
         require_finite(self.name, self._cria.cria, self._layers, gradients, self._done, "gradient norm")
-        self._note(None if dropped else values)
-        return None if dropped else sum(values) / len(values)
+        if dropped:  # another loss, larger than the hybrid's
+            self._note(None)
+            return None
+        self._bound.check(values, self._done)
+        self._note(values)
+        return sum(values) / len(values)
 
     def _note(self, losses: list[float] | None) -> None:
         self._done += 1
@@ -222,6 +229,7 @@ class TransferPhase:
             "sums": self._sums,
             "count": self._count,
             "done": self._done,
+            "first": self._bound.first,
         }
 
     def restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
@@ -232,6 +240,7 @@ class TransferPhase:
                 self._best[name].copy_(tensors[f"best.{name}"])
         self._schedules = [Plateau.restore(item) for item in state["schedules"]]
         self._sums, self._count, self._done = state["sums"], state["count"], state["done"]
+        self._bound.first = state.get("first")  # none in a checkpoint of an earlier version
         if self._adamw is not None:
             self._adamw.restore(tensors)
             for layer, schedule in zip(self._layers, self._schedules, strict=True):

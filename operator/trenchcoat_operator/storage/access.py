@@ -1,0 +1,109 @@
+"""Opening the store of a Trenchcoat with the credentials that its Secret holds."""
+
+import base64
+import binascii
+from collections.abc import Iterator
+from typing import Any
+
+from trenchcoat_api import constants
+from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_api.stages import Stage
+
+from trenchcoat_operator.kubernetes import client
+from trenchcoat_operator.kubernetes.client import Cluster, ForbiddenError, NotFoundError
+from trenchcoat_operator.reconcile import graph
+from trenchcoat_operator.storage.cache import ManifestCache, Readers
+from trenchcoat_operator.storage.s3 import Credentials, ReadObserver, StoreError, StoreReader
+
+
+class SecretError(StoreError):
+    """A Secret that cannot be used."""
+
+
+class Stores:
+    """The stores of all Trenchcoats; keeps connections, and manifests for a while."""
+
+    def __init__(self, cluster: Cluster, observe: ReadObserver) -> None:
+        """`observe` is told of every read."""
+        self._cluster = cluster
+        self._readers = Readers(observe)
+        self.manifests = ManifestCache()
+
+    def open(self, trenchcoat: Trenchcoat) -> StoreReader:
+        """The store of a Trenchcoat.
+
+        Raises:
+            SecretError: its Secret is not there, lacks a key, or may not be read.
+            ApiError: the API server could not be read.
+        """
+        return self._readers.open(trenchcoat.spec.store, self._credentials(trenchcoat))
+
+    def check_secrets(self, trenchcoat: Trenchcoat) -> None:
+        """See whether the other Secrets are there that pods need: a pod without one would never start.
+
+        Raises:
+            SecretError: one is not.
+            ApiError: the API server could not be read.
+        """
+        spec = trenchcoat.spec
+        for part, reference in (("model", spec.model.token_secret_ref), ("data", spec.data.token_secret_ref)):
+            if reference is not None:
+                field = f"spec.{part}.tokenSecretRef"
+                data = self._secret(trenchcoat, reference.name, field)
+                _secret_value(data, reference.name, reference.key, field)
+        for field, name in dict.fromkeys(_mounted(trenchcoat)):
+            self._secret(trenchcoat, name, field)
+
+    def _credentials(self, trenchcoat: Trenchcoat) -> Credentials:
+        name = trenchcoat.spec.store.credentials_secret_ref.name
+        data = self._secret(trenchcoat, name, "spec.store.credentialsSecretRef")
+        values = []
+        for key in (constants.SECRET_ACCESS_KEY_FIELD, constants.SECRET_SECRET_KEY_FIELD):
+            values.append(_secret_value(data, name, key, "spec.store.credentialsSecretRef"))
+        return Credentials(*values)
+
+    def _secret(self, trenchcoat: Trenchcoat, name: str, field: str) -> dict[str, str]:
+        namespace = trenchcoat.metadata.namespace
+        try:
+            body = self._cluster.get(client.SECRETS, namespace, name)
+        except NotFoundError as error:
+            raise SecretError(
+                "SecretNotFound",
+                f"{field}: namespace {namespace!r} has no Secret {name!r}: create it, or name another",
+            ) from error
+        except ForbiddenError as error:
+            raise SecretError(
+                "SecretForbidden",
+                f"{field}: the operator may not read Secret {name!r} in namespace {namespace!r}: "
+                "check the chart's watchNamespaces and rbac.secretNames",
+            ) from error
+        data: dict[str, str] = body.get("data") or {}
+        return data
+
+
+def _mounted(trenchcoat: Trenchcoat) -> Iterator[tuple[str, str]]:
+    """Field and name of each Secret that users' volumes need; a pod waits for it in silence."""
+    for stage in Stage:
+        for item in graph.overrides(trenchcoat.spec, stage).volumes:
+            volume: dict[str, Any] = {**item}
+            field = f"spec.pods.{stage}.volumes {volume.get('name')!r}"
+            sources = [(volume.get("secret") or {}, "secretName")]
+            projected = (volume.get("projected") or {}).get("sources") or []
+            sources += [(source.get("secret") or {}, "name") for source in projected]
+            for source, key in sources:
+                if source.get(key) and not source.get("optional"):
+                    yield field, str(source[key])
+
+
+def _secret_value(data: dict[str, str], name: str, key: str, field: str) -> str:
+    encoded = data.get(key)
+    if not encoded:
+        raise SecretError(
+            "SecretKeyNotFound", f"{field}: Secret {name!r} has no key {key!r}, or it is empty: add it"
+        )
+    try:
+        return base64.b64decode(encoded).decode()
+    except (binascii.Error, UnicodeDecodeError) as error:
+        raise SecretError(
+            "SecretKeyNotFound", f"{field}: key {key!r} of Secret {name!r} is no text: set it anew"
+        ) from error

@@ -1,0 +1,74 @@
+"""What is kept of stores between looks: connections, and manifests for a while."""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from trenchcoat_api.artifacts import Artifact, Manifest
+from trenchcoat_api.spec import Store
+
+from trenchcoat_operator.storage.s3 import Credentials, ReadObserver, StoreReader
+
+
+class ManifestCache:
+    """Manifests that were read: they never change, so each is read once in a while.
+
+    Only a saving: without it everything is read again. It is bounded, the least recently used go first, and
+    what somebody deletes by hand is missed within a minute.
+    """
+
+    def __init__(
+        self, limit: int = 20_000, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._limit = limit
+        self._seconds = seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._manifests: OrderedDict[tuple[StoreReader, str], tuple[float, Manifest]] = OrderedDict()
+
+    def get(self, reader: StoreReader, artifact: Artifact) -> Manifest | None:
+        """A manifest that was read before, with the same access key."""
+        place = (reader, artifact.prefix)
+        with self._lock:
+            read_at, found = self._manifests.get(place, (0.0, None))
+            if found is None or self._clock() - read_at > self._seconds:
+                return None
+            self._manifests.move_to_end(place)
+            return found
+
+    def put(self, reader: StoreReader, artifact: Artifact, manifest: Manifest) -> None:
+        """Keep a manifest."""
+        with self._lock:
+            self._manifests[(reader, artifact.prefix)] = (self._clock(), manifest)
+            self._manifests.move_to_end((reader, artifact.prefix))
+            while len(self._manifests) > self._limit:
+                self._manifests.popitem(last=False)
+
+    def drop(self, artifact: Artifact) -> None:
+        """Forget a manifest that is being deleted, whoever read it."""
+        with self._lock:
+            for place in [place for place in self._manifests if place[1] == artifact.prefix]:
+                del self._manifests[place]
+
+
+class Readers:
+    """Readers that were opened, so that their connections are used again."""
+
+    def __init__(self, observe: ReadObserver, limit: int = 200) -> None:
+        self._observe = observe
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._readers: OrderedDict[tuple[str, str, str, Credentials], StoreReader] = OrderedDict()
+
+    def open(self, store: Store, credentials: Credentials) -> StoreReader:
+        """The reader of a bucket with an access key."""
+        place = (store.endpoint, store.bucket, store.region, credentials)
+        with self._lock:
+            reader = self._readers.get(place)
+            if reader is None:
+                reader = self._readers[place] = StoreReader(store, credentials, self._observe)
+            self._readers.move_to_end(place)
+            while len(self._readers) > self._limit:
+                self._readers.popitem(last=False)
+            return reader

@@ -1,0 +1,249 @@
+"""A node that is not there: its pods run in name only, and a test decides when and how each of them ends.
+
+Everything else about them is real: the API server, the controllers that make them, the scheduler that binds
+them, the store in which the test writes the manifests that their programs would write.
+"""
+
+import contextlib
+import io
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from demo.environment import BUCKET, Environment
+from demo.inputs import client as store_client
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+from minio import Minio
+from trenchcoat_api import constants
+from trenchcoat_api.artifacts import Artifact
+from trenchcoat_api.resource import Trenchcoat
+
+from tests.cluster.objects import example
+from tests.operator import world
+
+LABEL = "trenchcoat.dev/test-node"
+STAGES = ("tokenize", "collect", "shard", "cria", "stitch", "evaluate", "export")
+GPU = "nvidia.com/gpu"
+Body = dict[str, Any]
+
+
+def stamp() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class FakeNode:
+    """A node with GPUs, for the pods of one namespace that ask for it by its label."""
+
+    def __init__(self, api: client.ApiClient, name: str, namespace: str, gpus: int) -> None:
+        self._core = client.CoreV1Api(api)
+        self._leases = client.CoordinationV1Api(api)
+        self.name, self.namespace, self.gpus = name, namespace, gpus
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._live, name=name, daemon=True)
+
+    @property
+    def overrides(self) -> Body:
+        """What brings pods of a stage here, and nowhere else."""
+        toleration = {"key": LABEL, "operator": "Exists"}
+        return {"nodeSelector": {LABEL: self.name}, "tolerations": [toleration]}
+
+    def __enter__(self) -> "FakeNode":
+        quantities = {
+            "cpu": "64",
+            "memory": "64Gi",
+            "pods": "110",
+            "ephemeral-storage": "100Gi",
+            GPU: str(self.gpus),
+        }
+        self._core.create_node(
+            {
+                "metadata": {"name": self.name, "labels": {LABEL: self.name}},
+                "spec": {"taints": [{"key": LABEL, "value": "", "effect": "NoSchedule"}]},
+            }
+        )
+        self._beat()
+        self._core.patch_node_status(
+            self.name,
+            {
+                "status": {
+                    "capacity": quantities,
+                    "allocatable": quantities,
+                    "conditions": [self._ready()],
+                }
+            },
+        )
+        self._core.patch_node(
+            self.name, {"spec": {"taints": [{"key": LABEL, "value": "", "effect": "NoSchedule"}]}}
+        )
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._core.delete_node(self.name)
+        for pod in self.pods():
+            self._forget(pod)
+
+    def _ready(self) -> Body:
+        return {
+            "type": "Ready",
+            "status": "True",
+            "reason": "Test",
+            "lastHeartbeatTime": stamp(),
+            "lastTransitionTime": stamp(),
+        }
+
+    def _beat(self) -> None:
+        spec = {
+            "holderIdentity": self.name,
+            "leaseDurationSeconds": 40,
+            "renewTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        }
+        body = {"metadata": {"name": self.name}, "spec": spec}
+        try:
+            self._leases.patch_namespaced_lease(self.name, "kube-node-lease", body)
+        except ApiException as error:
+            if error.status != 404:
+                raise
+            self._leases.create_namespaced_lease("kube-node-lease", body)
+
+    def _live(self) -> None:
+        beaten = 0.0
+        while not self._stop.is_set():
+            if time.monotonic() - beaten > 5:
+                self._beat()
+                beaten = time.monotonic()
+            for pod in self.pods():
+                if pod.metadata.deletion_timestamp:
+                    self._forget(pod)
+                elif pod.status.phase == "Pending":
+                    self._set(pod, "Running", {"running": {"startedAt": stamp()}})
+            self._stop.wait(0.1)
+
+    def pods(self) -> list[client.V1Pod]:
+        """The pods that are bound to it."""
+        found = self._core.list_namespaced_pod(self.namespace, field_selector=f"spec.nodeName={self.name}")
+        return list(found.items)
+
+    def running(self) -> list[client.V1Pod]:
+        return [
+            pod
+            for pod in self.pods()
+            if pod.status.phase == "Running" and not pod.metadata.deletion_timestamp
+        ]
+
+    def end(self, pod: client.V1Pod, exit_code: int = 0, message: str = "") -> None:
+        """Let a pod's container end."""
+        terminated = {
+            "exitCode": exit_code,
+            "reason": "Error" if exit_code else "Completed",
+            "message": message,
+            "startedAt": pod.status.container_statuses[0].state.running.started_at.strftime(
+                "%Y-%m-%dT%H:%M:%SZ"
+            ),
+            "finishedAt": stamp(),
+        }
+        self._set(pod, "Failed" if exit_code else "Succeeded", {"terminated": terminated})
+
+    def _set(self, pod: client.V1Pod, phase: str, state: Body) -> None:
+        statuses = [
+            {
+                "name": container.name,
+                "image": container.image,
+                "imageID": "",
+                "ready": phase == "Running",
+                "restartCount": 0,
+                "state": state,
+            }
+            for container in pod.spec.containers
+        ]
+        status = {"phase": phase, "containerStatuses": statuses}
+        try:
+            self._core.patch_namespaced_pod_status(pod.metadata.name, self.namespace, {"status": status})
+        except ApiException as error:
+            if error.status != 404:
+                raise
+
+    def _forget(self, pod: client.V1Pod) -> None:
+        try:
+            self._core.delete_namespaced_pod(pod.metadata.name, self.namespace, grace_period_seconds=0)
+        except ApiException as error:
+            if error.status != 404:
+                raise
+
+
+def connect(environment: Environment) -> client.ApiClient:
+    """A client for the API server."""
+    configuration = client.Configuration()
+    config.load_kube_config(str(environment.kubeconfig), client_configuration=configuration)
+    return client.ApiClient(configuration)
+
+
+class Stage:
+    """A fake node and a part of the store, on which Trenchcoats of one test are played."""
+
+    def __init__(self, node: FakeNode, store: Minio, prefix: str) -> None:
+        self.node, self.store, self.prefix = node, store, prefix
+
+    def trenchcoat(self, name: str, **changes: Any) -> Body:
+        """A Trenchcoat with three Crias whose pods come to the fake node."""
+        changes = {"layersPerCria": 4, "store__prefix": self.prefix, **changes}
+        changes["pods"] = {
+            stage: {**self.node.overrides, **changes.get("pods", {}).get(stage, {})} for stage in STAGES
+        }
+        return example(name, **changes)
+
+    def artifacts(self, body: Body) -> dict[str, Artifact]:
+        """Its artifacts, by name."""
+        return world.artifacts_of(Trenchcoat.from_object(body).spec)
+
+    def complete(self, artifact: Artifact) -> None:
+        """Write an artifact as its program would."""
+        manifest = world.manifest(artifact).model_dump_json(by_alias=True).encode()
+        for path, data in ((artifact.prefix + "data", b"0" * 1000), (artifact.manifest_path, manifest)):
+            self.store.put_object(
+                bucket_name=BUCKET, object_name=path, data=io.BytesIO(data), length=len(data)
+            )
+
+    def stored(self) -> set[str]:
+        """Stages of which the store holds objects, notes of deletions left out."""
+        found = self.store.list_objects(bucket_name=BUCKET, prefix=f"{self.prefix}/", recursive=True)
+        names = [str(item.object_name) for item in found]
+        return {name.split("/")[2] for name in names if not name.endswith("/deleted.json")}
+
+    def play(self, artifacts: dict[str, Artifact]) -> str:
+        """Let the pods of one running Job or PyTorchJob come to a good end; returns the artifact's name."""
+        running = self.node.running()
+        if not running:
+            return ""
+        labels = min(running, key=lambda pod: pod.metadata.name).metadata.labels
+        stage, cria = labels[constants.LABEL_STAGE], labels.get(constants.LABEL_CRIA)
+        name = stage if cria is None else f"{stage}-{int(cria):02d}"
+        self.complete(artifacts[name])
+        for pod in running:
+            if all(
+                pod.metadata.labels.get(key) == value
+                for key, value in labels.items()
+                if "trenchcoat.dev/" in key
+            ):
+                self.node.end(pod)
+        return name
+
+
+@contextlib.contextmanager
+def stage(environment: Environment, name: str, gpus: int = 2) -> Iterator[Stage]:
+    """Set a stage, and clear it away afterwards."""
+    with (
+        FakeNode(connect(environment), f"node-{name}", environment.namespace, gpus) as node,
+        environment.store_address() as address,
+    ):
+        store = store_client(environment, address)
+        try:
+            yield Stage(node, store, f"test-{name}")
+        finally:
+            for item in store.list_objects(bucket_name=BUCKET, prefix=f"test-{name}/", recursive=True):
+                store.remove_object(bucket_name=BUCKET, object_name=str(item.object_name))

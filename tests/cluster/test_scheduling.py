@@ -1,0 +1,303 @@
+"""Who gets GPUs, and when: measured and checked with the real scheduler and controllers, pods played."""
+
+import time
+from datetime import UTC, datetime
+
+import pytest
+from demo.environment import Environment
+from demo.watch import condition
+from trenchcoat_api import constants
+
+from tests.cluster.kubelet import Body, Stage, stage
+from tests.cluster.objects import apply, delete, wait
+
+
+def rows(body: Body) -> dict[str, Body]:
+    return {row["name"]: row for row in body.get("status", {}).get("stages", [])}
+
+
+def until(found, timeout: float, what: str):
+    """Poll until `found` returns something."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        result = found()
+        if result:
+            return result
+        time.sleep(0.05)
+    raise AssertionError(f"{what}: not within {timeout:.0f} s")
+
+
+def play_until(
+    play: Stage, artifacts, environment: Environment, name: str, predicate, timeout: float
+) -> Body:
+    def step() -> Body | None:
+        play.play(artifacts)
+        body = environment.get("trenchcoat", name)
+        return body if predicate(body) else None
+
+    return until(step, timeout, name)
+
+
+@pytest.mark.timeout(240)
+def test_a_gpu_that_comes_free_is_used_within_two_seconds(environment: Environment) -> None:
+    with stage(environment, "latency") as play:
+        body = play.trenchcoat("latency", layersPerCria=1)
+        artifacts = play.artifacts(body)
+        for name in ("tokenize", "collect", "shard"):
+            play.complete(artifacts[name])
+        apply(environment, body)
+        try:
+            until(lambda: len(play.node.running()) == 2, 60, "two Crias run")
+            seen = environment.get("trenchcoat", "latency")
+            held = [row for row in seen["status"]["crias"] if row.get("waitingReason") == "Gpu"]
+            assert held and held[0]["message"] == "0 of 1 node have a free nvidia.com/gpu"
+            took = []
+            for _ in range(5):
+                known = {pod.metadata.name for pod in play.node.pods()}
+                pod = play.node.running()[0]
+                cria = int(pod.metadata.labels[constants.LABEL_CRIA])
+                play.complete(artifacts[f"cria-{cria:02d}"])
+                play.node.end(pod)
+                released = time.monotonic()
+                new = until(
+                    lambda known=known: [pod for pod in play.node.pods() if pod.metadata.name not in known],
+                    10,
+                    "the next Cria is bound",
+                )
+                took.append(time.monotonic() - released)
+                assert len(new) == 1
+                until(lambda: len(play.node.running()) == 2, 30, "two Crias run again")
+            print(
+                "from a pod's end to the next Cria's pod being bound:", ", ".join(f"{t:.2f} s" for t in took)
+            )
+            assert max(took) < 2.0, took
+        finally:
+            delete(environment, "latency")
+
+
+@pytest.mark.timeout(240)
+def test_two_gangs_take_their_turns_and_shared_artifacts_are_made_once(environment: Environment) -> None:
+    with stage(environment, "gangs") as play:
+        gang = {"nodes": 2, "gpusPerNode": 1}
+        bodies = {
+            name: play.trenchcoat(name, data__tokens=tokens, collect=gang)
+            for name, tokens in (("gang-a", 163840), ("gang-b", 163840), ("gang-c", 81920))
+        }
+        artifacts = {name: play.artifacts(body) for name, body in bodies.items()}
+        for name in bodies:
+            play.complete(artifacts[name]["tokenize"])
+        try:
+            for body in bodies.values():
+                apply(environment, body)
+            until(lambda: len(play.node.running()) >= 2, 60, "a gang runs")
+            seen = until(
+                lambda: [
+                    body
+                    for name in bodies
+                    if rows(body := environment.get("trenchcoat", name)).get("collect", {}).get("state")
+                    == "Waiting"
+                ][1:],
+                30,
+                "two wait",
+            )
+            assert seen
+            waiting = {
+                name: rows(environment.get("trenchcoat", name))["collect"].get("waitingReason")
+                for name in bodies
+            }
+            # a and b need the same activations: whoever came first makes them, and c waits for the GPUs.
+            assert sorted(filter(None, waiting.values())) in (["Gpu", "Shared"], ["Gpu", "Gpu"]), waiting
+            collecting = [
+                pod for pod in play.node.pods() if pod.metadata.labels[constants.LABEL_STAGE] == "collect"
+            ]
+            assert len({pod.metadata.labels[constants.LABEL_NAME] for pod in collecting}) == 1, (
+                "one gang at a time"
+            )
+            started: list[str] = []
+
+            def all_collected() -> bool:
+                for pod in play.node.running():
+                    name = pod.metadata.labels[constants.LABEL_NAME]
+                    if pod.metadata.labels[constants.LABEL_STAGE] == "collect" and name not in started:
+                        started.append(name)
+                    play.play(artifacts[name])
+                done = [
+                    condition(environment.get("trenchcoat", name), "ActivationsReady").get("status")
+                    for name in bodies
+                ]
+                return done == ["True"] * 3
+
+            until(all_collected, 120, "all have their activations")
+            assert len(started) == 2, "the activations that two share were made once"
+            sources = {
+                name: rows(environment.get("trenchcoat", name))["collect"]["source"] for name in bodies
+            }
+            assert sorted(sources.values()) == ["Computed", "Computed", "Reused"], sources
+        finally:
+            for name in bodies:
+                delete(environment, name)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("kind", ["collect", "cria"])
+def test_an_attempt_that_runs_too_long_is_stopped_and_tried_again(
+    environment: Environment, kind: str
+) -> None:
+    name = f"deadline-{kind}"
+    with stage(environment, name) as play:
+        body = play.trenchcoat(
+            name, pods={kind: {"deadlineSeconds": 8}}, collect={"nodes": 2, "gpusPerNode": 1}
+        )
+        artifacts = play.artifacts(body)
+        for done in ("tokenize", "shard", *(["collect", "cria-01", "cria-02"] if kind == "cria" else [])):
+            play.complete(artifacts[done])
+        apply(environment, body)
+
+        def row() -> Body:
+            seen = environment.get("trenchcoat", name).get("status", {})
+            return (seen["crias"][0] if kind == "cria" else rows({"status": seen})["collect"]) if seen else {}
+
+        try:
+            failed = until(lambda: (found := row()).get("lastFailure") and found, 60, "the deadline passes")
+            assert failed["lastFailure"].startswith("DeadlineExceeded: it ran longer than spec.pods.")
+            again = until(lambda: (found := row()).get("attempt") == 2 and found, 60, "the second try")
+            assert again["attempts"][0]["outcome"] == "DeadlineExceeded"
+            assert float(again["attempts"][0]["gpuSeconds"]) >= 3
+            label = f"{constants.LABEL_NAME}={name},{constants.LABEL_STAGE}={kind}"
+            jobs = environment.get("jobs,pytorchjobs", "-l", label)["items"]
+            assert len(jobs) == 2
+        finally:
+            delete(environment, name)
+
+
+@pytest.mark.timeout(240)
+def test_the_gate_holds_the_stitch_until_a_person_decides(environment: Environment) -> None:
+    with stage(environment, "gate") as play:
+        body = play.trenchcoat("gate", gates={"maxCriaError": "0.1"}, retention="Delete")
+        artifacts = play.artifacts(body)
+        for name in ("tokenize", "collect", "shard", "cria-00", "cria-01", "cria-02"):
+            play.complete(artifacts[name])
+        apply(environment, body)
+        try:
+            held = until(
+                lambda: (
+                    (
+                        (seen := environment.get("trenchcoat", "gate"))
+                        and condition(seen, "Stalled").get("status") == "True"
+                    )
+                    and seen
+                ),
+                30,
+                "the gate holds",
+            )
+            stalled = condition(held, "Stalled")
+            assert stalled["reason"] == condition(held, "Stitched")["reason"] == "CriaErrorTooHigh"
+            assert "Cria 0 errs by 0.12 in layer 0" in stalled["message"]
+            assert kstatus(held) == "Failed"
+            assert not play.node.pods()
+            environment.kubectl(
+                "annotate", "trenchcoat", "gate", f"{constants.ANNOTATION_OVERRIDE_GATE}=true"
+            )
+            until(lambda: len(play.node.running()) == 2, 30, "the stitch runs")
+            time.sleep(4)  # so that there are GPU seconds to count
+            seen = play_until(
+                play,
+                artifacts,
+                environment,
+                "gate",
+                lambda body: condition(body, "Succeeded").get("status") == "True",
+                90,
+            )
+            environment.kubectl("wait", "--for=condition=Succeeded", "trenchcoat/gate", "--timeout=5s")
+            assert kstatus(seen) == "Current"
+            assert int(seen["status"]["estimate"]["activationBytes"]) > 0
+            until(
+                lambda: float(environment.get("trenchcoat", "gate")["status"].get("gpuSeconds", 0)) > 0,
+                30,
+                "count",
+            )
+            assert play.stored() == {"tokenize", "collect", "shard", "cria", "stitch", "evaluate", "export"}
+            delete(environment, "gate")
+            until(lambda: not play.stored(), 30, "the artifacts are gone")
+        finally:
+            delete(environment, "gate")
+
+
+def kstatus(body: Body) -> str:
+    """What tools that read kstatus conclude, by the rules of sigs.k8s.io/cli-utils/pkg/kstatus."""
+    if body["metadata"].get("deletionTimestamp"):
+        return "Terminating"
+    if body["status"].get("observedGeneration") != body["metadata"]["generation"]:
+        return "InProgress"
+    if condition(body, "Reconciling").get("status") == "True":
+        return "InProgress"
+    if condition(body, "Stalled").get("status") == "True":
+        return "Failed"
+    return "Current"
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("name", "changes", "reason", "message"),
+    [
+        (
+            "too-much-cpu",
+            {"pods": {"tokenize": {"resources": {"cpu": "9999"}}}},
+            "Unschedulable",
+            "spec.pods.tokenize.resources",
+        ),
+        (
+            "volume-secret",
+            {
+                "pods": {
+                    "tokenize": {
+                        "volumes": [{"name": "ca", "secret": {"secretName": "nowhere"}}],
+                        "volumeMounts": [{"name": "ca", "mountPath": "/ca"}],
+                    }
+                }
+            },
+            "SecretNotFound",
+            "spec.pods.tokenize.volumes 'ca': namespace",
+        ),
+    ],
+)
+def test_what_keeps_a_pod_from_starting_is_told_within_30_seconds(
+    environment: Environment, name: str, changes: Body, reason: str, message: str
+) -> None:
+    with stage(environment, name) as play:
+        began = datetime.now(UTC)
+        apply(environment, play.trenchcoat(name, **changes))
+        try:
+            stalled = until(
+                lambda: (
+                    (found := condition(environment.get("trenchcoat", name), "Stalled")).get("status")
+                    == "True"
+                    and found
+                ),
+                35,
+                "it is told",
+            )
+            assert (datetime.now(UTC) - began).total_seconds() < 32
+            assert stalled["reason"] == reason
+            assert message in stalled["message"]
+        finally:
+            delete(environment, name)
+
+
+@pytest.mark.timeout(120)
+def test_an_image_that_cannot_be_pulled_is_told_within_30_seconds(environment: Environment) -> None:
+    """On a real node: it is the kubelet that pulls."""
+    from tests.cluster.objects import example
+
+    image = "registry.invalid/no/such/image:1"
+    apply(environment, example("no-image", pods={"tokenize": {"image": image}}))
+    try:
+        body = wait(
+            environment,
+            "no-image",
+            lambda body: condition(body, "Stalled").get("reason") == "ImagePullFailed",
+            timeout=30,
+        )
+        assert image in condition(body, "Stalled")["message"]
+    finally:
+        delete(environment, "no-image")

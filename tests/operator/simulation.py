@@ -1,0 +1,395 @@
+"""A cluster and a store that do what plans say, in plain values: the world of property and crash tests.
+
+What Trenchcoats see of one another goes through the operator's own code (`surroundings`); only the API
+server, the scheduler, the pods and the store are played.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import yaml
+from trenchcoat_api import constants
+from trenchcoat_api.artifacts import Artifact, Deletion, DeletionPhase, Manifest
+from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_api.stages import Stage
+from trenchcoat_api.status import ConditionType
+from trenchcoat_operator import surroundings
+from trenchcoat_operator.model import views
+from trenchcoat_operator.model.capacity import BoundPod, Capacity, Demand, Node
+from trenchcoat_operator.model.observed import Child, ChildKind, ChildPhase, Observed, Pod, StoreView
+from trenchcoat_operator.reconcile import plan as plans
+from trenchcoat_operator.reconcile.decide import reconcile
+from trenchcoat_operator.reconcile.plan import Plan
+
+from tests.operator import world
+
+BASE = yaml.safe_load((world.Path(__file__).parent / "data" / "trenchcoat.yaml").read_text())
+GPU = "nvidia.com/gpu"
+
+
+def trenchcoat(name: str = "tiny", *, minutes: int = 0, **spec: Any) -> Trenchcoat:
+    """A Trenchcoat that was made some minutes after the base."""
+    created = datetime.fromisoformat(BASE["metadata"]["creationTimestamp"]) + timedelta(minutes=minutes)
+    metadata = {"name": name, "uid": f"uid-of-{name}", "creationTimestamp": created.isoformat()}
+    return Trenchcoat.from_object(world.merged(BASE, {"metadata": metadata, "spec": spec}))
+
+
+def takes_gpu(child: Child) -> bool:
+    return child.stage in (Stage.CRIA, Stage.EVALUATE)
+
+
+@dataclass
+class Cluster:
+    """Some Trenchcoats, nodes with GPUs, Jobs, and one store."""
+
+    tenants: dict[str, Trenchcoat]
+    gpus: list[int]
+    now: datetime = world.NOW
+    children: dict[str, Child] = field(default_factory=dict)
+    owners: dict[str, str] = field(default_factory=dict)
+    """Trenchcoat of each child."""
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Pods of each child, and GPUs of each pod."""
+    places: dict[str, list[int]] = field(default_factory=dict)
+    """Nodes that pods of children are bound to."""
+    config_maps: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    manifests: dict[str, Manifest] = field(default_factory=dict)
+    deletions: dict[str, Deletion] = field(default_factory=dict)
+    objects: set[str] = field(default_factory=set)
+    """Content keys of artifacts that have objects."""
+    made: list[str] = field(default_factory=list)
+    """Content keys that Jobs were made for."""
+    foreign: Counter[int] = field(default_factory=Counter)
+    """GPUs that others' pods hold, by node."""
+    told: list[str] = field(default_factory=list)
+    """Identities of events."""
+
+    @classmethod
+    def one(cls, tenant: Trenchcoat, gpus: list[int]) -> Cluster:
+        return cls({tenant.metadata.name: tenant}, gpus)
+
+    @property
+    def trenchcoat(self) -> Trenchcoat:
+        (only,) = self.tenants.values()
+        return only
+
+    @trenchcoat.setter
+    def trenchcoat(self, tenant: Trenchcoat) -> None:
+        self.tenants = {tenant.metadata.name: tenant}
+
+    @property
+    def artifacts(self) -> dict[str, Artifact]:
+        return {
+            artifact.key: artifact
+            for tenant in self.tenants.values()
+            for artifact in world.artifacts_of(tenant.spec).values()
+        }
+
+    def change(self, name: str, **spec: Any) -> None:
+        """Change a spec, as a user does."""
+        tenant = self.tenants[name]
+        body = world.merged(tenant.to_object(), {"spec": spec})
+        body["metadata"]["generation"] = tenant.metadata.generation + 1
+        self.tenants[name] = Trenchcoat.from_object(body)
+
+    def delete(self, name: str) -> None:
+        """Delete a Trenchcoat, as a user does; without finalizers it and its children are gone at once."""
+        tenant = self.tenants[name]
+        if tenant.metadata.finalizers:
+            metadata = tenant.metadata.model_copy(update={"deletion_timestamp": self.now.isoformat()})
+            self.tenants[name] = tenant.model_copy(update={"metadata": metadata})
+        else:
+            self._gone(name)
+
+    def _gone(self, name: str) -> None:
+        del self.tenants[name]
+        for child in [child for child, owner in self.owners.items() if owner == name]:
+            self._remove(child)
+
+    def _remove(self, name: str) -> None:
+        self.children.pop(name)
+        self.owners.pop(name)
+        self.places.pop(name, None)
+
+    # What is seen
+
+    def observed(self, name: str = "") -> Observed:
+        tenant = self.tenants[name] if name else self.trenchcoat
+        own = tenant.metadata.name
+        store = self._store(tenant)
+        jobs = [self._job(child, own) for child in self.children.values() if child.active]
+        others = [other for other in self.tenants.values() if other.metadata.name != own]
+        return Observed(
+            children=tuple(child for child in self.children.values() if self.owners[child.name] == own),
+            config_maps=frozenset(self.config_maps[own]),
+            store=store,
+            capacity=self._capacity(others),
+            peers=surroundings._peers(tenant, store.told, jobs, others),
+        )
+
+    def _store(self, tenant: Trenchcoat) -> StoreView:
+        keys = {artifact.key for artifact in world.artifacts_of(tenant.spec).values()}
+        manifests = {key: item for key, item in self.manifests.items() if key in keys}
+        deletions = {
+            key: item for key, item in self.deletions.items() if key in keys and key not in manifests
+        }
+        remains = frozenset(keys & (self.objects | set(self.deletions)))
+        return StoreView(None, manifests, {}, deletions, remains)
+
+    def _job(self, child: Child, asking: str) -> surroundings._Job:
+        owner = self.owners[child.name]
+        body = {"metadata": {"labels": {constants.LABEL_NAME: owner}}}
+        return surroundings._Job(body, replace(child, owned=owner == asking), "ml")
+
+    def _capacity(self, others: list[Trenchcoat]) -> Capacity:
+        bound, promised = [], []
+        held: defaultdict[tuple[str, str], Counter[Stage]] = defaultdict(Counter)
+        gpus: Counter[tuple[str, str]] = Counter()
+        for child in self.children.values():
+            pods, each = self.sizes[child.name]
+            if not child.active or not each:
+                continue
+            places = self.places.get(child.name, [])
+            bound += [BoundPod(f"n{node}", {GPU: each}, ours=True) for node in places]
+            if pods > len(places):
+                promised.append(Demand(GPU, pods - len(places), each, owner=f"ml/{child.name}"))
+            held["ml", self.owners[child.name]][child.stage] += 1
+            gpus["ml", self.owners[child.name]] += pods * each
+        bound += [BoundPod(f"n{node}", {GPU: count}) for node, count in self.foreign.items()]
+        return Capacity(
+            nodes=tuple(Node(f"n{number}", {GPU: count}) for number, count in enumerate(self.gpus)),
+            bound=tuple(bound),
+            promised=tuple(promised),
+            contenders=tuple(surroundings._contenders(others, held, gpus)),
+        )
+
+    # What is done
+
+    def plan(self, name: str = "") -> Plan:
+        tenant = self.tenants[name] if name else self.trenchcoat
+        return reconcile(tenant, self.observed(name), world.SETTINGS, self.now)
+
+    def carry_out(self, plan: Plan, name: str = "") -> None:
+        for effect in self.effects(plan, name or self.trenchcoat.metadata.name):
+            effect()
+
+    def effects(self, plan: Plan, name: str) -> Iterator[Callable[[], None]]:
+        """What the operator writes for a plan, one by one and in its order."""
+        for action in plan.actions:
+            yield lambda action=action: self._act(action, name)  # type: ignore[misc]
+        for event in plan.events:
+            if event.identity in self.told:
+                continue  # the API server has it: a conflict writes nothing
+            yield lambda event=event: self.told.append(event.identity)  # type: ignore[misc]
+        if name in self.tenants and plan.status != self.tenants[name].status:
+            yield lambda: self._write_status(plan, name)
+
+    def _write_status(self, plan: Plan, name: str) -> None:
+        if name in self.tenants:
+            self.tenants[name] = self.tenants[name].model_copy(update={"status": plan.status})
+
+    def _act(self, action: plans.Action, name: str) -> None:
+        match action:
+            case plans.Apply(manifest=body) if body["kind"] == "ConfigMap":
+                self.config_maps[name].add(body["metadata"]["name"])
+            case plans.Apply(manifest=body):
+                self._make(body, name)
+            case plans.Delete(kind="ConfigMap", name=other):
+                self.config_maps[name].discard(other)
+            case plans.Delete(name=child):
+                self._remove(child)
+            case plans.RecordOutcome(name=child, outcome=outcome, message=message):
+                self.children[child] = replace(self.children[child], outcome=outcome, outcome_message=message)
+            case plans.Stop(name=child):
+                self.children[child] = replace(
+                    self.children[child], stopped=True, phase=ChildPhase.FAILED, pods=(), finished_at=self.now
+                )
+                self.places.pop(child, None)
+            case plans.SetFinalizer(present=present):
+                self._set_finalizer(name, present)
+            case plans.Condemn(artifact=artifact, manifest=manifest):
+                self._note(artifact, manifest, DeletionPhase.CONDEMNED)
+                self.manifests.pop(artifact.key, None)
+            case plans.Restore(artifact=artifact, manifest=manifest):
+                if manifest is not None:
+                    self.manifests[artifact.key] = manifest
+                del self.deletions[artifact.key]
+            case plans.Purge(artifact=artifact, manifest=manifest):
+                self._purge(artifact, manifest)
+            case plans.Forget(artifact=artifact):
+                del self.deletions[artifact.key]
+            case _:
+                raise AssertionError(f"nothing here needs {action}")
+
+    def _make(self, body: dict[str, Any], name: str) -> None:
+        assert body["metadata"]["name"] not in self.children, "a name is used once"
+        kind = ChildKind(body["kind"])
+        child = views.child(kind, body, self.tenants[name].metadata.uid, ())
+        assert child is not None
+        at_work = [other for other in self.children.values() if other.active and other.key == child.key]
+        assert not at_work, "an artifact is made by one Job at a time"
+        assert child.key not in self.manifests, "nothing is made that is there"
+        templates = views.templates(kind, body)
+        pods = sum(count for count, _ in templates)
+        self.sizes[child.name] = pods, views.extended_requests(templates[0][1]).get(GPU, 0)
+        self.children[child.name] = replace(child, created_at=self.now)
+        self.owners[child.name] = name
+        self.made.append(child.key)
+
+    def _set_finalizer(self, name: str, present: bool) -> None:
+        tenant = self.tenants[name]
+        finalizers = [constants.FINALIZER] if present else []
+        metadata = tenant.metadata.model_copy(update={"finalizers": finalizers})
+        self.tenants[name] = tenant.model_copy(update={"metadata": metadata})
+        if not present and metadata.deletion_timestamp:
+            self._gone(name)
+
+    def _note(self, artifact: Artifact, manifest: Manifest | None, phase: DeletionPhase) -> None:
+        self.deletions[artifact.key] = Deletion(phase=phase, manifest=manifest, updated_at=self.now)
+
+    def _purge(self, artifact: Artifact, manifest: Manifest | None) -> None:
+        at_work = [child for child in self.children.values() if child.active and child.key == artifact.key]
+        assert not at_work, "nothing is deleted that is being made"
+        reading = [
+            child
+            for child in self.children.values()
+            if child.active and artifact.key in (self.artifacts[child.key].inputs)
+        ]
+        assert not reading, "nothing is deleted that is being read"
+        # Half of it at the first call, as a store with many objects would have it.
+        if self.deletions[artifact.key].phase is DeletionPhase.CONDEMNED:
+            self._note(artifact, manifest, DeletionPhase.PURGING)
+        else:
+            self.objects.discard(artifact.key)
+            self._note(artifact, manifest, DeletionPhase.PURGED)
+
+    # What happens by itself
+
+    def schedule(self) -> None:
+        """The scheduler: pods start one by one where GPUs are free; one without a place stays Pending."""
+        left = [count - self.foreign[number] for number, count in enumerate(self.gpus)]
+        for name, places in self.places.items():
+            for node in places:
+                left[node] -= self.sizes[name][1]
+        for name in sorted(self.children):
+            child = self.children[name]
+            if not child.active or (child.running and not child.pods[-1].unschedulable):
+                continue
+            pods, each = self.sizes[name]
+            places = self.places.setdefault(name, []) if each else []
+            for _ in range(pods - len(places) if each else 0):
+                free = [number for number, count in enumerate(left) if count >= each]
+                if not free:
+                    # The scheduler may place pods of several GPUs otherwise than was thought; else what was
+                    # made finds its place, unless it was made before this test, when there were more GPUs.
+                    whole = all(size <= 1 for _, size in self.sizes.values())
+                    assert not whole or child.key not in self.made, f"no GPU is free for {name}"
+                    self.leave_pending(name)
+                    break
+                node = min(free, key=lambda number: left[number])
+                places.append(node)
+                left[node] -= each
+            if len(places) == pods or not each:
+                node = places[0] if places else 0
+                running = tuple(
+                    Pod(
+                        name=f"{name}-{number}",
+                        phase="Running",
+                        node=f"n{node}",
+                        started_at=self.now,
+                        extended={GPU: each} if each else {},
+                    )
+                    for number in range(pods)
+                )
+                self.children[name] = replace(child, pods=running)
+
+    def leave_pending(self, name: str) -> None:
+        """Let the pods of a child that found no node say so; the others run."""
+        pods, _ = self.sizes[name]
+        placed = len(self.places.get(name, []))
+        former = {pod.name: pod.unschedulable_since for pod in self.children[name].pods}
+        self.children[name] = replace(
+            self.children[name],
+            pods=tuple(
+                Pod(name=f"{name}-{number}", phase="Running", started_at=self.now)
+                if number < placed
+                else Pod(
+                    name=f"{name}-{number}",
+                    phase="Pending",
+                    unschedulable="0/2 nodes are available: 2 Insufficient nvidia.com/gpu.",
+                    unschedulable_since=former.get(f"{name}-{number}") or self.now,
+                )
+                for number in range(pods)
+            ),
+        )
+
+    def end(self, name: str, phase: ChildPhase, exit_code: int = 0) -> None:
+        child = self.children[name]
+        if phase is ChildPhase.SUCCEEDED:
+            artifact = self.artifacts[child.key]
+            for key in artifact.inputs:
+                assert key in self.manifests, "a stage finds its inputs"
+            self.manifests[child.key] = world.manifest(artifact)
+        self.objects.add(child.key)
+        pods = tuple(
+            replace(pod, phase=phase.value, exit_code=exit_code, finished_at=self.now) for pod in child.pods
+        )
+        self.children[name] = replace(child, phase=phase, finished_at=self.now, pods=pods)
+        self.places.pop(name, None)
+
+    def active(self) -> list[str]:
+        return sorted(name for name, child in self.children.items() if child.active)
+
+    def running(self) -> list[str]:
+        return [
+            name
+            for name in self.active()
+            if self.children[name].running and not self.children[name].pods[-1].unschedulable
+        ]
+
+
+def run(cluster: Cluster, luck: random.Random, fail: float = 0.0, rounds: int = 300) -> None:
+    """Let the loop run until nothing more happens; Jobs end in any order."""
+    for _ in range(rounds):
+        waits = [settle(cluster, name) for name in luck.sample(sorted(cluster.tenants), len(cluster.tenants))]
+        cluster.schedule()
+        running = cluster.running()
+        if running:
+            for name in luck.sample(running, luck.randint(1, len(running))):
+                if luck.random() < fail:
+                    cluster.end(name, ChildPhase.FAILED, luck.choice([1, 75, 69]))
+                else:
+                    cluster.end(name, ChildPhase.SUCCEEDED)
+        elif all(wait is None for wait in waits):
+            return
+        cluster.now += timedelta(seconds=30)
+    raise AssertionError("it comes to no end")
+
+
+def settle(cluster: Cluster, name: str) -> float | None:
+    """Carry out plans of a Trenchcoat until one asks for nothing; returns when to look again."""
+    for _ in range(12):
+        if name not in cluster.tenants:
+            return None
+        deleting = cluster.tenants[name].metadata.deletion_timestamp
+        plan = cluster.plan(name)
+        cluster.carry_out(plan, name)
+        steps = [action for action in plan.actions if isinstance(action, plans.StoreAction)]
+        if not plan.actions or not (deleting or steps):
+            break
+    if name not in cluster.tenants:
+        return None
+    again = cluster.plan(name)
+    assert again.actions == (), f"a plan that was carried out is done with: {again.actions}"
+    return plan.look_again
+
+
+def succeeded(tenant: Trenchcoat) -> bool:
+    conditions = {item.type: item.status for item in tenant.status.conditions}
+    return conditions.get(ConditionType.SUCCEEDED) == "True"

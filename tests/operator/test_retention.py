@@ -1,0 +1,245 @@
+"""spec.retention: what is deleted when, and that nothing runs again because of it."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from trenchcoat_api.artifacts import DeletionPhase
+from trenchcoat_api.status import Source
+from trenchcoat_operator.model.observed import ChildPhase, Observed, Problem, StoreView
+from trenchcoat_operator.reconcile.decide import reconcile
+from trenchcoat_operator.reconcile.plan import Purge, SetFinalizer
+from trenchcoat_operator.reconcile.retention import PATIENCE
+
+from tests.operator import world
+from tests.operator.simulation import Cluster, run, settle, succeeded, trenchcoat
+
+THIN = {"retention": "DeleteIntermediate"}
+
+
+def stored(cluster: Cluster) -> set[str]:
+    """Stages whose artifacts have objects."""
+    return {cluster.artifacts[key].stage.value for key in cluster.objects if key in cluster.artifacts}
+
+
+def made_again(cluster: Cluster) -> set[str]:
+    return {
+        cluster.artifacts[key].stage.value
+        for key, times in Counter(cluster.made).items()
+        if times > 1 and key in cluster.artifacts
+    }
+
+
+def finished(**spec) -> Cluster:
+    cluster = Cluster.one(trenchcoat(**spec), [2])
+    run(cluster, random.Random(1))
+    assert succeeded(cluster.trenchcoat)
+    return cluster
+
+
+def test_kept_by_default() -> None:
+    assert stored(finished()) == {"tokenize", "collect", "shard", "cria", "stitch", "evaluate", "export"}
+
+
+def test_intermediates_go_and_nothing_runs_again() -> None:
+    cluster = finished(**THIN)
+    assert stored(cluster) == {"tokenize", "cria", "stitch", "evaluate", "export"}
+    row = next(row for row in cluster.trenchcoat.status.stages if row.name == "collect")
+    assert row.message.startswith("deleted at ")
+    assert (row.source, row.bytes, row.uri) == (Source.COMPUTED, 0, "")
+    run(cluster, random.Random(2))
+    assert set(Counter(cluster.made).values()) == {1}
+    # Also without what the status remembers.
+    cluster.trenchcoat = trenchcoat(**THIN)
+    run(cluster, random.Random(3))
+    assert succeeded(cluster.trenchcoat)
+    assert set(Counter(cluster.made).values()) == {1}
+
+
+def test_activations_go_as_soon_as_all_crias_are_trained() -> None:
+    cluster = Cluster.one(trenchcoat(**THIN), [4])
+    for _ in range(20):
+        settle(cluster, "tiny")
+        cluster.schedule()
+        trained = [name for name in cluster.running() if "stitch" not in name]
+        if not trained:
+            break
+        for name in trained:
+            cluster.end(name, ChildPhase.SUCCEEDED)
+    assert [name.split("-")[1] for name in cluster.active()] == ["stitch"]
+    assert stored(cluster) == {"tokenize", "shard", "cria"}
+
+
+@pytest.mark.parametrize(
+    ("change", "stages"),
+    [
+        ({"stitch": {"learningRate": "1e-3"}}, {"shard"}),
+        ({"transfer": {"learningRate": "1e-3"}}, {"collect", "shard"}),
+        ({"gates": {"maxCriaError": "0.5"}}, set()),
+        ({"retention": "Keep"}, set()),
+    ],
+)
+def test_a_changed_spec_makes_again_what_it_reads(change, stages) -> None:
+    cluster = finished(**THIN)
+    cluster.change("tiny", **change)
+    run(cluster, random.Random(2))
+    assert succeeded(cluster.trenchcoat)
+    assert made_again(cluster) == stages
+    if change.get("retention") != "Keep":
+        assert "collect" not in stored(cluster)
+
+
+def test_what_another_needs_is_kept_until_it_does_not() -> None:
+    other = trenchcoat("other", minutes=5, transfer={"epochs": 3}, **THIN)
+    cluster = Cluster({"tiny": trenchcoat(**THIN), "other": other}, [1])
+    cluster.tenants["other"] = other.model_copy(
+        update={"spec": other.spec.model_copy(update={"suspend": True})}
+    )
+    run(cluster, random.Random(1))
+    assert succeeded(cluster.tenants["tiny"])
+    assert "collect" in stored(cluster)
+    cluster.change("other", suspend=False)
+    run(cluster, random.Random(1))
+    assert all(succeeded(tenant) for tenant in cluster.tenants.values())
+    assert not {"collect", "shard"} & stored(cluster)
+    assert set(Counter(cluster.made).values()) == {1}
+
+
+def test_one_that_keeps_everything_keeps_it_from_the_others_too() -> None:
+    cluster = Cluster({"tiny": trenchcoat(**THIN), "keeper": trenchcoat("keeper", minutes=5)}, [2])
+    run(cluster, random.Random(1))
+    assert {"collect", "shard"} <= stored(cluster)
+
+
+def test_one_that_comes_while_it_is_condemned_gets_it_back() -> None:
+    cluster = Cluster.one(trenchcoat(**THIN), [2])
+    for _ in range(30):
+        plan = cluster.plan()
+        cluster.carry_out(plan)
+        if any(item.phase is DeletionPhase.CONDEMNED for item in cluster.deletions.values()):
+            break
+        cluster.schedule()
+        for name in cluster.running():
+            cluster.end(name, ChildPhase.SUCCEEDED)
+    (key,) = cluster.deletions
+    cluster.tenants["late"] = trenchcoat("late", minutes=9, transfer={"epochs": 7})
+    run(cluster, random.Random(1))
+    assert key in cluster.manifests and key in cluster.objects
+    assert all(succeeded(tenant) for tenant in cluster.tenants.values())
+    assert set(Counter(cluster.made).values()) == {1}
+
+
+def test_one_that_comes_while_it_is_purged_waits_and_makes_it_again() -> None:
+    cluster = Cluster.one(trenchcoat(**THIN), [2])
+    for _ in range(30):
+        plan = cluster.plan()
+        cluster.carry_out(plan)
+        if any(item.phase is DeletionPhase.PURGING for item in cluster.deletions.values()):
+            break
+        cluster.schedule()
+        for name in cluster.running():
+            cluster.end(name, ChildPhase.SUCCEEDED)
+    cluster.tenants["late"] = trenchcoat("late", minutes=9, transfer={"epochs": 7})
+    run(cluster, random.Random(1))
+    assert all(succeeded(tenant) for tenant in cluster.tenants.values())
+    assert made_again(cluster) == {"collect"}
+
+
+def test_only_delete_waits_for_anything_when_deleted() -> None:
+    for retention, waits in (("Keep", False), ("DeleteIntermediate", False), ("Delete", True)):
+        cluster = Cluster.one(trenchcoat(retention=retention), [2])
+        settle(cluster, "tiny")
+        assert bool(cluster.trenchcoat.metadata.finalizers) is waits
+    cluster.change("tiny", retention="Keep")
+    settle(cluster, "tiny")
+    assert not cluster.trenchcoat.metadata.finalizers
+
+
+def test_deleted_with_everything_it_made_and_every_job_at_once() -> None:
+    cluster = Cluster.one(trenchcoat(retention="Delete"), [2])
+    for _ in range(4):
+        settle(cluster, "tiny")
+        cluster.schedule()
+        for name in cluster.running()[:2]:
+            cluster.end(name, ChildPhase.SUCCEEDED)
+    settle(cluster, "tiny")
+    cluster.schedule()
+    assert cluster.running()
+    cluster.objects.update(cluster.children[name].key for name in cluster.active())  # checkpoints
+    cluster.delete("tiny")
+    cluster.carry_out(cluster.plan(), "tiny")
+    assert not cluster.children
+    run(cluster, random.Random(1))
+    assert not cluster.tenants
+    assert not cluster.objects and not cluster.manifests and not cluster.deletions
+
+
+def test_what_another_uses_stays() -> None:
+    cluster = Cluster({"tiny": trenchcoat(retention="Delete"), "other": trenchcoat("other", minutes=1)}, [2])
+    run(cluster, random.Random(1))
+    before = set(cluster.objects)
+    cluster.delete("tiny")
+    run(cluster, random.Random(1))
+    assert list(cluster.tenants) == ["other"]
+    assert cluster.objects == before
+    assert succeeded(cluster.tenants["other"])
+
+
+def test_two_deleted_together_leave_nothing() -> None:
+    both = [trenchcoat(name, retention="Delete") for name in ("one", "two")]
+    cluster = Cluster({tenant.metadata.name: tenant for tenant in both}, [2])
+    run(cluster, random.Random(1))
+    cluster.delete("one")
+    cluster.delete("two")
+    run(cluster, random.Random(1))
+    assert not cluster.tenants and not cluster.objects and not cluster.deletions
+
+
+def test_a_store_that_cannot_be_used_delays_the_deletion_but_does_not_stop_it() -> None:
+    cluster = finished(retention="Delete")
+    cluster.delete("tiny")
+    down = Observed(store=StoreView(Problem("StoreUnreachable", "nobody answers")))
+
+    def decide(after):
+        return reconcile(cluster.trenchcoat, down, world.SETTINGS, cluster.now + after)
+
+    waiting = decide(PATIENCE / 2)
+    assert waiting.actions == () and waiting.look_again
+    (release,) = decide(PATIENCE * 2).actions
+    assert isinstance(release, SetFinalizer) and not release.present
+    (event,) = decide(PATIENCE * 2).events
+    assert (event.type, event.reason) == ("Warning", "ArtifactsKept")
+    assert "s3://trenchcoat/trenchcoat/artifacts/" in event.message
+
+
+@pytest.mark.slow
+@given(
+    st.randoms(use_true_random=False),
+    st.lists(st.sampled_from(["Keep", "DeleteIntermediate", "Delete"]), min_size=2, max_size=3),
+)
+@settings(max_examples=15, deadline=None, phases=(Phase.generate,))
+def test_whoever_keeps_or_deletes_everyone_comes_to_the_end(
+    luck: random.Random, retentions: list[str]
+) -> None:
+    """The simulation asserts that nothing is deleted while it is read or made, and that inputs are there."""
+    tenants = {
+        f"t{number}": trenchcoat(
+            f"t{number}", minutes=number, retention=retention, transfer={"epochs": luck.randint(1, 2)}
+        )
+        for number, retention in enumerate(retentions)
+    }
+    cluster = Cluster(tenants, [2])
+    run(cluster, luck)
+    assert all(succeeded(tenant) for tenant in cluster.tenants.values())
+    victim = luck.choice(sorted(cluster.tenants))
+    cluster.delete(victim)
+    run(cluster, luck)
+    assert victim not in cluster.tenants
+    assert all(succeeded(tenant) for tenant in cluster.tenants.values())
+    assert not any(
+        isinstance(action, Purge) for name in cluster.tenants for action in cluster.plan(name).actions
+    )

@@ -10,12 +10,7 @@ from trenchcoat_api.resource import Metadata, Trenchcoat
 from trenchcoat_api.status import TrenchcoatStatus
 
 from trenchcoat_operator.kubernetes import client
-from trenchcoat_operator.kubernetes.client import (
-    AlreadyExistsError,
-    ApiError,
-    Cluster,
-    NotFoundError,
-)
+from trenchcoat_operator.kubernetes.client import AlreadyExistsError, ApiError, Cluster, NotFoundError
 from trenchcoat_operator.reconcile.plan import (
     Action,
     Apply,

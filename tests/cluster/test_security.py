@@ -16,13 +16,13 @@ SCOPED = "scoped"
 SERVED = "team-scoped"
 
 IN_SERVED_NAMESPACES = {
-    ("trenchcoat.dev", "trenchcoats"): {"get", "list", "watch"},
+    ("trenchcoat.dev", "trenchcoats"): {"get", "list", "watch", "patch"},
     ("trenchcoat.dev", "trenchcoats/status"): {"patch"},
     ("trenchcoat.dev", "trenchcoats/finalizers"): {"update"},
     ("batch", "jobs"): {"list", "watch", "create", "patch", "delete"},
     ("kubeflow.org", "pytorchjobs"): {"list", "watch", "create", "patch", "delete"},
     ("", "configmaps"): {"list", "create", "delete"},
-    ("", "pods"): {"list", "delete"},
+    ("", "pods"): {"list", "watch", "delete"},
     ("", "pods/status"): {"patch"},
     ("", "secrets"): {"get"},
     ("", "events"): {"create"},

@@ -86,10 +86,10 @@ class Child:
     phase: ChildPhase = ChildPhase.ACTIVE
     terminating: bool = False
     suspended: bool = False
-    stopped: bool = False
-    """Whether the operator had it stopped: its controller ends its pods."""
     queued: Queued | None = None
     """None where Kueue has made no Workload for it, or it runs."""
+    stopped: bool = False
+    """Whether the operator had it stopped: its controller ends its pods."""
     created_at: datetime | None = None
     finished_at: datetime | None = None
     reason: str = ""

@@ -20,9 +20,9 @@ MANIFEST_GRACE = timedelta(seconds=10)
 BACKOFF = timedelta(seconds=10)
 BACKOFF_LIMIT = timedelta(minutes=5)
 NO_POD_GRACE = timedelta(seconds=20)
+NO_WORKLOAD_GRACE = timedelta(seconds=20)
 UNSCHEDULABLE_GRACE = timedelta(seconds=20)
 """The scheduler may find a node for a pod within this time before anybody is told."""
-NO_WORKLOAD_GRACE = timedelta(seconds=30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,13 +205,13 @@ def _active(
             message=f"{child.kind} {child.name} is being stopped: {child.outcome_message}",
         )
     leaving = [pod for pod in child.pods if pod.gone_by is not None]
+    if child.suspended and (leaving or not child.running):
+        return _queued(base, child, trenchcoat, now, kueue=kueue)
     stuck = next((pod for pod in child.pods if pod.unschedulable and pod.phase == "Pending"), None)
     if stuck is not None:
         return _unschedulable(base, child, stuck, now)
     if child.running and not leaving:
         return _with(base, state=State.RUNNING, look_at=deadline_of(base.work, trenchcoat, child))
-    if child.suspended:
-        return _queued(base, child, trenchcoat, now, kueue=kueue)
     if leaving:
         pod = min(leaving, key=lambda pod: pod.name)
         message = f"the cluster ends pod {pod.name} on {pod.node}; it goes on elsewhere from its checkpoint"
@@ -227,36 +227,6 @@ def _active(
         )
     look_at = None if child.pods or child.created_at is None else child.created_at + NO_POD_GRACE
     return _with(base, state=State.STARTING, message="its pods start", look_at=look_at)
-
-
-def _unschedulable(base: Assessment, child: Child, pod: Pod, now: datetime) -> Assessment:
-    message = f"pod {pod.name} waits for a node: {pod.unschedulable}"
-    since = pod.unschedulable_since or pod.created_at or child.created_at or now
-    if now - since < UNSCHEDULABLE_GRACE:
-        return _with(base, state=State.STARTING, message=message, look_at=since + UNSCHEDULABLE_GRACE)
-    field = f"spec.pods.{base.work.stage}"
-    remedy = f"add nodes, free some, or change {field}.resources, nodeSelector, tolerations or affinity"
-    problem = Problem("Unschedulable", f"{message}; {remedy}")
-    return _with(base, state=State.STARTING, message=problem.message, problem=problem)
-
-
-def deadline_of(work: Work, trenchcoat: Trenchcoat, child: Child) -> datetime | None:
-    """When a child's attempt has run for as long as it may; None while it does not run or may run on."""
-    seconds = graph.overrides(trenchcoat.spec, work.stage).deadline_seconds
-    begun = [pod.started_at for pod in child.pods if pod.phase == "Running" and pod.started_at is not None]
-    if seconds is None or not begun:
-        return None
-    return min(begun) + timedelta(seconds=seconds)
-
-
-def deadline_exceeded(work: Work, trenchcoat: Trenchcoat) -> Outcome:
-    """What is recorded of a child that was stopped at its deadline."""
-    field = f"spec.pods.{work.stage}.deadlineSeconds"
-    seconds = graph.overrides(trenchcoat.spec, work.stage).deadline_seconds
-    return Outcome(
-        FailureClass.DEADLINE_EXCEEDED,
-        f"it ran longer than {field} {seconds}: raise it, or find out from the pod's log what it waited for",
-    )
 
 
 def _queued(
@@ -287,6 +257,36 @@ def _queued(
 
 
 _INTEGRATIONS = {ChildKind.JOB: "batch/job", ChildKind.PYTORCH_JOB: "kubeflow.org/pytorchjob"}
+
+
+def _unschedulable(base: Assessment, child: Child, pod: Pod, now: datetime) -> Assessment:
+    message = f"pod {pod.name} waits for a node: {pod.unschedulable}"
+    since = pod.unschedulable_since or pod.created_at or child.created_at or now
+    if now - since < UNSCHEDULABLE_GRACE:
+        return _with(base, state=State.STARTING, message=message, look_at=since + UNSCHEDULABLE_GRACE)
+    field = f"spec.pods.{base.work.stage}"
+    remedy = f"add nodes, free some, or change {field}.resources, nodeSelector, tolerations or affinity"
+    problem = Problem("Unschedulable", f"{message}; {remedy}")
+    return _with(base, state=State.STARTING, message=problem.message, problem=problem)
+
+
+def deadline_of(work: Work, trenchcoat: Trenchcoat, child: Child) -> datetime | None:
+    """When a child's attempt has run for as long as it may; None while it does not run or may run on."""
+    seconds = graph.overrides(trenchcoat.spec, work.stage).deadline_seconds
+    begun = [pod.started_at for pod in child.pods if pod.phase == "Running" and pod.started_at is not None]
+    if seconds is None or not begun:
+        return None
+    return min(begun) + timedelta(seconds=seconds)
+
+
+def deadline_exceeded(work: Work, trenchcoat: Trenchcoat) -> Outcome:
+    """What is recorded of a child that was stopped at its deadline."""
+    field = f"spec.pods.{work.stage}.deadlineSeconds"
+    seconds = graph.overrides(trenchcoat.spec, work.stage).deadline_seconds
+    return Outcome(
+        FailureClass.DEADLINE_EXCEEDED,
+        f"it ran longer than {field} {seconds}: raise it, or find out from the pod's log what it waited for",
+    )
 
 
 def _after_failures(

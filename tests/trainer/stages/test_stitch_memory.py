@@ -27,7 +27,7 @@ def llama_405b() -> TrenchcoatLlamaConfig:
 
 
 def test_sizes_are_those_of_llama_405b(llama_405b, make_spec):
-    spec = make_spec(dtype="bfloat16", data={"sequenceLength": 1024, "tokens": 1024})
+    spec = make_spec(dtype="bfloat16", data={"sequenceLength": 1024, "tokens": 1024, "heldOutTokens": 1024})
     sizes = Sizes.of(spec, llama_405b)
     assert sizes.layer == pytest.approx(6.38e9, rel=0.01)
     assert sizes.weights == pytest.approx(812e9, rel=0.01)
@@ -35,12 +35,12 @@ def test_sizes_are_those_of_llama_405b(llama_405b, make_spec):
 
 
 def test_405b_over_24_gpus_holds_neither_graph_nor_weights(llama_405b, make_spec):
-    spec = make_spec(dtype="bfloat16", data={"sequenceLength": 1024, "tokens": 1024})
+    spec = make_spec(dtype="bfloat16", data={"sequenceLength": 1024, "tokens": 1024, "heldOutTokens": 1024})
     assert decide(Sizes.of(spec, llama_405b), 79e9, 24) == Held(graph=False, weights=False)
 
 
 def test_more_memory_never_holds_less(llama_405b, make_spec):
-    spec = make_spec(dtype="bfloat16", data={"sequenceLength": 1024, "tokens": 1024})
+    spec = make_spec(dtype="bfloat16", data={"sequenceLength": 1024, "tokens": 1024, "heldOutTokens": 1024})
     small = replace(Sizes.of(spec, llama_405b), layers=12, weights=80_000_000_000)
     held = [decide(small, gigabytes * 1e9, 8) for gigabytes in range(0, 400, 5)]
     graphs, weights = [item.graph for item in held], [item.weights for item in held]

@@ -16,6 +16,7 @@ from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_operator.apply import Applier
 from trenchcoat_operator.kubernetes.client import Cluster
 from trenchcoat_operator.reconcile.plan import Apply, Plan
+from trenchcoat_operator.storage.access import Stores
 
 from tests.cluster.conftest import NAME
 from tests.cluster.objects import apply, delete, events, example, pods, succeeded, wait
@@ -246,7 +247,9 @@ def test_suspend_belongs_to_kueue_and_a_paused_run_leaves_the_queue(at_work: Env
     }
     cluster = Cluster(new_client_from_config(config_file=str(at_work.kubeconfig)))
     trenchcoat = Trenchcoat.from_object(at_work.get("trenchcoat", "paused"))
-    Applier(cluster).act(trenchcoat, Plan((Apply(anew),), trenchcoat.status, (), None))
+    Applier(cluster, Stores(cluster, lambda *_: None)).act(
+        trenchcoat, Plan((Apply(anew),), trenchcoat.status, (), None)
+    )
     now = at_work.get("job", job["metadata"]["name"])
     assert now["spec"] == job["spec"]
 

@@ -20,6 +20,7 @@ from trenchcoat_operator.model import views
 from trenchcoat_operator.model.capacity import Capacity, Contender, Demand
 from trenchcoat_operator.model.observed import Child, ChildKind, Peers
 from trenchcoat_operator.reconcile.release import contender, waiting_jobs
+from trenchcoat_operator.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +53,10 @@ class _Job:
 class Surroundings:
     """Looks at all Trenchcoats and all nodes; keeps nothing."""
 
-    def __init__(self, cluster: Cluster, namespaces: tuple[str, ...]) -> None:
+    def __init__(self, cluster: Cluster, settings: Settings) -> None:
         self._cluster = cluster
-        self._namespaces = namespaces or ("",)
+        self._namespaces = settings.namespaces or ("",)
+        self._count_gpus = settings.count_gpus
 
     def look(self, trenchcoat: Trenchcoat, told: Mapping[str, Manifest]) -> tuple[Capacity, Peers]:
         """What the others hold, want and make.
@@ -97,6 +99,8 @@ class Surroundings:
     # GPUs
 
     def _capacity(self, jobs: list[_Job], others: list[Trenchcoat]) -> Capacity:
+        if not self._count_gpus:
+            return Capacity(known=False)
         unfinished = "status.phase!=Succeeded,status.phase!=Failed"
         try:
             nodes = [views.node(body) for body in self._cluster.list(client.NODES, cached=True)]

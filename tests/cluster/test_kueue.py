@@ -115,7 +115,7 @@ class Firsts:
         for kind, field in (("jobs", "spec.suspend"), ("pytorchjobs", "spec.runPolicy.suspend")):
             words = [kubectl, f"--kubeconfig={environment.kubeconfig}", "-n", environment.namespace, "get"]
             words += [kind, "-l", f"trenchcoat.dev/name={name}", "--watch"]
-            words += ["-o", f'jsonpath={{.kind}} {{.metadata.name}} {{.{field}}}{{"\n"}}']
+            words += ["-o", f'jsonpath={{.kind}} {{.metadata.name}} {{.{field}}}{{"\\n"}}']
             out = self._file.open("a")
             self._processes.append(subprocess.Popen(words, stdout=out, stderr=subprocess.DEVNULL))
 
@@ -224,6 +224,15 @@ def test_the_row_says_why_a_cria_waits_in_kueues_words(preempted):
     assert any(quota in message for message in story.waited), set(story.waited)
 
 
+def cria_jobs(environment: Environment, name: str) -> list[dict[str, Any]]:
+    return [child for child in children(environment, name) if "cria" in child["metadata"]["name"]]
+
+
+def log_of(environment: Environment, job: dict[str, Any]) -> str:
+    """What its pod wrote; nothing where it has none."""
+    return environment.kubectl("logs", f"job/{job['metadata']['name']}", "--tail=-1", check=False)
+
+
 @pytest.fixture
 def at_work(kueue: Environment) -> Iterator[Environment]:
     """A Trenchcoat whose Crias are being trained."""
@@ -236,8 +245,7 @@ def at_work(kueue: Environment) -> Iterator[Environment]:
 
 
 def test_suspend_belongs_to_kueue_and_a_paused_run_leaves_the_queue(at_work: Environment):
-    job = next(child for child in children(at_work, "paused") if "cria" in child["metadata"]["name"])
-    assert job["spec"]["suspend"] is False
+    job = next(child for child in cria_jobs(at_work, "paused") if child["spec"]["suspend"] is False)
     # An operator that died before it could say that it made the Job makes it once more.
     anew = {
         "apiVersion": "batch/v1",
@@ -264,8 +272,7 @@ def test_suspend_belongs_to_kueue_and_a_paused_run_leaves_the_queue(at_work: Env
 
     at_work.kubectl("patch", "trenchcoat", "paused", "--type=merge", "-p", '{"spec":{"suspend":false}}')
     wait(at_work, "paused", lambda body: len(running(body)) == GPUS, timeout=6 * MINUTES)
-    job = next(child for child in children(at_work, "paused") if "cria" in child["metadata"]["name"])
     deadline = time.monotonic() + 180
-    while "going on from step" not in at_work.kubectl("logs", f"job/{job['metadata']['name']}", "--tail=-1"):
-        assert time.monotonic() < deadline, "it began anew"
+    while not any("going on from step" in log_of(at_work, job) for job in cria_jobs(at_work, "paused")):
+        assert time.monotonic() < deadline, "all began anew"
         time.sleep(1)

@@ -38,6 +38,6 @@ def install(previous: Environment) -> None:
 
 def remove_today(environment: Environment) -> None:
     """Take the release away, and every Trenchcoat with the definition."""
-    environment.kubectl("delete", "trenchcoats", "--all", "--all-namespaces", "--timeout=120s")
+    environment.command("kubectl", "delete", "trenchcoats", "--all", "--all-namespaces", "--timeout=120s")
     environment.command("helm", "uninstall", RELEASE, "--namespace", RELEASE_NAMESPACE, "--wait")
     environment.kubectl("delete", "crd", "trenchcoats.trenchcoat.dev", "--timeout=60s")

@@ -102,7 +102,7 @@ def scoped(environment: Environment) -> Iterator[Environment]:
     finally:
         environment.command("helm", "uninstall", SCOPED, "--namespace", RELEASE_NAMESPACE, "--wait")
         environment.command(*where, "--replicas=1")
-        environment.command("kubectl", "delete", "namespace", SERVED, "--timeout=120s")
+        environment.command("kubectl", "delete", "namespace", SERVED, "--wait=false")
 
 
 def test_for_one_namespace_it_has_no_rights_elsewhere(scoped: Environment):

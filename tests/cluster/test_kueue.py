@@ -228,6 +228,16 @@ def cria_jobs(environment: Environment, name: str) -> list[dict[str, Any]]:
     return [child for child in children(environment, name) if "cria" in child["metadata"]["name"]]
 
 
+def workloads_of(environment: Environment, name: str) -> list[str]:
+    """Names of the Jobs and PyTorchJobs of a Trenchcoat that have a Workload and are not over."""
+    return [
+        body["metadata"]["ownerReferences"][0]["name"]
+        for body in environment.get("workloads")["items"]
+        if body["metadata"]["ownerReferences"][0]["name"].startswith(f"{name}-")
+        and not condition(body, "Finished")
+    ]
+
+
 def log_of(environment: Environment, job: dict[str, Any]) -> str:
     """What its pod wrote; nothing where it has none."""
     return environment.kubectl("logs", f"job/{job['metadata']['name']}", "--tail=-1", check=False)
@@ -263,7 +273,7 @@ def test_suspend_belongs_to_kueue_and_a_paused_run_leaves_the_queue(at_work: Env
 
     at_work.kubectl("patch", "trenchcoat", "paused", "--type=merge", "-p", '{"spec":{"suspend":true}}')
     deadline = time.monotonic() + 120
-    while at_work.get("workloads")["items"] or pods(at_work, "paused", "trenchcoat.dev/stage=cria"):
+    while workloads_of(at_work, "paused") or pods(at_work, "paused", "trenchcoat.dev/stage=cria"):
         assert time.monotonic() < deadline, "Kueue still holds quota for it, or pods are still there"
         time.sleep(1)
     (flavor,) = at_work.get("clusterqueue", "gpus")["status"]["flavorsUsage"]

@@ -4,10 +4,10 @@ import json
 import re
 
 from demo.environment import Environment
-from kubernetes import client, config
+from kubernetes import client
 
 from tests.api import bad_specs
-from tests.cluster.objects import delete
+from tests.cluster.objects import connect, delete
 
 GROUP, VERSION, PLURAL = "trenchcoat.dev", "v1alpha1", "trenchcoats"
 
@@ -24,8 +24,7 @@ class ApiServer:
 
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
-        loaded = config.new_client_from_config(str(environment.kubeconfig))
-        self._objects = client.CustomObjectsApi(loaded)
+        self._objects = client.CustomObjectsApi(connect(environment))
         self._options = {"dry_run": "All", "field_validation": "Strict"}
 
     def told(self, case: bad_specs.Case) -> str | None:

@@ -11,7 +11,6 @@ import pytest
 import yaml
 from demo.environment import REPO, Environment, add_kueue
 from demo.watch import condition
-from kubernetes.config import new_client_from_config
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_operator.apply import Applier
 from trenchcoat_operator.kubernetes.client import Cluster
@@ -19,7 +18,7 @@ from trenchcoat_operator.reconcile.plan import Apply, Plan
 from trenchcoat_operator.storage.access import Stores
 
 from tests.cluster.conftest import NAME
-from tests.cluster.objects import apply, delete, events, example, pods, succeeded, wait
+from tests.cluster.objects import apply, connect, delete, events, example, pods, succeeded, wait
 from tests.cluster.security import restricted_pod
 
 MINUTES = 60.0
@@ -263,7 +262,7 @@ def test_suspend_belongs_to_kueue_and_a_paused_run_leaves_the_queue(at_work: Env
         "metadata": {key: job["metadata"][key] for key in ("name", "namespace", "labels")},
         "spec": {"suspend": True, "template": {"spec": restricted_pod(at_work.trainer_image, "true")}},
     }
-    cluster = Cluster(new_client_from_config(config_file=str(at_work.kubeconfig)))
+    cluster = Cluster(connect(at_work))
     trenchcoat = Trenchcoat.from_object(at_work.get("trenchcoat", "paused"))
     Applier(cluster, Stores(cluster, lambda *_: None)).act(
         trenchcoat, Plan((Apply(anew),), trenchcoat.status, (), None)

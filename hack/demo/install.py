@@ -15,6 +15,7 @@ def install_operator(
     environment: Environment,
     console: Console | None = None,
     *,
+    chart: Path = CHART,
     release: str = RELEASE,
     settings: tuple[str, ...] = (),
 ) -> None:
@@ -23,10 +24,11 @@ def install_operator(
     Args:
         environment: The cluster.
         console: Where to say so.
+        chart: The chart, a folder or a package; this checkout's.
         release: Name of the release.
         settings: Further values of the chart, as for `helm --set`.
     """
-    words = ["helm", "upgrade", "--install", release, str(CHART)]
+    words = ["helm", "upgrade", "--install", release, str(chart)]
     words += ["--namespace", RELEASE_NAMESPACE, "--create-namespace", "--wait", "--timeout", "3m"]
     for value, image in (("image", environment.operator_image), ("trainerImage", environment.trainer_image)):
         repository, _, tag = image.rpartition(":")

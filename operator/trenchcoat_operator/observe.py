@@ -14,6 +14,7 @@ from trenchcoat_operator.model import views, workloads
 from trenchcoat_operator.model.observed import Child, ChildKind, Observed, Pod, Problem, Queued, StoreView
 from trenchcoat_operator.reconcile import graph
 from trenchcoat_operator.reconcile.plan import Action
+from trenchcoat_operator.settings import Settings
 from trenchcoat_operator.storage.access import Stores
 from trenchcoat_operator.storage.s3 import StoreError, StoreReader
 from trenchcoat_operator.surroundings import KINDS, MANAGED, Surroundings
@@ -30,10 +31,10 @@ _SILENCE = timedelta(seconds=30)
 class Observer:
     """Looks; keeps nothing but what hardly ever changes."""
 
-    def __init__(self, cluster: Cluster, namespaces: tuple[str, ...], stores: Stores) -> None:
+    def __init__(self, cluster: Cluster, settings: Settings, stores: Stores) -> None:
         self._cluster = cluster
         self._stores = stores
-        self._surroundings = Surroundings(cluster, namespaces)
+        self._surroundings = Surroundings(cluster, settings)
 
     def look(self, trenchcoat: Trenchcoat, *, with_surroundings: bool) -> Observed:
         """Everything about one Trenchcoat.

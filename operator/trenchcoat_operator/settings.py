@@ -34,6 +34,8 @@ class Settings:
     pods: PodDefaults = field(default_factory=PodDefaults)
     namespaces: tuple[str, ...] = ()
     """Namespaces whose Trenchcoats are served; none means all."""
+    count_gpus: bool = True
+    """Whether nodes and all pods are looked at; where they are not, the scheduler alone decides."""
     workers: int = 4
     """Trenchcoats reconciled at one time."""
     poll_seconds: float = 2.0
@@ -66,6 +68,12 @@ class Settings:
                 raise SettingsError(f"TRENCHCOAT_{name} is {raw!r}: set it to a number of at least {least:g}")
             return value
 
+        def switch(name: str, default: bool) -> bool:
+            raw = text(name, str(default).lower())
+            if raw not in ("true", "false"):
+                raise SettingsError(f"TRENCHCOAT_{name} is {raw!r}: set it to true or false")
+            return raw == "true"
+
         def words(name: str) -> tuple[str, ...]:
             return tuple(word.strip() for word in text(name, "").split(",") if word.strip())
 
@@ -85,6 +93,7 @@ class Settings:
         return cls(
             pods=pods,
             namespaces=words("NAMESPACES"),
+            count_gpus=switch("COUNT_GPUS", base.count_gpus),
             workers=int(number("WORKERS", base.workers, 1)),
             poll_seconds=number("POLL_SECONDS", base.poll_seconds, 0.1),
             resync_seconds=number("RESYNC_SECONDS", base.resync_seconds, 1),

@@ -24,6 +24,7 @@ from trenchcoat_operator.model.capacity import BoundPod, Capacity, Contender, De
 from trenchcoat_operator.model.observed import ChildKind, Peers
 from trenchcoat_operator.reconcile.plan import Action, Apply
 from trenchcoat_operator.reconcile.release import contender, waiting_jobs
+from trenchcoat_operator.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +88,9 @@ class _Pod:
 class Surroundings:
     """Looks at all Trenchcoats and all nodes, which are followed: a look asks the API server nothing."""
 
-    def __init__(self, cluster: Cluster, namespaces: tuple[str, ...]) -> None:
-        places = namespaces or ("",)
+    def __init__(self, cluster: Cluster, settings: Settings) -> None:
+        places = settings.namespaces or ("",)
+        self._count_gpus = settings.count_gpus
         unfinished = "status.phase!=Succeeded,status.phase!=Failed"
         self._nodes = Reflector(cluster, client.NODES, views.node)
         self._pods = Reflector(cluster, client.PODS, _read_pod, fields=unfinished)
@@ -147,6 +149,8 @@ class Surroundings:
     # GPUs
 
     def _capacity(self, jobs: list[_Job], others: list[_Other]) -> Capacity:
+        if not self._count_gpus:
+            return Capacity(known=False)
         try:
             nodes, pods = self._nodes.items(), self._pods.items()
         except ForbiddenError as error:

@@ -46,7 +46,7 @@ class Reconciler:
         self._settings = settings
         self._metrics = metrics
         stores = Stores(cluster, metrics.read)
-        self._observer = Observer(cluster, settings.namespaces, stores)
+        self._observer = Observer(cluster, settings, stores)
         self._applier = Applier(cluster, stores)
         self._sharing = threading.Lock()
         self._wake = wake

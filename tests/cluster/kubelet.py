@@ -14,14 +14,14 @@ from typing import Any
 
 from demo.environment import BUCKET, Environment
 from demo.inputs import client as store_client
-from kubernetes import client, config
+from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 from minio import Minio
 from trenchcoat_api import constants
 from trenchcoat_api.artifacts import Artifact
 from trenchcoat_api.resource import Trenchcoat
 
-from tests.cluster.objects import example
+from tests.cluster.objects import connect, example
 from tests.operator import world
 
 LABEL = "trenchcoat.dev/test-node"
@@ -174,13 +174,6 @@ class FakeNode:
         except ApiException as error:
             if error.status != 404:
                 raise
-
-
-def connect(environment: Environment) -> client.ApiClient:
-    """A client for the API server."""
-    configuration = client.Configuration()
-    config.load_kube_config(str(environment.kubeconfig), client_configuration=configuration)
-    return client.ApiClient(configuration)
 
 
 class Stage:

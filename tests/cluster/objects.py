@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 from demo.environment import Environment
 from demo.watch import condition
+from kubernetes.client import ApiClient
+from kubernetes.config import new_client_from_config
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny.yaml"
 Body = dict[str, Any]
@@ -25,6 +27,11 @@ def example(name: str, **changes: Any) -> Body:
             node = node.setdefault(parent, {})
         node[last] = value
     return body
+
+
+def connect(environment: Environment) -> ApiClient:
+    """A client for the API server."""
+    return new_client_from_config(str(environment.kubeconfig))
 
 
 def apply(environment: Environment, body: Body) -> None:

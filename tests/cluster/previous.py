@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from demo.environment import REPO, Environment
-from demo.install import RELEASE, RELEASE_NAMESPACE
+from demo.install import RELEASE, RELEASE_NAMESPACE, install_operator
 
 sys.path.insert(0, str(REPO / "hack" / "cluster"))
 
@@ -26,18 +26,11 @@ def install(previous: Environment) -> None:
     """Install its chart in place of today's: neither that nor its definition is there any more."""
     (chart,) = FOLDER.glob("trenchcoat-*.tgz")
     remove_today(previous)
-    words = ["helm", "install", RELEASE, str(chart), "--namespace", RELEASE_NAMESPACE, "--create-namespace"]
-    for value, image in (("image", previous.operator_image), ("trainerImage", previous.trainer_image)):
-        repository, _, tag = image.rpartition(":")
-        words += [
-            "--set",
-            f"{value}.repository={repository},{value}.tag={tag},{value}.pullPolicy=IfNotPresent",
-        ]
-    previous.command(*words, "--wait", "--timeout", "3m")
+    install_operator(previous, chart=chart)
 
 
 def remove_today(environment: Environment) -> None:
     """Take the release away, and every Trenchcoat with the definition."""
-    environment.kubectl("delete", "trenchcoats", "--all", "--all-namespaces", "--timeout=120s")
+    environment.command("kubectl", "delete", "trenchcoats", "--all", "--all-namespaces", "--timeout=120s")
     environment.command("helm", "uninstall", RELEASE, "--namespace", RELEASE_NAMESPACE, "--wait")
     environment.kubectl("delete", "crd", "trenchcoats.trenchcoat.dev", "--timeout=60s")

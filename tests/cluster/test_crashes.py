@@ -19,8 +19,8 @@ from trenchcoat_operator.queue import Key
 from trenchcoat_operator.settings import Settings
 from trenchcoat_operator.worker import Reconciler
 
-from tests.cluster.kubelet import STAGES, connect, stage
-from tests.cluster.objects import apply, delete
+from tests.cluster.kubelet import STAGES, stage
+from tests.cluster.objects import apply, connect, delete
 
 NAME = "crashes"
 

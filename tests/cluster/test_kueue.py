@@ -11,14 +11,14 @@ import pytest
 import yaml
 from demo.environment import REPO, Environment, add_kueue
 from demo.watch import condition
-from kubernetes.config import new_client_from_config
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_operator.apply import Applier
 from trenchcoat_operator.kubernetes.client import Cluster
 from trenchcoat_operator.reconcile.plan import Apply, Plan
+from trenchcoat_operator.storage.access import Stores
 
 from tests.cluster.conftest import NAME
-from tests.cluster.objects import apply, delete, events, example, pods, succeeded, wait
+from tests.cluster.objects import apply, connect, delete, events, example, pods, succeeded, wait
 from tests.cluster.security import restricted_pod
 
 MINUTES = 60.0
@@ -114,7 +114,7 @@ class Firsts:
         for kind, field in (("jobs", "spec.suspend"), ("pytorchjobs", "spec.runPolicy.suspend")):
             words = [kubectl, f"--kubeconfig={environment.kubeconfig}", "-n", environment.namespace, "get"]
             words += [kind, "-l", f"trenchcoat.dev/name={name}", "--watch"]
-            words += ["-o", f'jsonpath={{.kind}} {{.metadata.name}} {{.{field}}}{{"\n"}}']
+            words += ["-o", f'jsonpath={{.kind}} {{.metadata.name}} {{.{field}}}{{"\\n"}}']
             out = self._file.open("a")
             self._processes.append(subprocess.Popen(words, stdout=out, stderr=subprocess.DEVNULL))
 
@@ -223,6 +223,25 @@ def test_the_row_says_why_a_cria_waits_in_kueues_words(preempted):
     assert any(quota in message for message in story.waited), set(story.waited)
 
 
+def cria_jobs(environment: Environment, name: str) -> list[dict[str, Any]]:
+    return [child for child in children(environment, name) if "cria" in child["metadata"]["name"]]
+
+
+def workloads_of(environment: Environment, name: str) -> list[str]:
+    """Names of the Jobs and PyTorchJobs of a Trenchcoat that have a Workload and are not over."""
+    return [
+        body["metadata"]["ownerReferences"][0]["name"]
+        for body in environment.get("workloads")["items"]
+        if body["metadata"]["ownerReferences"][0]["name"].startswith(f"{name}-")
+        and not condition(body, "Finished")
+    ]
+
+
+def log_of(environment: Environment, job: dict[str, Any]) -> str:
+    """What its pod wrote; nothing where it has none."""
+    return environment.kubectl("logs", f"job/{job['metadata']['name']}", "--tail=-1", check=False)
+
+
 @pytest.fixture
 def at_work(kueue: Environment) -> Iterator[Environment]:
     """A Trenchcoat whose Crias are being trained."""
@@ -235,8 +254,7 @@ def at_work(kueue: Environment) -> Iterator[Environment]:
 
 
 def test_suspend_belongs_to_kueue_and_a_paused_run_leaves_the_queue(at_work: Environment):
-    job = next(child for child in children(at_work, "paused") if "cria" in child["metadata"]["name"])
-    assert job["spec"]["suspend"] is False
+    job = next(child for child in cria_jobs(at_work, "paused") if child["spec"]["suspend"] is False)
     # An operator that died before it could say that it made the Job makes it once more.
     anew = {
         "apiVersion": "batch/v1",
@@ -244,15 +262,17 @@ def test_suspend_belongs_to_kueue_and_a_paused_run_leaves_the_queue(at_work: Env
         "metadata": {key: job["metadata"][key] for key in ("name", "namespace", "labels")},
         "spec": {"suspend": True, "template": {"spec": restricted_pod(at_work.trainer_image, "true")}},
     }
-    cluster = Cluster(new_client_from_config(config_file=str(at_work.kubeconfig)))
+    cluster = Cluster(connect(at_work))
     trenchcoat = Trenchcoat.from_object(at_work.get("trenchcoat", "paused"))
-    Applier(cluster).act(trenchcoat, Plan((Apply(anew),), trenchcoat.status, (), None))
+    Applier(cluster, Stores(cluster, lambda *_: None)).act(
+        trenchcoat, Plan((Apply(anew),), trenchcoat.status, (), None)
+    )
     now = at_work.get("job", job["metadata"]["name"])
     assert now["spec"] == job["spec"]
 
     at_work.kubectl("patch", "trenchcoat", "paused", "--type=merge", "-p", '{"spec":{"suspend":true}}')
     deadline = time.monotonic() + 120
-    while at_work.get("workloads")["items"] or pods(at_work, "paused", "trenchcoat.dev/stage=cria"):
+    while workloads_of(at_work, "paused") or pods(at_work, "paused", "trenchcoat.dev/stage=cria"):
         assert time.monotonic() < deadline, "Kueue still holds quota for it, or pods are still there"
         time.sleep(1)
     (flavor,) = at_work.get("clusterqueue", "gpus")["status"]["flavorsUsage"]
@@ -261,8 +281,7 @@ def test_suspend_belongs_to_kueue_and_a_paused_run_leaves_the_queue(at_work: Env
 
     at_work.kubectl("patch", "trenchcoat", "paused", "--type=merge", "-p", '{"spec":{"suspend":false}}')
     wait(at_work, "paused", lambda body: len(running(body)) == GPUS, timeout=6 * MINUTES)
-    job = next(child for child in children(at_work, "paused") if "cria" in child["metadata"]["name"])
     deadline = time.monotonic() + 180
-    while "going on from step" not in at_work.kubectl("logs", f"job/{job['metadata']['name']}", "--tail=-1"):
-        assert time.monotonic() < deadline, "it began anew"
+    while not any("going on from step" in log_of(at_work, job) for job in cria_jobs(at_work, "paused")):
+        assert time.monotonic() < deadline, "all began anew"
         time.sleep(1)

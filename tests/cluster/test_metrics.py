@@ -15,9 +15,11 @@ def scrape(environment: Environment):
     return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
 
-def of(samples, name: str, **labels: str) -> list[float]:
+def of(samples, series: str, **labels: str) -> list[float]:
     return [
-        sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items()
+        sample.value
+        for sample in samples
+        if sample.name == series and labels.items() <= sample.labels.items()
     ]
 
 
@@ -28,7 +30,7 @@ def test_a_trenchcoat_has_series_as_long_as_it_lives(store: Environment):
         wait(
             store,
             "measured",
-            lambda body: any(row["state"] == "Succeeded" for row in body["status"].get("stages", [])),
+            lambda body: any(row["state"] == "Succeeded" for row in body.get("status", {}).get("stages", [])),
             timeout=180,
         )
         samples = scrape(store)

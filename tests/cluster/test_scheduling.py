@@ -290,7 +290,7 @@ def test_an_image_that_cannot_be_pulled_is_told_within_30_seconds(environment: E
     from tests.cluster.objects import example
 
     image = "registry.invalid/no/such/image:1"
-    apply(environment, example("no-image", pods={"tokenize": {"image": image}}))
+    apply(environment, example("no-image", data__tokens=73_728, pods={"tokenize": {"image": image}}))
     try:
         body = wait(
             environment,

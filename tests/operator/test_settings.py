@@ -15,6 +15,7 @@ def test_what_is_set_counts() -> None:
             "TRENCHCOAT_TRAINER_PULL_POLICY": "Never",
             "TRENCHCOAT_TRAINER_PULL_SECRETS": "one, two",
             "TRENCHCOAT_NAMESPACES": "a,b",
+            "TRENCHCOAT_COUNT_GPUS": "false",
             "TRENCHCOAT_POLL_SECONDS": "0.5",
             "TRENCHCOAT_LOG_LEVEL": "debug",
         }
@@ -23,6 +24,7 @@ def test_what_is_set_counts() -> None:
     assert settings.pods.pull_policy == "Never"
     assert settings.pods.pull_secrets == ("one", "two")
     assert settings.namespaces == ("a", "b")
+    assert not settings.count_gpus
     assert settings.poll_seconds == 0.5
     assert settings.log_level == "DEBUG"
 
@@ -34,6 +36,7 @@ def test_what_is_set_counts() -> None:
         ("TRENCHCOAT_WORKERS", "0"),
         ("TRENCHCOAT_POLL_SECONDS", "nan"),
         ("TRENCHCOAT_TRAINER_PULL_POLICY", "Sometimes"),
+        ("TRENCHCOAT_COUNT_GPUS", "maybe"),
     ],
 )
 def test_what_cannot_be_used_is_named(name: str, value: str) -> None:

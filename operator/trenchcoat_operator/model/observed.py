@@ -57,6 +57,11 @@ class Pod:
     gone_by: datetime | None = None
     """When it should have ended and be gone, once it was deleted."""
 
+    @property
+    def waits_for_node(self) -> bool:
+        """Whether the scheduler finds no node for it."""
+        return bool(self.unschedulable) and self.phase == "Pending"
+
 
 @dataclass(frozen=True, slots=True)
 class Queued:

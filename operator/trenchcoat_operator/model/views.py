@@ -38,11 +38,15 @@ def _condition(body: Object, kind: str) -> Object | None:
     return None
 
 
+def _policy(kind: ChildKind, body: Object) -> Object:
+    """The part of a Job's or PyTorchJob's spec that says when it runs."""
+    spec: Object = body.get("spec") or {}
+    return spec if kind is ChildKind.JOB else spec.get("runPolicy") or {}
+
+
 def suspended(kind: ChildKind, body: Object) -> bool:
     """Whether a Job or PyTorchJob is kept from having pods."""
-    spec = body.get("spec") or {}
-    holder = spec if kind is ChildKind.JOB else spec.get("runPolicy") or {}
-    return bool(holder.get("suspend"))
+    return bool(_policy(kind, body).get("suspend"))
 
 
 def child(
@@ -66,8 +70,6 @@ def child(
     failed = _condition(body, "Failed")
     end = succeeded or failed or {}
     phase = ChildPhase.SUCCEEDED if succeeded else ChildPhase.FAILED if failed else ChildPhase.ACTIVE
-    spec = body.get("spec") or {}
-    policy = spec if kind is ChildKind.JOB else spec.get("runPolicy") or {}
     cria = labels.get(constants.LABEL_CRIA, "")
     attempt = annotations.get(constants.ANNOTATION_ATTEMPT, "")
     return Child(
@@ -84,7 +86,7 @@ def child(
         terminating=bool(metadata.get("deletionTimestamp")),
         suspended=suspended(kind, body),
         queued=queued,
-        stopped=policy.get("activeDeadlineSeconds") is not None,
+        stopped=_policy(kind, body).get("activeDeadlineSeconds") is not None,
         created_at=moment(metadata.get("creationTimestamp")),
         finished_at=moment(end.get("lastTransitionTime")),
         reason=str((failed or {}).get("reason") or ""),

@@ -207,7 +207,7 @@ def _active(
     leaving = [pod for pod in child.pods if pod.gone_by is not None]
     if child.suspended and (leaving or not child.running):
         return _queued(base, child, trenchcoat, now, kueue=kueue)
-    stuck = next((pod for pod in child.pods if pod.unschedulable and pod.phase == "Pending"), None)
+    stuck = next((pod for pod in child.pods if pod.waits_for_node), None)
     if stuck is not None:
         return _unschedulable(base, child, stuck, now)
     if child.running and not leaving:
@@ -252,8 +252,7 @@ def _queued(
             f"integrations include {_INTEGRATIONS[child.kind]}?",
         )
     look_at = None if child.created_at is None else child.created_at + NO_WORKLOAD_GRACE
-    message = f"Kueue has not admitted it to LocalQueue {queue} yet"
-    return _with(waits, message=message, look_at=look_at)
+    return _with(waits, message=texts.not_admitted(queue), look_at=look_at)
 
 
 _INTEGRATIONS = {ChildKind.JOB: "batch/job", ChildKind.PYTORCH_JOB: "kubeflow.org/pytorchjob"}

@@ -32,11 +32,13 @@ def _free(capacity: Capacity, resource: str) -> tuple[Free, set[str]]:
         if pod.node in left:
             left[pod.node] -= pod.requests.get(resource, 0)
     homeless = set()
-    for demand in capacity.promised:
-        if demand.resource == resource:
-            for _ in range(demand.pods):
-                if not _place(capacity.nodes, left, demand):
-                    homeless.add(demand.owner)
+    # The largest first: a Job made now is among these at the next look, and must not take, for the count, the
+    # place that a larger pod of an earlier Job was counted on.
+    wanted = [demand for demand in capacity.promised if demand.resource == resource]
+    for demand in sorted(wanted, key=lambda demand: -demand.gpus):
+        for _ in range(demand.pods):
+            if not _place(capacity.nodes, left, demand):
+                homeless.add(demand.owner)
     return left, homeless
 
 
@@ -79,10 +81,11 @@ def grant(capacity: Capacity, asking: Contender, now: datetime) -> Grant:
     """Share the free GPUs among all who wait; say what falls to the one who asks.
 
     A turn is one pod, or all pods of a gang. It goes to the Trenchcoat that holds the fewest GPUs, the oldest
-    first among equals. Those who cannot use what is free leave it to the others, so that no GPU stays idle;
-    but a gang that has waited longer than PATIENCE goes before all others, the longest waiting first, and as
-    long as that one does not fit, GPUs that it can use are kept for it. GPUs of pods that are not this
-    operator's are not waited for: they may never come free.
+    first among equals. Those who cannot use what is free leave it to the others, so that no GPU stays idle,
+    though smaller pods wait until a gang of larger ones that has its turn is made. A gang that has waited
+    longer than PATIENCE goes before all others, the longest waiting first, and as long as that one does not
+    fit, GPUs that it can use are kept for it. GPUs of pods that are not this operator's are not waited for:
+    they may never come free.
     """
     demand = asking.demand
     if not capacity.known:
@@ -90,8 +93,8 @@ def grant(capacity: Capacity, asking: Contender, now: datetime) -> Grant:
     sharing = _Sharing(capacity, (*capacity.contenders, asking))
     sharing.serve_patient_gangs(now)
     sharing.serve_in_turn()
-    granted = sharing.granted[asking.name]
-    due = tuple(name for name, pods in sharing.granted.items() if pods and name != asking.name)
+    granted = 0 if sharing.gang_to_come_first(asking, asking) else sharing.granted[asking.name]
+    due = tuple(other.name for other in capacity.contenders if sharing.due_after(other, asking))
     if granted == demand.pods:
         return Grant(granted, due=due)
     never = not _could_ever_fit(capacity.nodes, demand, together=asking.gang)
@@ -150,6 +153,23 @@ class _Sharing:
             self._waiting[turn.name] -= pods
             if self._waiting[turn.name]:
                 heappush(turns, (self._held[turn.name], turn.created_at, turn.name, turn))
+
+    def gang_to_come_first(self, contender: Contender, asking: Contender) -> bool:
+        """Whether a gang that has its turn, and is not made even after this look, has larger pods.
+
+        The scheduler may put a smaller pod on any node: made before, it could break the gang's place.
+        """
+        return any(
+            self.granted[other.name] > 0
+            and other.demand.resource == contender.demand.resource
+            and other.demand.gpus > contender.demand.gpus
+            for other in self._contenders
+            if other.gang and other.name not in (contender.name, asking.name)
+        )
+
+    def due_after(self, contender: Contender, asking: Contender) -> bool:
+        """Whether another may start pods as soon as the one who asks has made its own."""
+        return self.granted[contender.name] > 0 and not self.gang_to_come_first(contender, asking)
 
     def _left(self, resource: str) -> Free:
         if resource not in self._free:

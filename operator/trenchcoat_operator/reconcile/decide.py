@@ -48,17 +48,19 @@ def reconcile(desired: Trenchcoat, observed: Observed, settings: Settings, now: 
         for assessment in assessments
         for child, outcome in assessment.unrecorded
     ]
+    overdue = stopping.past_deadline(desired, graph, observed, now)
     actions = (
         *retention.wanted_finalizer(desired),
         *removals,
         *stopping.lost_pods(observed, now),
         *records,
-        *stopping.past_deadline(desired, graph, observed, now),
+        *overdue,
         *_creations(desired, assessments, released, observed, settings),
         *kept,
     )
     going = frozenset(action.name for action in removals)
     status = _status(desired, graph, assessments, released, observed, now, going)
+    status = usage.account(status, desired, observed, now, last_look=bool(removals or overdue))
     told = (
         *events.of_conditions(desired.status.conditions, status.conditions, desired),
         *events.of_failures(assessments),
@@ -178,7 +180,7 @@ def _status(
     by_stage = {manifest.stage: manifest for manifest in manifests}
     crias_running = sum(child.stage is Stage.CRIA and child.running for child in observed.children)
     known = observed.store.problem is None
-    status = TrenchcoatStatus(
+    return TrenchcoatStatus(
         observed_generation=desired.metadata.generation,
         stage=columns.stage(desired, stages, crias, stalled=problem is not None),
         crias_done=columns.crias_done(crias),
@@ -200,7 +202,6 @@ def _status(
         accounted_at=former.accounted_at,
         estimate=_estimate(desired, tokenize.facts.model) if tokenize else former.estimate,
     )
-    return usage.account(status, desired, observed, now)
 
 
 def _estimate(desired: Trenchcoat, model: ModelFacts | None) -> EstimateStatus | None:

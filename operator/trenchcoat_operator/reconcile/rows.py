@@ -52,8 +52,11 @@ def row(
             "attempt": assessment.attempt + 1,
         }
         if queue := trenchcoat.spec.scheduling.queue_name:
-            message = f"Kueue has not admitted it to LocalQueue {queue} yet"
-            values |= {"state": State.WAITING, "message": message, "waiting_reason": WaitingReason.QUEUE}
+            values |= {
+                "state": State.WAITING,
+                "message": texts.not_admitted(queue),
+                "waiting_reason": WaitingReason.QUEUE,
+            }
     if values["waiting_reason"] is not None:
         same = former is not None and former.waiting_reason is values["waiting_reason"]
         since = former.waiting_since if former is not None and same else ""

@@ -70,14 +70,13 @@ def stuck(desired: Trenchcoat, observed: Observed, now: datetime) -> list[Child]
     return [
         child
         for child in observed.children
-        if child.owned and child.active and not child.terminating and _stuck_since(child, now)
+        if child.owned and child.active and not child.terminating and _stuck_for_long(child, now)
     ]
 
 
-def _stuck_since(child: Child, now: datetime) -> bool:
+def _stuck_for_long(child: Child, now: datetime) -> bool:
     return any(
-        pod.unschedulable
-        and pod.phase == "Pending"
+        pod.waits_for_node
         and pod.unschedulable_since is not None
         and now - pod.unschedulable_since >= UNSCHEDULABLE_GRACE
         for pod in child.pods

@@ -1,4 +1,4 @@
-"""Numbers and times as people read them."""
+"""Numbers and times as people read them, and what is said in more than one place."""
 
 from datetime import UTC, datetime
 
@@ -33,3 +33,8 @@ def size(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+def not_admitted(queue: str) -> str:
+    """What is said of a child that Kueue was asked for and has not spoken of."""
+    return f"Kueue has not admitted it to LocalQueue {queue} yet"

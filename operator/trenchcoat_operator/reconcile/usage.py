@@ -28,9 +28,17 @@ Key = tuple[str, int]
 
 
 def account(
-    status: TrenchcoatStatus, desired: Trenchcoat, observed: Observed, now: datetime
+    status: TrenchcoatStatus,
+    desired: Trenchcoat,
+    observed: Observed,
+    now: datetime,
+    *,
+    last_look: bool = False,
 ) -> TrenchcoatStatus:
-    """Add the GPU seconds since the last count to a status; one that did not change may wait for more."""
+    """Add the GPU seconds since the last count to a status; one that did not change may wait for more.
+
+    On a last look it does not wait: something is being stopped, and its pods may not be there again.
+    """
     former = desired.status
     since = datetime.fromisoformat(former.accounted_at) if former.accounted_at else _NEVER
     until = (now - LAG).replace(microsecond=0)
@@ -40,7 +48,7 @@ def account(
             for pod in child.pods:
                 spent[child.key, child.attempt] += _spent(desired, pod, since, until)
     total = sum(spent.values())
-    if not total or (status == former and until - since < EVERY):
+    if not total or (status == former and until - since < EVERY and not last_look):
         return status
     crias = [_with_spent(row, spent) for row in status.crias]
     of_crias = sum(float(row.gpu_seconds or 0) for row in crias)

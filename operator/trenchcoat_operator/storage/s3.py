@@ -225,15 +225,11 @@ class StoreReader:
     def _read(self, path: str, model: type[Model]) -> Model | None:
         begun = time.monotonic()
         try:
-            data = self._get(path)
-        except S3Error as error:
-            if error.code == "NoSuchKey":
-                return None
-            raise self._explained(error) from error
-        except (MinioException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise self._explained(error) from error
+            data = self._try(lambda: self._get(path))
         finally:
             self._observe(model.__name__.lower(), time.monotonic() - begun)
+        if data is None:
+            return None
         try:
             with _LARGE if len(data) > _LARGE_BYTES else nullcontext():
                 return model.model_validate(json.loads(data))
@@ -244,8 +240,13 @@ class StoreReader:
                 f"delete it to have it made again ({error})",
             ) from error
 
-    def _get(self, path: str) -> bytes:
-        response = self._client.get_object(self._store.bucket, path)
+    def _get(self, path: str) -> bytes | None:
+        try:
+            response = self._client.get_object(self._store.bucket, path)
+        except S3Error as error:
+            if error.code == "NoSuchKey":
+                return None
+            raise
         try:
             data: bytes = response.read()
             return data

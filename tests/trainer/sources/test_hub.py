@@ -1,7 +1,6 @@
 """The hub as a source, against a small server that answers as the hub does."""
 
 import http.server
-import json
 import logging
 import re
 import threading
@@ -14,10 +13,12 @@ import pytest
 from trenchcoat_trainer.errors import BadInputError, NotFoundError, StageError
 from trenchcoat_trainer.sources.hub import HubRepository
 
+from tests.trainer.hub_server import HubHandler
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
+class Hub(HubHandler):
     """Serves one public repository, me/llama, one gated one, me/gated, and one that fails, me/broken."""
 
     folder: Path
@@ -25,7 +26,6 @@ class Hub(http.server.BaseHTTPRequestHandler):
     tokens: list[str | None]
     bytes_from: str
     """Another host that file contents are sent from, as the hub's network does; none if empty."""
-    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -54,14 +54,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-        names = [unquote(item.partition("=")[2]) for item in body.split("&") if item.startswith("paths=")]
-        if body.startswith("{"):
-            names = json.loads(body)["paths"]
+        names = self._asked_for()
         self._json([item for item in self._files() if item["path"] in names])
-
-    def log_message(self, *arguments: object) -> None:
-        pass
 
     def _files(self) -> list[dict[str, object]]:
         files = sorted(self.folder.iterdir())
@@ -81,21 +75,6 @@ class Hub(http.server.BaseHTTPRequestHandler):
             )
         else:
             self._send(200, data, {"X-Repo-Commit": COMMIT, "ETag": '"0"'})
-
-    def _json(self, value: object) -> None:
-        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-    def _error(self, status: int, code: str) -> None:
-        self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})
-
-    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
 
 
 @contextmanager

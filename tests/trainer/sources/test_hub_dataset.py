@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.trainer.hub_server import HubHandler
 from tests.trainer.stages.cria.cria_training import make_spec
 
 FIRST, SECOND = "1" * 40, "2" * 40
@@ -56,13 +57,12 @@ for name, case in json.loads(sys.argv[1]).items():
 """
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
+class Hub(HubHandler):
     """Serves the data sets me/text and me/lines, files below `folder`/NAME/COMMIT, and me/gated."""
 
     folder: Path
     requests: dict[str, list[tuple[str, str | None]]]
     case = ""
-    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -93,16 +93,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        names = self._asked_for()
         match = re.match(r"/api/datasets/me/([^/]+)/paths-info/([^/]+)", unquote(urlsplit(self.path).path))
-        names = [unquote(item.partition("=")[2]) for item in body.split("&") if item.startswith("paths=")]
-        if body.startswith("{"):
-            names = json.loads(body)["paths"]
         assert match is not None
         self._json([item for item in self._files(match[1], match[2]) if item["path"] in names])
-
-    def log_message(self, *arguments: object) -> None:
-        pass
 
     def _gated(self, path: str) -> None:
         if self.headers.get("Authorization") != "Bearer let-me-in" or "resolve" in path:
@@ -132,21 +126,6 @@ class Hub(http.server.BaseHTTPRequestHandler):
         part = data[int(first) : int(last) + 1 if last else None]
         end = int(first) + len(part) - 1
         self._send(206, part, headers | {"Content-Range": f"bytes {first}-{end}/{len(data)}"})
-
-    def _json(self, value: object) -> None:
-        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-    def _error(self, status: int, code: str) -> None:
-        self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})
-
-    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
 
 
 def make_commit(folder: Path, files: int) -> None:

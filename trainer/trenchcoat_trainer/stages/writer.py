@@ -93,10 +93,10 @@ class ArtifactWriter:
         Returns:
             None, and nothing written, where the store cannot, or there is nothing large enough to copy.
         """
-        parts = plan_parts(pieces)
         store = self._store
         if not isinstance(store, S3Store) or not isinstance(source, S3Store) or not self.can_copy(source):
             return None
+        parts = plan_parts(pieces)
         if not any(part.is_copied for part in parts):
             return None
         scratch = f"{self._artifact.checkpoint_prefix}parts-{uuid.uuid4().hex}-"

@@ -223,6 +223,41 @@ def test_the_row_says_why_a_cria_waits_in_kueues_words(preempted):
     assert any(quota in message for message in story.waited), set(story.waited)
 
 
+def collect_row(body: dict[str, Any]) -> dict[str, Any]:
+    rows = [row for row in body.get("status", {}).get("stages", []) if row["name"] == "collect"]
+    return rows[0] if rows else {"state": "Pending", "message": ""}
+
+
+def test_a_gang_gives_way_as_a_whole_and_goes_on_as_the_same_try(kueue: Environment):
+    # More text than the others have, so that it is collected for it alone and takes a while.
+    apply(kueue, queued("gang", scheduling__workloadPriorityClassName="batch", data__tokens=262144))
+    selector = "trenchcoat.dev/stage=collect"
+    try:
+        wait(kueue, "gang", lambda body: collect_row(body).get("step", 0) > 0, timeout=4 * MINUTES)
+        first = {pod["metadata"]["uid"] for pod in pods(kueue, "gang", selector)}
+        assert len(first) == GPUS
+        apply(kueue, urgent_job(kueue.trainer_image, seconds=5))
+
+        def gave_way(body: dict[str, Any]) -> bool:
+            assert collect_row(body)["state"] != "Succeeded", "it ended before anything urgent came"
+            return collect_row(body)["message"].startswith("Kueue: Preempted")
+
+        wait(kueue, "gang", gave_way, timeout=2 * MINUTES)
+        kueue.kubectl("wait", "--for=condition=Complete", "job/urgent", "--timeout=180s")
+        assert not first & {pod["metadata"]["uid"] for pod in pods(kueue, "gang", selector)}
+        body = wait(
+            kueue, "gang", lambda body: collect_row(body)["state"] == "Succeeded", timeout=6 * MINUTES
+        )
+        row = collect_row(body)
+        assert row["attempt"] == 1
+        assert not row.get("lastFailure")
+        told = [event["message"] for event in events(kueue, "gang") if event["reason"] == "Requeued"]
+        assert any(message.startswith("collect ") for message in told), told
+    finally:
+        kueue.kubectl("delete", "job", "urgent", "--ignore-not-found")
+        delete(kueue, "gang")
+
+
 def cria_jobs(environment: Environment, name: str) -> list[dict[str, Any]]:
     return [child for child in children(environment, name) if "cria" in child["metadata"]["name"]]
 

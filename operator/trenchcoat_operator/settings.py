@@ -40,6 +40,8 @@ class Settings:
     """Trenchcoats reconciled at one time."""
     poll_seconds: float = 2.0
     """How often a Trenchcoat with something going on is looked at."""
+    gang_patience_seconds: float = 300.0
+    """A gang that waits longer for GPUs goes first, and GPUs that come free are kept for it."""
     resync_seconds: float = 60.0
     """How often every Trenchcoat is looked at, whatever events said."""
     health_port: int = 8080
@@ -96,6 +98,7 @@ class Settings:
             count_gpus=switch("COUNT_GPUS", base.count_gpus),
             workers=int(number("WORKERS", base.workers, 1)),
             poll_seconds=number("POLL_SECONDS", base.poll_seconds, 0.1),
+            gang_patience_seconds=number("GANG_PATIENCE_SECONDS", base.gang_patience_seconds, 0),
             resync_seconds=number("RESYNC_SECONDS", base.resync_seconds, 1),
             health_port=int(number("HEALTH_PORT", base.health_port, 1)),
             metrics_port=int(number("METRICS_PORT", base.metrics_port, 0)),

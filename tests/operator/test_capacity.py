@@ -14,15 +14,16 @@ from trenchcoat_operator.model.capacity import (
     Requirement,
 )
 from trenchcoat_operator.reconcile import capacity as rules
-from trenchcoat_operator.reconcile.capacity import PATIENCE, Grant, free, unplaced
+from trenchcoat_operator.reconcile.capacity import Grant, free, unplaced
 
 GPU = "nvidia.com/gpu"
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = T0 + timedelta(hours=1)
+PATIENCE = timedelta(minutes=5)
 
 
 def grant(capacity: Capacity, asking: Contender) -> Grant:
-    return rules.grant(capacity, asking, NOW)
+    return rules.grant(capacity, asking, NOW, PATIENCE)
 
 
 def asks(pods: int, name: str = "ml/me", held: int = 0, minutes: int = 0, **placement: object) -> Contender:

@@ -17,6 +17,7 @@ def test_what_is_set_counts() -> None:
             "TRENCHCOAT_NAMESPACES": "a,b",
             "TRENCHCOAT_COUNT_GPUS": "false",
             "TRENCHCOAT_POLL_SECONDS": "0.5",
+            "TRENCHCOAT_GANG_PATIENCE_SECONDS": "30",
             "TRENCHCOAT_LOG_LEVEL": "debug",
         }
     )
@@ -26,6 +27,7 @@ def test_what_is_set_counts() -> None:
     assert settings.namespaces == ("a", "b")
     assert not settings.count_gpus
     assert settings.poll_seconds == 0.5
+    assert settings.gang_patience_seconds == 30
     assert settings.log_level == "DEBUG"
 
 
@@ -35,6 +37,7 @@ def test_what_is_set_counts() -> None:
         ("TRENCHCOAT_WORKERS", "many"),
         ("TRENCHCOAT_WORKERS", "0"),
         ("TRENCHCOAT_POLL_SECONDS", "nan"),
+        ("TRENCHCOAT_GANG_PATIENCE_SECONDS", "-1"),
         ("TRENCHCOAT_TRAINER_PULL_POLICY", "Sometimes"),
         ("TRENCHCOAT_COUNT_GPUS", "maybe"),
     ],

@@ -11,9 +11,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from trenchcoat_api.status import Source, WaitingReason
 from trenchcoat_operator.model.observed import ChildPhase
-from trenchcoat_operator.reconcile.capacity import PATIENCE
 
 from tests.operator.simulation import Cluster, run, settle, succeeded, trenchcoat
+from tests.operator.world import SETTINGS
 
 
 def cluster_of(*tenants, gpus: list[int]) -> Cluster:
@@ -122,7 +122,8 @@ def test_a_gang_is_not_starved_by_the_crias_of_others() -> None:
     else:
         raise AssertionError("the gang was starved")
     assert waited_since is not None
-    assert PATIENCE < cluster.now - waited_since <= PATIENCE + timedelta(minutes=2)
+    patience = timedelta(seconds=SETTINGS.gang_patience_seconds)
+    assert patience < cluster.now - waited_since <= patience + timedelta(minutes=2)
     left = sum(
         cria.state != "Succeeded"
         for tenant in busy

@@ -8,9 +8,6 @@ from heapq import heapify, heappop, heappush
 from trenchcoat_operator.model.capacity import Capacity, Contender, Demand, Node
 from trenchcoat_operator.reconcile.placement import admits
 
-PATIENCE = timedelta(minutes=5)
-"""A gang that waits longer goes first, and GPUs that come free are kept for it until all its pods fit."""
-
 Free = dict[str, int]
 """Free GPUs by node."""
 
@@ -77,13 +74,13 @@ class Grant:
     """Others for whom GPUs are free now."""
 
 
-def grant(capacity: Capacity, asking: Contender, now: datetime) -> Grant:
+def grant(capacity: Capacity, asking: Contender, now: datetime, patience: timedelta) -> Grant:
     """Share the free GPUs among all who wait; say what falls to the one who asks.
 
     A turn is one pod, or all pods of a gang. It goes to the Trenchcoat that holds the fewest GPUs, the oldest
     first among equals. Those who cannot use what is free leave it to the others, so that no GPU stays idle,
     though smaller pods wait until a gang of larger ones that has its turn is made. A gang that has waited
-    longer than PATIENCE goes before all others, the longest waiting first, and as long as that one does not
+    longer than `patience` goes before all others, the longest waiting first, and as long as that one does not
     fit, GPUs that it can use are kept for it. GPUs of pods that are not this operator's are not waited for:
     they may never come free.
     """
@@ -91,7 +88,7 @@ def grant(capacity: Capacity, asking: Contender, now: datetime) -> Grant:
     if not capacity.known:
         return Grant(demand.pods)
     sharing = _Sharing(capacity, (*capacity.contenders, asking))
-    sharing.serve_patient_gangs(now)
+    sharing.serve_patient_gangs(now - patience)
     sharing.serve_in_turn()
     granted = 0 if sharing.gang_to_come_first(asking, asking) else sharing.granted[asking.name]
     due = tuple(other.name for other in capacity.contenders if sharing.due_after(other, asking))
@@ -115,12 +112,12 @@ class _Sharing:
         self.kept_for = ""
         """The gang that GPUs are kept for."""
 
-    def serve_patient_gangs(self, now: datetime) -> None:
-        """Let gangs go first that have waited long, and keep GPUs for the first of them that does not fit."""
+    def serve_patient_gangs(self, since: datetime) -> None:
+        """Let gangs go first that wait since before a moment; keep GPUs for the first that does not fit."""
         waited = [
             (contender.since, contender.name, contender)
             for contender in self._contenders
-            if contender.gang and contender.since is not None and now - contender.since > PATIENCE
+            if contender.gang and contender.since is not None and contender.since < since
         ]
         for _, name, gang in sorted(waited, key=lambda item: item[:2]):
             left = self._left(gang.demand.resource)

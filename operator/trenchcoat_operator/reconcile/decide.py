@@ -40,7 +40,7 @@ def reconcile(desired: Trenchcoat, observed: Observed, settings: Settings, now: 
     assessments = tuple(
         assess(work, desired, observed, now, needed=work.key in still) for work in graph.works
     )
-    released = _release(desired, graph, assessments, observed, now)
+    released = _release(desired, graph, assessments, observed, settings, now)
     removals = stopping.deletions(desired, graph, observed, settings, now)
     kept, undecided = _intermediates(desired, graph, observed, still)
     records = [
@@ -103,6 +103,7 @@ def _release(
     graph: Graph,
     assessments: tuple[Assessment, ...],
     observed: Observed,
+    settings: Settings,
     now: datetime,
 ) -> Release:
     if observed.store.problem is not None:
@@ -110,7 +111,7 @@ def _release(
         return Release(held={item.work.key: hold for item in assessments if item.startable})
     if graph.fault:
         return Release()
-    return release(desired, assessments, observed, now)
+    return release(desired, assessments, observed, settings, now)
 
 
 def _creations(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
@@ -16,6 +16,7 @@ from trenchcoat_operator.model.observed import Child, Observed, Problem
 from trenchcoat_operator.reconcile import capacity, gate, graph
 from trenchcoat_operator.reconcile.assess import Assessment
 from trenchcoat_operator.reconcile.graph import Work
+from trenchcoat_operator.settings import Settings
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -97,7 +98,11 @@ def held_gpus(trenchcoat: Trenchcoat, children: tuple[Child, ...]) -> int:
 
 
 def release(
-    trenchcoat: Trenchcoat, assessments: tuple[Assessment, ...], observed: Observed, now: datetime
+    trenchcoat: Trenchcoat,
+    assessments: tuple[Assessment, ...],
+    observed: Observed,
+    settings: Settings,
+    now: datetime,
 ) -> Release:
     """Choose among the works that may start."""
     ready = [assessment.work for assessment in assessments if assessment.startable]
@@ -127,14 +132,19 @@ def release(
         begun = () if observed.peers is None else tuple(work for work in start if work not in gated)
         return Release(begun, held, needs_surroundings=True)
     if gated:
-        granted, due = _granted(trenchcoat, gated, observed, now, held)
+        granted, due = _granted(trenchcoat, gated, observed, settings, now, held)
         start = [work for work in start if work not in gated or work.key in granted]
         return Release(tuple(start), held, due=due)
     return Release(tuple(start), held)
 
 
 def _granted(
-    trenchcoat: Trenchcoat, gated: list[Work], observed: Observed, now: datetime, held: dict[str, Hold]
+    trenchcoat: Trenchcoat,
+    gated: list[Work],
+    observed: Observed,
+    settings: Settings,
+    now: datetime,
+    held: dict[str, Hold],
 ) -> tuple[set[str], tuple[str, ...]]:
     """Content keys of the works that get GPUs, and who else may have some.
 
@@ -144,7 +154,7 @@ def _granted(
     since = _waiting_since(trenchcoat, gated[0].key)
     stage = gated[0].stage
     asking = contender(trenchcoat, held_gpus(trenchcoat, observed.children), stage, len(gated), since)
-    result = capacity.grant(observed.capacity, asking, now)
+    result = capacity.grant(observed.capacity, asking, now, timedelta(seconds=settings.gang_patience_seconds))
     jobs = result.pods // gated[0].pods
     for work in gated[jobs:]:
         problem = Problem("Unschedulable", result.reason) if result.never else None

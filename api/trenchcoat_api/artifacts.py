@@ -334,6 +334,10 @@ class Artifacts:
             Stage.EXPORT, _dump(self._spec.export, exclude={"enabled"}), (self.stitch(crias).key,)
         )
 
+    def at(self, stage: Stage, key: str) -> Artifact:
+        """The place of an artifact of any spec, by its content key; its inputs are not known."""
+        return Artifact(stage, key, f"{self._root}/{stage}/{key}/")
+
     def all(self, crias: list[CriaRange]) -> list[Artifact]:
         """Every artifact that the spec asks for, in an order that respects their inputs."""
         wanted = [

@@ -569,7 +569,8 @@ class TrenchcoatSpec(Camel):
         description=(
             "Keep leaves all artifacts in the store. DeleteIntermediate deletes activations once all Crias "
             "are trained, and shards once all stages are complete. Delete deletes all artifacts when the "
-            "Trenchcoat is deleted. What another Trenchcoat uses is kept."
+            "Trenchcoat is deleted. Both hold for artifacts of former specs, too. What another Trenchcoat "
+            "uses is kept."
         ),
     )
     suspend: bool = Field(default=False, description="Stops all Jobs after a checkpoint; false resumes.")

@@ -156,6 +156,13 @@ class CriaStatus(Work):
     curve: list[str] = Field(default_factory=list, description="At most 32 losses.", max_length=32)
 
 
+class SupersededArtifact(Camel):
+    """An artifact of a former spec."""
+
+    stage: str = Field(description="The stage that made it.")
+    key: str = Field(description="Its content key.")
+
+
 class EstimateStatus(Camel):
     """What the run needs, by the model's shape; hours are a lower bound."""
 
@@ -200,6 +207,12 @@ class TrenchcoatStatus(Camel):
         default_factory=list,
         description="Crias, in order.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["index"]},
+    )
+    superseded: list[SupersededArtifact] = Field(
+        default_factory=list,
+        description="What was made for former specs and may still stand in the store.",
+        max_length=256,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["key"]},
     )
     perplexities: list[Perplexity] = Field(
         default_factory=list,

@@ -12,7 +12,7 @@ from trenchcoat_operator.kubernetes import client
 from trenchcoat_operator.kubernetes.client import Cluster, ForbiddenError, NotFoundError
 from trenchcoat_operator.model import views, workloads
 from trenchcoat_operator.model.observed import Child, ChildKind, Observed, Pod, Problem, Queued, StoreView
-from trenchcoat_operator.reconcile import graph
+from trenchcoat_operator.reconcile import graph, retention, superseded
 from trenchcoat_operator.reconcile.plan import Action
 from trenchcoat_operator.settings import Settings
 from trenchcoat_operator.storage.access import Stores
@@ -138,7 +138,8 @@ class Observer:
             self._read_manifests(trenchcoat, reader, at_work, manifests, deletions, progress)
             if trenchcoat.metadata.deletion_timestamp:
                 told = StoreView(manifests=manifests, deletions=deletions).told
-                for work in graph.build(trenchcoat.spec, told).works:
+                built = graph.build(trenchcoat.spec, told)
+                for work in (*built.works, *superseded.works(trenchcoat, built)):
                     if reader.holds_any(work.artifact):
                         remains.add(work.key)
         except StoreError as error:
@@ -167,7 +168,7 @@ class Observer:
                 if work.key not in asked and all(item.key in told for item in work.inputs)
             ]
             if not ready:
-                return
+                break
             for artifact in ready:
                 asked.add(artifact.key)
                 report = reader.progress(artifact) if artifact.key in at_work else None
@@ -183,6 +184,26 @@ class Observer:
                     deletion = reader.deletion(artifact)
                     if deletion is not None:
                         deletions[artifact.key] = deletion
+        self._read_superseded(trenchcoat, reader, manifests, deletions)
+
+    def _read_superseded(
+        self,
+        trenchcoat: Trenchcoat,
+        reader: StoreReader,
+        manifests: dict[str, Manifest],
+        deletions: dict[str, Deletion],
+    ) -> None:
+        """Read what may have to be deleted of former specs' artifacts."""
+        built = graph.build(trenchcoat.spec, StoreView(manifests=manifests, deletions=deletions).told)
+        for work in superseded.works(trenchcoat, built):
+            if not trenchcoat.metadata.deletion_timestamp and work.stage not in retention.INTERMEDIATE:
+                continue
+            manifest = self._stores.manifest(reader, work.artifact)
+            deletion = reader.deletion(work.artifact) if manifest is None else None
+            if manifest is not None:
+                manifests[work.key] = manifest
+            if deletion is not None:
+                deletions[work.key] = deletion
 
 
 def _goes_on(report: Progress) -> bool:

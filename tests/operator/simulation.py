@@ -23,6 +23,7 @@ from trenchcoat_operator import surroundings
 from trenchcoat_operator.model import views
 from trenchcoat_operator.model.capacity import BoundPod, Capacity, Demand, Node
 from trenchcoat_operator.model.observed import Child, ChildKind, ChildPhase, Observed, Pod, StoreView
+from trenchcoat_operator.reconcile import graph, superseded
 from trenchcoat_operator.reconcile import plan as plans
 from trenchcoat_operator.reconcile.decide import reconcile
 from trenchcoat_operator.reconcile.plan import Plan
@@ -69,6 +70,8 @@ class Cluster:
     """GPUs that others' pods hold, by node."""
     told: list[str] = field(default_factory=list)
     """Identities of events."""
+    asked: dict[str, Artifact] = field(default_factory=dict)
+    """All artifacts that any spec ever asked for, by content key."""
 
     @classmethod
     def one(cls, tenant: Trenchcoat, gpus: list[int]) -> Cluster:
@@ -85,15 +88,14 @@ class Cluster:
 
     @property
     def artifacts(self) -> dict[str, Artifact]:
-        return {
-            artifact.key: artifact
-            for tenant in self.tenants.values()
-            for artifact in world.artifacts_of(tenant.spec).values()
-        }
+        for tenant in self.tenants.values():
+            self.asked |= {item.key: item for item in world.artifacts_of(tenant.spec).values()}
+        return self.asked
 
     def change(self, name: str, **spec: Any) -> None:
         """Change a spec, as a user does."""
         tenant = self.tenants[name]
+        assert self.artifacts
         body = world.merged(tenant.to_object(), {"spec": spec})
         body["metadata"]["generation"] = tenant.metadata.generation + 1
         self.tenants[name] = Trenchcoat.from_object(body)
@@ -138,7 +140,9 @@ class Cluster:
         )
 
     def _store(self, tenant: Trenchcoat) -> StoreView:
-        keys = {artifact.key for artifact in world.artifacts_of(tenant.spec).values()}
+        wanted = [graph.Work(artifact, ()) for artifact in world.artifacts_of(tenant.spec).values()]
+        former = superseded.works(tenant, graph.Graph(tuple(wanted)))
+        keys = {work.key for work in (*wanted, *former)}
         manifests = {key: item for key, item in self.manifests.items() if key in keys}
         deletions = {
             key: item for key, item in self.deletions.items() if key in keys and key not in manifests

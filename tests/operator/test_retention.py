@@ -189,6 +189,74 @@ def test_what_another_uses_stays() -> None:
     assert succeeded(cluster.tenants["other"])
 
 
+def of_spec(cluster: Cluster) -> set[str]:
+    return {artifact.key for artifact in world.artifacts_of(cluster.trenchcoat.spec).values()}
+
+
+def test_former_intermediates_go_when_those_of_the_changed_spec_may() -> None:
+    cluster = finished(retention="Keep")
+    before = of_spec(cluster)
+    cluster.change("tiny", layersPerCria=3, retention="DeleteIntermediate")
+    after = of_spec(cluster)
+    for _ in range(3):
+        settle(cluster, "tiny")
+        assert before <= cluster.objects, "a change that is undone finds everything"
+        cluster.schedule()
+        for name in [name for name in cluster.running() if "cria" not in name]:
+            cluster.end(name, ChildPhase.SUCCEEDED)
+    run(cluster, random.Random(1))
+    assert succeeded(cluster.trenchcoat)
+    assert {cluster.artifacts[key].stage.value for key in cluster.objects - after} == {
+        "cria",
+        "stitch",
+        "evaluate",
+        "export",
+    }
+    assert not {"collect", "shard"} & stored(cluster)
+    left = {item.key for item in cluster.trenchcoat.status.superseded}
+    assert left == cluster.objects - after
+
+
+def test_a_change_that_is_undone_finds_everything() -> None:
+    cluster = finished(**THIN, evaluate={"enabled": False})
+    cluster.change("tiny", transfer={"epochs": 5})
+    settle(cluster, "tiny")
+    assert cluster.trenchcoat.status.superseded
+    epochs = trenchcoat().spec.transfer.epochs
+    cluster.change("tiny", transfer={"epochs": epochs})
+    run(cluster, random.Random(1))
+    assert succeeded(cluster.trenchcoat)
+    assert {item.key for item in cluster.trenchcoat.status.superseded} & of_spec(cluster) == set()
+
+
+def test_deleted_with_what_it_made_for_former_specs() -> None:
+    cluster = finished(retention="Delete")
+    cluster.change("tiny", layersPerCria=3)
+    for _ in range(3):  # half of the second run
+        settle(cluster, "tiny")
+        cluster.schedule()
+        for name in cluster.running():
+            cluster.end(name, ChildPhase.SUCCEEDED)
+    cluster.change("tiny", seed=9)
+    cluster.delete("tiny")
+    run(cluster, random.Random(1))
+    assert not cluster.tenants
+    assert not cluster.objects and not cluster.manifests and not cluster.deletions
+
+
+def test_what_another_uses_of_a_former_spec_stays() -> None:
+    cluster = Cluster({"tiny": trenchcoat(retention="Delete"), "other": trenchcoat("other", minutes=1)}, [2])
+    run(cluster, random.Random(1))
+    before = set(cluster.objects)
+    cluster.change("tiny", seed=9)
+    run(cluster, random.Random(1))
+    assert cluster.objects > before
+    cluster.delete("tiny")
+    run(cluster, random.Random(1))
+    assert cluster.objects == before
+    assert succeeded(cluster.tenants["other"])
+
+
 def test_two_deleted_together_leave_nothing() -> None:
     both = [trenchcoat(name, retention="Delete") for name in ("one", "two")]
     cluster = Cluster({tenant.metadata.name: tenant for tenant in both}, [2])
@@ -235,6 +303,13 @@ def test_whoever_keeps_or_deletes_everyone_comes_to_the_end(
     cluster = Cluster(tenants, [2])
     run(cluster, luck)
     assert all(succeeded(tenant) for tenant in cluster.tenants.values())
+    for name in luck.choices(sorted(cluster.tenants), k=2):
+        cluster.change(name, layersPerCria=luck.choice([2, 3, 4]), seed=luck.randint(1, 2))
+        for _ in range(luck.randint(0, 2)):
+            settle(cluster, name)
+            cluster.schedule()
+    run(cluster, luck)
+    assert all(succeeded(tenant) for tenant in cluster.tenants.values())
     victim = luck.choice(sorted(cluster.tenants))
     cluster.delete(victim)
     run(cluster, luck)
@@ -243,3 +318,8 @@ def test_whoever_keeps_or_deletes_everyone_comes_to_the_end(
     assert not any(
         isinstance(action, Purge) for name in cluster.tenants for action in cluster.plan(name).actions
     )
+    if set(retentions) == {"Delete"}:
+        for name in sorted(cluster.tenants):
+            cluster.delete(name)
+        run(cluster, luck)
+        assert not cluster.tenants and not cluster.objects and not cluster.deletions

@@ -19,6 +19,7 @@ from trenchcoat_operator.reconcile import (
     retention,
     rows,
     stopping,
+    superseded,
     texts,
     usage,
 )
@@ -196,6 +197,7 @@ def _status(
         conditions=conditions.merge(former.conditions, wanted, desired.metadata.generation, now),
         stages=stages,
         crias=crias,
+        superseded=superseded.remembered(desired, graph, observed.store),
         perplexities=by_stage[Stage.EVALUATE].facts.perplexities
         if Stage.EVALUATE in by_stage
         else ([] if known else former.perplexities),

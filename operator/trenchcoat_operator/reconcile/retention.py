@@ -12,9 +12,10 @@ from trenchcoat_api import constants
 from trenchcoat_api.artifacts import DeletionPhase
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.spec import Retention
-from trenchcoat_api.stages import Stage
+from trenchcoat_api.stages import INPUTS, READS, Stage
 
-from trenchcoat_operator.model.observed import Observed
+from trenchcoat_operator.model.observed import Observed, Peers
+from trenchcoat_operator.reconcile import superseded
 from trenchcoat_operator.reconcile.graph import Graph, Work
 from trenchcoat_operator.reconcile.plan import (
     Action,
@@ -29,7 +30,7 @@ from trenchcoat_operator.reconcile.plan import (
 
 PATIENCE = timedelta(seconds=60)
 """A Trenchcoat that is being deleted waits for a store that cannot be used for so long, then goes without."""
-_INTERMEDIATE = (Stage.COLLECT, Stage.SHARD)
+INTERMEDIATE = (Stage.COLLECT, Stage.SHARD)
 
 
 def wanted_finalizer(desired: Trenchcoat) -> list[Action]:
@@ -72,7 +73,7 @@ def intermediates(
                 begun = deletion.phase is DeletionPhase.PURGING or deletion.manifest is None
                 actions.append((Purge if begun else Restore)(work.artifact, deletion.manifest))
             continue
-        may_go = desired.spec.retention is Retention.DELETE_INTERMEDIATE and work.stage in _INTERMEDIATE
+        may_go = desired.spec.retention is Retention.DELETE_INTERMEDIATE and work.stage in INTERMEDIATE
         if not half_way and not (may_go and work.key in observed.store.manifests):
             continue
         if reader is not None or (work.stage is Stage.SHARD and needed):
@@ -82,12 +83,46 @@ def intermediates(
             continue
         if observed.peers is None:
             undecided = True
-        elif work.key in observed.peers.keepers or work.key in observed.peers.at_work:
-            if deletion is not None and deletion.phase is DeletionPhase.CONDEMNED:
-                actions.append(Restore(work.artifact, deletion.manifest))
-        elif (step := _step(work, observed)) is not None:
+        elif (step := _unless_kept(work, observed, observed.peers)) is not None:
+            actions.append(step)
+    former = _former(desired, graph, observed, needed)
+    if former and observed.peers is None:
+        return actions, True
+    for work in former:
+        assert observed.peers is not None  # noqa: S101
+        if (step := _unless_kept(work, observed, observed.peers)) is not None:
             actions.append(step)
     return actions, undecided
+
+
+def _unless_kept(work: Work, observed: Observed, peers: Peers) -> Action | None:
+    """The next step of deleting an artifact, or of giving it back where another Trenchcoat keeps it."""
+    if work.key not in peers.keepers and work.key not in peers.at_work:
+        return _step(work, observed)
+    deletion = observed.store.deletions.get(work.key)
+    if deletion is not None and deletion.phase is DeletionPhase.CONDEMNED:
+        return Restore(work.artifact, deletion.manifest)
+    return None
+
+
+def _former(desired: Trenchcoat, graph: Graph, observed: Observed, needed: set[str]) -> list[Work]:
+    """Intermediates of former specs; they may go when this spec's may, so that a change can be undone."""
+    if desired.spec.retention is not Retention.DELETE_INTERMEDIATE:
+        return []
+    asked = {work.key for work in graph.works}
+    if any(child.key not in asked and (child.active or child.terminating) for child in observed.children):
+        return []  # their pods read them, or write checkpoints
+    to_come = {work.stage for work in graph.works if work.key in needed}
+    readers = {Stage.COLLECT: {stage for stage in to_come if _stage_reads(stage)}, Stage.SHARD: to_come}
+    return [
+        work
+        for work in superseded.works(desired, graph)
+        if work.stage in INTERMEDIATE and not readers[work.stage]
+    ]
+
+
+def _stage_reads(stage: Stage) -> bool:
+    return Stage.COLLECT in (*INPUTS[stage], *READS[stage])
 
 
 def _reads(reader: Work, work: Work) -> bool:
@@ -123,7 +158,7 @@ def farewell(
     if observed.peers is None:
         return [], [], True
     # Tokenize is the last to go, for it tells which Crias there are.
-    for works in (graph.works[1:], graph.works[:1]):
+    for works in ((*superseded.works(desired, graph), *graph.works[1:]), graph.works[:1]):
         actions = [action for work in works if (action := _last_step(work, observed)) is not None]
         if actions:
             return actions, [], False

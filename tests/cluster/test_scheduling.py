@@ -1,6 +1,7 @@
 """Who gets GPUs, and when: measured and checked with the real scheduler and controllers, pods played."""
 
 import time
+from collections import Counter
 from datetime import UTC, datetime
 
 import pytest
@@ -217,6 +218,16 @@ def test_the_gate_holds_the_stitch_until_a_person_decides(environment: Environme
                 "count",
             )
             assert play.stored() == {"tokenize", "collect", "shard", "cria", "stitch", "evaluate", "export"}
+            change = '{"spec": {"seed": 7, "suspend": true}}'
+            environment.kubectl("patch", "trenchcoat", "gate", "--type=merge", "-p", change)
+            former = {"cria": 3, "stitch": 1, "evaluate": 1, "export": 1}
+
+            def remembered() -> bool:
+                status = environment.get("trenchcoat", "gate")["status"]
+                return Counter(item["stage"] for item in status.get("superseded", [])) == former
+
+            until(remembered, 30, "what was made for the former spec is remembered")
+            assert "stitch" in play.stored()
             delete(environment, "gate")
             until(lambda: not play.stored(), 30, "the artifacts are gone")
         finally:

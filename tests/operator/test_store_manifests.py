@@ -4,7 +4,15 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from trenchcoat_api.artifacts import Artifact, Artifacts, Deletion, DeletionPhase, Manifest, StoredObject
+from trenchcoat_api.artifacts import (
+    Artifact,
+    Artifacts,
+    Deletion,
+    DeletionPhase,
+    Manifest,
+    ObjectList,
+    StoredObject,
+)
 from trenchcoat_operator.storage.access import Stores
 from trenchcoat_operator.storage.s3 import Credentials, StoreReader
 
@@ -47,7 +55,8 @@ def artifact(request: pytest.FixtureRequest) -> Artifact:
 
 def write(server: MinioServer, artifact: Artifact) -> Manifest:
     objects = [StoredObject(path=f"part-{n}", size=1000 + n, sha256="0" * 64) for n in range(3)]
-    manifest = world.manifest(artifact).model_copy(update={"objects": objects})
+    lists = [ObjectList(path="manifest/0", sha256="0" * 64, first="part-3", count=2, size=5000)]
+    manifest = world.manifest(artifact).model_copy(update={"objects": objects, "lists": lists})
     server.store().write(artifact.manifest_path, manifest.model_dump_json(by_alias=True).encode())
     return manifest
 
@@ -63,8 +72,8 @@ def test_a_manifest_is_kept_without_its_objects(
     read = reader.manifest(artifact)
     assert read is not None
     assert len(read.objects) == 1
-    assert read.size == whole.size == 3003
-    assert read.model_copy(update={"objects": whole.objects}) == whole
+    assert read.size == whole.size == 8003
+    assert read.model_copy(update={"objects": whole.objects, "lists": whole.lists}) == whole
 
 
 def test_what_was_condemned_comes_back_whole(
@@ -77,7 +86,7 @@ def test_what_was_condemned_comes_back_whole(
     assert (note.phase, note.manifest) == (DeletionPhase.CONDEMNED, whole)
     told = reader.deletion(artifact)
     assert told is not None and told.manifest is not None
-    assert (len(told.manifest.objects), told.manifest.size) == (1, 3003)
+    assert (len(told.manifest.objects), told.manifest.size) == (1, 8003)
     reader.condemn(artifact, told.manifest)  # as after a look that is too old: nothing is lost
     assert Deletion.model_validate(stored(server, artifact.deletion_path)).manifest == whole
     reader.restore(artifact)

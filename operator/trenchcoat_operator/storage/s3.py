@@ -294,7 +294,7 @@ class UnreadableError(StoreError):
 def _folded(manifest: Manifest) -> Manifest:
     """A manifest whose objects are one: those of 405B's activations take 250 MB; only their size counts."""
     whole = StoredObject(path="*", size=manifest.size, sha256="")
-    return manifest.model_copy(update={"objects": [whole]})
+    return manifest.model_copy(update={"objects": [whole], "lists": []})
 
 
 def _short(error: Exception) -> str:

@@ -187,6 +187,7 @@ class Bench:
         flags += [
             "--manage-all-nodes=false",
             "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
+            "--node-lease-duration-seconds=24",  # renewed every 6 s: after 16 s of silence a node is lost
         ]
         self._spawn("kwok", [program, *flags])
         self._kubectl("wait", "nodes", "-l", "type=kwok", "--for=condition=Ready", "--timeout=60s")

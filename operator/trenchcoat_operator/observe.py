@@ -1,6 +1,7 @@
 """One look at everything that a decision about a Trenchcoat rests on, live from the cluster and the store."""
 
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -36,29 +37,36 @@ class Observer:
         self._stores = stores
         self._surroundings = Surroundings(cluster, settings)
 
-    def look(self, trenchcoat: Trenchcoat, *, with_surroundings: bool) -> Observed:
-        """Everything about one Trenchcoat.
+    def look(self, trenchcoat: Trenchcoat) -> Observed:
+        """Everything about one Trenchcoat but what it shares with others.
 
         The cluster is read before the store: a Job that is seen to have ended well wrote its manifest before.
+        The API server answers from its cache, from which it tells of changes, too: whatever woke us is in it.
+        Should it lack what we did last, the same is asked for once more, under the same name, to no effect.
 
         Raises:
             ApiError: the API server could not be read.
         """
         children, training_operator, kueue = self._children(trenchcoat)
         config_maps = self._config_maps(trenchcoat)
-        store = self._store(trenchcoat, children)
-        capacity = peers = None
-        if with_surroundings:
-            capacity, peers = self._surroundings.look(trenchcoat, store.told)
         return Observed(
             children=children,
             config_maps=config_maps,
-            store=store,
-            capacity=capacity,
-            peers=peers,
+            store=self._store(trenchcoat, children),
             training_operator=training_operator,
             kueue=kueue,
         )
+
+    def look_around(self, trenchcoat: Trenchcoat, observed: Observed) -> Observed:
+        """What was seen of one Trenchcoat, with what the others hold and make, and the store as it is now.
+
+        Raises:
+            ApiError: the API server could not be read.
+        """
+        # Before the store: an artifact that nobody is seen to make any more is there.
+        capacity, peers = self._surroundings.look(trenchcoat, observed.store.told)
+        store = self._store(trenchcoat, observed.children)
+        return replace(observed, store=store, capacity=capacity, peers=peers)
 
     def see(self, trenchcoat: Trenchcoat, actions: tuple[Action, ...]) -> None:
         """Make sure that what was just done is part of the next look at the surroundings."""
@@ -74,14 +82,15 @@ class Observer:
         training_operator = True
         for kind, place in KINDS.items():
             try:
-                bodies += [(kind, body) for body in self._cluster.list(place, namespace, labels=mine)]
+                found = self._cluster.list(place, namespace, labels=mine, cached=True)
+                bodies += [(kind, body) for body in found]
             except NotFoundError:
                 training_operator = False
         pods: dict[str, list[Pod]] = {}
-        for body in self._cluster.list(client.PODS, namespace, labels=mine):
+        for body in self._cluster.list(client.PODS, namespace, labels=mine, cached=True):
             pods.setdefault(views.controller(body), []).append(views.pod(body))
         queued, kueue = self._queued(namespace, bodies)
-        found = (
+        children = (
             views.child(
                 kind,
                 body,
@@ -91,7 +100,7 @@ class Observer:
             )
             for kind, body in bodies
         )
-        return tuple(child for child in found if child is not None), training_operator, kueue
+        return tuple(child for child in children if child is not None), training_operator, kueue
 
     def _queued(
         self, namespace: str, bodies: list[tuple[ChildKind, Object]]
@@ -117,11 +126,10 @@ class Observer:
         return result, True
 
     def _config_maps(self, trenchcoat: Trenchcoat) -> frozenset[str]:
-        mine = f"{MANAGED},{constants.LABEL_NAME}={trenchcoat.metadata.name}"
-        return frozenset(
-            body["metadata"]["name"]
-            for body in self._cluster.list(client.CONFIG_MAPS, trenchcoat.metadata.namespace, labels=mine)
-        )
+        metadata = trenchcoat.metadata
+        mine = f"{MANAGED},{constants.LABEL_NAME}={metadata.name}"
+        found = self._cluster.list(client.CONFIG_MAPS, metadata.namespace, labels=mine, cached=True)
+        return frozenset(body["metadata"]["name"] for body in found)
 
     # The store
 
@@ -135,7 +143,8 @@ class Observer:
             if not trenchcoat.metadata.deletion_timestamp:
                 self._stores.check_secrets(trenchcoat)
             at_work = {child.key for child in children if child.owned and (child.active or child.terminating)}
-            self._read_manifests(trenchcoat, reader, at_work, manifests, deletions, progress)
+            tried = {child.key for child in children}
+            self._read_manifests(trenchcoat, reader, at_work, tried, manifests, deletions, progress)
             if trenchcoat.metadata.deletion_timestamp:
                 told = StoreView(manifests=manifests, deletions=deletions).told
                 built = graph.build(trenchcoat.spec, told)
@@ -151,6 +160,7 @@ class Observer:
         trenchcoat: Trenchcoat,
         reader: StoreReader,
         at_work: set[str],
+        tried: set[str],
         manifests: dict[str, Manifest],
         deletions: dict[str, Deletion],
         progress: dict[str, Progress],
@@ -158,6 +168,7 @@ class Observer:
         """Read what is complete, inputs before what needs them: nothing is whose inputs never were.
 
         Of what is being made the progress is read, and as long as that says that it goes on nothing else.
+        What no Job was made for is not asked for at every look.
         """
         asked: set[str] = set()
         while True:
@@ -171,6 +182,8 @@ class Observer:
                 break
             for artifact in ready:
                 asked.add(artifact.key)
+                if artifact.key not in tried and self._stores.manifests.is_absent(reader, artifact):
+                    continue
                 report = reader.progress(artifact) if artifact.key in at_work else None
                 if report is not None:
                     progress[artifact.key] = report
@@ -184,6 +197,8 @@ class Observer:
                     deletion = reader.deletion(artifact)
                     if deletion is not None:
                         deletions[artifact.key] = deletion
+                    else:
+                        self._stores.manifests.put_absent(reader, artifact)
         self._read_superseded(trenchcoat, reader, manifests, deletions)
 
     def _read_superseded(

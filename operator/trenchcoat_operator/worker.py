@@ -76,14 +76,16 @@ class Reconciler:
         if trenchcoat is None:
             self._remember(key, None)
             return None
-        plan = self._plan(trenchcoat)
+        observed = self._observer.look(trenchcoat)
+        plan = self._decide(trenchcoat, observed)
         try:
             if not plan.needs_surroundings:
                 self._act(trenchcoat, plan)
             else:
                 # One Trenchcoat at a time takes GPUs and begins with artifacts, so that none is taken twice.
                 with self._sharing:
-                    plan = self._plan(trenchcoat, with_surroundings=True)
+                    observed = self._observer.look_around(trenchcoat, observed)
+                    plan = self._decide(trenchcoat, observed)
                     self._act(trenchcoat, plan)
                     self._observer.see(trenchcoat, plan.actions)
         except ApiError as error:
@@ -142,8 +144,7 @@ class Reconciler:
         told = of_conditions(trenchcoat.status.conditions, status.conditions, trenchcoat)
         self._applier.report(trenchcoat, replace(plan, status=status, events=tuple(told)))
 
-    def _plan(self, trenchcoat: Trenchcoat, *, with_surroundings: bool = False) -> Plan:
-        observed = self._observer.look(trenchcoat, with_surroundings=with_surroundings)
+    def _decide(self, trenchcoat: Trenchcoat, observed: Observed) -> Plan:
         return reconcile(trenchcoat, observed, self._settings, datetime.now(UTC))
 
     def _read(self, key: Key) -> Trenchcoat | None:

@@ -64,6 +64,37 @@ def test_done_may_ask_for_another_look() -> None:
     assert work.get() == A
 
 
+def test_what_something_happened_to_goes_first_and_routine_has_its_turn() -> None:
+    work, clock = queue()
+    for key in (A, B):
+        work.add(key)
+        assert work.get() == key
+        work.done(key, 2)
+    clock.now = 60  # both are late, A the longest
+    work.add(B)
+    assert work.get() == B, "its event goes before the look at A"
+    work.add(B)
+    work.done(B, None)
+    taken = []
+    for _ in range(3):
+        taken.append(work.get())
+        work.add(taken[-1])
+        work.done(taken[-1], None)
+    assert A in taken, "no look waits for ever"
+
+
+def test_a_look_that_comes_sooner_keeps_the_rank_of_an_event() -> None:
+    work, clock = queue()
+    work.add(A, 10)
+    work.add(B)
+    assert work.get() == B
+    work.done(B, 1)
+    clock.now = 10
+    assert work.get() == A, "an event goes before what is due for longer"
+    work.done(A, None)
+    assert work.get() == B
+
+
 def test_failures_back_off_and_success_ends_it() -> None:
     work, clock = queue()
     delays = []

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from trenchcoat_api.artifacts import Artifact, Artifacts, DeletionPhase
 from trenchcoat_api.resource import Trenchcoat
-from trenchcoat_operator.storage.cache import ManifestCache
+from trenchcoat_operator.storage.cache import ABSENT_SECONDS, ManifestCache
 from trenchcoat_operator.storage.s3 import Credentials, StoreError, StoreReader
 
 from tests.operator import world
@@ -114,3 +114,14 @@ def test_what_is_deleted_by_hand_is_missed_after_a_minute(reader: StoreReader, a
     cache.put(reader, artifact, manifest)
     cache.drop(artifact)
     assert cache.get(reader, artifact) == (None, False)
+
+
+def test_what_was_not_there_is_asked_for_after_a_moment(reader: StoreReader, artifact: Artifact) -> None:
+    now = [0.0]
+    cache = ManifestCache(clock=lambda: now[0], limit=2)
+    assert not cache.is_absent(reader, artifact)
+    cache.put_absent(reader, artifact)
+    now[0] = ABSENT_SECONDS
+    assert cache.is_absent(reader, artifact)
+    now[0] += 0.1
+    assert not cache.is_absent(reader, artifact)

@@ -10,6 +10,9 @@ from trenchcoat_api.spec import Store
 
 from trenchcoat_operator.storage.s3 import Credentials, ReadObserver, StoreReader
 
+ABSENT_SECONDS = 3.0
+"""Shorter than any Job: what nobody made at the last look, and nobody makes now, is still not there."""
+
 
 class ManifestCache:
     """Manifests that were read: they never change, so each is read once, and then known by its being there.
@@ -26,6 +29,7 @@ class ManifestCache:
         self._clock = clock
         self._lock = threading.Lock()
         self._manifests: OrderedDict[tuple[StoreReader, str], tuple[float, Manifest]] = OrderedDict()
+        self._absent: OrderedDict[tuple[StoreReader, str], float] = OrderedDict()
 
     def get(self, reader: StoreReader, artifact: Artifact) -> tuple[Manifest | None, bool]:
         """A manifest that was read before, with the same access key, and whether it was seen just now."""
@@ -44,6 +48,20 @@ class ManifestCache:
             self._manifests.move_to_end((reader, artifact.prefix))
             while len(self._manifests) > self._limit:
                 self._manifests.popitem(last=False)
+
+    def is_absent(self, reader: StoreReader, artifact: Artifact) -> bool:
+        """Whether there was nothing of an artifact a moment ago."""
+        with self._lock:
+            looked_at = self._absent.get((reader, artifact.prefix))
+            return looked_at is not None and self._clock() - looked_at <= ABSENT_SECONDS
+
+    def put_absent(self, reader: StoreReader, artifact: Artifact) -> None:
+        """Remember for a moment that there is neither a manifest nor a note of its deletion."""
+        with self._lock:
+            self._absent[(reader, artifact.prefix)] = self._clock()
+            self._absent.move_to_end((reader, artifact.prefix))
+            while len(self._absent) > self._limit:
+                self._absent.popitem(last=False)
 
     def drop(self, artifact: Artifact) -> None:
         """Forget a manifest that is being deleted, whoever read it."""

@@ -14,7 +14,7 @@ from trenchcoat_operator.kubernetes.client import Cluster, ForbiddenError, NotFo
 from trenchcoat_operator.model import views, workloads
 from trenchcoat_operator.model.observed import Child, ChildKind, Observed, Pod, Problem, Queued, StoreView
 from trenchcoat_operator.reconcile import graph, retention, superseded
-from trenchcoat_operator.reconcile.plan import Action
+from trenchcoat_operator.reconcile.plan import Action, Apply
 from trenchcoat_operator.settings import Settings
 from trenchcoat_operator.storage.access import Stores
 from trenchcoat_operator.storage.s3 import StoreError, StoreReader
@@ -67,6 +67,27 @@ class Observer:
         capacity, peers = self._surroundings.look(trenchcoat, observed.store.told)
         store = self._store(trenchcoat, observed.children)
         return replace(observed, store=store, capacity=capacity, peers=peers)
+
+    def is_made(self, trenchcoat: Trenchcoat, observed: Observed, actions: tuple[Action, ...]) -> bool:
+        """Whether any artifact that Jobs are to be made for has come to be there since it was asked for.
+
+        Raises:
+            StoreError: the store cannot be used.
+        """
+        wanted = {
+            action.manifest["metadata"]["annotations"][constants.ANNOTATION_KEY]
+            for action in actions
+            if isinstance(action, Apply) and action.manifest["kind"] in set(ChildKind)
+        }
+        reader = self._stores.open(trenchcoat)
+        found = [
+            work.artifact
+            for work in graph.build(trenchcoat.spec, observed.store.told).works
+            if work.key in wanted and reader.is_complete(work.artifact)
+        ]
+        for artifact in found:
+            self._stores.manifests.forget_absent(reader, artifact)
+        return bool(found)
 
     def see(self, trenchcoat: Trenchcoat, actions: tuple[Action, ...]) -> None:
         """Make sure that what was just done is part of the next look at the surroundings."""

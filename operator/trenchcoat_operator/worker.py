@@ -86,6 +86,9 @@ class Reconciler:
                 with self._sharing:
                     observed = self._observer.look_around(trenchcoat, observed)
                     plan = self._decide(trenchcoat, observed)
+                    if self._observer.is_made(trenchcoat, observed, plan.actions):
+                        observed = self._observer.look_around(trenchcoat, observed)
+                        plan = self._decide(trenchcoat, observed)
                     self._act(trenchcoat, plan)
                     self._observer.see(trenchcoat, plan.actions)
         except ApiError as error:

@@ -10,8 +10,8 @@ from trenchcoat_api.spec import Store
 
 from trenchcoat_operator.storage.s3 import Credentials, ReadObserver, StoreReader
 
-ABSENT_SECONDS = 3.0
-"""Shorter than any Job: what nobody made at the last look, and nobody makes now, is still not there."""
+ABSENT_SECONDS = 30.0
+"""How long it may take until what came from outside the cluster is seen."""
 
 
 class ManifestCache:
@@ -62,6 +62,11 @@ class ManifestCache:
             self._absent.move_to_end((reader, artifact.prefix))
             while len(self._absent) > self._limit:
                 self._absent.popitem(last=False)
+
+    def forget_absent(self, reader: StoreReader, artifact: Artifact) -> None:
+        """Ask for an artifact anew at the next look."""
+        with self._lock:
+            self._absent.pop((reader, artifact.prefix), None)
 
     def drop(self, artifact: Artifact) -> None:
         """Forget a manifest that is being deleted, whoever read it."""

@@ -4,8 +4,8 @@ Real: etcd, API server, controller manager, scheduler, training operator, MinIO 
 its own here. Played: the nodes and their pods by kwok, and the stage programs' progress and manifests by
 operator_scale_trainer.py. Nothing is computed, so that what is measured is the operator.
 
-Three phases: `run` applies all Trenchcoats at once and waits until the last has succeeded; `idle` watches
-when all is done; `churn` deletes each that has succeeded and applies another in its place.
+Three phases: `run` applies all Trenchcoats at once and waits until the last has succeeded (or for --longest);
+`idle` watches when all is done; `churn` deletes each that has succeeded and applies another in its place.
 """
 
 import argparse
@@ -69,6 +69,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--nodes", type=int, default=50, metavar="N", help="kwok nodes of 8 GPUs (default: 50)")
     top.add_argument(
         "--stage-seconds", type=float, default=15, metavar="S", help="of each stage (default: 15)"
+    )
+    top.add_argument(
+        "--longest", type=float, metavar="S", help="end `run` then, whoever has succeeded (default: never)"
     )
     top.add_argument("--idle", type=float, default=60, metavar="S", help="length of `idle`; 0 leaves it out")
     top.add_argument(
@@ -256,12 +259,13 @@ class Bench:
     # Phases
 
     def run(self) -> dict[str, Any]:
-        """Apply all; until the last one succeeded."""
+        """Apply all; until the last one succeeded, or there is no more time."""
         phase = Phase("run", self._player)
         self._apply(self._wanted.trenchcoats)
-        while len(self._player.done) < self._wanted.trenchcoats:
+        end = time.monotonic() + (self._wanted.longest or float("inf"))
+        while len(self._player.done) < self._wanted.trenchcoats and time.monotonic() < end:
             self._tick(phase)
-        return phase.result(self._wanted.nodes * GPUS_PER_NODE)
+        return phase.result(self._wanted.nodes * GPUS_PER_NODE) | {"succeeded": len(self._player.done)}
 
     def idle(self, seconds: float) -> dict[str, Any]:
         """Nothing to do."""
@@ -492,6 +496,9 @@ def report(result: dict[str, Any]) -> str:
     thirds = ("/".join(f"{size:.0f}" for size in phase["memory_mb_thirds"]) for phase in phases)
     lines.append("| memory median by thirds, MB | " + " | ".join(thirds) + " |")
     for phase in phases:
+        if phase.get("succeeded", setting["trenchcoats"]) < setting["trenchcoats"]:
+            missing = f"{phase['succeeded']} of {setting['trenchcoats']} had succeeded when `run` was ended."
+            lines += ["", missing]
         if "deleted" in phase:
             lines += [
                 "",

@@ -93,6 +93,10 @@ class Observer:
         """Make sure that what was just done is part of the next look at the surroundings."""
         self._surroundings.see(trenchcoat.metadata.namespace, actions)
 
+    def stop(self) -> None:
+        """Look at nothing any longer."""
+        self._surroundings.stop()
+
     # The cluster
 
     def _children(self, trenchcoat: Trenchcoat) -> tuple[tuple[Child, ...], bool, bool]:

@@ -141,6 +141,13 @@ class Surroundings:
             if not reflector.wait_for(places, _SEEN_SECONDS):
                 log.warning("%s of %s are not seen yet", KINDS[kind].plural, namespace)
 
+    def stop(self) -> None:
+        """Follow nothing any longer."""
+        followed: list[Reflector[Any]] = [self._nodes, self._pods]
+        followed += [*self._succeeded, *self._jobs.values(), *self._trenchcoats]
+        for reflector in followed:
+            reflector.stop()
+
     def _all_jobs(self) -> Iterator[_Job]:
         for reflector in self._jobs.values():
             with contextlib.suppress(NotFoundError):  # no training-operator

@@ -102,6 +102,10 @@ class Reconciler:
             self._metrics.reported(trenchcoat, plan.status)
         return plan.look_again
 
+    def stop(self) -> None:
+        """End what goes on between steps; none may follow."""
+        self._observer.stop()
+
     def scout(self) -> Key | None:
         """One of the Trenchcoats that wait for GPUs, each in turn.
 
@@ -235,6 +239,7 @@ class Worker:
         deadline = time.monotonic() + timeout
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+        self._reconciler.stop()
 
     def fault(self) -> str:
         """What is wrong with the loop; empty when it is well."""

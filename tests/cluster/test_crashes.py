@@ -39,6 +39,15 @@ class Mortal(Cluster):
         return answer
 
 
+def live_once(cluster: Cluster, namespace: str) -> None:
+    """One step of an operator that knows nothing."""
+    operator = Reconciler(cluster, Settings(), Metrics(), lambda *_: None)
+    try:
+        operator.step(Key(namespace, NAME))
+    finally:
+        operator.stop()
+
+
 @pytest.fixture
 def alone(environment: Environment) -> Iterator[None]:
     """No other operator at work."""
@@ -63,9 +72,8 @@ def test_operators_that_die_after_every_write_come_to_the_end_and_run_nothing_tw
         deaths = still = 0
         try:
             while still < 200:
-                operator = Reconciler(Mortal(api), Settings(), Metrics())
                 try:
-                    operator.step(Key(environment.namespace, NAME))
+                    live_once(Mortal(api), environment.namespace)
                 except Killed:
                     deaths, still = deaths + 1, 0
                     continue
@@ -86,7 +94,7 @@ def test_operators_that_die_after_every_write_come_to_the_end_and_run_nothing_tw
             assert {row["attempt"] for row in rows} == {1}
             assert play.stored() == set(STAGES) - {"collect", "shard"}
             # One that looks again has nothing to write.
-            Reconciler(Mortal(api), Settings(), Metrics()).step(Key(environment.namespace, NAME))
+            live_once(Mortal(api), environment.namespace)
             print(f"{deaths} operators died")
         finally:
             delete(environment, NAME)

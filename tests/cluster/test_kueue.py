@@ -36,7 +36,7 @@ SMALL = {
 
 
 def queued(name: str, queue: str = QUEUE, **changes: Any) -> dict[str, Any]:
-    return example(name, **SMALL, scheduling__queueName=queue, **changes)
+    return example(name, **{**SMALL, "scheduling__queueName": queue, **changes})
 
 
 def queues(namespace: str) -> list[dict[str, Any]]:

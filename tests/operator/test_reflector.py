@@ -1,6 +1,7 @@
 """Objects followed by lists and watches: what is missed by one is mended by the next."""
 
 import threading
+import time
 from collections.abc import Iterator
 from queue import Queue
 from typing import Any
@@ -42,6 +43,8 @@ def named(reflector: Reflector[str]) -> list[str]:
 
 def following(api: Api) -> Reflector[str]:
     def read(body: dict[str, Any]) -> str | None:
+        if body.get("unreadable"):
+            raise KeyError("status")
         return None if body.get("uninteresting") else body["metadata"]["name"]
 
     return Reflector(api, PODS, read)
@@ -105,6 +108,19 @@ def test_an_error_is_told_until_it_is_over(stops):
         reflector.items()
     assert reflector.wait_for([("ml", "a")], 5)
     assert named(reflector) == ["a"]
+
+
+def test_what_cannot_be_read_is_told_in_place_of_what_was_read_before(stops):
+    api = Api([pod("a", 1)], [pod("a", 2, unreadable=True)], [pod("a", 3), pod("b", 4)])
+    reflector = stops(api)
+    assert named(reflector) == ["a"]
+    api.events.put({"type": "MODIFIED", "object": pod("a", 2, unreadable=True)})
+    with pytest.raises(ApiError, match="KeyError"):
+        for _ in range(100):
+            reflector.items()
+            time.sleep(0.05)
+    assert reflector.wait_for([("ml", "b")], 5)
+    assert named(reflector) == ["a", "b"]
 
 
 def test_nothing_is_read_before_the_first_look():

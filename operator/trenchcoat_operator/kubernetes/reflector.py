@@ -106,13 +106,21 @@ class Reflector(Generic[T]):
                 self._follow(self._list())
                 pause = _SHORTEST_PAUSE
             except ApiError as error:
-                if error.status != GONE:
-                    with self._changed:
-                        self._fault, self._synced = error, False
-                        self._changed.notify_all()
-                    log.debug("%s cannot be followed: %s", self._kind.plural, error)
-                    self._stop.wait(pause)
-                    pause = min(2 * pause, _LONGEST_PAUSE)
+                if error.status == GONE:
+                    continue
+                fault = error
+                log.debug("%s cannot be followed: %s", self._kind.plural, error)
+            except Exception as error:
+                # Whoever looks must not be given what was read long ago.
+                fault = ApiError(0, "Unreadable", f"{self._kind.plural} cannot be read: {error!r}")
+                log.exception("%s cannot be followed", self._kind.plural)
+            else:
+                continue
+            with self._changed:
+                self._fault, self._synced = fault, False
+                self._changed.notify_all()
+            self._stop.wait(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _list(self) -> str:
         bodies, version = self._source.snapshot(

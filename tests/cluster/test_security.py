@@ -83,7 +83,7 @@ def test_the_operator_has_no_rights_on_its_machine(environment: Environment):
 
 def test_for_all_namespaces_it_may_do_what_it_needs_and_no_more(environment: Environment):
     wanted = dict(IN_SERVED_NAMESPACES)
-    wanted["", "nodes"] = {"list"}
+    wanted["", "nodes"] = {"list", "watch"}
     for namespace in (environment.namespace, "kube-system"):
         assert rights(environment, RELEASE, namespace) == wanted
 

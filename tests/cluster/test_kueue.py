@@ -96,10 +96,10 @@ def children(environment: Environment, name: str) -> list[dict[str, Any]]:
     return environment.get("jobs,pytorchjobs", "-l", selector)["items"]
 
 
-def urgent_job(image: str, seconds: int) -> dict[str, Any]:
+def urgent_job(image: str, seconds: int, name: str = "urgent") -> dict[str, Any]:
     labels = {"kueue.x-k8s.io/queue-name": QUEUE, "kueue.x-k8s.io/priority-class": "urgent"}
     template = {"spec": restricted_pod(image, "sleep", str(seconds), gpus=1)}
-    metadata = {"name": "urgent", "labels": labels}
+    metadata = {"name": name, "labels": labels}
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": {"template": template}}
 
 
@@ -236,14 +236,14 @@ def test_a_gang_gives_way_as_a_whole_and_goes_on_as_the_same_try(kueue: Environm
         wait(kueue, "gang", lambda body: collect_row(body).get("step", 0) > 0, timeout=4 * MINUTES)
         first = {pod["metadata"]["uid"] for pod in pods(kueue, "gang", selector)}
         assert len(first) == GPUS
-        apply(kueue, urgent_job(kueue.trainer_image, seconds=5))
+        apply(kueue, urgent_job(kueue.trainer_image, seconds=5, name="more-urgent"))
 
         def gave_way(body: dict[str, Any]) -> bool:
             assert collect_row(body)["state"] != "Succeeded", "it ended before anything urgent came"
             return collect_row(body)["message"].startswith("Kueue: Preempted")
 
         wait(kueue, "gang", gave_way, timeout=2 * MINUTES)
-        kueue.kubectl("wait", "--for=condition=Complete", "job/urgent", "--timeout=180s")
+        kueue.kubectl("wait", "--for=condition=Complete", "job/more-urgent", "--timeout=180s")
         assert not first & {pod["metadata"]["uid"] for pod in pods(kueue, "gang", selector)}
         body = wait(
             kueue, "gang", lambda body: collect_row(body)["state"] == "Succeeded", timeout=6 * MINUTES
@@ -254,7 +254,7 @@ def test_a_gang_gives_way_as_a_whole_and_goes_on_as_the_same_try(kueue: Environm
         told = [event["message"] for event in events(kueue, "gang") if event["reason"] == "Requeued"]
         assert any(message.startswith("collect ") for message in told), told
     finally:
-        kueue.kubectl("delete", "job", "urgent", "--ignore-not-found")
+        kueue.kubectl("delete", "job", "more-urgent", "--ignore-not-found")
         delete(kueue, "gang")
 
 

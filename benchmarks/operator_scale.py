@@ -320,7 +320,7 @@ class Bench:
                 "kubernetes": version,
                 "kwok": components.pinned_version(go_mod, "sigs.k8s.io/kwok"),
                 "python": platform.python_version(),
-                **{name: metadata.version(name) for name in packages},
+                **{f"{name} (Python)": metadata.version(name) for name in packages},
             },
             "trenchcoats": self._wanted.trenchcoats,
             "crias": 14,

@@ -20,6 +20,7 @@ def hidden():
     return boundaries()
 
 
+@pytest.mark.slow
 def test_one_cria_of_six_layers_gives_the_maps_of_two_of_three(hidden):
     spec = make_spec()
     _, whole, _ = train_transfer(spec, hidden, 0, 5)
@@ -123,6 +124,7 @@ def test_a_step_that_drops_the_window_trains_the_maps_on_linear_attention_alone(
         assert cria.maps()[f"layers.{n}.window_factor"].grad is None
 
 
+@pytest.mark.slow
 def test_with_window_dropout_the_linear_part_learns_more(hidden):
     def linear_loss(probability: str) -> float:
         cria, _, losses = train_transfer(make_spec(**dropping(probability)), hidden, 0, 2, epochs=12)
@@ -161,6 +163,7 @@ def test_with_no_window_in_any_step_the_last_maps_are_kept(hidden):
     assert not torch.equal(maps["layers.0.w_q"], untrained["layers.0.w_q"])
 
 
+@pytest.mark.slow
 def test_shared_key_maps_learn_and_do_not_care_how_layers_are_grouped(hidden):
     attention = ATTENTION.model_copy(update={"key_maps": KeyMaps.PER_KEY_VALUE_HEAD})
     _, whole, losses = train_transfer(make_spec(), hidden, 0, 5, epochs=16, attention=attention)

@@ -77,8 +77,10 @@ class Observer:
         wanted = {
             action.manifest["metadata"]["annotations"][constants.ANNOTATION_KEY]
             for action in actions
-            if isinstance(action, Apply) and action.manifest["kind"] in set(ChildKind)
+            if isinstance(action, Apply) and action.child_kind is not None
         }
+        if not wanted:
+            return False  # most looks make nothing: they need not open the store for it
         reader = self._stores.open(trenchcoat)
         found = [
             work.artifact

@@ -134,8 +134,8 @@ class Surroundings:
         """Wait until the Jobs just made are among those that the next look sees, or GPUs would go twice."""
         made: defaultdict[ChildKind, set[Place]] = defaultdict(set)
         for action in actions:
-            if isinstance(action, Apply) and action.manifest["kind"] in set(ChildKind):
-                made[ChildKind(action.manifest["kind"])].add((namespace, action.name))
+            if isinstance(action, Apply) and action.child_kind is not None:
+                made[action.child_kind].add((namespace, action.name))
         for kind, places in made.items():
             reflector = self._jobs.get((kind, namespace)) or self._jobs[kind, ""]
             if not reflector.wait_for(places, _SEEN_SECONDS):

@@ -80,6 +80,15 @@ def test_operators_that_die_after_every_write_come_to_the_end_and_run_nothing_tw
                 if condition(environment.get("trenchcoat", NAME), "Succeeded").get("status") == "True":
                     break
                 still = 0 if play.play(artifacts) else still + 1
+            # A manifest is there before its Job's own status says that it is over, which is told once, too.
+            environment.kubectl(
+                "wait", "jobs", "-l", f"{constants.LABEL_NAME}={NAME}", "--for=condition=Complete"
+            )
+            for _ in range(20):
+                try:
+                    live_once(Mortal(api), environment.namespace)
+                except Killed:
+                    deaths += 1
             seen = environment.get("trenchcoat", NAME)
             assert condition(seen, "Succeeded")["status"] == "True", seen["status"]
             assert condition(seen, "Stalled")["status"] == "False"

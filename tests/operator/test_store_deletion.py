@@ -13,16 +13,13 @@ from trenchcoat_operator.storage.s3 import Credentials, StoreError, StoreReader
 
 from tests.operator import world
 from tests.operator.simulation import trenchcoat
-from tests.trainer.minio_server import ACCESS_KEY, BUCKET, SECRET_KEY, find_minio, running_minio
+from tests.trainer.minio_server import ACCESS_KEY, BUCKET, SECRET_KEY, minio_or_skip
 
 
 @pytest.fixture(scope="module")
 def owner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trenchcoat]:
     """A Trenchcoat with a store."""
-    program = find_minio()
-    if program is None:
-        pytest.skip("no minio on this machine: make cluster-up builds one")
-    with running_minio(program, tmp_path_factory.mktemp("minio")) as server:
+    with minio_or_skip(tmp_path_factory.mktemp("minio")) as server:
         yield trenchcoat(store={"endpoint": server.endpoint, "bucket": BUCKET})
 
 

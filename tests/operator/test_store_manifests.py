@@ -23,17 +23,13 @@ from tests.trainer.minio_server import (
     BUCKET,
     SECRET_KEY,
     MinioServer,
-    find_minio,
-    running_minio,
+    minio_or_skip,
 )
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MinioServer]:
-    program = find_minio()
-    if program is None:
-        pytest.skip("no MinIO: `hack/cluster/cluster build minio` makes one")
-    with running_minio(program, tmp_path_factory.mktemp("minio")) as server:
+    with minio_or_skip(tmp_path_factory.mktemp("minio")) as server:
         yield server
 
 

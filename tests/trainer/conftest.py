@@ -13,7 +13,7 @@ from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.stages.context import StageContext
 from trenchcoat_trainer.stages.opening import open_context
 
-from tests.trainer.minio_server import MinioServer, find_minio, running_minio
+from tests.trainer.minio_server import MinioServer, minio_or_skip
 from tests.trainer.trainer_samples import make_config, make_documents, save_teacher
 
 # The machine's cores are shared with other processes: threads that wait for one another cost more than they
@@ -47,10 +47,7 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def minio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MinioServer]:
     """A real MinIO."""
-    program = find_minio()
-    if program is None:
-        pytest.skip("no MinIO program: set TRENCHCOAT_MINIO, or build the cluster's components")
-    with running_minio(program, tmp_path_factory.mktemp("minio")) as server:
+    with minio_or_skip(tmp_path_factory.mktemp("minio")) as server:
         yield server
 
 

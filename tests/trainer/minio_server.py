@@ -45,6 +45,16 @@ def find_minio() -> str | None:
 
 
 @contextmanager
+def minio_or_skip(folder: Path) -> Iterator[MinioServer]:
+    """A server for a test, which is skipped where there is no program."""
+    program = find_minio()
+    if program is None:
+        pytest.skip("no MinIO program: set TRENCHCOAT_MINIO, or build it: `hack/cluster/cluster build minio`")
+    with running_minio(program, folder) as server:
+        yield server
+
+
+@contextmanager
 def running_minio(program: str, folder: Path) -> Iterator[MinioServer]:
     """A server with its data in this folder, and an empty bucket."""
     with socket.socket() as probe:

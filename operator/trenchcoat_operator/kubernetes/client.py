@@ -151,6 +151,12 @@ class Cluster:
             NotFoundError: the cluster knows no such kind.
             ApiError: anything else.
         """
+        for page in self._pages(kind, namespace, labels, fields, cached=cached):
+            yield from page.get("items") or []
+
+    def _pages(
+        self, kind: Kind, namespace: str, labels: str, fields: str, *, cached: bool = False
+    ) -> Iterator[Object]:
         query = {"labelSelector": labels, "fieldSelector": fields}
         if cached:
             query["resourceVersion"] = "0"
@@ -158,7 +164,7 @@ class Cluster:
             query["limit"] = str(_PAGE)
         while True:
             page = self._call("GET", kind.path(namespace), query={k: v for k, v in query.items() if v})
-            yield from page.get("items") or []
+            yield page
             token = (page.get("metadata") or {}).get("continue")
             if not token:
                 return
@@ -223,15 +229,9 @@ class Cluster:
             NotFoundError: the cluster knows no such kind.
             ApiError: anything else.
         """
-        query = {"labelSelector": labels, "fieldSelector": fields, "limit": str(_PAGE)}
-        result: tuple[Object, ...] = ()
-        while True:
-            page = self._call("GET", kind.path(namespace), query={k: v for k, v in query.items() if v})
-            result += tuple(page.get("items") or ())
-            token = page["metadata"].get("continue")
-            if not token:
-                return result, page["metadata"]["resourceVersion"]
-            query["continue"] = token
+        pages = list(self._pages(kind, namespace, labels, fields))
+        bodies = tuple(body for page in pages for body in page.get("items") or ())
+        return bodies, pages[-1]["metadata"]["resourceVersion"]
 
     def changes(
         self, kind: Kind, namespace: str, version: str, *, labels: str, fields: str, seconds: int

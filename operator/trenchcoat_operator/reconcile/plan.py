@@ -6,6 +6,8 @@ from typing import Any
 from trenchcoat_api.artifacts import Artifact, Manifest
 from trenchcoat_api.status import TrenchcoatStatus
 
+from trenchcoat_operator.model.observed import ChildKind
+
 Object = dict[str, Any]
 """A Kubernetes object as it stands in YAML."""
 
@@ -21,6 +23,12 @@ class Apply:
         """Name of the object."""
         name: str = self.manifest["metadata"]["name"]
         return name
+
+    @property
+    def child_kind(self) -> ChildKind | None:
+        """What it is, if it runs a stage."""
+        kind = self.manifest["kind"]
+        return ChildKind(kind) if kind in set(ChildKind) else None
 
 
 @dataclass(frozen=True, slots=True)

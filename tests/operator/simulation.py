@@ -397,8 +397,9 @@ def settle(cluster: Cluster, name: str) -> float | None:
         deleting = cluster.tenants[name].metadata.deletion_timestamp
         plan = cluster.plan(name)
         cluster.carry_out(plan, name)
-        steps = [action for action in plan.actions if isinstance(action, plans.StoreAction)]
-        if not plan.actions or not (deleting or steps):
+        # A store's steps follow one another, and what is taken away leaves room for what waited.
+        goes_on = any(isinstance(action, plans.StoreAction | plans.Delete) for action in plan.actions)
+        if not plan.actions or not (deleting or goes_on):
             break
     if name not in cluster.tenants:
         return None

@@ -77,7 +77,7 @@ def check(
     Args:
         undisturbed: runs once, in one process.
         killed: runs until it is complete; each attempt has the next of `world_sizes`, and one of its ranks
-            is killed, which takes the others with it.
+            is killed, then the others.
         seed: decides where, and which rank.
         least: kills that there must be.
         kinds: regular expression of the kinds of kills.
@@ -97,7 +97,9 @@ def check(
         if kill.kind.startswith("manifest"):
             rank = 0
         codes, _ = killed.run(kill, world_size=world, killed_rank=rank)
-        assert codes == [KILLED] * world, (kill, codes)
+        assert codes[rank] == KILLED, (kill, codes)
+        # The others may miss it, and fail by themselves, before they are killed, too.
+        assert 0 not in codes, (kill, codes)
         if killed.is_complete():
             assert kill.kind in ("manifest: after", "DELETE: before", "DELETE: after"), kill
         died.append(kill)

@@ -10,8 +10,7 @@ from prometheus_client import start_http_server
 from trenchcoat_operator import handlers
 from trenchcoat_operator.kubernetes.client import Cluster
 from trenchcoat_operator.metrics.recorder import Metrics
-from trenchcoat_operator.podwatch import PodWatch
-from trenchcoat_operator.queue import Key, WorkQueue
+from trenchcoat_operator.queue import WorkQueue
 from trenchcoat_operator.settings import Settings, SettingsError
 from trenchcoat_operator.worker import Reconciler, Worker
 
@@ -36,15 +35,8 @@ def main() -> int:
     worker = Worker(queue, reconciler, settings, metrics)
     if settings.metrics_port:
         start_http_server(settings.metrics_port, registry=metrics.registry)
-
-    def notice(key: Key, over: bool) -> None:
-        queue.add(key)
-        scout = reconciler.scout() if over else None
-        if scout is not None:
-            queue.add(scout)
-
     registry = kopf.OperatorRegistry()
-    handlers.register(registry, queue, worker, PodWatch(cluster, settings.namespaces, notice))
+    handlers.register(registry, queue, worker)
     kopf.run(
         registry=registry,
         standalone=True,

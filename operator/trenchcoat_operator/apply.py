@@ -84,7 +84,7 @@ class Applier:
                 self._make(namespace, manifest)
             case Delete(kind=kind, name=name, reason=reason):
                 log.info("deletes %s %s/%s: %s", kind, namespace, name, reason)
-                self._cluster.delete(client.KINDS[kind], namespace, name)
+                self._cluster.delete(client.KINDS[kind], namespace, name, at_once=kind == "ConfigMap")
             case ForcePod(name=name, node=node):
                 log.warning("gives up pod %s/%s: node %s does not answer", namespace, name, node)
                 self._give_up(namespace, name)

@@ -5,18 +5,41 @@ from typing import Any
 import kopf
 from trenchcoat_api import constants
 
-from trenchcoat_operator.podwatch import PodWatch
 from trenchcoat_operator.queue import Key, WorkQueue
 from trenchcoat_operator.worker import Worker
 
 STOP_SECONDS = 20.0
+_NOISE = {"resourceVersion", "managedFields"}
 
 
-def register(registry: kopf.OperatorRegistry, queue: WorkQueue, worker: Worker, pods: PodWatch) -> None:
+class Changes:
+    """Tells what somebody changed of a Trenchcoat from what the operator itself wrote into its status."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Key, dict[str, Any]] = {}
+
+    def is_news(self, key: Key, metadata: dict[str, Any], *, deleted: bool) -> bool:
+        """Whether anything but the status changed since the last event; the generation stands for the spec.
+
+        Args:
+            key: The Trenchcoat.
+            metadata: Its metadata.
+            deleted: Whether it is gone.
+        """
+        if deleted:
+            self._seen.pop(key, None)
+            return True
+        now = {name: value for name, value in metadata.items() if name not in _NOISE}
+        before, self._seen[key] = self._seen.get(key), now
+        return now != before
+
+
+def register(registry: kopf.OperatorRegistry, queue: WorkQueue, worker: Worker) -> None:
     """Register all handlers.
 
-    Pods have a watch of their own: kopf would receive those of the whole cluster.
+    What Trenchcoats own is followed by informers: kopf would receive the pods of the whole cluster.
     """
+    changes = Changes()
 
     @kopf.on.login(registry=registry)
     def login(**arguments: Any) -> kopf.ConnectionInfo | None:
@@ -26,11 +49,9 @@ def register(registry: kopf.OperatorRegistry, queue: WorkQueue, worker: Worker, 
     def start(settings: kopf.OperatorSettings, **_: Any) -> None:
         _configure(settings)
         worker.start()
-        pods.start()
 
     @kopf.on.cleanup(registry=registry)
     def stop(**_: Any) -> None:
-        pods.stop()
         worker.stop(STOP_SECONDS)
 
     @kopf.on.probe(registry=registry, id="worker")
@@ -41,18 +62,14 @@ def register(registry: kopf.OperatorRegistry, queue: WorkQueue, worker: Worker, 
         return "well"
 
     @kopf.on.event(constants.GROUP, constants.VERSION, constants.PLURAL, registry=registry)
-    def trenchcoat(name: str | None, namespace: str | None, **_: Any) -> None:
-        if name and namespace:
-            queue.add(Key(namespace, name))
-
-    managed = {constants.LABEL_MANAGED_BY: constants.MANAGED_BY}
-
-    @kopf.on.event("batch", "v1", "jobs", registry=registry, labels=managed)
-    @kopf.on.event("kubeflow.org", "v1", "pytorchjobs", registry=registry, labels=managed)
-    def child(labels: kopf.Labels, namespace: str | None, **_: Any) -> None:
-        owner = labels.get(constants.LABEL_NAME)
-        if owner and namespace:
-            queue.add(Key(namespace, owner))
+    def trenchcoat(
+        name: str | None, namespace: str | None, meta: kopf.Meta, type: str | None, **_: Any
+    ) -> None:
+        if not name or not namespace:
+            return
+        key = Key(namespace, name)
+        if changes.is_news(key, dict(meta), deleted=type == "DELETED"):
+            queue.add(key)
 
 
 def _configure(settings: kopf.OperatorSettings) -> None:

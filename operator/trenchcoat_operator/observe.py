@@ -1,28 +1,29 @@
 """One look at everything that a decision about a Trenchcoat rests on, live from the cluster and the store."""
 
 import logging
+from collections import defaultdict
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from trenchcoat_api import constants
 from trenchcoat_api.artifacts import Deletion, Manifest, Progress
 from trenchcoat_api.resource import Trenchcoat
 
+from trenchcoat_operator.informers import Informers, Job
 from trenchcoat_operator.kubernetes import client
 from trenchcoat_operator.kubernetes.client import Cluster, ForbiddenError, NotFoundError
-from trenchcoat_operator.model import views, workloads
+from trenchcoat_operator.kubernetes.informer import Place
+from trenchcoat_operator.model import workloads
 from trenchcoat_operator.model.observed import Child, ChildKind, Observed, Pod, Problem, Queued, StoreView
 from trenchcoat_operator.reconcile import graph, retention, superseded
 from trenchcoat_operator.reconcile.plan import Action, Apply
 from trenchcoat_operator.settings import Settings
 from trenchcoat_operator.storage.access import Stores
 from trenchcoat_operator.storage.s3 import StoreError, StoreReader
-from trenchcoat_operator.surroundings import KINDS, MANAGED, Surroundings
+from trenchcoat_operator.surroundings import Surroundings
 
 log = logging.getLogger(__name__)
 
-Object = dict[str, Any]
 _UIDS_PER_LIST = 100  # they stand in the URL
 
 _SILENCE = timedelta(seconds=30)
@@ -32,26 +33,26 @@ _SILENCE = timedelta(seconds=30)
 class Observer:
     """Looks; keeps nothing but what hardly ever changes."""
 
-    def __init__(self, cluster: Cluster, settings: Settings, stores: Stores) -> None:
+    def __init__(self, cluster: Cluster, informers: Informers, settings: Settings, stores: Stores) -> None:
         self._cluster = cluster
+        self._informers = informers
         self._stores = stores
-        self._surroundings = Surroundings(cluster, settings)
+        self._surroundings = Surroundings(informers, settings)
 
     def look(self, trenchcoat: Trenchcoat) -> Observed:
         """Everything about one Trenchcoat but what it shares with others.
 
         The cluster is read before the store: a Job that is seen to have ended well wrote its manifest before.
-        The API server answers from its cache, from which it tells of changes, too: whatever woke us is in it.
-        Should it lack what we did last, the same is asked for once more, under the same name, to no effect.
+        What woke us is in it. Should what we did last not be, the same is asked for once more, under the same
+        name, to no effect.
 
         Raises:
             ApiError: the API server could not be read.
         """
         children, training_operator, kueue = self._children(trenchcoat)
-        config_maps = self._config_maps(trenchcoat)
         return Observed(
             children=children,
-            config_maps=config_maps,
+            config_maps=self._informers.config_maps_of(_place(trenchcoat)),
             store=self._store(trenchcoat, children),
             training_operator=training_operator,
             kueue=kueue,
@@ -91,53 +92,36 @@ class Observer:
             self._stores.manifests.forget_absent(reader, artifact)
         return bool(found)
 
-    def see(self, trenchcoat: Trenchcoat, actions: tuple[Action, ...]) -> None:
-        """Make sure that what was just done is part of the next look at the surroundings."""
-        self._surroundings.see(trenchcoat.metadata.namespace, actions)
-
-    def stop(self) -> None:
-        """Look at nothing any longer."""
-        self._surroundings.stop()
-
     # The cluster
 
     def _children(self, trenchcoat: Trenchcoat) -> tuple[tuple[Child, ...], bool, bool]:
         """The children, and whether the cluster knows PyTorchJobs and Kueue's Workloads."""
         namespace, uid = trenchcoat.metadata.namespace, trenchcoat.metadata.uid
-        mine = f"{MANAGED},{constants.LABEL_NAME}={trenchcoat.metadata.name}"
-        bodies: list[tuple[ChildKind, Object]] = []
+        jobs: list[Job] = []
         training_operator = True
-        for kind, place in KINDS.items():
+        for kind in ChildKind:
             try:
-                found = self._cluster.list(place, namespace, labels=mine, cached=True)
-                bodies += [(kind, body) for body in found]
+                jobs += self._informers.jobs_of(kind, _place(trenchcoat))
             except NotFoundError:
                 training_operator = False
-        pods: dict[str, list[Pod]] = {}
-        for body in self._cluster.list(client.PODS, namespace, labels=mine, cached=True):
-            pods.setdefault(views.controller(body), []).append(views.pod(body))
-        queued, kueue = self._queued(namespace, bodies)
-        children = (
-            views.child(
-                kind,
-                body,
-                uid,
-                pods.get(body["metadata"]["name"], []),
-                queued.get(body["metadata"]["uid"]),
+        pods: defaultdict[Place, list[Pod]] = defaultdict(list)
+        for own in self._informers.pods_of(_place(trenchcoat)):
+            pods[own.job].append(own.pod)
+        queued, kueue = self._queued(namespace, jobs)
+        children = tuple(
+            replace(
+                job.child,
+                owned=uid in job.owners,
+                queued=queued.get(job.uid),
+                pods=tuple(sorted(pods[job.place], key=lambda pod: pod.name)),
             )
-            for kind, body in bodies
+            for job in jobs
         )
-        return tuple(child for child in children if child is not None), training_operator, kueue
+        return children, training_operator, kueue
 
-    def _queued(
-        self, namespace: str, bodies: list[tuple[ChildKind, Object]]
-    ) -> tuple[dict[str, Queued], bool]:
+    def _queued(self, namespace: str, jobs: list[Job]) -> tuple[dict[str, Queued], bool]:
         """What Kueue says of those that it keeps suspended, by UID, and whether there is a Kueue."""
-        waiting = [
-            str(body["metadata"]["uid"])
-            for kind, body in bodies
-            if views.suspended(kind, body) and constants.LABEL_KUEUE_QUEUE in body["metadata"]["labels"]
-        ]
+        waiting = [job.uid for job in jobs if job.child.suspended and job.queued]
         result: dict[str, Queued] = {}
         for first in range(0, len(waiting), _UIDS_PER_LIST):
             uids = ",".join(waiting[first : first + _UIDS_PER_LIST])
@@ -151,12 +135,6 @@ class Observer:
                 log.warning("the status does not say why Kueue keeps Jobs waiting: %s", error)
                 return {}, True
         return result, True
-
-    def _config_maps(self, trenchcoat: Trenchcoat) -> frozenset[str]:
-        metadata = trenchcoat.metadata
-        mine = f"{MANAGED},{constants.LABEL_NAME}={metadata.name}"
-        found = self._cluster.list(client.CONFIG_MAPS, metadata.namespace, labels=mine, cached=True)
-        return frozenset(body["metadata"]["name"] for body in found)
 
     # The store
 
@@ -179,6 +157,7 @@ class Observer:
                     if reader.holds_any(work.artifact):
                         remains.add(work.key)
         except StoreError as error:
+            self._stores.forget_secrets(trenchcoat.metadata.namespace)
             return StoreView(Problem(error.reason, error.message), manifests, progress, deletions)
         return StoreView(None, manifests, progress, deletions, frozenset(remains))
 
@@ -246,6 +225,10 @@ class Observer:
                 manifests[work.key] = manifest
             if deletion is not None:
                 deletions[work.key] = deletion
+
+
+def _place(trenchcoat: Trenchcoat) -> Place:
+    return trenchcoat.metadata.namespace, trenchcoat.metadata.name
 
 
 def _goes_on(report: Progress) -> bool:

@@ -14,8 +14,10 @@ from trenchcoat_api.resource import InvalidTrenchcoatError, Metadata, Trenchcoat
 from trenchcoat_api.status import ConditionType, TrenchcoatStatus
 
 from trenchcoat_operator.apply import Applier, status_object
+from trenchcoat_operator.informers import Informers
 from trenchcoat_operator.kubernetes import client
 from trenchcoat_operator.kubernetes.client import ApiError, Cluster, NotFoundError
+from trenchcoat_operator.kubernetes.informer import Place
 from trenchcoat_operator.metrics.recorder import Metrics
 from trenchcoat_operator.model.observed import Observed, Problem, StoreView
 from trenchcoat_operator.observe import Observer
@@ -46,7 +48,8 @@ class Reconciler:
         self._settings = settings
         self._metrics = metrics
         stores = Stores(cluster, metrics.read)
-        self._observer = Observer(cluster, settings, stores)
+        self._informers = Informers(cluster, settings, self._notice)
+        self._observer = Observer(cluster, self._informers, settings, stores)
         self._applier = Applier(cluster, stores)
         self._sharing = threading.Lock()
         self._wake = wake
@@ -81,6 +84,7 @@ class Reconciler:
         try:
             if not plan.needs_surroundings:
                 self._act(trenchcoat, plan)
+                self._informers.see(key.namespace, plan.actions)
             else:
                 # One Trenchcoat at a time takes GPUs and begins with artifacts, so that none is taken twice.
                 with self._sharing:
@@ -90,7 +94,7 @@ class Reconciler:
                         observed = self._observer.look_around(trenchcoat, observed)
                         plan = self._decide(trenchcoat, observed)
                     self._act(trenchcoat, plan)
-                    self._observer.see(trenchcoat, plan.actions)
+                    self._informers.see(key.namespace, plan.actions)
         except ApiError as error:
             if error.status in _REJECTIONS:
                 self._tell_rejection(trenchcoat, plan, error)
@@ -102,9 +106,20 @@ class Reconciler:
             self._metrics.reported(trenchcoat, plan.status)
         return plan.look_again
 
+    def start(self) -> None:
+        """Follow the cluster from now on, not only from the first step."""
+        self._informers.start()
+
     def stop(self) -> None:
         """End what goes on between steps; none may follow."""
-        self._observer.stop()
+        self._informers.stop()
+
+    def _notice(self, owner: Place, gave_back: bool) -> None:
+        """Wake a Trenchcoat whose children changed, and one that waits for GPUs if a pod gave some back."""
+        self._wake(Key(*owner), 0.0)
+        scout = self.scout() if gave_back else None
+        if scout is not None:
+            self._wake(scout, 0.0)
 
     def scout(self) -> Key | None:
         """One of the Trenchcoats that wait for GPUs, each in turn.
@@ -229,6 +244,7 @@ class Worker:
 
     def start(self) -> None:
         """Start the threads."""
+        self._reconciler.start()
         for thread in self._threads:
             thread.start()
 

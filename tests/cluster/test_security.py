@@ -21,7 +21,7 @@ IN_SERVED_NAMESPACES = {
     ("trenchcoat.dev", "trenchcoats/finalizers"): {"update"},
     ("batch", "jobs"): {"list", "watch", "create", "patch", "delete"},
     ("kubeflow.org", "pytorchjobs"): {"list", "watch", "create", "patch", "delete"},
-    ("", "configmaps"): {"list", "create", "delete"},
+    ("", "configmaps"): {"list", "watch", "create", "delete"},
     ("", "pods"): {"list", "watch", "delete"},
     ("", "pods/status"): {"patch"},
     ("", "secrets"): {"get"},

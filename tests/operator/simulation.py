@@ -19,7 +19,7 @@ from trenchcoat_api.artifacts import Artifact, Artifacts, Deletion, DeletionPhas
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import ConditionType
-from trenchcoat_operator import surroundings
+from trenchcoat_operator import informers, surroundings
 from trenchcoat_operator.model import views
 from trenchcoat_operator.model.capacity import BoundPod, Capacity, Demand, Node
 from trenchcoat_operator.model.observed import Child, ChildKind, ChildPhase, Observed, Pod, StoreView
@@ -127,7 +127,7 @@ class Cluster:
         store = self._store(tenant)
         jobs = [self._job(child) for child in self.children.values() if child.active]
         others = [
-            surroundings._Other(other, Artifacts(other.spec))
+            informers.Tenant(other, Artifacts(other.spec))
             for other in self.tenants.values()
             if other.metadata.name != own
         ]
@@ -150,21 +150,20 @@ class Cluster:
         remains = frozenset(keys & (self.objects | set(self.deletions)))
         return StoreView(None, manifests, {}, deletions, remains)
 
-    def _job(self, child: Child) -> surroundings._Job:
+    def _job(self, child: Child) -> informers.Job:
         owner = self.owners[child.name]
-        return surroundings._Job(
-            kind=child.kind,
+        return informers.Job(
+            child=child,
             place=("ml", child.name),
+            uid=f"uid-of-{child.name}",
             owner=("ml", owner),
             owners=frozenset({f"uid-of-{owner}"}),
-            stage=child.stage,
-            key=child.key,
-            suspended=child.suspended,
+            queued=False,
             over=0,
             templates=(),
         )
 
-    def _capacity(self, others: list[surroundings._Other]) -> Capacity:
+    def _capacity(self, others: list[informers.Tenant]) -> Capacity:
         bound, promised = [], []
         held: defaultdict[tuple[str, str], Counter[Stage]] = defaultdict(Counter)
         gpus: Counter[tuple[str, str]] = Counter()
@@ -405,6 +404,8 @@ def settle(cluster: Cluster, name: str) -> float | None:
         return None
     again = cluster.plan(name)
     assert again.actions == (), f"a plan that was carried out is done with: {again.actions}"
+    if not plan.actions:  # of what they change it is woken
+        assert again.status == plan.status, "a status that was written is not looked at again"
     return plan.look_again
 
 

@@ -180,13 +180,14 @@ class Cluster:
         return self._call("POST", path, query={"fieldManager": FIELD_MANAGER}, body=manifest)
 
     def delete(self, kind: Kind, namespace: str, name: str, *, at_once: bool = False) -> None:
-        """Delete an object; it stays until what it owns is gone. One that is gone is as well.
+        """Delete an object; one that is gone is as well.
 
         Args:
             kind: The kind of object.
             namespace: Where it is.
             name: Its name.
-            at_once: Whether a pod goes without waiting for its node to say that it ended.
+            at_once: Whether it goes without waiting: else a pod stays until its node says that it ended, and
+                anything else until what it owns is gone.
         """
         options: Object = {"apiVersion": "v1", "kind": "DeleteOptions"}
         options |= {"gracePeriodSeconds": 0} if at_once else {"propagationPolicy": "Foreground"}
@@ -210,16 +211,6 @@ class Cluster:
             content_type="application/merge-patch+json",
         )
 
-    def watch(self, kind: Kind, namespace: str = "", *, labels: str = "", seconds: int) -> Iterator[Object]:
-        """Changes of objects from now on, as the API server's watch events, for so many seconds at most.
-
-        Raises:
-            ApiError: the API server could not be reached, or does not let us.
-        """
-        page = self._call("GET", kind.path(namespace), query={"labelSelector": labels, "limit": "1"})
-        version = page["metadata"]["resourceVersion"]
-        yield from self.changes(kind, namespace, version, labels=labels, fields="", seconds=seconds)
-
     def snapshot(
         self, kind: Kind, namespace: str = "", *, labels: str, fields: str
     ) -> tuple[tuple[Object, ...], str]:
@@ -234,9 +225,26 @@ class Cluster:
         return bodies, pages[-1]["metadata"]["resourceVersion"]
 
     def changes(
-        self, kind: Kind, namespace: str, version: str, *, labels: str, fields: str, seconds: int
+        self,
+        kind: Kind,
+        namespace: str,
+        version: str,
+        *,
+        labels: str,
+        fields: str,
+        seconds: int,
+        opened: Callable[[Callable[[], None]], None],
     ) -> Iterator[Object]:
-        """Watch events after a resource version, bookmarks among them, for so many seconds at most.
+        """Watch events after a resource version, bookmarks among them.
+
+        Args:
+            kind: The kind of objects.
+            namespace: Where; everywhere if empty.
+            version: The resource version.
+            labels: Label selector.
+            fields: Field selector.
+            seconds: After so many it ends.
+            opened: Told, when there is an answer, how another thread can end it before.
 
         Raises:
             ApiError: the API server could not be reached, or does not let us.
@@ -252,6 +260,7 @@ class Cluster:
         query = {name: value for name, value in query.items() if value}
         response = self._send("GET", kind.path(namespace), query, None, "", (_TIMEOUT[0], seconds + 10.0))
         stream: urllib3.HTTPResponse = response.response
+        opened(lambda: _shut_down(stream))
         try:
             if response.status != 200:
                 raise _error(response.status, str(response.reason), stream.read())
@@ -333,6 +342,13 @@ class Cluster:
             return self._api.call_api(*request, _request_timeout=timeout)
         except urllib3.exceptions.HTTPError as error:
             raise ApiError(0, "Unreachable", f"{method} {path}: {error}") from error
+
+
+def _shut_down(stream: urllib3.HTTPResponse) -> None:
+    try:
+        stream.shutdown()
+    except (ValueError, RuntimeError, OSError):
+        return  # it has ended by itself
 
 
 def lines(chunks: Iterable[bytes]) -> Iterator[bytes]:

@@ -2,6 +2,8 @@
 
 import base64
 import binascii
+import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,19 +18,23 @@ from trenchcoat_operator.reconcile import graph
 from trenchcoat_operator.storage.cache import ManifestCache, Readers
 from trenchcoat_operator.storage.s3 import Credentials, ReadObserver, StoreError, StoreReader
 
+SECRET_SECONDS = 10.0
+"""How long it may take until a changed Secret is used; one that does not do is read at every look."""
+
 
 class SecretError(StoreError):
     """A Secret that cannot be used."""
 
 
 class Stores:
-    """The stores of all Trenchcoats; keeps connections, and manifests for a while."""
+    """The stores of all Trenchcoats; keeps connections, and manifests and Secrets for a while."""
 
     def __init__(self, cluster: Cluster, observe: ReadObserver) -> None:
         """`observe` is told of every read."""
         self._cluster = cluster
         self._readers = Readers(observe)
         self.manifests = ManifestCache()
+        self._secrets: dict[tuple[str, str], tuple[float, dict[str, str]]] = {}
 
     def open(self, trenchcoat: Trenchcoat) -> StoreReader:
         """The store of a Trenchcoat.
@@ -69,6 +75,12 @@ class Stores:
         for field, name in dict.fromkeys(_mounted(trenchcoat)):
             self._secret(trenchcoat, name, field)
 
+    def forget_secrets(self, namespace: str) -> None:
+        """Read the Secrets of a namespace anew at the next look: something about them does not do."""
+        for place in list(self._secrets):
+            if place[0] == namespace:
+                self._secrets.pop(place, None)
+
     def _credentials(self, trenchcoat: Trenchcoat) -> Credentials:
         name = trenchcoat.spec.store.credentials_secret_ref.name
         data = self._secret(trenchcoat, name, "spec.store.credentialsSecretRef")
@@ -78,7 +90,10 @@ class Stores:
         return Credentials(*values)
 
     def _secret(self, trenchcoat: Trenchcoat, name: str, field: str) -> dict[str, str]:
-        namespace = trenchcoat.metadata.namespace
+        namespace, now = trenchcoat.metadata.namespace, time.monotonic()
+        read_at, kept = self._secrets.get((namespace, name), (-math.inf, {}))
+        if now - read_at < SECRET_SECONDS:
+            return kept
         try:
             body = self._cluster.get(client.SECRETS, namespace, name)
         except NotFoundError as error:
@@ -93,6 +108,10 @@ class Stores:
                 "check the chart's watchNamespaces and rbac.secretNames",
             ) from error
         data: dict[str, str] = body.get("data") or {}
+        for place, (earlier, _) in list(self._secrets.items()):
+            if now - earlier >= SECRET_SECONDS:
+                self._secrets.pop(place, None)  # nothing secret stays longer than it is used
+        self._secrets[namespace, name] = now, data
         return data
 
 

@@ -10,7 +10,7 @@ from trenchcoat_api.spec import Store
 
 from trenchcoat_operator.storage.s3 import Credentials, ReadObserver, StoreReader
 
-ABSENT_SECONDS = 30.0
+ABSENT_SECONDS = 60.0
 """How long it may take until what came from outside the cluster is seen."""
 
 

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 from trenchcoat_operator.kubernetes.client import ApiError, Kind, Object
@@ -21,7 +21,7 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
 
 
 class Source(Protocol):
-    """The part of the client that a reflector needs."""
+    """The part of the client that an informer needs."""
 
     def snapshot(
         self, kind: Kind, namespace: str, *, labels: str, fields: str
@@ -29,12 +29,20 @@ class Source(Protocol):
         """All objects, and the resource version at which they stood so."""
 
     def changes(
-        self, kind: Kind, namespace: str, version: str, *, labels: str, fields: str, seconds: int
+        self,
+        kind: Kind,
+        namespace: str,
+        version: str,
+        *,
+        labels: str,
+        fields: str,
+        seconds: int,
+        opened: Callable[[Callable[[], None]], None],
     ) -> Iterator[Object]:
         """Watch events after a resource version."""
 
 
-class Reflector(Generic[T]):
+class Informer(Generic[T]):
     """Objects of one kind as they stood a moment ago; safe between threads.
 
     Whenever a watch cannot be gone on with, all objects are listed anew, so that no deletion is missed.
@@ -49,8 +57,10 @@ class Reflector(Generic[T]):
         namespace: str = "",
         labels: str = "",
         fields: str = "",
+        index: Callable[[T], Hashable] | None = None,
+        notice: Callable[[T | None, T | None], None] | None = None,
     ) -> None:
-        """Nothing is read before the first look.
+        """Nothing is read before the start or the first look.
 
         Args:
             source: The API server.
@@ -59,16 +69,31 @@ class Reflector(Generic[T]):
             namespace: Where; everywhere if empty.
             labels: Label selector.
             fields: Field selector.
+            index: What objects are looked up by.
+            notice: Called with what was kept of an object and what is now, where they differ, once the next
+                look has it; None stands for nothing. It is not called for what the first list holds.
         """
         self._source, self._kind, self._read = source, kind, read
         self._namespace, self._labels, self._fields = namespace, labels, fields
+        self._index, self._notice = index, notice
         self._changed = threading.Condition()
         self._items: dict[Place, T] = {}
+        self._by_index: dict[Hashable, dict[Place, T]] = {}
         self._seen: set[Place] = set()
+        self._listed = False
         self._synced = False
         self._fault: ApiError | None = None
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
+        self._end_watch: Callable[[], None] | None = None
+
+    def start(self) -> None:
+        """Begin to follow, in a thread."""
+        with self._changed:
+            if self._thread is None:
+                name = f"informer-{self._kind.plural}"
+                self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+                self._thread.start()
 
     def items(self) -> list[T]:
         """What is kept of all objects.
@@ -76,28 +101,45 @@ class Reflector(Generic[T]):
         Raises:
             ApiError: they cannot be listed; NotFoundError if the cluster knows no such kind.
         """
+        with self._known():
+            return list(self._items.values())
+
+    def at(self, index: Hashable) -> list[T]:
+        """What is kept of the objects with an index.
+
+        Raises:
+            ApiError: they cannot be listed; NotFoundError if the cluster knows no such kind.
+        """
+        with self._known():
+            return list(self._by_index.get(index, {}).values())
+
+    def _known(self) -> threading.Condition:
+        """The lock, once there is something to be looked at."""
+        self.start()
         with self._changed:
-            if self._thread is None:
-                name = f"reflector-{self._kind.plural}"
-                self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-                self._thread.start()
             known = self._changed.wait_for(lambda: self._synced or self._fault, _FIRST_SYNC_SECONDS)
             if self._fault is not None:
                 raise self._fault
             if not known:
                 raise ApiError(0, "Unreachable", f"{self._kind.plural} could not be listed in time")
-            return list(self._items.values())
+        return self._changed
 
-    def wait_for(self, places: Collection[Place], seconds: float) -> bool:
-        """Wait until objects that were just made are among those seen; False when that takes too long."""
+    def wait_for(self, made: Collection[Place], seconds: float, *, deleted: Collection[Place] = ()) -> bool:
+        """Wait until what was just made and deleted is seen to be; False when that takes too long."""
         with self._changed:
             if self._thread is None:
-                return True  # the first list will have them
-            return self._changed.wait_for(lambda: self._seen.issuperset(places), seconds)
+                return True  # the first list will be so
+            return self._changed.wait_for(
+                lambda: self._seen.issuperset(made) and self._seen.isdisjoint(deleted), seconds
+            )
 
     def stop(self) -> None:
-        """Begin no other watch."""
+        """Follow no longer."""
         self._stop.set()
+        with self._changed:
+            end = self._end_watch
+        if end is not None:
+            end()
 
     def _run(self) -> None:
         pause = _SHORTEST_PAUSE
@@ -108,10 +150,12 @@ class Reflector(Generic[T]):
             except ApiError as error:
                 if error.status == GONE:
                     continue
+                log.warning("%s cannot be followed: %s; again in %.1f s", self._kind.plural, error, pause)
                 fault = error
-                log.debug("%s cannot be followed: %s", self._kind.plural, error)
             except Exception as error:
-                # Whoever looks must not be given what was read long ago.
+                if self._stop.is_set():
+                    return  # a connection that is shut down under its reader ends in several ways
+                # A thread that ends would leave what it last saw for ever.
                 fault = ApiError(0, "Unreadable", f"{self._kind.plural} cannot be read: {error!r}")
                 log.exception("%s cannot be followed", self._kind.plural)
             else:
@@ -128,10 +172,17 @@ class Reflector(Generic[T]):
         )
         read = {_place(body): self._read(body) for body in bodies}
         with self._changed:
+            before, first = self._items, not self._listed
             self._items = {place: item for place, item in read.items() if item is not None}
+            self._by_index = {}
+            for place, item in self._items.items():
+                self._put_in_index(place, item)
             self._seen = set(read)
-            self._synced, self._fault = True, None
+            self._listed, self._synced, self._fault = True, True, None
             self._changed.notify_all()
+        if not first:
+            for place in before.keys() | self._items.keys():
+                self._tell(before.get(place), self._items.get(place))
         return version
 
     def _follow(self, version: str) -> None:
@@ -149,6 +200,7 @@ class Reflector(Generic[T]):
                 labels=self._labels,
                 fields=self._fields,
                 seconds=_WATCH_SECONDS,
+                opened=self._opened,
             ):
                 body = event["object"]
                 if event["type"] == "ERROR":
@@ -161,16 +213,39 @@ class Reflector(Generic[T]):
             if time.monotonic() - begun < 1:
                 self._stop.wait(1)  # a proxy that cuts watches short is not pressed
 
+    def _opened(self, end: Callable[[], None]) -> None:
+        with self._changed:
+            self._end_watch = end
+        if self._stop.is_set():
+            end()
+
     def _apply(self, change: str, body: Object) -> None:
         place = _place(body)
         item = None if change == "DELETED" else self._read(body)
         with self._changed:
-            if item is None:
-                self._items.pop(place, None)
-            else:
+            before = self._items.pop(place, None)
+            if before is not None and self._index is not None:
+                self._take_from_index(place, self._index(before))
+            if item is not None:
                 self._items[place] = item
+                self._put_in_index(place, item)
             (self._seen.discard if change == "DELETED" else self._seen.add)(place)
             self._changed.notify_all()
+        self._tell(before, item)
+
+    def _tell(self, before: T | None, after: T | None) -> None:
+        if self._notice is not None and before != after:
+            self._notice(before, after)
+
+    def _put_in_index(self, place: Place, item: T) -> None:
+        if self._index is not None:
+            self._by_index.setdefault(self._index(item), {})[place] = item
+
+    def _take_from_index(self, place: Place, index: Hashable) -> None:
+        there = self._by_index[index]
+        del there[place]
+        if not there:
+            del self._by_index[index]
 
 
 def _place(body: Object) -> Place:

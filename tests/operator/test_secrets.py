@@ -1,0 +1,74 @@
+"""Secrets are read now and then, and at once where something about them does not do."""
+
+import base64
+from typing import Any
+
+import pytest
+from trenchcoat_operator.kubernetes.client import NotFoundError
+from trenchcoat_operator.storage import access
+from trenchcoat_operator.storage.access import SECRET_SECONDS, SecretError, Stores
+
+from tests.operator.simulation import trenchcoat
+
+
+class Api:
+    """An API server with one Secret."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+        self.data: dict[str, str] | None = {"accessKey": "old", "secretKey": "old"}
+
+    def get(self, kind: Any, namespace: str, name: str) -> dict[str, Any]:
+        self.reads += 1
+        if self.data is None:
+            raise NotFoundError(404, "NotFound", "no such Secret")
+        return {"data": {key: base64.b64encode(text.encode()).decode() for key, text in self.data.items()}}
+
+
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(access.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_read_once_in_a_while(clock) -> None:
+    api = Api()
+    stores = Stores(api, lambda *_: None)  # type: ignore[arg-type]
+    first = stores.open(trenchcoat("tiny"))
+    assert stores.open(trenchcoat("other")) is first
+    assert api.reads == 1
+    api.data = {"accessKey": "new", "secretKey": "new"}
+    clock[0] += SECRET_SECONDS
+    assert stores.open(trenchcoat()) is not first
+    assert api.reads == 2
+
+
+def test_read_at_once_after_a_fault(clock) -> None:
+    api = Api()
+    stores = Stores(api, lambda *_: None)  # type: ignore[arg-type]
+    first = stores.open(trenchcoat())
+    api.data = {"accessKey": "new", "secretKey": "new"}
+    stores.forget_secrets("elsewhere")
+    assert stores.open(trenchcoat()) is first
+    stores.forget_secrets(trenchcoat().metadata.namespace)
+    assert stores.open(trenchcoat()) is not first
+
+
+def test_one_that_is_missing_is_looked_for_every_time(clock) -> None:
+    api = Api()
+    api.data = None
+    stores = Stores(api, lambda *_: None)  # type: ignore[arg-type]
+    for reads in (1, 2):
+        with pytest.raises(SecretError, match="has no Secret"):
+            stores.open(trenchcoat())
+        assert api.reads == reads
+
+
+def test_nothing_is_kept_longer_than_it_is_used(clock) -> None:
+    stores = Stores(Api(), lambda *_: None)  # type: ignore[arg-type]
+    stores.open(trenchcoat())
+    clock[0] += SECRET_SECONDS
+    other = trenchcoat(store={"credentialsSecretRef": {"name": "other"}})
+    stores.open(other)
+    assert [name for _, name in stores._secrets] == ["other"]

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from trenchcoat_api import constants
 from trenchcoat_api.artifacts import Artifacts
@@ -18,6 +18,7 @@ from trenchcoat_operator.model import views
 from trenchcoat_operator.model.capacity import BoundPod, Demand, Node
 from trenchcoat_operator.model.observed import Child, ChildKind, Pod
 from trenchcoat_operator.reconcile.plan import Action, Apply, Delete
+from trenchcoat_operator.reconcile.release import Wish, wishes
 from trenchcoat_operator.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,13 @@ class Tenant:
     trenchcoat: Trenchcoat
     artifacts: Artifacts
     """Of its spec; it remembers keys once they were asked for."""
+    wishes: tuple[Wish, ...]
+    """What it waits for."""
+
+    @classmethod
+    def of(cls, trenchcoat: Trenchcoat) -> Self:
+        """Work out once what every look of the others needs."""
+        return cls(trenchcoat, Artifacts(trenchcoat.spec), wishes(trenchcoat))
 
     @property
     def place(self) -> Place:
@@ -264,7 +272,7 @@ def _read_trenchcoat(body: Object) -> Tenant | None:
         trenchcoat = Trenchcoat.from_object(body)
     except InvalidTrenchcoatError:
         return None  # told in its own status; it wants nothing
-    return Tenant(trenchcoat, Artifacts(trenchcoat.spec))
+    return Tenant.of(trenchcoat)
 
 
 def _read_job(kind: ChildKind, body: Object) -> Job | None:

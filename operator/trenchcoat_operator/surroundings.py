@@ -17,7 +17,7 @@ from trenchcoat_operator.kubernetes.client import ForbiddenError
 from trenchcoat_operator.kubernetes.informer import Place
 from trenchcoat_operator.model.capacity import Capacity, Contender, Demand
 from trenchcoat_operator.model.observed import Peers
-from trenchcoat_operator.reconcile.release import contender, waiting_jobs
+from trenchcoat_operator.reconcile.release import waiting
 from trenchcoat_operator.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -96,10 +96,9 @@ def _contenders(
     others: list[Tenant], held: Mapping[Place, Mapping[Stage, int]], gpus: Mapping[Place, int]
 ) -> Iterator[Contender]:
     for other in others:
-        waits = waiting_jobs(other.trenchcoat, held.get(other.place, {}))
-        if waits is not None:
-            stage, jobs, since = waits
-            yield contender(other.trenchcoat, gpus.get(other.place, 0), stage, jobs, since)
+        found = waiting(other.wishes, held.get(other.place, {}), gpus.get(other.place, 0))
+        if found is not None:
+            yield found
 
 
 # Artifacts

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 from trenchcoat_api import constants
-from trenchcoat_api.artifacts import Artifact, Artifacts, Deletion, DeletionPhase, Manifest
+from trenchcoat_api.artifacts import Artifact, Deletion, DeletionPhase, Manifest
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import ConditionType
@@ -126,11 +126,7 @@ class Cluster:
         own = tenant.metadata.name
         store = self._store(tenant)
         jobs = [self._job(child) for child in self.children.values() if child.active]
-        others = [
-            informers.Tenant(other, Artifacts(other.spec))
-            for other in self.tenants.values()
-            if other.metadata.name != own
-        ]
+        others = [informers.Tenant.of(other) for other in self.tenants.values() if other.metadata.name != own]
         return Observed(
             children=tuple(child for child in self.children.values() if self.owners[child.name] == own),
             config_maps=frozenset(self.config_maps[own]),

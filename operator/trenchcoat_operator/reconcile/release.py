@@ -1,7 +1,7 @@
 """Which of the works that may start do start now: other Trenchcoats, the gate, parallelism, GPUs."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from trenchcoat_api.resource import Trenchcoat
@@ -171,26 +171,50 @@ def _waiting_since(trenchcoat: Trenchcoat, key: str) -> str:
     return next((row.waiting_since for row in rows if row.key == key and _waits_for_gpu(row)), "")
 
 
-def waiting_jobs(trenchcoat: Trenchcoat, held: Mapping[Stage, int]) -> tuple[Stage, int, str] | None:
-    """What another Trenchcoat waits for by its own status: the stage, how many Jobs of it, and since when.
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Jobs of one stage that a Trenchcoat waits for GPUs for, by its own status."""
 
-    Args:
-        trenchcoat: The other Trenchcoat.
-        held: Its Jobs that are made and not over, by stage.
-    """
+    stage: Stage
+    jobs: int
+    limit: int
+    """How many of the stage's Jobs may be there at once."""
+    one: Contender
+    """It, if it held nothing and one Job waited."""
+
+
+def wishes(trenchcoat: Trenchcoat) -> tuple[Wish, ...]:
+    """What a Trenchcoat waits for by its own status, what comes first before the rest."""
     status = trenchcoat.status
     if trenchcoat.spec.suspend or trenchcoat.metadata.deletion_timestamp:
-        return None
+        return ()
     if any(item.type is ConditionType.ACCEPTED and item.status == "False" for item in status.conditions):
-        return None  # it cannot start anything, whatever its rows said before
+        return ()  # it cannot start anything, whatever its rows said before
+    result = []
     crias = [cria for cria in status.crias if _waits_for_gpu(cria)]
-    room = trenchcoat.spec.scheduling.max_parallel_crias - held.get(Stage.CRIA, 0)
-    if crias and room > 0:
-        return Stage.CRIA, min(len(crias), room), crias[0].waiting_since
+    if crias:
+        one = contender(trenchcoat, 0, Stage.CRIA, 1, crias[0].waiting_since)
+        result.append(Wish(Stage.CRIA, len(crias), trenchcoat.spec.scheduling.max_parallel_crias, one))
     for row in status.stages:
         if row.name == Stage.CRIA or not _waits_for_gpu(row):
             continue
         stage = Stage(row.name)
-        if graph.size(trenchcoat.spec, stage)[1] > 0 and not held.get(stage):
-            return stage, 1, row.waiting_since
+        if graph.size(trenchcoat.spec, stage)[1] > 0:
+            result.append(Wish(stage, 1, 1, contender(trenchcoat, 0, stage, 1, row.waiting_since)))
+    return tuple(result)
+
+
+def waiting(wishes: Iterable[Wish], held: Mapping[Stage, int], gpus: int) -> Contender | None:
+    """A Trenchcoat as it stands in the queue for GPUs; None when it waits for none.
+
+    Args:
+        wishes: What it waits for.
+        held: Its Jobs that are made and not over, by stage; its status may not tell of the last of them.
+        gpus: Their GPUs.
+    """
+    for wish in wishes:
+        jobs = min(wish.jobs, wish.limit - held.get(wish.stage, 0))
+        if jobs > 0:
+            demand = replace(wish.one.demand, pods=jobs * wish.one.demand.pods)
+            return replace(wish.one, held=gpus, demand=demand)
     return None

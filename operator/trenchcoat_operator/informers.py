@@ -12,7 +12,7 @@ from trenchcoat_api.artifacts import Artifacts
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 
 from trenchcoat_operator.kubernetes import client
-from trenchcoat_operator.kubernetes.client import Cluster, NotFoundError
+from trenchcoat_operator.kubernetes.client import Cluster, NotFoundError, Object
 from trenchcoat_operator.kubernetes.informer import Informer, Place
 from trenchcoat_operator.model import views
 from trenchcoat_operator.model.capacity import BoundPod, Demand, Node
@@ -24,11 +24,9 @@ from trenchcoat_operator.settings import Settings
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Object = dict[str, Any]
 Notice = Callable[[Place, bool], None]
 
-KINDS = {ChildKind.JOB: client.JOBS, ChildKind.PYTORCH_JOB: client.PYTORCH_JOBS}
-MANAGED = f"{constants.LABEL_MANAGED_BY}={constants.MANAGED_BY}"
+_MANAGED = f"{constants.LABEL_MANAGED_BY}={constants.MANAGED_BY}"
 _NOT_MANAGED = f"{constants.LABEL_MANAGED_BY}!={constants.MANAGED_BY}"
 _UNFINISHED = "status.phase!=Succeeded,status.phase!=Failed"
 _OVER = ("Succeeded", "Failed")
@@ -100,7 +98,12 @@ class Tenant:
     @property
     def place(self) -> Place:
         """Namespace and name."""
-        return self.trenchcoat.metadata.namespace, self.trenchcoat.metadata.name
+        return place_of(self.trenchcoat)
+
+
+def place_of(trenchcoat: Trenchcoat) -> Place:
+    """Namespace and name."""
+    return trenchcoat.metadata.namespace, trenchcoat.metadata.name
 
 
 class Informers:
@@ -122,7 +125,7 @@ class Informers:
         self._counts_gpus = settings.count_gpus
 
         def follow(
-            kind: client.Kind, read: Callable[[Object], T | None], labels: str = MANAGED, **more: Any
+            kind: client.Kind, read: Callable[[Object], T | None], labels: str = _MANAGED, **more: Any
         ) -> dict[str, Informer[T]]:
             return {
                 place: Informer(cluster, kind, read, namespace=place, labels=labels, **more)
@@ -134,12 +137,12 @@ class Informers:
         self._pods = follow(client.PODS, _read_pod, index=lambda pod: pod.owner, notice=self._pod_changed)
         self._jobs = {
             kind: follow(
-                KINDS[kind],
+                client.KINDS[kind],
                 partial(_read_job, kind),
                 index=lambda job: job.owner,
                 notice=self._job_changed,
             )
-            for kind in KINDS
+            for kind in ChildKind
         }
 
     def start(self) -> None:
@@ -249,11 +252,8 @@ def _owner(body: Object) -> Place:
 
 
 def _read_others(served: tuple[str, ...], body: Object) -> BoundPod | None:
-    metadata = body["metadata"]
-    managed = (metadata.get("labels") or {}).get(constants.LABEL_MANAGED_BY) == constants.MANAGED_BY
-    if managed and metadata["namespace"] in served:
-        return None
-    return views.bound_pod(body)
+    held = views.bound_pod(body)
+    return None if held is not None and held.ours and body["metadata"]["namespace"] in served else held
 
 
 def _read_pod(body: Object) -> OwnPod | None:

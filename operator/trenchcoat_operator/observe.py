@@ -9,7 +9,7 @@ from trenchcoat_api import constants
 from trenchcoat_api.artifacts import Deletion, Manifest, Progress
 from trenchcoat_api.resource import Trenchcoat
 
-from trenchcoat_operator.informers import Informers, Job
+from trenchcoat_operator.informers import Informers, Job, place_of
 from trenchcoat_operator.kubernetes import client
 from trenchcoat_operator.kubernetes.client import Cluster, ForbiddenError, NotFoundError
 from trenchcoat_operator.kubernetes.informer import Place
@@ -52,7 +52,7 @@ class Observer:
         children, training_operator, kueue = self._children(trenchcoat)
         return Observed(
             children=children,
-            config_maps=self._informers.config_maps_of(_place(trenchcoat)),
+            config_maps=self._informers.config_maps_of(place_of(trenchcoat)),
             store=self._store(trenchcoat, children),
             training_operator=training_operator,
             kueue=kueue,
@@ -101,11 +101,11 @@ class Observer:
         training_operator = True
         for kind in ChildKind:
             try:
-                jobs += self._informers.jobs_of(kind, _place(trenchcoat))
+                jobs += self._informers.jobs_of(kind, place_of(trenchcoat))
             except NotFoundError:
                 training_operator = False
         pods: defaultdict[Place, list[Pod]] = defaultdict(list)
-        for own in self._informers.pods_of(_place(trenchcoat)):
+        for own in self._informers.pods_of(place_of(trenchcoat)):
             pods[own.job].append(own.pod)
         queued, kueue = self._queued(namespace, jobs)
         children = tuple(
@@ -225,10 +225,6 @@ class Observer:
                 manifests[work.key] = manifest
             if deletion is not None:
                 deletions[work.key] = deletion
-
-
-def _place(trenchcoat: Trenchcoat) -> Place:
-    return trenchcoat.metadata.namespace, trenchcoat.metadata.name
 
 
 def _goes_on(report: Progress) -> bool:

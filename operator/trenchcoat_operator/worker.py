@@ -84,7 +84,6 @@ class Reconciler:
         try:
             if not plan.needs_surroundings:
                 self._act(trenchcoat, plan)
-                self._informers.see(key.namespace, plan.actions)
             else:
                 # One Trenchcoat at a time takes GPUs and begins with artifacts, so that none is taken twice.
                 with self._sharing:
@@ -94,7 +93,6 @@ class Reconciler:
                         observed = self._observer.look_around(trenchcoat, observed)
                         plan = self._decide(trenchcoat, observed)
                     self._act(trenchcoat, plan)
-                    self._informers.see(key.namespace, plan.actions)
         except ApiError as error:
             if error.status in _REJECTIONS:
                 self._tell_rejection(trenchcoat, plan, error)
@@ -157,6 +155,7 @@ class Reconciler:
                 raise
             self._applier.tell(trenchcoat, plan)
             self._applier.act(trenchcoat, plan)
+        self._informers.see(trenchcoat.metadata.namespace, plan.actions)
 
     def _tell_rejection(self, trenchcoat: Trenchcoat, plan: Plan, error: ApiError) -> None:
         """What the plan asks for is not taken, and will not be the next time: a person must know."""

@@ -3,10 +3,10 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Hashable, Iterator
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Collection, Hashable
+from typing import Generic, TypeVar
 
-from trenchcoat_operator.kubernetes.client import ApiError, Kind, Object
+from trenchcoat_operator.kubernetes.client import ApiError, Cluster, Kind, Object
 
 log = logging.getLogger(__name__)
 
@@ -20,28 +20,6 @@ _FIRST_SYNC_SECONDS = 30.0
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
 
 
-class Source(Protocol):
-    """The part of the client that an informer needs."""
-
-    def snapshot(
-        self, kind: Kind, namespace: str, *, labels: str, fields: str
-    ) -> tuple[tuple[Object, ...], str]:
-        """All objects, and the resource version at which they stood so."""
-
-    def changes(
-        self,
-        kind: Kind,
-        namespace: str,
-        version: str,
-        *,
-        labels: str,
-        fields: str,
-        seconds: int,
-        opened: Callable[[Callable[[], None]], None],
-    ) -> Iterator[Object]:
-        """Watch events after a resource version."""
-
-
 class Informer(Generic[T]):
     """Objects of one kind as they stood a moment ago; safe between threads.
 
@@ -50,7 +28,7 @@ class Informer(Generic[T]):
 
     def __init__(
         self,
-        source: Source,
+        source: Cluster,
         kind: Kind,
         read: Callable[[Object], T | None],
         *,

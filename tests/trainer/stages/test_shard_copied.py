@@ -20,13 +20,15 @@ from trenchcoat_trainer.shards import load_cria_weights, load_rest_weights
 from trenchcoat_trainer.stages import shard, tokenize
 from trenchcoat_trainer.stages.context import StageContext
 from trenchcoat_trainer.stages.opening import open_context
+from trenchcoat_trainer.stages.stop import StopRequest
+from trenchcoat_trainer.stages.writer import ArtifactWriter
 from trenchcoat_trainer.store import S3Store
 from trenchcoat_trainer.store.parts import MIN_BYTES
 
 from tests.trainer.killing import write_spec
 from tests.trainer.large_teacher import peak_memory, save_sparse_teacher
 from tests.trainer.minio_server import ACCESS_KEY, BUCKET, SECRET_KEY, MinioServer
-from tests.trainer.trainer_samples import StopAfter, make_config, save_tokenizer
+from tests.trainer.trainer_samples import make_config, save_tokenizer
 
 LAYER = "cria-00/layer-000.safetensors"
 
@@ -137,14 +139,29 @@ def test_the_store_copies_and_the_bytes_are_the_teachers(
     assert not list(context.store.list(context.artifact.checkpoint_prefix))
 
 
-def test_an_object_that_was_copied_is_not_copied_again(spec: TrenchcoatSpec) -> None:
-    first = open_context(spec, Stage.SHARD, stop=StopAfter(2))
+def test_an_object_that_was_copied_is_not_copied_again(
+    spec: TrenchcoatSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[str] = []
+    stop = StopRequest()
+    copy = ArtifactWriter.copy_spans
+
+    def counting(writer: ArtifactWriter, path: str, *more: Any) -> StoredObject | None:
+        done = copy(writer, path, *more)
+        if done is not None:
+            copied.append(path)
+            stop.requested = True
+        return done
+
+    monkeypatch.setattr(shard, "PARALLEL", 1)  # one after the other: the second layer is still to come
+    monkeypatch.setattr(ArtifactWriter, "copy_spans", counting)
     with pytest.raises(PreemptedError):
-        shard.run(first)
+        shard.run(open_context(spec, Stage.SHARD, stop=stop))
     context = open_context(spec, Stage.SHARD)
     done = context.writer.recorded(LAYER)
-    assert done is not None and done.by_store is not None
+    assert copied == [LAYER] and done is not None and done.by_store is not None
     shard.run(context)
+    assert copied == [LAYER, "cria-01/layer-001.safetensors"]
     assert len(load_all(spec)) == 2 * 9 + 3
 
 

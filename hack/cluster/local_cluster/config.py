@@ -34,11 +34,11 @@ def kubeconfig(layout: Layout, identity: str) -> str:
     )
 
 
-def etcd() -> list[str]:
-    """Debian's etcd; its data on the outer namespace's own /run, in memory."""
+def etcd(program: str) -> list[str]:
+    """Etcd; its data on the outer namespace's own /run, in memory."""
     clients, peers = "http://127.0.0.1:2379", "http://127.0.0.1:2380"
     return [
-        "etcd",
+        program,
         "--data-dir=/run/etcd",
         f"--listen-client-urls={clients}",
         f"--advertise-client-urls={clients}",

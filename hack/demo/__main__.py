@@ -18,6 +18,7 @@ from demo.environment import DemoError, Environment, foreign, local  # noqa: E40
 from demo.inputs import make_teacher, upload  # noqa: E402
 from demo.install import install_operator  # noqa: E402
 from demo.results import collect_results, load_and_generate  # noqa: E402
+from demo.turnover import describe_turnover  # noqa: E402
 from demo.watch import follow  # noqa: E402
 
 NAMESPACE = "trenchcoat-demo"
@@ -67,6 +68,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     OUTPUT.mkdir(parents=True, exist_ok=True)
     (OUTPUT / "summary.json").write_text(summary.to_json())
     console.print(summary.render())
+    console.print(describe_turnover(environment, name, summary.gpus))
     line = load_and_generate(environment, export_uri, OUTPUT / "model")
     console.print(
         f"\nThe student, downloaded and loaded by transformers, goes on from 'def __init__(self':\n{line}"

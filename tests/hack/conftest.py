@@ -1,6 +1,7 @@
-"""hack/cluster runs before any environment exists, so its package is on no path."""
+"""hack/cluster runs before any environment exists, so its package is on no path; nor is the demo."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "hack" / "cluster"))
+HACK = Path(__file__).parents[2] / "hack"
+sys.path[:0] = [str(HACK / "cluster"), str(HACK)]

@@ -9,7 +9,7 @@ KUBECONFIG :=
 REGISTRY :=
 TAG := latest
 
-.PHONY: help venv demo local-demo test unit cluster-test lint format crds chart-docs lock cluster-up cluster-down cluster-status images
+.PHONY: help venv demo local-demo test unit explore lint format crds chart-docs lock cluster-up cluster-down cluster-status images
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -30,6 +30,11 @@ test: lint  ## all tests, those on a real cluster included; starts and removes a
 
 unit: venv  ## tests without a cluster, under a minute; make test has the slow ones too
 	$(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster -m "not slow"
+
+explore: venv  ## the property tests ten times over, with other examples each time
+	for seed in $$(shuf -i 1-1000000 -n 10); do \
+	  $(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster -m hypothesis --hypothesis-seed=$$seed; \
+	done
 
 lint: venv  ## ruff, mypy --strict on api, operator and plugin, generated files current
 	.venv/bin/ruff check .

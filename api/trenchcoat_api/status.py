@@ -10,6 +10,9 @@ from pydantic import Field
 from trenchcoat_api.artifacts import DataFacts, ModelFacts, Perplexity
 from trenchcoat_api.base import Camel
 
+MAX_SUPERSEDED = 256
+"""Artifacts of former specs that are remembered; those superseded first are forgotten, and stay stored."""
+
 
 class ConditionType(StrEnum):
     """What the conditions mean; each is True, False or Unknown."""
@@ -211,7 +214,7 @@ class TrenchcoatStatus(Camel):
     superseded: list[SupersededArtifact] = Field(
         default_factory=list,
         description="What was made for former specs and may still stand in the store.",
-        max_length=256,
+        max_length=MAX_SUPERSEDED,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["key"]},
     )
     perplexities: list[Perplexity] = Field(

@@ -144,6 +144,10 @@ class Informers:
             )
             for kind in ChildKind
         }
+        self._written: dict[str, dict[str, Informer[Any]]] = {
+            "ConfigMap": self._config_maps,
+            **{kind.value: jobs for kind, jobs in self._jobs.items()},
+        }
 
     def start(self) -> None:
         """Follow everything from now on, not only what was looked at once."""
@@ -224,11 +228,7 @@ class Informers:
             elif isinstance(action, Delete) and action.kind == "ConfigMap":
                 gone.setdefault(action.kind, set()).add((namespace, action.name))
         for kind in made.keys() | gone.keys():
-            informer: Informer[Any] = (
-                self._serving(self._config_maps, namespace)
-                if kind == "ConfigMap"
-                else self._serving(self._jobs[ChildKind(kind)], namespace)
-            )
+            informer = self._serving(self._written[kind], namespace)
             if not informer.wait_for(made.get(kind, ()), _SEEN_SECONDS, deleted=gone.get(kind, ())):
                 log.warning("changes of %ss in %s are not seen yet", kind, namespace)
 

@@ -3,10 +3,9 @@
 import logging
 from collections import defaultdict
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 from trenchcoat_api import constants
-from trenchcoat_api.artifacts import Deletion, Manifest, Progress
 from trenchcoat_api.resource import Trenchcoat
 
 from trenchcoat_operator.informers import Informers, Job, place_of
@@ -14,20 +13,18 @@ from trenchcoat_operator.kubernetes import client
 from trenchcoat_operator.kubernetes.client import Cluster, ForbiddenError, NotFoundError
 from trenchcoat_operator.kubernetes.informer import Place
 from trenchcoat_operator.model import workloads
-from trenchcoat_operator.model.observed import Child, ChildKind, Observed, Pod, Problem, Queued, StoreView
-from trenchcoat_operator.reconcile import graph, retention, superseded
+from trenchcoat_operator.model.observed import Child, ChildKind, Observed, Pod, Queued
+from trenchcoat_operator.reconcile import graph
+from trenchcoat_operator.reconcile.assess import UNSCHEDULABLE_GRACE
 from trenchcoat_operator.reconcile.plan import Action, Apply
 from trenchcoat_operator.settings import Settings
 from trenchcoat_operator.storage.access import Stores
-from trenchcoat_operator.storage.s3 import StoreError, StoreReader
+from trenchcoat_operator.storage.look import StoreLook
 from trenchcoat_operator.surroundings import Surroundings
 
 log = logging.getLogger(__name__)
 
 _UIDS_PER_LIST = 100  # they stand in the URL
-
-_SILENCE = timedelta(seconds=30)
-"""A stage that has reported nothing for so long may have ended, whatever its Job says."""
 
 
 class Observer:
@@ -53,7 +50,7 @@ class Observer:
         return Observed(
             children=children,
             config_maps=self._informers.config_maps_of(place_of(trenchcoat)),
-            store=self._store(trenchcoat, children),
+            store=StoreLook(self._stores, trenchcoat, children).read(),
             training_operator=training_operator,
             kueue=kueue,
         )
@@ -66,7 +63,7 @@ class Observer:
         """
         # Before the store: an artifact that nobody is seen to make any more is there.
         capacity, peers = self._surroundings.look(trenchcoat, observed.store.told)
-        store = self._store(trenchcoat, observed.children)
+        store = StoreLook(self._stores, trenchcoat, observed.children).read()
         return replace(observed, store=store, capacity=capacity, peers=peers)
 
     def is_made(self, trenchcoat: Trenchcoat, observed: Observed, actions: tuple[Action, ...]) -> bool:
@@ -114,10 +111,20 @@ class Observer:
                 owned=uid in job.owners,
                 queued=queued.get(job.uid),
                 pods=tuple(sorted(pods[job.place], key=lambda pod: pod.name)),
+                room_by=self._room_by(job, pods[job.place]),
             )
             for job in jobs
         )
         return children, training_operator, kueue
+
+    def _room_by(self, job: Job, pods: list[Pod]) -> datetime | None:
+        waiting = [
+            pod.unschedulable_since
+            for pod in pods
+            if pod.waits_for_node and pod.unschedulable_since is not None
+        ]
+        # Kueue gives quota away, and the scheduler counts GPUs, at different ends of a pod's grace period.
+        return self._surroundings.room_by(job, max(waiting) + UNSCHEDULABLE_GRACE) if waiting else None
 
     def _queued(self, namespace: str, jobs: list[Job]) -> tuple[dict[str, Queued], bool]:
         """What Kueue says of those that it keeps suspended, by UID, and whether there is a Kueue."""
@@ -135,97 +142,3 @@ class Observer:
                 log.warning("the status does not say why Kueue keeps Jobs waiting: %s", error)
                 return {}, True
         return result, True
-
-    # The store
-
-    def _store(self, trenchcoat: Trenchcoat, children: tuple[Child, ...]) -> StoreView:
-        manifests: dict[str, Manifest] = {}
-        deletions: dict[str, Deletion] = {}
-        progress: dict[str, Progress] = {}
-        remains: set[str] = set()
-        try:
-            reader = self._stores.open(trenchcoat)
-            if not trenchcoat.metadata.deletion_timestamp:
-                self._stores.check_secrets(trenchcoat)
-            at_work = {child.key for child in children if child.owned and (child.active or child.terminating)}
-            tried = {child.key for child in children}
-            self._read_manifests(trenchcoat, reader, at_work, tried, manifests, deletions, progress)
-            if trenchcoat.metadata.deletion_timestamp:
-                told = StoreView(manifests=manifests, deletions=deletions).told
-                built = graph.build(trenchcoat.spec, told)
-                for work in (*built.works, *superseded.works(trenchcoat, built)):
-                    if reader.holds_any(work.artifact):
-                        remains.add(work.key)
-        except StoreError as error:
-            self._stores.forget_secrets(trenchcoat.metadata.namespace)
-            return StoreView(Problem(error.reason, error.message), manifests, progress, deletions)
-        return StoreView(None, manifests, progress, deletions, frozenset(remains))
-
-    def _read_manifests(
-        self,
-        trenchcoat: Trenchcoat,
-        reader: StoreReader,
-        at_work: set[str],
-        tried: set[str],
-        manifests: dict[str, Manifest],
-        deletions: dict[str, Deletion],
-        progress: dict[str, Progress],
-    ) -> None:
-        """Read what is complete, inputs before what needs them: nothing is whose inputs never were.
-
-        Of what is being made the progress is read, and as long as that says that it goes on nothing else.
-        What no Job was made for is not asked for at every look.
-        """
-        asked: set[str] = set()
-        while True:
-            told = StoreView(manifests=manifests, deletions=deletions).told
-            ready = [
-                work.artifact
-                for work in graph.build(trenchcoat.spec, told).works
-                if work.key not in asked and all(item.key in told for item in work.inputs)
-            ]
-            if not ready:
-                break
-            for artifact in ready:
-                asked.add(artifact.key)
-                if artifact.key not in tried and self._stores.manifests.is_absent(reader, artifact):
-                    continue
-                report = reader.progress(artifact) if artifact.key in at_work else None
-                if report is not None:
-                    progress[artifact.key] = report
-                    if _goes_on(report):
-                        continue
-                manifest = self._stores.manifest(reader, artifact)
-                if manifest is not None:
-                    manifests[artifact.key] = manifest
-                    progress.pop(artifact.key, None)
-                elif artifact.key not in at_work:
-                    deletion = reader.deletion(artifact)
-                    if deletion is not None:
-                        deletions[artifact.key] = deletion
-                    else:
-                        self._stores.manifests.put_absent(reader, artifact)
-        self._read_superseded(trenchcoat, reader, manifests, deletions)
-
-    def _read_superseded(
-        self,
-        trenchcoat: Trenchcoat,
-        reader: StoreReader,
-        manifests: dict[str, Manifest],
-        deletions: dict[str, Deletion],
-    ) -> None:
-        """Read what may have to be deleted of former specs' artifacts."""
-        built = graph.build(trenchcoat.spec, StoreView(manifests=manifests, deletions=deletions).told)
-        for work in superseded.works(trenchcoat, built):
-            if not trenchcoat.metadata.deletion_timestamp and work.stage not in retention.INTERMEDIATE:
-                continue
-            manifest = self._stores.manifest(reader, work.artifact)
-            deletion = reader.deletion(work.artifact) if manifest is None else None
-            if manifest is not None:
-                manifests[work.key] = manifest
-            if deletion is not None:
-                deletions[work.key] = deletion
-
-
-def _goes_on(report: Progress) -> bool:
-    return report.fraction < 1 and datetime.now(UTC) - report.updated_at < _SILENCE

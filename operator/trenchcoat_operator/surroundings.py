@@ -4,6 +4,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from datetime import datetime
 
 from trenchcoat_api.artifacts import Artifacts, Manifest
 from trenchcoat_api.crias import CriaRange, cria_ranges
@@ -17,6 +18,7 @@ from trenchcoat_operator.kubernetes.client import ForbiddenError
 from trenchcoat_operator.kubernetes.informer import Place
 from trenchcoat_operator.model.capacity import Capacity, Contender, Demand
 from trenchcoat_operator.model.observed import Peers
+from trenchcoat_operator.reconcile import capacity
 from trenchcoat_operator.reconcile.release import waiting
 from trenchcoat_operator.settings import Settings
 
@@ -49,6 +51,22 @@ class Surroundings:
         return self._capacity(jobs, others), _peers(trenchcoat, told, jobs, others)
 
     # GPUs
+
+    def room_by(self, job: Job, told_by: datetime) -> datetime | None:
+        """When pods should be gone that were told to end by then, and hold what a Job's pods wait for.
+
+        Raises:
+            ApiError: the API server could not be read.
+        """
+        if not self._count_gpus:
+            return None
+        try:
+            nodes, others = self._informers.nodes(), self._informers.held_by_others()
+        except ForbiddenError:
+            return None  # told where GPUs are counted
+        bound = [*others, *(pod.held for pod in self._informers.pods() if pod.held is not None)]
+        demands = [demand for _, demands in job.templates for demand in demands]
+        return capacity.room_by(nodes, bound, demands, told_by)
 
     def _capacity(self, jobs: list[Job], others: list[Tenant]) -> Capacity:
         if not self._count_gpus:

@@ -49,9 +49,8 @@ def wait(
     *,
     timeout: float,
     watch: Callable[[Body], None] = lambda body: None,
-    may_stall: bool = False,
 ) -> Body:
-    """Poll a Trenchcoat until a predicate holds; fails at once when it stalls, unless that may pass."""
+    """Poll a Trenchcoat until a predicate holds; fails at once when it stalls otherwise."""
     deadline = time.monotonic() + timeout
     body: Body = {}
     while time.monotonic() < deadline:
@@ -61,8 +60,7 @@ def wait(
             return body
         stalled = condition(body, "Stalled")
         expected = condition(body, "Accepted").get("status") == "False"
-        stalls = stalled.get("status") == "True" and not expected and not may_stall
-        assert not stalls, f"{name} stalled: {stalled.get('message')}"
+        assert expected or stalled.get("status") != "True", f"{name} stalled: {stalled.get('message')}"
         time.sleep(1)
     raise AssertionError(
         f"{name} did not get there in {timeout:.0f} s: {json.dumps(body.get('status'), indent=1)}"

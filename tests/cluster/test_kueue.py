@@ -283,7 +283,7 @@ def at_work(kueue: Environment) -> Iterator[Environment]:
     apply(kueue, queued("paused", seed=1, scheduling__workloadPriorityClassName="batch"))
     try:
         # Kueue gives quota back before the last pod that had it is gone: until then a Cria finds no node.
-        wait(kueue, "paused", two_at_work, timeout=12 * MINUTES, may_stall=True)
+        wait(kueue, "paused", two_at_work, timeout=12 * MINUTES)
         yield kueue
     finally:
         delete(kueue, "paused")

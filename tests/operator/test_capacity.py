@@ -52,6 +52,29 @@ def test_bound_pods_and_promised_ones_take_gpus() -> None:
     assert free(replace(capacity, promised=(Demand("amd.com/gpu", 1, 1),)), GPU) == {"a": 6, "b": 4}
 
 
+def test_room_is_made_by_pods_that_were_told_to_end_before() -> None:
+    def ending(node: str, seconds: int, grace: int, resource: str = GPU) -> BoundPod:
+        told = NOW + timedelta(seconds=seconds)
+        return BoundPod(node, {resource: 1}, False, told, told + timedelta(seconds=grace))
+
+    nodes = (*TWO, Node("other", {GPU: 1}, {"pool": "other"}))
+    here = Demand(GPU, 1, 1)
+    elsewhere = Demand(GPU, 1, 1, Placement({"pool": "other"}))
+    bound = (
+        BoundPod("a", {GPU: 1}),
+        ending("a", -10, 30),
+        ending("b", 0, 120),
+        ending("a", 1, 600),  # told too late
+        ending("b", -10, 600, "amd.com/gpu"),
+        ending("gone", -10, 600),
+        ending("other", -20, 25),
+    )
+    assert rules.room_by(nodes, bound, [here], NOW) == NOW + timedelta(seconds=120)
+    assert rules.room_by(nodes, bound, [elsewhere], NOW) == NOW + timedelta(seconds=5)
+    assert rules.room_by(nodes, bound[:1], [here], NOW) is None
+    assert rules.room_by(nodes, bound, [], NOW) is None
+
+
 def test_all_that_fit_are_granted() -> None:
     assert grant(Capacity(nodes=TWO), asks(2)).pods == 2
     granted = grant(Capacity(nodes=TWO), asks(6))

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from queue import Queue
 from typing import Any
 
@@ -22,6 +23,7 @@ from trenchcoat_operator.kubernetes.client import (
 from trenchcoat_operator.model.observed import ChildKind
 from trenchcoat_operator.reconcile.plan import Apply, Delete
 from trenchcoat_operator.settings import Settings
+from trenchcoat_operator.surroundings import Surroundings
 
 TINY = ("ml", "tiny")
 Body = dict[str, Any]
@@ -209,6 +211,43 @@ def test_what_was_just_written_is_waited_for(following) -> None:
     assert [found.child.name for found in informers.jobs_of(ChildKind.JOB, TINY)] == ["new"]
     assert informers.config_maps_of(TINY) == frozenset()
     thread.join()
+
+
+def test_who_waits_for_a_node_is_told_of_pods_that_end_there(following) -> None:
+    def node(name: str) -> Body:
+        status = {
+            "allocatable": {"nvidia.com/gpu": "1"},
+            "conditions": [{"type": "Ready", "status": "True"}],
+        }
+        return {"metadata": {"name": name}, "spec": {}, "status": status}
+
+    waits = {
+        "containers": [
+            {"resources": {"limits": {"nvidia.com/gpu": "1"}, "requests": {"nvidia.com/gpu": "1"}}}
+        ]
+    }
+    going = {"deletionTimestamp": "2026-01-01T12:02:00Z", "deletionGracePeriodSeconds": 120}
+    told = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    objects = [
+        (NODES, node("n1")),
+        (JOBS, job("j", spec={"template": {"spec": waits}})),
+        (PODS, pod("mine", owner="other")),
+    ]
+
+    def room_by(*more: tuple[Kind, Body], **settings: Any) -> datetime | None:
+        informers, _ = following(Api(*objects, *more), **settings)
+        [waiting] = informers.jobs()
+        return Surroundings(informers, Settings(**settings)).room_by(waiting, told)
+
+    ends = stranger("ends")
+    ends["metadata"] |= going
+    own = pod("own", owner="other", **going)
+    assert room_by() is None
+    for ending in (ends, own):
+        assert room_by((PODS, ending)) == told + timedelta(minutes=2)
+    assert room_by((PODS, own), count_gpus=False) is None
+    late = {**ends, "metadata": {**ends["metadata"], "deletionGracePeriodSeconds": 119}}
+    assert room_by((PODS, late)) is None
 
 
 def test_a_refusal_is_told(following) -> None:

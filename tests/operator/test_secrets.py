@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from trenchcoat_operator.kubernetes.client import NotFoundError
 from trenchcoat_operator.storage import access
-from trenchcoat_operator.storage.access import SECRET_SECONDS, SecretError, Stores
+from trenchcoat_operator.storage.access import SecretError, Stores
+from trenchcoat_operator.storage.cache import SECRET_SECONDS, SecretCache
 
 from tests.operator.simulation import trenchcoat
 
@@ -28,7 +29,7 @@ class Api:
 @pytest.fixture
 def clock(monkeypatch) -> list[float]:
     now = [100.0]
-    monkeypatch.setattr(access.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(access, "SecretCache", lambda: SecretCache(clock=lambda: now[0]))
     return now
 
 
@@ -65,10 +66,13 @@ def test_one_that_is_missing_is_looked_for_every_time(clock) -> None:
         assert api.reads == reads
 
 
-def test_nothing_is_kept_longer_than_it_is_used(clock) -> None:
-    stores = Stores(Api(), lambda *_: None)  # type: ignore[arg-type]
-    stores.open(trenchcoat())
-    clock[0] += SECRET_SECONDS
-    other = trenchcoat(store={"credentialsSecretRef": {"name": "other"}})
-    stores.open(other)
-    assert [name for _, name in stores._secrets] == ["other"]
+def test_nothing_is_kept_longer_than_it_is_used() -> None:
+    now = 100.0
+    secrets = SecretCache(clock=lambda: now)
+    secrets.put("ml", "first", {"accessKey": "a"})
+    now += SECRET_SECONDS - 1
+    secrets.put("ml", "second", {"accessKey": "b"})
+    assert secrets.get("ml", "first") == {"accessKey": "a"}
+    now += 1
+    assert len(secrets) == 1
+    assert secrets.get("ml", "first") is None

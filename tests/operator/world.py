@@ -5,6 +5,7 @@ of it that stands in names; SPEC[now] and TEMPLATE[cria-02] are hashes of the sp
 """
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,8 @@ class World:
                 queued.get(body["metadata"].get("uid", "")),
             )
             assert child is not None, f"{body['metadata']['name']} carries no stage"
-            children.append(child)
+            room_by = views.moment(seen.get("roomBy", {}).get(child.name))
+            children.append(replace(child, room_by=room_by))
         return Observed(
             children=tuple(children),
             config_maps=frozenset(seen.get("configMaps", [])),

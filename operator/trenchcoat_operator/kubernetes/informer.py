@@ -126,6 +126,8 @@ class Informer(Generic[T]):
                 self._follow(self._list())
                 pause = _SHORTEST_PAUSE
             except ApiError as error:
+                if self._stop.is_set():
+                    return  # its end is what was asked for
                 if error.status == GONE:
                     continue
                 log.warning("%s cannot be followed: %s; again in %.1f s", self._kind.plural, error, pause)

@@ -66,6 +66,10 @@ class BoundPod:
     requests: Mapping[str, int]
     ours: bool = False
     """Whether it belongs to a Job of this operator, which ends some day."""
+    ends_since: datetime | None = None
+    """When it was told to end, if it was."""
+    gone_by: datetime | None = None
+    """When it should have ended then."""
 
 
 @dataclass(frozen=True, slots=True)

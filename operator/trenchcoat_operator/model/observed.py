@@ -104,6 +104,8 @@ class Child:
     """The recorded class of its failure."""
     outcome_message: str = ""
     pods: tuple[Pod, ...] = ()
+    room_by: datetime | None = None
+    """When pods of others should be gone that were told to end and hold what its pods wait for."""
 
     @property
     def active(self) -> bool:

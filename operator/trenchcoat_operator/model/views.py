@@ -1,7 +1,7 @@
 """Reading objects of the API server into plain values; whatever is missing reads as not there."""
 
 from collections.abc import Iterable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from trenchcoat_api import constants
@@ -239,8 +239,11 @@ def bound_pod(body: Object) -> BoundPod | None:
     requests = extended_requests(spec)
     if not any(requests.values()):
         return None
-    ours = (body["metadata"].get("labels") or {}).get(constants.LABEL_MANAGED_BY) == constants.MANAGED_BY
-    return BoundPod(spec["nodeName"], requests, ours)
+    metadata = body["metadata"]
+    ours = (metadata.get("labels") or {}).get(constants.LABEL_MANAGED_BY) == constants.MANAGED_BY
+    gone_by = moment(metadata.get("deletionTimestamp"))
+    grace = timedelta(seconds=int(metadata.get("deletionGracePeriodSeconds") or 0))
+    return BoundPod(spec["nodeName"], requests, ours, gone_by and gone_by - grace, gone_by)
 
 
 def finished_pods(kind: ChildKind, body: Object) -> int:

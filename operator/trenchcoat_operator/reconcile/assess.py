@@ -261,6 +261,9 @@ _INTEGRATIONS = {ChildKind.JOB: "batch/job", ChildKind.PYTORCH_JOB: "kubeflow.or
 def _unschedulable(base: Assessment, child: Child, pod: Pod, now: datetime) -> Assessment:
     message = f"pod {pod.name} waits for a node: {pod.unschedulable}"
     since = pod.unschedulable_since or pod.created_at or child.created_at or now
+    if child.room_by is not None and child.room_by > since:
+        since = child.room_by
+        message += f"; pods that end there should be gone by {texts.timestamp(since)}"
     if now - since < UNSCHEDULABLE_GRACE:
         return _with(base, state=State.STARTING, message=message, look_at=since + UNSCHEDULABLE_GRACE)
     field = f"spec.pods.{base.work.stage}"

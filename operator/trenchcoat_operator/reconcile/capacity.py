@@ -1,11 +1,11 @@
 """Which waiting Jobs may start on the GPUs that are free now, shared fairly among all Trenchcoats."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from heapq import heapify, heappop, heappush
 
-from trenchcoat_operator.model.capacity import Capacity, Contender, Demand, Node
+from trenchcoat_operator.model.capacity import BoundPod, Capacity, Contender, Demand, Node
 from trenchcoat_operator.reconcile.placement import admits
 
 Free = dict[str, int]
@@ -199,6 +199,32 @@ def _reservation(capacity: Capacity, left: Free, demand: Demand) -> Mapping[str,
             kept[node.name] = pods * demand.gpus
             missing -= pods
     return kept if not missing else {}
+
+
+def room_by(
+    nodes: Iterable[Node], bound: Iterable[BoundPod], demands: Iterable[Demand], told_by: datetime
+) -> datetime | None:
+    """When pods should be gone that were told to end, on nodes that some of the demands may go to.
+
+    Args:
+        nodes: All nodes.
+        bound: What pods hold of them.
+        demands: What waits for a node.
+        told_by: Only pods count that were told before, so that on a busy cluster nobody waits for ever.
+    """
+    wanted = list(demands)
+    able = {
+        node.name: {demand.resource for demand in wanted if admits(node, demand.placement)} for node in nodes
+    }
+    ends = [
+        pod.gone_by
+        for pod in bound
+        if pod.gone_by is not None
+        and pod.ends_since is not None
+        and pod.ends_since <= told_by
+        and any(pod.requests.get(resource) for resource in able.get(pod.node, ()))
+    ]
+    return max(ends, default=None)
 
 
 def _could_ever_fit(nodes: tuple[Node, ...], demand: Demand, *, together: bool) -> bool:

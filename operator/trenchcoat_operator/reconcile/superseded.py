@@ -3,14 +3,11 @@
 from trenchcoat_api.artifacts import Artifacts, DeletionPhase
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
-from trenchcoat_api.status import State, SupersededArtifact
+from trenchcoat_api.status import MAX_SUPERSEDED, State, SupersededArtifact
 from trenchcoat_api.status import Work as Row
 
 from trenchcoat_operator.model.observed import StoreView
 from trenchcoat_operator.reconcile.graph import Graph, Work
-
-LIMIT = 256
-"""Artifacts that a status remembers; those superseded first are forgotten, and stay in the store."""
 
 
 def works(desired: Trenchcoat, graph: Graph) -> tuple[Work, ...]:
@@ -34,7 +31,7 @@ def _may_have_objects(row: Row) -> bool:
 def remembered(desired: Trenchcoat, graph: Graph, store: StoreView) -> list[SupersededArtifact]:
     """What the next status tells of them: all but those that are deleted."""
     left = [work for work in works(desired, graph) if not _purged(work, store)]
-    return [SupersededArtifact(stage=work.stage.value, key=work.key) for work in left[-LIMIT:]]
+    return [SupersededArtifact(stage=work.stage.value, key=work.key) for work in left[-MAX_SUPERSEDED:]]
 
 
 def _purged(work: Work, store: StoreView) -> bool:

@@ -2,8 +2,6 @@
 
 import base64
 import binascii
-import math
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,11 +13,8 @@ from trenchcoat_api.stages import Stage
 from trenchcoat_operator.kubernetes import client
 from trenchcoat_operator.kubernetes.client import Cluster, ForbiddenError, NotFoundError
 from trenchcoat_operator.reconcile import graph
-from trenchcoat_operator.storage.cache import ManifestCache, Readers
+from trenchcoat_operator.storage.cache import ManifestCache, Readers, SecretCache
 from trenchcoat_operator.storage.s3 import Credentials, ReadObserver, StoreError, StoreReader
-
-SECRET_SECONDS = 10.0
-"""How long it may take until a changed Secret is used; one that does not do is read at every look."""
 
 
 class SecretError(StoreError):
@@ -34,7 +29,7 @@ class Stores:
         self._cluster = cluster
         self._readers = Readers(observe)
         self.manifests = ManifestCache()
-        self._secrets: dict[tuple[str, str], tuple[float, dict[str, str]]] = {}
+        self._secrets = SecretCache()
 
     def open(self, trenchcoat: Trenchcoat) -> StoreReader:
         """The store of a Trenchcoat.
@@ -77,9 +72,7 @@ class Stores:
 
     def forget_secrets(self, namespace: str) -> None:
         """Read the Secrets of a namespace anew at the next look: something about them does not do."""
-        for place in list(self._secrets):
-            if place[0] == namespace:
-                self._secrets.pop(place, None)
+        self._secrets.forget(namespace)
 
     def _credentials(self, trenchcoat: Trenchcoat) -> Credentials:
         name = trenchcoat.spec.store.credentials_secret_ref.name
@@ -90,9 +83,9 @@ class Stores:
         return Credentials(*values)
 
     def _secret(self, trenchcoat: Trenchcoat, name: str, field: str) -> dict[str, str]:
-        namespace, now = trenchcoat.metadata.namespace, time.monotonic()
-        read_at, kept = self._secrets.get((namespace, name), (-math.inf, {}))
-        if now - read_at < SECRET_SECONDS:
+        namespace = trenchcoat.metadata.namespace
+        kept = self._secrets.get(namespace, name)
+        if kept is not None:
             return kept
         try:
             body = self._cluster.get(client.SECRETS, namespace, name)
@@ -108,10 +101,7 @@ class Stores:
                 "check the chart's watchNamespaces and rbac.secretNames",
             ) from error
         data: dict[str, str] = body.get("data") or {}
-        for place, (earlier, _) in list(self._secrets.items()):
-            if now - earlier >= SECRET_SECONDS:
-                self._secrets.pop(place, None)  # nothing secret stays longer than it is used
-        self._secrets[namespace, name] = now, data
+        self._secrets.put(namespace, name, data)
         return data
 
 

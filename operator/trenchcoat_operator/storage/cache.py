@@ -1,4 +1,4 @@
-"""What is kept of stores between looks: connections, and manifests for a while."""
+"""What is kept of stores between looks: connections, and for a while Secrets and manifests."""
 
 import threading
 import time
@@ -12,6 +12,8 @@ from trenchcoat_operator.storage.s3 import Credentials, ReadObserver, StoreReade
 
 ABSENT_SECONDS = 60.0
 """How long it may take until what came from outside the cluster is seen."""
+SECRET_SECONDS = 10.0
+"""How long it may take until a changed Secret is used; one that does not do is read at every look."""
 
 
 class ManifestCache:
@@ -73,6 +75,46 @@ class ManifestCache:
         with self._lock:
             for place in [place for place in self._manifests if place[1] == artifact.prefix]:
                 del self._manifests[place]
+
+
+class SecretCache:
+    """Secrets for a few seconds, and no longer than that: a changed one is soon used."""
+
+    def __init__(self, seconds: float = SECRET_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._secrets: dict[tuple[str, str], tuple[float, dict[str, str]]] = {}
+
+    def get(self, namespace: str, name: str) -> dict[str, str] | None:
+        """The data of a Secret that was read a moment ago."""
+        with self._lock:
+            self._drop_old()
+            _, data = self._secrets.get((namespace, name), (0.0, None))
+            return data
+
+    def put(self, namespace: str, name: str, data: dict[str, str]) -> None:
+        """Keep the data of a Secret."""
+        with self._lock:
+            self._secrets[namespace, name] = self._clock(), data
+
+    def forget(self, namespace: str) -> None:
+        """Have the Secrets of a namespace read anew."""
+        with self._lock:
+            for place in [place for place in self._secrets if place[0] == namespace]:
+                del self._secrets[place]
+
+    def __len__(self) -> int:
+        """How many are kept."""
+        with self._lock:
+            self._drop_old()
+            return len(self._secrets)
+
+    def _drop_old(self) -> None:
+        now = self._clock()
+        for place, (read_at, _) in list(self._secrets.items()):
+            if now - read_at >= self._seconds:
+                del self._secrets[place]
 
 
 class Readers:

@@ -63,7 +63,7 @@ class Observer:
         """
         # Before the store: an artifact that nobody is seen to make any more is there.
         capacity, peers = self._surroundings.look(trenchcoat, observed.store.told)
-        store = StoreLook(self._stores, trenchcoat, observed.children).read()
+        store = StoreLook(self._stores, trenchcoat, observed.children, observed.store).read()
         return replace(observed, store=store, capacity=capacity, peers=peers)
 
     def is_made(self, trenchcoat: Trenchcoat, observed: Observed, actions: tuple[Action, ...]) -> bool:

@@ -5,25 +5,43 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from heapq import heapify, heappop, heappush
 
-from trenchcoat_operator.model.capacity import BoundPod, Capacity, Contender, Demand, Node
+from trenchcoat_operator.model.capacity import BoundPod, Capacity, Contender, Demand, Node, Placement
 from trenchcoat_operator.reconcile.placement import admits
 
 Free = dict[str, int]
 """Free GPUs by node."""
 
 
+class _Nodes:
+    """Nodes, and which of them let pods on: asked for each pod that is placed, found out once."""
+
+    def __init__(self, nodes: Iterable[Node]) -> None:
+        self._nodes = tuple(nodes)
+        self._able: list[tuple[Placement, tuple[str, ...]]] = []
+
+    def able(self, placement: Placement) -> tuple[str, ...]:
+        """Names of those that let pods on."""
+        for known, names in self._able:
+            if known is placement or known == placement:
+                return names
+        names = tuple(node.name for node in self._nodes if admits(node, placement))
+        self._able.append((placement, names))
+        return names
+
+
 def free(capacity: Capacity, resource: str) -> Free:
     """GPUs of each node that neither a bound pod nor a Job already made will use."""
-    return _free(capacity, resource)[0]
+    return _free(capacity, _Nodes(capacity.nodes), resource)[0]
 
 
 def unplaced(capacity: Capacity) -> frozenset[str]:
     """Jobs already made whose pods do not all fit any more: somebody else took the GPUs meanwhile."""
+    nodes = _Nodes(capacity.nodes)
     resources = {demand.resource for demand in capacity.promised}
-    return frozenset(owner for resource in resources for owner in _free(capacity, resource)[1])
+    return frozenset(owner for resource in resources for owner in _free(capacity, nodes, resource)[1])
 
 
-def _free(capacity: Capacity, resource: str) -> tuple[Free, set[str]]:
+def _free(capacity: Capacity, nodes: _Nodes, resource: str) -> tuple[Free, set[str]]:
     left = {node.name: node.allocatable.get(resource, 0) for node in capacity.nodes if node.usable}
     for pod in capacity.bound:
         if pod.node in left:
@@ -34,18 +52,14 @@ def _free(capacity: Capacity, resource: str) -> tuple[Free, set[str]]:
     wanted = [demand for demand in capacity.promised if demand.resource == resource]
     for demand in sorted(wanted, key=lambda demand: -demand.gpus):
         for _ in range(demand.pods):
-            if not _place(capacity.nodes, left, demand):
+            if not _place(nodes, left, demand):
                 homeless.add(demand.owner)
     return left, homeless
 
 
-def _place(nodes: tuple[Node, ...], left: Free, demand: Demand) -> bool:
+def _place(nodes: _Nodes, left: Free, demand: Demand) -> bool:
     # The fullest node that fits, so that nodes with many free GPUs stay whole for larger pods.
-    fitting = [
-        node.name
-        for node in nodes
-        if left.get(node.name, 0) >= demand.gpus and admits(node, demand.placement)
-    ]
+    fitting = [name for name in nodes.able(demand.placement) if left.get(name, 0) >= demand.gpus]
     if not fitting:
         return False
     chosen = min(fitting, key=lambda name: (left[name], name))
@@ -53,7 +67,7 @@ def _place(nodes: tuple[Node, ...], left: Free, demand: Demand) -> bool:
     return True
 
 
-def _place_all(nodes: tuple[Node, ...], left: Free, demand: Demand) -> bool:
+def _place_all(nodes: _Nodes, left: Free, demand: Demand) -> bool:
     """Place all pods, or none."""
     tried = dict(left)
     if not all(_place(nodes, tried, demand) for _ in range(demand.pods)):
@@ -104,6 +118,7 @@ class _Sharing:
 
     def __init__(self, capacity: Capacity, contenders: tuple[Contender, ...]) -> None:
         self._capacity = capacity
+        self._nodes = _Nodes(capacity.nodes)
         self._contenders = contenders
         self._free: dict[str, Free] = {}
         self._held = {contender.name: contender.held for contender in contenders}
@@ -121,7 +136,7 @@ class _Sharing:
         ]
         for _, name, gang in sorted(waited, key=lambda item: item[:2]):
             left = self._left(gang.demand.resource)
-            if _place_all(self._capacity.nodes, left, gang.demand):
+            if _place_all(self._nodes, left, gang.demand):
                 self._give(gang, gang.demand.pods)
             elif not self.kept_for:
                 places = _reservation(self._capacity, left, gang.demand)
@@ -144,7 +159,7 @@ class _Sharing:
             left = self._left(turn.demand.resource)
             pods = turn.demand.pods if turn.gang else 1
             fits = _place_all if turn.gang else _place
-            if not fits(self._capacity.nodes, left, turn.demand):
+            if not fits(self._nodes, left, turn.demand):
                 continue
             self._give(turn, pods)
             self._waiting[turn.name] -= pods
@@ -170,7 +185,7 @@ class _Sharing:
 
     def _left(self, resource: str) -> Free:
         if resource not in self._free:
-            self._free[resource] = free(self._capacity, resource)
+            self._free[resource] = _free(self._capacity, self._nodes, resource)[0]
         return self._free[resource]
 
     def _give(self, contender: Contender, pods: int) -> None:

@@ -91,9 +91,12 @@ def _homeless(desired: Trenchcoat, observed: Observed, now: datetime) -> set[str
     """
     if observed.capacity is None or not observed.capacity.known:
         return set()
+    waiting = stuck(desired, observed, now)
+    if not waiting:
+        return set()
     unplaced = capacity.unplaced(observed.capacity)
     namespace = desired.metadata.namespace
-    return {child.name for child in stuck(desired, observed, now) if f"{namespace}/{child.name}" in unplaced}
+    return {child.name for child in waiting if f"{namespace}/{child.name}" in unplaced}
 
 
 def past_deadline(desired: Trenchcoat, graph: Graph, observed: Observed, now: datetime) -> list[Action]:

@@ -18,8 +18,21 @@ _SILENCE = timedelta(seconds=30)
 class StoreLook:
     """Reads once; what was read before a fault stays."""
 
-    def __init__(self, stores: Stores, trenchcoat: Trenchcoat, children: Iterable[Child]) -> None:
-        """`children` are the Jobs that were seen before the store is read."""
+    def __init__(
+        self,
+        stores: Stores,
+        trenchcoat: Trenchcoat,
+        children: Iterable[Child],
+        former: StoreView | None = None,
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            stores: All stores.
+            trenchcoat: Whose store it is.
+            children: Its Jobs, seen before the store is read.
+            former: What was seen a moment ago, of the same children: their progress is not read again.
+        """
         self._stores = stores
         self._trenchcoat = trenchcoat
         self._deleted = bool(trenchcoat.metadata.deletion_timestamp)
@@ -28,6 +41,7 @@ class StoreLook:
         self._at_work = {
             child.key for child in children if child.owned and (child.active or child.terminating)
         }
+        self._reports = former.progress if former is not None else {}
         self._manifests: dict[str, Manifest] = {}
         self._progress: dict[str, Progress] = {}
         self._deletions: dict[str, Deletion] = {}
@@ -82,7 +96,9 @@ class StoreLook:
         """
         if artifact.key not in self._tried and self._stores.manifests.is_absent(reader, artifact):
             return
-        report = reader.progress(artifact) if artifact.key in self._at_work else None
+        report = self._reports.get(artifact.key)
+        if report is None and artifact.key in self._at_work:
+            report = reader.progress(artifact)
         if report is not None:
             self._progress[artifact.key] = report
             if _goes_on(report):

@@ -183,6 +183,23 @@ def test_a_stop_ends_a_watch_at_once(stops):
     assert not informer._thread.is_alive()
 
 
+def test_the_end_that_was_asked_for_is_no_fault(stops, caplog):
+    class Cut(Api):
+        def changes(self, *arguments: Any, opened: Any, **more: Any) -> Iterator[dict[str, Any]]:
+            opened(lambda: self.events.put(ApiError(0, "Unreachable", "Response ended prematurely")))
+            yield self._raise_next()
+
+        def _raise_next(self) -> Any:
+            raise self.events.get(timeout=10)
+
+    informer = stops(Cut([pod("a", 1)]))
+    assert named(informer) == ["a"]
+    informer.stop()
+    informer._thread.join(5)
+    assert not informer._thread.is_alive()
+    assert caplog.records == []
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
     for _ in range(100):
         if condition():

@@ -16,7 +16,7 @@ from trenchcoat_trainer.stages.clock import Clock
 from trenchcoat_trainer.stages.context import read_manifest
 from trenchcoat_trainer.stages.progress import Curve, ProgressReporter
 from trenchcoat_trainer.stages.writer import ArtifactWriter
-from trenchcoat_trainer.store import FolderStore
+from trenchcoat_trainer.store import Entry, FolderStore
 
 
 @pytest.fixture
@@ -133,6 +133,22 @@ def test_the_next_attempt_knows_what_was_recorded(
     third = make_writer(store, artifact)
     assert third.recorded("object-3") is None
     assert third.recorded("object-4") is None
+
+
+def test_another_rank_may_delete_what_it_is_done_with_at_any_moment(
+    store: FolderStore, artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make_writer(store, artifact)
+    first.write("object", b"data")
+    first.save_journal()
+    Clock(store, artifact).save()
+    known = store.list(artifact.checkpoint_prefix)
+    gone = [entry.path for entry in known]
+    assert len(gone) == 2
+    first.finish()
+    monkeypatch.setattr(store, "list", lambda prefix: iter([Entry(path, 1) for path in gone]))
+    monkeypatch.setattr(store, "exists", lambda path: True)
+    assert make_writer(store, artifact).recorded("object") is None
 
 
 def test_objects_may_be_written_from_threads(

@@ -1,6 +1,9 @@
 """What every store promises, on a folder and on a real MinIO."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from trenchcoat_trainer.errors import NotFoundError
@@ -90,3 +93,20 @@ def test_a_stream_that_fails_leaves_nothing(store: Store) -> None:
         store.write_stream("failed", failing(), 6)
     assert not store.exists("failed")
     assert list(store.list("failed")) == []
+
+
+def test_what_is_deleted_while_it_is_listed_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FolderStore(tmp_path)
+    for name in ("a", "b", "c"):
+        store.write(f"folder/{name}", b"data")
+    walk = os.walk
+
+    def walk_and_delete(*arguments: Any, **named: Any) -> Iterator[Any]:
+        for found in walk(*arguments, **named):
+            store.delete("folder/b")
+            yield found
+
+    monkeypatch.setattr(os, "walk", walk_and_delete)
+    assert [entry.path for entry in store.list("folder/")] == ["folder/a", "folder/c"]

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from trenchcoat_api.artifacts import Artifact
 
+from trenchcoat_trainer.errors import NotFoundError
 from trenchcoat_trainer.store import Store
 
 
@@ -18,10 +19,12 @@ class Clock:
         self._began = time.monotonic()
         self._before = 0.0
         self.started_at = datetime.now(UTC)
-        if store.exists(self._path):
+        try:
             saved = json.loads(store.read(self._path))
-            self.started_at = datetime.fromisoformat(saved["started_at"])
-            self._before = float(saved["seconds"])
+        except NotFoundError:
+            return  # the first attempt, or another rank is done with the artifact
+        self.started_at = datetime.fromisoformat(saved["started_at"])
+        self._before = float(saved["seconds"])
 
     @property
     def attempt_seconds(self) -> float:

@@ -22,6 +22,7 @@ from trenchcoat_api.artifacts import (
     StoredObject,
 )
 
+from trenchcoat_trainer.errors import NotFoundError
 from trenchcoat_trainer.stages.clock import Clock
 from trenchcoat_trainer.stages.objects import pack_list
 from trenchcoat_trainer.store import Readable, S3Store, Store
@@ -117,7 +118,11 @@ class ArtifactWriter:
         journals = f"{self._artifact.checkpoint_prefix}{JOURNAL}"
         found: dict[str, StoredObject] = {}
         for entry in self._store.list(journals):
-            for item in json.loads(self._store.read(entry.path)):
+            try:
+                journal = json.loads(self._store.read(entry.path))
+            except NotFoundError:
+                continue  # another rank found the artifact complete and deletes what it needs no longer
+            for item in journal:
                 stored = StoredObject.model_validate(item)
                 found[stored.path] = stored
         if found:

@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -60,7 +60,8 @@ class FolderStore:
                 file = Path(folder, name)
                 path = file.relative_to(self.root).as_posix()
                 if path.startswith(prefix) and not name.startswith(_UNFINISHED):
-                    found.append(Entry(path, file.stat().st_size))
+                    with suppress(FileNotFoundError):  # deleted since its folder was read
+                        found.append(Entry(path, file.stat().st_size))
         yield from sorted(found, key=lambda entry: entry.path)
 
     def write(self, path: str, data: bytes) -> None:

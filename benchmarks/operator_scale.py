@@ -341,6 +341,7 @@ class Phase:
         self._first = scrape()
         self._transitions = Counter(player.transitions)
         self._writes = player.status_writes
+        self._lags = len(player.lags)
         self._memory: list[tuple[float, float]] = []
         self._depth: list[float] = []
         self._busy: list[float] = []
@@ -371,6 +372,7 @@ class Phase:
                 if name == "trenchcoat_api_requests_total" and dict(labels)["code"].startswith("2")
             }
         )
+        lags = self._player.lags[self._lags :]
         thirds = [item[1] for item in self._memory]
         third = max(1, len(thirds) // 3)
         return {
@@ -392,6 +394,7 @@ class Phase:
             "queue_depth_p95": percentile(self._depth, 0.95),
             "gpus_busy_mean": round(statistics.mean(self._busy), 1) if gpus else None,
             "gpus_busy_p95": percentile(self._busy, 0.95) if gpus else None,
+            "pod_lag_p95": round(percentile(lags, 0.95), 2) if lags else None,
             "memory_mb_max": round(max(thirds), 1),
             "memory_mb_thirds": [
                 round(statistics.median(part), 1)
@@ -488,6 +491,7 @@ def report(result: dict[str, Any]) -> str:
         "CPU cores used": "cpu_cores",
         "queue depth p95": "queue_depth_p95",
         "GPUs busy, mean": "gpus_busy_mean",
+        "kwok: pod bound to running p95, s": "pod_lag_p95",
         "memory max, MB": "memory_mb_max",
     }
     for label, key in rows.items():

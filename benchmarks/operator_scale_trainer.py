@@ -158,6 +158,7 @@ class Player:
         self._changed = threading.Condition()
         self._due: list[_Due] = []
         self._played: set[str] = set()
+        self._bound: dict[str, float] = {}
         self._puts = ThreadPoolExecutor(4)
         self._rows: dict[str, dict[str, str]] = {}
         self.transitions: Counter[str] = Counter()
@@ -165,7 +166,8 @@ class Player:
         self.done: dict[str, float] = {}
         self.running: dict[str, str] = {}
         """Stage of each running pod."""
-        self.busy_seconds: Counter[str] = Counter()
+        self.lags: list[float] = []
+        """Seconds from a pod's being bound until it ran: kwok's part, which is not to be what is measured."""
         self._threads = [
             threading.Thread(target=target, daemon=True)
             for target in (self._pods, self._statuses, self._work)
@@ -204,6 +206,10 @@ class Player:
         for event in self._api.watch(f"/api/v1/namespaces/{self._namespace}/pods", self._stop):
             pod = event["object"]
             name, labels = pod["metadata"]["name"], pod["metadata"]["labels"]
+            if pod["spec"].get("nodeName"):
+                self._bound.setdefault(name, time.monotonic())
+            if event["type"] == "DELETED":
+                self._bound.pop(name, None)
             if event["type"] == "DELETED" or pod["status"].get("phase") != "Running":
                 self.running.pop(name, None)
                 self._played.discard(name) if event["type"] == "DELETED" else None
@@ -211,6 +217,7 @@ class Player:
             if name in self._played:
                 continue
             self._played.add(name)
+            self.lags.append(time.monotonic() - self._bound[name])
             self.running[name] = labels["trenchcoat.dev/stage"]
             self._play(labels)
 

@@ -188,6 +188,7 @@ def collect_in_child(spec: Path, folder: Path) -> None:
     raise SystemExit(run("collect", spec, folder))
 
 
+@pytest.mark.slow
 def test_a_signal_stops_a_stage_which_goes_on_when_started_again(make_spec, tmp_path: Path) -> None:
     spec = make_spec(data={"tokens": 12_000})
     file = write_spec(spec, tmp_path)

@@ -36,6 +36,7 @@ def test_it_is_the_norm_of_the_difference_over_the_teachers(hidden):
         assert errors[name] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_training_lowers_it_and_leaves_the_maps_alone(hidden):
     untrained = make_cria(make_teacher(6), 0, 2)
     trained, maps, _ = train_transfer(make_spec(), hidden, 0, 2, epochs=16)

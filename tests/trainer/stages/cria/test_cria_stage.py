@@ -71,6 +71,7 @@ def test_killed_at_any_step_it_ends_with_the_same_maps_and_adapters(
     assert facts[0].layer_errors == facts[1].layer_errors != {}
 
 
+@pytest.mark.slow
 def test_killed_with_window_dropout_it_ends_with_the_same_maps(open_training, training_spec, change):
     spec = change(training_spec, transfer={"windowDropout": "0.5", "epochs": 3})
     context = run(open_training, spec, index=1)

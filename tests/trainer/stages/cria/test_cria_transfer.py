@@ -138,6 +138,7 @@ def test_with_window_dropout_the_linear_part_learns_more(hidden):
     assert linear_loss("0.5") < 0.95 * linear_loss("0")
 
 
+@pytest.mark.slow
 def test_window_dropout_does_not_care_how_layers_are_grouped(hidden):
     spec = make_spec(**dropping("0.5"))
     _, whole, _ = train_transfer(spec, hidden, 0, 5)

@@ -21,9 +21,13 @@ from trenchcoat_operator.kubernetes.client import (
     NotFoundError,
 )
 from trenchcoat_operator.model.observed import ChildKind
+from trenchcoat_operator.observe import Observer
+from trenchcoat_operator.reconcile.assess import UNSCHEDULABLE_GRACE
 from trenchcoat_operator.reconcile.plan import Apply, Delete
 from trenchcoat_operator.settings import Settings
-from trenchcoat_operator.surroundings import Surroundings
+from trenchcoat_operator.storage.access import Stores
+
+from tests.operator.simulation import trenchcoat
 
 TINY = ("ml", "tiny")
 Body = dict[str, Any]
@@ -61,6 +65,9 @@ class Api:
         opened(lambda: events.put(None))
         while (event := events.get(timeout=10)) is not None:
             yield event
+
+    def get(self, kind: Kind, *_: str) -> Body:
+        raise NotFoundError(404, "NotFound", f"there is no such {kind.plural}")
 
     def tell(self, change: str, kind: Kind, body: Body) -> None:
         body["metadata"]["resourceVersion"] = "2"
@@ -228,16 +235,22 @@ def test_who_waits_for_a_node_is_told_of_pods_that_end_there(following) -> None:
     }
     going = {"deletionTimestamp": "2026-01-01T12:02:00Z", "deletionGracePeriodSeconds": 120}
     told = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    nowhere = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available"}
+    nowhere["lastTransitionTime"] = (told - UNSCHEDULABLE_GRACE).isoformat()
+    pending = pod("j-1", "Pending")
+    pending["spec"], pending["status"]["conditions"] = waits, [nowhere]
     objects = [
         (NODES, node("n1")),
         (JOBS, job("j", spec={"template": {"spec": waits}})),
         (PODS, pod("mine", owner="other")),
     ]
 
-    def room_by(*more: tuple[Kind, Body], **settings: Any) -> datetime | None:
-        informers, _ = following(Api(*objects, *more), **settings)
-        [waiting] = informers.jobs()
-        return Surroundings(informers, Settings(**settings)).room_by(waiting, told)
+    def room_by(*more: tuple[Kind, Body], own: Body = pending, **settings: Any) -> datetime | None:
+        api = Api(*objects, (PODS, own), *more)
+        informers, _ = following(api, **settings)
+        observer = Observer(api, informers, Settings(**settings), Stores(api, lambda *_: None))  # type: ignore[arg-type]
+        [child] = observer.look(trenchcoat()).children
+        return child.room_by
 
     ends = stranger("ends")
     ends["metadata"] |= going
@@ -248,6 +261,7 @@ def test_who_waits_for_a_node_is_told_of_pods_that_end_there(following) -> None:
     assert room_by((PODS, own), count_gpus=False) is None
     late = {**ends, "metadata": {**ends["metadata"], "deletionGracePeriodSeconds": 119}}
     assert room_by((PODS, late)) is None
+    assert room_by((PODS, ends), own=pod("j-1")) is None, "it has its node"
 
 
 def test_a_refusal_is_told(following) -> None:

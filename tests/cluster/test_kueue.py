@@ -279,10 +279,10 @@ def log_of(environment: Environment, job: dict[str, Any]) -> str:
 
 @pytest.fixture
 def at_work(kueue: Environment) -> Iterator[Environment]:
-    """A Trenchcoat whose Crias are being trained."""
+    """A Trenchcoat whose Crias are being trained, on GPUs that nobody of those before holds any more."""
+    kueue.kubectl("wait", "--for=delete", "pod", "-l", "trenchcoat.dev/name=gang", "--timeout=180s")
     apply(kueue, queued("paused", seed=1, scheduling__workloadPriorityClassName="batch"))
     try:
-        # Kueue gives quota back before the last pod that had it is gone: until then a Cria finds no node.
         wait(kueue, "paused", two_at_work, timeout=12 * MINUTES)
         yield kueue
     finally:

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from demo.environment import Environment
+from demo.watch import condition
 
 
 def turnover_seconds(pods: list[dict[str, Any]], gpus: int) -> list[float]:
@@ -33,8 +34,7 @@ def describe_turnover(environment: Environment, name: str, gpus: int) -> str:
 
 
 def _bound(pod: dict[str, Any]) -> datetime:
-    [condition] = [item for item in pod["status"]["conditions"] if item["type"] == "PodScheduled"]
-    return datetime.fromisoformat(condition["lastTransitionTime"])
+    return datetime.fromisoformat(condition(pod, "PodScheduled")["lastTransitionTime"])
 
 
 def _ended(pod: dict[str, Any]) -> datetime:

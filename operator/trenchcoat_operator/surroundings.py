@@ -13,10 +13,10 @@ from trenchcoat_api.spec import Retention, TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import ConditionType
 
-from trenchcoat_operator.informers import Informers, Job, Tenant
+from trenchcoat_operator.informers import Informers, Job, OwnPod, Tenant
 from trenchcoat_operator.kubernetes.client import ForbiddenError
 from trenchcoat_operator.kubernetes.informer import Place
-from trenchcoat_operator.model.capacity import Capacity, Contender, Demand
+from trenchcoat_operator.model.capacity import BoundPod, Capacity, Contender, Demand, Node
 from trenchcoat_operator.model.observed import Peers
 from trenchcoat_operator.reconcile import capacity
 from trenchcoat_operator.reconcile.release import waiting
@@ -58,25 +58,30 @@ class Surroundings:
         Raises:
             ApiError: the API server could not be read.
         """
+        pods = self._informers.pods()
+        counted = self._counted(pods)
+        if counted is None:
+            return None
+        demands = [demand for _, demands in job.templates for demand in demands]
+        return capacity.room_by(*counted, demands, told_by)
+
+    def _counted(self, pods: list[OwnPod]) -> tuple[tuple[Node, ...], tuple[BoundPod, ...]] | None:
+        """All nodes, and what pods hold of them, those of ours among them; None where nobody counts GPUs."""
         if not self._count_gpus:
             return None
         try:
             nodes, others = self._informers.nodes(), self._informers.held_by_others()
-        except ForbiddenError:
-            return None  # told where GPUs are counted
-        bound = [*others, *(pod.held for pod in self._informers.pods() if pod.held is not None)]
-        demands = [demand for _, demands in job.templates for demand in demands]
-        return capacity.room_by(nodes, bound, demands, told_by)
-
-    def _capacity(self, jobs: list[Job], others: list[Tenant]) -> Capacity:
-        if not self._count_gpus:
-            return Capacity(known=False)
-        try:
-            nodes, held_by_others = self._informers.nodes(), self._informers.held_by_others()
         except ForbiddenError as error:
             log.warning("the cluster's GPUs are not counted, the scheduler alone decides: %s", error)
-            return Capacity(known=False)
+            return None
+        return tuple(nodes), (*others, *(pod.held for pod in pods if pod.held is not None))
+
+    def _capacity(self, jobs: list[Job], others: list[Tenant]) -> Capacity:
         pods = self._informers.pods()
+        counted = self._counted(pods)
+        if counted is None:
+            return Capacity(known=False)
+        nodes, held_by_pods = counted
         bound = Counter(pod.job for pod in pods if pod.pod.node and not pod.over)
         # A pod's end is seen a second before its Job's status tells of it.
         succeeded = Counter(pod.job for pod in pods if pod.pod.phase == "Succeeded")
@@ -93,8 +98,8 @@ class Surroundings:
             gpus[job.owner] += job.gpus
             promised += _promised(job, bound[job.place] + over)
         return Capacity(
-            nodes=tuple(nodes),
-            bound=(*held_by_others, *(pod.held for pod in pods if pod.held is not None)),
+            nodes=nodes,
+            bound=held_by_pods,
             promised=tuple(promised),
             contenders=tuple(_contenders(others, held, gpus)),
         )

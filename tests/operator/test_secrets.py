@@ -74,5 +74,5 @@ def test_nothing_is_kept_longer_than_it_is_used() -> None:
     secrets.put("ml", "second", {"accessKey": "b"})
     assert secrets.get("ml", "first") == {"accessKey": "a"}
     now += 1
-    assert len(secrets) == 1
     assert secrets.get("ml", "first") is None
+    assert list(secrets._secrets) == [("ml", "second")]

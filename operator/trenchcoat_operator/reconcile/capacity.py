@@ -1,6 +1,6 @@
 """Which waiting Jobs may start on the GPUs that are free now, shared fairly among all Trenchcoats."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from heapq import heapify, heappop, heappush
@@ -139,7 +139,7 @@ class _Sharing:
             if _place_all(self._nodes, left, gang.demand):
                 self._give(gang, gang.demand.pods)
             elif not self.kept_for:
-                places = _reservation(self._capacity, left, gang.demand)
+                places = _reservation(self._capacity, self._nodes, left, gang.demand)
                 if places:
                     self.kept_for = name
                     for node, gpus in places.items():
@@ -193,7 +193,7 @@ class _Sharing:
         self._held[contender.name] += pods * contender.demand.gpus
 
 
-def _reservation(capacity: Capacity, left: Free, demand: Demand) -> Mapping[str, int]:
+def _reservation(capacity: Capacity, nodes: _Nodes, left: Free, demand: Demand) -> Mapping[str, int]:
     """GPUs to keep by node, where a gang will fit once Jobs of this operator end; none where it never will.
 
     The nodes with the most free GPUs come first: what is kept there can only grow, so the gang gets its place
@@ -207,17 +207,16 @@ def _reservation(capacity: Capacity, left: Free, demand: Demand) -> Mapping[str,
             potential[pod.node] -= pod.requests.get(demand.resource, 0)
     kept: dict[str, int] = {}
     missing = demand.pods
-    able = [node for node in capacity.nodes if admits(node, demand.placement)]
-    for node in sorted(able, key=lambda node: (-left.get(node.name, 0), node.name)):
-        pods = min(missing, potential[node.name] // demand.gpus)
+    for name in sorted(nodes.able(demand.placement), key=lambda name: (-left.get(name, 0), name)):
+        pods = min(missing, potential[name] // demand.gpus)
         if pods > 0:
-            kept[node.name] = pods * demand.gpus
+            kept[name] = pods * demand.gpus
             missing -= pods
     return kept if not missing else {}
 
 
 def room_by(
-    nodes: Iterable[Node], bound: Iterable[BoundPod], demands: Iterable[Demand], told_by: datetime
+    nodes: Iterable[Node], bound: Iterable[BoundPod], demands: Sequence[Demand], told_by: datetime
 ) -> datetime | None:
     """When pods should be gone that were told to end, on nodes that some of the demands may go to.
 
@@ -227,17 +226,17 @@ def room_by(
         demands: What waits for a node.
         told_by: Only pods count that were told before, so that on a busy cluster nobody waits for ever.
     """
-    wanted = list(demands)
-    able = {
-        node.name: {demand.resource for demand in wanted if admits(node, demand.placement)} for node in nodes
-    }
+    known = _Nodes(nodes)
     ends = [
         pod.gone_by
         for pod in bound
         if pod.gone_by is not None
         and pod.ends_since is not None
         and pod.ends_since <= told_by
-        and any(pod.requests.get(resource) for resource in able.get(pod.node, ()))
+        and any(
+            pod.requests.get(demand.resource) and pod.node in known.able(demand.placement)
+            for demand in demands
+        )
     ]
     return max(ends, default=None)
 

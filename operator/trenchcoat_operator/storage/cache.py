@@ -104,12 +104,6 @@ class SecretCache:
             for place in [place for place in self._secrets if place[0] == namespace]:
                 del self._secrets[place]
 
-    def __len__(self) -> int:
-        """How many are kept."""
-        with self._lock:
-            self._drop_old()
-            return len(self._secrets)
-
     def _drop_old(self) -> None:
         now = self._clock()
         for place, (read_at, _) in list(self._secrets.items()):

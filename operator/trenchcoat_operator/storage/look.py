@@ -57,10 +57,10 @@ class StoreLook:
             reader = self._stores.open(self._trenchcoat)
             if not self._deleted:
                 self._stores.check_secrets(self._trenchcoat)
-            self._read_wanted(reader)
-            self._read_superseded(reader)
+            built = self._read_wanted(reader)
+            self._read_superseded(reader, built)
             if self._deleted:
-                self._read_remains(reader)
+                self._read_remains(reader, built)
         except StoreError as error:
             self._stores.forget_secrets(self._trenchcoat.metadata.namespace)
             return self._view(Problem(error.reason, error.message))
@@ -69,21 +69,22 @@ class StoreLook:
     def _view(self, problem: Problem | None = None) -> StoreView:
         return StoreView(problem, self._manifests, self._progress, self._deletions, frozenset(self._remains))
 
-    def _graph(self) -> graph.Graph:
-        return graph.build(self._trenchcoat.spec, self._view().told)
+    def _read_wanted(self, reader: StoreReader) -> graph.Graph:
+        """Read what the spec asks for, inputs before what needs them: nothing is whose inputs never were.
 
-    def _read_wanted(self, reader: StoreReader) -> None:
-        """Read what the spec asks for, inputs before what needs them: nothing is whose inputs never were."""
+        Returns the graph of all that was read.
+        """
         asked: set[str] = set()
         while True:
             told = self._view().told
+            built = graph.build(self._trenchcoat.spec, told)
             ready = [
                 work.artifact
-                for work in self._graph().works
+                for work in built.works
                 if work.key not in asked and all(item.key in told for item in work.inputs)
             ]
             if not ready:
-                return
+                return built
             for artifact in ready:
                 asked.add(artifact.key)
                 self._read(reader, artifact)
@@ -114,9 +115,9 @@ class StoreLook:
             else:
                 self._stores.manifests.put_absent(reader, artifact)
 
-    def _read_superseded(self, reader: StoreReader) -> None:
+    def _read_superseded(self, reader: StoreReader, built: graph.Graph) -> None:
         """Read what may have to be deleted of former specs' artifacts."""
-        for work in superseded.works(self._trenchcoat, self._graph()):
+        for work in superseded.works(self._trenchcoat, built):
             if not self._deleted and work.stage not in retention.INTERMEDIATE:
                 continue
             manifest = self._stores.manifest(reader, work.artifact)
@@ -126,9 +127,8 @@ class StoreLook:
             if deletion is not None:
                 self._deletions[work.key] = deletion
 
-    def _read_remains(self, reader: StoreReader) -> None:
+    def _read_remains(self, reader: StoreReader, built: graph.Graph) -> None:
         """See what there is any object of."""
-        built = self._graph()
         for work in (*built.works, *superseded.works(self._trenchcoat, built)):
             if reader.holds_any(work.artifact):
                 self._remains.add(work.key)

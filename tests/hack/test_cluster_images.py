@@ -98,7 +98,10 @@ def test_a_component_is_rebuilt_for_another_pin_or_compiler(tmp_path):
     assert components.cache_key(tmp_path, "go1") == first
     assert components.cache_key(tmp_path, "go2") != first
     (tmp_path / "go.sum").write_text("c")
-    assert components.cache_key(tmp_path, "go1") != first
+    second = components.cache_key(tmp_path, "go1")
+    assert second != first
+    (tmp_path / "main.go").write_text("package main")
+    assert components.cache_key(tmp_path, "go1") != second
 
 
 def test_a_missing_pin_is_an_error():

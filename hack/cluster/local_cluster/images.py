@@ -133,13 +133,18 @@ def build_over(name: str, context: Path) -> str:
 
     Its name has the one's that it is built over in it, so that several can be made of one folder.
     """
-    full_name = f"{PREFIX}/{context.name}-{name}:{content_hash([context], tag(name))}"
+    repository = f"{PREFIX}/{context.name}-{name}"
+    full_name = f"{repository}:{content_hash([context], tag(name))}"
     with locked(cache() / "images.lock"):
-        if full_name not in built():
+        have = built()
+        if full_name not in have:
             log = cache() / "logs" / f"image-{context.name}-{name}.log"
             log.parent.mkdir(parents=True, exist_ok=True)
             with step(f"image {full_name}"):
                 _buildah("build", "--build-arg", f"BASE={tag(name)}", "--tag", full_name, context, log=log)
+            # They would keep the gigabytes of the images that they were built over.
+            if old := [other for other in have if other.startswith(f"{repository}:")]:
+                _buildah("rmi", "--force", *old)
     return full_name
 
 

@@ -1,14 +1,14 @@
 """Running helm on the chart."""
 
-import os
 import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
+
+from tests.components import built_or_skip
 
 TOP = Path(__file__).parents[2]
 CHART = TOP / "charts" / "trenchcoat"
@@ -17,13 +17,7 @@ KUBERNETES = "1.34.0"
 
 @cache
 def helm() -> str:
-    found = shutil.which("helm")
-    if found:
-        return found
-    cache_home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    for built in sorted((cache_home / "trenchcoat" / "components").glob("helm-*/helm")):
-        return str(built)
-    pytest.skip("no helm: `hack/cluster/cluster build helm` makes one")
+    return shutil.which("helm") or built_or_skip("helm")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import urllib3
+from trenchcoat_trainer.processes import free_port
 from trenchcoat_trainer.store import S3Store
 
 ACCESS_KEY, SECRET_KEY, BUCKET, REGION = "tester", "a-long-secret", "trenchcoat", "us-east-1"
@@ -57,9 +57,7 @@ def minio_or_skip(folder: Path) -> Iterator[MinioServer]:
 @contextmanager
 def running_minio(program: str, folder: Path) -> Iterator[MinioServer]:
     """A server with its data in this folder, and an empty bucket."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = os.environ | {"MINIO_ROOT_USER": ACCESS_KEY, "MINIO_ROOT_PASSWORD": SECRET_KEY}
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(

@@ -19,3 +19,5 @@ class ExitCode(IntEnum):
     """The store could not be reached or refused the credentials: retried."""
     PREEMPTED = 75
     """SIGTERM arrived; a checkpoint was written: retried free of charge."""
+    TERMINATED = 143
+    """SIGTERM ended it before it listened for one, so that nothing was lost: as `PREEMPTED`."""

@@ -2,15 +2,20 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from trenchcoat_api.artifacts import Artifacts, Manifest
+from trenchcoat_api.artifacts import Artifacts, Manifest, Progress
 from trenchcoat_api.crias import cria_ranges
+from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_trainer.processes import free_port
 
 from tests.trainer.trainer_samples import make_config, make_documents, save_teacher
 
@@ -107,8 +112,90 @@ def test_a_gpu_trains_what_the_cpu_does(inputs, tmp_path, objective):
     assert losses["stitch.stitch"] < losses["stitch.stitchInitial"]
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+
+
+@two_gpus
 def test_two_gpus_train_what_one_does(inputs, tmp_path):
     """Collection hands hidden states from GPU to GPU by NCCL, Crias run side by side, ZeRO-3 partitions."""
     body = document(inputs, "block", 2)
     assert_alike(linearize(tmp_path / "two", body, "0,1"), linearize(tmp_path / "one", body, "0"))
+
+
+def started(folder, stage, *more, **variables):
+    """A stage as the program of a pod."""
+    command = [sys.executable, "-m", "trenchcoat_trainer", stage, "--spec", str(folder / "spec.yaml")]
+    environment = {**os.environ, "TRENCHCOAT_TERMINATION_LOG": str(folder / "termination-log"), **variables}
+    return subprocess.Popen([*command, "--store", str(folder), *more], env=environment)
+
+
+TWO = ("--processes", "2")
+
+
+@pytest.fixture(scope="module")
+def trained(inputs, tmp_path_factory):
+    """All that a long stitch reads; the folder, and where its progress will be."""
+    folder = tmp_path_factory.mktemp("trained")
+    body = document(inputs, "block", 2)
+    body["spec"]["stitch"]["epochs"] = 60
+    (folder / "spec.yaml").write_text(yaml.safe_dump(body))
+    stages = (("tokenize",), ("shard",), ("collect", *TWO), ("cria", "--cria", "0"), ("cria", "--cria", "1"))
+    for words in stages:
+        assert started(folder, *words).wait(200) == 0, words
+    artifacts = Artifacts(Trenchcoat.from_yaml(folder / "spec.yaml").spec)
+    return folder, folder / "gpu" / artifacts.stitch(cria_ranges(LAYERS, PER_CRIA)).progress_path
+
+
+@two_gpus
+def test_a_pod_of_two_gpus_stops_on_a_signal_and_does_not_outlive_a_rank(trained):
+    """A rank that waits in NCCL for one that is gone would hold its GPU for half an hour."""
+    folder, progress = trained
+    bereft = started(folder, "stitch", *TWO)
+    wait_for_steps(progress)
+    children = Path(f"/proc/{bereft.pid}/task/{bereft.pid}/children").read_text().split()
+    assert len(children) == 2
+    os.kill(int(children[0]), signal.SIGKILL)
+    assert bereft.wait(60) == 137
+
+    stopped = started(folder, "stitch", *TWO)
+    wait_for_steps(progress)
+    stopped.terminate()
+    assert stopped.wait(60) == ExitCode.PREEMPTED
+
+
+@two_gpus
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_pod_does_not_wait_for_one_of_a_lost_node(trained, lost):
+    """Two pods of one GPU each that speak through sockets, as those of two nodes do."""
+    folder, progress = trained
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    apart = {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1", "NCCL_SOCKET_IFNAME": "lo"}
+    pods = [
+        started(
+            folder, "stitch", RANK=str(rank), CUDA_VISIBLE_DEVICES=str(rank), LOCAL_RANK="0", **meet, **apart
+        )
+        for rank in range(2)
+    ]
+    wait_for_steps(progress)
+    pods[lost].kill()
+    began = time.monotonic()
+    assert pods[1 - lost].wait(100) != 0
+    print(f"it ended {time.monotonic() - began:.0f} s later")
+    assert time.monotonic() - began < 40
+
+
+@two_gpus
+def test_after_all_that_a_stitch_goes_on_to_its_end(trained):
+    folder, _ = trained
+    assert started(folder, "stitch", *TWO).wait(200) == 0
+
+
+def wait_for_steps(progress):
+    """Return when a stage that has just been started trains; what an earlier one left is removed first."""
+    progress.unlink(missing_ok=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if progress.exists() and Progress.model_validate_json(progress.read_text()).step > 2:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"{progress} does not come")

@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import random
 import signal
-import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ import yaml
 from minio import Minio
 from trenchcoat_api.artifacts import Artifact, Manifest, StoredObject
 from trenchcoat_api.spec import TrenchcoatSpec
+from trenchcoat_trainer.processes import free_port
 from trenchcoat_trainer.store import FolderStore, Store, open_store
 
 TIMEOUT = 600.0
@@ -270,11 +270,3 @@ def write_spec(spec: TrenchcoatSpec, folder: Path) -> Path:
     }
     file.write_text(yaml.safe_dump(document))
     return file
-
-
-def free_port() -> int:
-    """A TCP port of the loopback interface that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trenchcoat_api.stages import Stage
+from trenchcoat_api.stages import DISTRIBUTED, Stage
 
 from trenchcoat_trainer.local.command import add_run
 from trenchcoat_trainer.planning import add_plan
+from trenchcoat_trainer.processes import run_ranks, stage_command
 from trenchcoat_trainer.stages.stop import StopRequest
 
 _HELP = {
@@ -70,12 +71,22 @@ def _add_stage(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
     )
     if stage is Stage.CRIA:
         command.add_argument("--cria", type=int, required=True, metavar="N", help="index of the Cria")
-    command.set_defaults(run=_run_stage, stage=stage, cria=None)
+    if stage in DISTRIBUTED:
+        command.add_argument(
+            "--processes",
+            type=int,
+            metavar="N",
+            help="run as N processes of this machine, one for each of its GPUs (default: as this one alone)",
+        )
+    command.set_defaults(run=_run_stage, stage=stage, cria=None, processes=1)
 
 
 def _run_stage(arguments: argparse.Namespace) -> int:
     stop = StopRequest()
     stop.listen()
+    if arguments.processes > 1:
+        command = stage_command(arguments.stage, arguments.spec, store=arguments.store)
+        return run_ranks(command, arguments.processes, stop=stop)
     # Idle threads of torch would otherwise spin: where processes share cores, that makes each several times
     # slower. Set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import shutil
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.data import CriaData, TokenData, layout
 from trenchcoat_trainer.errors import PreemptedError
+from trenchcoat_trainer.processes import free_port
 from trenchcoat_trainer.shards import TORCH_DTYPES, load_config, load_cria_weights, load_rest_weights
 from trenchcoat_trainer.stages import collect, shard, tokenize
 from trenchcoat_trainer.stages.collect.pipeline import Pipeline, split_layers
@@ -54,9 +54,7 @@ def run_rank(
 
 def run_ranks(spec: TrenchcoatSpec, folder: Path, stops: list[StopRequest]) -> list[int | None]:
     """Run as many ranks as there are stops, and return their exit codes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["trenchcoat_trainer.stages.collect", "tests.trainer.trainer_samples"])
     ranks = [

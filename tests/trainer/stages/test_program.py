@@ -4,7 +4,8 @@ import json
 import multiprocessing
 import os
 import signal
-import time
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,10 @@ from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_trainer.cli import main
 from trenchcoat_trainer.stages import tokenize
+from trenchcoat_trainer.stages.termination import write_termination_log
 from trenchcoat_trainer.store import FolderStore
+
+from tests.trainer.waiting import wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -207,9 +211,45 @@ def test_a_signal_stops_a_stage_which_goes_on_when_started_again(make_spec, tmp_
     assert run("collect", file, tmp_path) == ExitCode.OK
 
 
-def wait_for(file: Path) -> None:
-    for _ in range(3000):
-        if file.exists():
-            return
-        time.sleep(0.01)
-    pytest.fail(f"{file} does not appear")
+def collect_as_two(spec: Path, folder: Path) -> "subprocess.Popen[bytes]":
+    words = ["collect", "--spec", str(spec), "--store", str(folder / "store"), "--processes", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "trenchcoat_trainer", *words], env=environment)
+
+
+@pytest.mark.slow
+def test_several_processes_are_one_stage(make_spec, tmp_path: Path, termination_log: Path) -> None:
+    """Stopped by a signal to the first one alone; what is wrong has its own code and is told once."""
+    spec = make_spec(data={"tokens": 12_000})
+    file = write_spec(spec, tmp_path)
+    assert collect_as_two(file, tmp_path).wait(120) == ExitCode.FAILED
+    assert termination_log.read_text().count("tokenize is not complete") == 1
+    termination_log.unlink()
+
+    run("tokenize", file, tmp_path)
+    stopped = collect_as_two(file, tmp_path)
+    progress = tmp_path / "store" / spec.store.bucket / Artifacts(spec).collect.progress_path
+    wait_for(progress)
+    stopped.send_signal(signal.SIGTERM)
+    assert stopped.wait(60) == ExitCode.PREEMPTED
+    assert not (progress.parent / "manifest.json").exists()
+    termination_log.unlink()
+
+    assert collect_as_two(file, tmp_path).wait(120) == ExitCode.OK
+    manifest = read_manifest(spec, tmp_path, "collect")
+    assert not termination_log.exists()
+    alone = tmp_path / "alone"
+    run("tokenize", file, alone)
+    run("collect", file, alone)
+    assert read_manifest(spec, alone, "collect").objects == manifest.objects
+
+
+def test_what_failed_first_has_the_last_word(termination_log: Path) -> None:
+    write_termination_log("what was\nat fault")
+    write_termination_log("connection closed by peer")
+    assert termination_log.read_text() == "what was at fault"
+
+
+def test_no_more_is_said_than_kubernetes_keeps(termination_log: Path) -> None:
+    write_termination_log("x" * 10_000)
+    assert len(termination_log.read_text()) == 4096

@@ -1,7 +1,6 @@
 """Stitching: the result of plain training, whatever the number of ranks, resumable, free of compilation."""
 
 import os
-import socket
 import subprocess
 import sys
 
@@ -13,6 +12,7 @@ from trenchcoat_trainer.data import TokenData
 from trenchcoat_trainer.errors import PreemptedError
 from trenchcoat_trainer.models.adapters import inject_adapters
 from trenchcoat_trainer.models.cria import CriaModel
+from trenchcoat_trainer.processes import free_port
 from trenchcoat_trainer.shards import load_rest_weights
 from trenchcoat_trainer.stages import stitch
 from trenchcoat_trainer.stages.student import (
@@ -113,9 +113,7 @@ def test_two_ranks_train_the_same(open_training, spec, tmp_path):
     context = open_training(spec, Stage.STITCH, store="two")
     file = tmp_path / "spec.yaml"
     file.write_text(to_yaml(spec))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, "-m", "trenchcoat_trainer", "stitch", "--spec", str(file)]
     processes = [

@@ -1,21 +1,16 @@
-"""One stage as processes of this machine."""
+"""One stage as processes of this machine, with logs and a GPU of their own."""
 
 import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from trenchcoat_api.artifacts import Artifact
-from trenchcoat_api.exitcodes import ExitCode
-from trenchcoat_api.stages import Stage
 
 from trenchcoat_trainer.local.schedule import visible_devices
-from trenchcoat_trainer.stages.program import ENV_TERMINATION_LOG
+from trenchcoat_trainer.processes import RankProcesses, stage_command, start_ranks
+from trenchcoat_trainer.stages.termination import ENV_TERMINATION_LOG
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -26,62 +21,45 @@ class StageProcesses:
 
     artifact: Artifact
     logs: Path
-    processes: list[subprocess.Popen[bytes]]
+    ranks: RankProcesses
     outputs: list[IO[bytes]]
     gpu: int | None = None
     """The one GPU that it has to itself; None where it uses them all, or none."""
     started: float = field(default_factory=time.monotonic)
 
     def poll(self) -> int | None:
-        """Exit code of the stage once every process has ended, else None.
-
-        When one process fails the others are stopped: they would wait for it.
-        """
-        codes = [process.poll() for process in self.processes]
-        if any(code not in (None, ExitCode.OK) for code in codes):
-            self.stop()
-        if any(code is None for code in codes):
-            return None
-        for output in self.outputs:
-            output.close()
-        # A process that was stopped because of another's failure is not the one to report.
-        failures = [code for code in codes if code != ExitCode.OK]
-        told = [code for code in failures if code is not None and code > 0 and code != ExitCode.PREEMPTED]
-        return next(iter(told or failures), int(ExitCode.OK))
+        """Exit code of the stage once every process has ended, else None."""
+        code = self.ranks.poll()
+        if code is not None:
+            for output in self.outputs:
+                output.close()
+        return code
 
     def stop(self) -> None:
         """Ask every process to save a checkpoint and end."""
-        for process in self.processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
+        self.ranks.stop()
 
     def kill(self) -> None:
         """End every process at once."""
-        for process in self.processes:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+        self.ranks.kill()
 
     @property
     def seconds(self) -> float:
         """Since the start."""
         return time.monotonic() - self.started
 
-    def failure(self) -> str:
-        """Why the stage failed, in its own words."""
-        for rank in range(len(self.processes)):
-            file = self._termination_log(rank)
-            if file.exists() and (message := file.read_text().strip()):
-                return message
-        return f"it left no message; see {self.logs / self.artifact.name}*.log"
-
-    def _termination_log(self, rank: int) -> Path:
-        return termination_log(self.logs, self.artifact, rank)
+    def failure(self, code: int) -> str:
+        """Why the stage failed, in its own words if it left any."""
+        file = termination_log(self.logs, self.artifact)
+        if file.exists() and (message := file.read_text().strip()):
+            return message
+        how = f"signal {-code} ended it" if code < 0 else f"it ended with exit code {code}"
+        return f"{how} and left no message; see {self.logs / self.artifact.name}*.log"
 
 
-def termination_log(logs: Path, artifact: Artifact, rank: int) -> Path:
-    """Where a rank writes why it failed."""
-    return logs / f"{artifact.name}.{rank}.failure"
+def termination_log(logs: Path, artifact: Artifact) -> Path:
+    """Where the rank that fails first writes why."""
+    return logs / f"{artifact.name}.failure"
 
 
 def start(
@@ -105,48 +83,18 @@ def start(
         threads: CPU threads of each rank.
         gpu: The only GPU that the stage may use; None for all.
     """
-    command = [sys.executable, "-m", "trenchcoat_trainer", artifact.stage.value]
-    command += ["--spec", str(spec_file), "--store", str(store)]
-    if artifact.stage is Stage.CRIA and artifact.cria is not None:
-        command += ["--cria", str(artifact.cria.index)]
-    port = free_port() if workers > 1 else 0
-    processes, outputs = [], []
-    for rank in range(workers):
-        environment = dict(os.environ)
-        environment["OMP_NUM_THREADS"] = str(threads)
-        if gpu is not None:
-            environment[_VISIBLE] = visible_devices(gpu, os.environ.get(_VISIBLE))
-        failure = termination_log(logs, artifact, rank)
-        failure.unlink(missing_ok=True)
-        environment[ENV_TERMINATION_LOG] = str(failure)
-        if workers > 1:
-            environment.update(
-                RANK=str(rank),
-                LOCAL_RANK=str(rank),
-                WORLD_SIZE=str(workers),
-                LOCAL_WORLD_SIZE=str(workers),
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=str(port),
-            )
-        suffix = f".{rank}" if workers > 1 else ""
-        output = (logs / f"{artifact.name}{suffix}.log").open("wb")
-        outputs.append(output)
-        processes.append(
-            subprocess.Popen(  # noqa: S603  (our own program)
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches the runner alone, which then stops the stages
-            )
-        )
-    return StageProcesses(artifact, logs, processes, outputs, gpu)
-
-
-def free_port() -> int:
-    """A TCP port of the loopback interface that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    failure = termination_log(logs, artifact)
+    failure.unlink(missing_ok=True)
+    environment = dict(os.environ) | {"OMP_NUM_THREADS": str(threads), ENV_TERMINATION_LOG: str(failure)}
+    if gpu is not None:
+        environment[_VISIBLE] = visible_devices(gpu, os.environ.get(_VISIBLE))
+    cria = None if artifact.cria is None else artifact.cria.index
+    suffixes = [f".{rank}" for rank in range(workers)] if workers > 1 else [""]
+    outputs: list[IO[bytes]] = [(logs / f"{artifact.name}{suffix}.log").open("wb") for suffix in suffixes]
+    ranks = start_ranks(
+        stage_command(artifact.stage, spec_file, store=store, cria=cria),
+        workers,
+        environment=environment,
+        outputs=outputs,
+    )
+    return StageProcesses(artifact, logs, ranks, outputs, gpu)

@@ -235,7 +235,7 @@ class _LocalRun:
             self._record.ended[key] = time.monotonic()
             if code != ExitCode.OK:
                 display.end(stage.artifact, "failed", complete=False)
-                raise LocalRunError(f"{stage.artifact.name} failed: {stage.failure()}", max(code, 1))
+                raise LocalRunError(f"{stage.artifact.name} failed: {stage.failure(code)}", max(code, 1))
             if not self._take_if_complete(stage.artifact):
                 raise LocalRunError(f"{stage.artifact.name} ended without a manifest", ExitCode.FAILED)
             display.end(stage.artifact, f"complete in {stage.seconds:.0f} s")

@@ -2,7 +2,6 @@
 
 import importlib
 import logging
-import os
 import sys
 from pathlib import Path
 
@@ -13,13 +12,9 @@ from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.errors import BadInputError, OutOfMemoryError, StageError
 from trenchcoat_trainer.stages.opening import check_inputs, open_context
 from trenchcoat_trainer.stages.stop import StopRequest
+from trenchcoat_trainer.stages.termination import write_termination_log
 
 logger = logging.getLogger(__name__)
-
-ENV_TERMINATION_LOG = "TRENCHCOAT_TERMINATION_LOG"
-DEFAULT_TERMINATION_LOG = Path("/dev/termination-log")
-# Kubernetes keeps this much of the file.
-TERMINATION_LOG_BYTES = 4096
 
 
 def run_program(
@@ -34,11 +29,11 @@ def run_program(
         run_stage(stage, spec_file, cria=cria, folder=folder, stop=stop)
     except StageError as error:
         logger.error("%s: %s", stage.value, error)
-        _write_termination_log(str(error))
+        write_termination_log(str(error))
         return int(error.exit_code)
     except Exception as error:
         logger.exception("%s failed", stage.value)
-        _write_termination_log(f"{type(error).__name__}: {error}")
+        write_termination_log(f"{type(error).__name__}: {error}")
         return int(ExitCode.FAILED)
     return int(ExitCode.OK)
 
@@ -83,15 +78,3 @@ def _is_out_of_memory(error: Exception) -> bool:
     # Not every stage loads torch.
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(error, torch.OutOfMemoryError)
-
-
-def _write_termination_log(message: str) -> None:
-    named = os.environ.get(ENV_TERMINATION_LOG)
-    file = Path(named) if named else DEFAULT_TERMINATION_LOG
-    if not named and not file.exists():
-        return
-    line = " ".join(message.split())
-    try:
-        file.write_bytes(line.encode()[:TERMINATION_LOG_BYTES])
-    except OSError as error:
-        logger.warning("the termination log %s cannot be written: %s", file, error)

@@ -15,6 +15,9 @@ from trenchcoat_trainer.stages.stop import StopRequest
 JOIN_TIMEOUT = timedelta(minutes=30)
 """Pods of one PyTorchJob may have to wait for nodes and images for a while."""
 _STOP = "trenchcoat/stop"
+# NCCL notices within seconds that a rank of another node is gone; torch then waits for a dump of what it did,
+# by default for so long that the rank held its GPU for more than a minute.
+_DUMP_MILLISECONDS = ("TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC", "1000")
 
 
 def choose_device(rank: int) -> torch.device:
@@ -40,6 +43,7 @@ def joined(rank: int, world_size: int, device: torch.device) -> Iterator[None]:
     try:
         if device.type == "cuda":
             torch.cuda.set_device(device)
+            os.environ.setdefault(*_DUMP_MILLISECONDS)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             rank=rank,

@@ -1,0 +1,40 @@
+"""What is in the images, seen from within a pod."""
+
+import json
+
+import pytest
+from demo.environment import Environment
+
+from tests.cluster.objects import apply
+from tests.cluster.security import restricted_pod
+
+UNCOMPILED = """
+import importlib, json, pathlib, sys
+
+importlib.import_module({module!r})
+# Some pretend to have any attribute.
+caches = [getattr(module, "__cached__", None) for module in list(sys.modules.values())]
+caches = [path for path in caches if isinstance(path, str)]
+assert len(caches) > 200, len(caches)
+print(json.dumps([path for path in caches if not pathlib.Path(path).exists()]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("image", "module"),
+    [("trainer", "trenchcoat_trainer.stages.stitch"), ("operator", "trenchcoat_operator.handlers")],
+)
+def test_nothing_is_compiled_when_a_program_starts(environment: Environment, image: str, module: str) -> None:
+    """Python cannot keep bytecode in a container: without it, torch costs seconds at every start."""
+    name = f"bytecode-{image}"
+    full_name = getattr(environment, f"{image}_image")
+    spec = restricted_pod(full_name, "python", "-c", UNCOMPILED.format(module=module))
+    apply(environment, {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec})
+    try:
+        ended = "--for=jsonpath={.status.containerStatuses[0].state.terminated}"
+        environment.kubectl("wait", ended, f"pod/{name}", "--timeout=120s")
+        said = environment.kubectl("logs", name)
+        assert said.startswith("["), said
+        assert json.loads(said) == []
+    finally:
+        environment.kubectl("delete", "pod", name, "--wait=false")

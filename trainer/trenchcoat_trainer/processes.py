@@ -1,0 +1,176 @@
+"""The ranks of one stage as processes of this machine: started together, ended together.
+
+torchrun does this too, but ends with 1 however a rank ended, and its exit code is how a stage tells the
+operator what kind of failure it met.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from trenchcoat_api.exitcodes import ExitCode
+from trenchcoat_api.stages import Stage
+
+from trenchcoat_trainer.stages.stop import StopRequest
+
+AFTER_FAILURE_SECONDS = 15.0
+"""How long ranks may take to end once another has failed; they may wait for it in a collective operation."""
+POLL_SECONDS = 0.2
+
+# Which of several exit codes tells most: kinds of failures, then signals such as SIGKILL, then anything else.
+_TOLD = (ExitCode.BAD_INPUT, ExitCode.DIVERGED, ExitCode.OUT_OF_MEMORY, ExitCode.STORE_UNAVAILABLE)
+_ASKED = (ExitCode.PREEMPTED, -signal.SIGTERM)
+
+
+def stage_command(stage: Stage, spec_file: Path, *, store: Path | None, cria: int | None = None) -> list[str]:
+    """The command line of one process of a stage."""
+    command = [sys.executable, "-m", "trenchcoat_trainer", stage.value, "--spec", str(spec_file)]
+    if store is not None:
+        command += ["--store", str(store)]
+    if cria is not None:
+        command += ["--cria", str(cria)]
+    return command
+
+
+class RankProcesses:
+    """Processes that work together: when one fails, the others are ended."""
+
+    def __init__(self, processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+        self._processes = list(processes)
+        self._asked = False
+        self._deadline: float | None = None
+        self._killed: set[int] = set()
+
+    def poll(self) -> int | None:
+        """The exit code that tells most once every process has ended, else None; negative for a signal."""
+        codes = [process.poll() for process in self._processes]
+        ended = {rank: code for rank, code in enumerate(codes) if code is not None}
+        if len(ended) == len(codes):
+            own = [code for rank, code in ended.items() if rank not in self._killed]
+            return min(own, key=_weight, default=int(ExitCode.FAILED))
+        failed = [code for code in ended.values() if code != ExitCode.OK]
+        if failed:
+            self.stop()
+        if any(code not in _ASKED for code in failed):
+            self._end_by_deadline()
+        return None
+
+    def stop(self) -> None:
+        """Ask every process, once, to save a checkpoint and end.
+
+        A second signal would find Python on its way out, without its handler, and hide the exit code.
+        """
+        if self._asked:
+            return
+        self._asked = True
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End every process at once."""
+        for rank, process in enumerate(self._processes):
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+                self._killed.add(rank)
+
+    def _end_by_deadline(self) -> None:
+        if self._deadline is None:
+            self._deadline = time.monotonic() + AFTER_FAILURE_SECONDS
+        elif time.monotonic() > self._deadline:
+            self.kill()
+
+
+def _weight(code: int) -> tuple[int, int]:
+    if code in _TOLD:
+        return 0, _TOLD.index(ExitCode(code))
+    if code == ExitCode.OK:
+        return 4, 0
+    if code in _ASKED:
+        return 3, -code
+    return (1, code) if code < 0 else (2, code)
+
+
+def start_ranks(
+    command: Sequence[str],
+    count: int,
+    *,
+    environment: Mapping[str, str],
+    node: int = 0,
+    nodes: int = 1,
+    outputs: Sequence[IO[bytes]] | None = None,
+) -> RankProcesses:
+    """Start the ranks of this machine; they find each other through the variables that torchrun sets, too.
+
+    Args:
+        command: What each of them runs.
+        count: Ranks of this machine; every machine has as many.
+        environment: Variables of all of them. With several machines MASTER_ADDR and MASTER_PORT must be among
+            them; for one alone a port of the loopback interface is taken.
+        node: Number of this machine.
+        nodes: Number of machines.
+        outputs: A file for each rank's output; this process's own by default.
+    """
+    variables = dict(environment)
+    world_size = count * nodes
+    if nodes == 1 and count > 1:
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = []
+    for local in range(count):
+        if world_size > 1:
+            variables |= {
+                "RANK": str(node * count + local),
+                "LOCAL_RANK": str(local),
+                "WORLD_SIZE": str(world_size),
+                "LOCAL_WORLD_SIZE": str(count),
+            }
+        processes.append(
+            subprocess.Popen(  # noqa: S603  (our own program)
+                command,
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=outputs[local] if outputs else None,
+                stderr=subprocess.STDOUT if outputs else None,
+                start_new_session=True,  # Ctrl-C reaches this process alone, which then stops them
+            )
+        )
+    return RankProcesses(processes)
+
+
+def run_ranks(command: Sequence[str], count: int, *, stop: StopRequest) -> int:
+    """Run the ranks of this pod to their end and return the exit code; a wish to stop is passed on to them.
+
+    PET_NODE_RANK and PET_NNODES, which the training-operator sets, say which of how many pods this is.
+    """
+    threads = max(1, len(os.sched_getaffinity(0)) // count)
+    ranks = start_ranks(
+        command,
+        count,
+        environment={"OMP_NUM_THREADS": str(threads), **os.environ},  # a rank would take every core otherwise
+        node=int(os.environ.get("PET_NODE_RANK", "0")),
+        nodes=int(os.environ.get("PET_NNODES", "1")),
+    )
+    try:
+        while (code := ranks.poll()) is None:
+            if stop.requested:
+                ranks.stop()
+            time.sleep(POLL_SECONDS)
+    finally:
+        ranks.kill()
+    # As a shell does: a program that a signal ended has 128 more.
+    return code if code >= 0 else 128 - code
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -129,15 +129,20 @@ class Api:
             url = f"{self._server}{path}?{asked}"
             patience = urllib3.Timeout(connect=10, read=90)
             answer = self._pool.request("GET", url, preload_content=False, timeout=patience)
-            for line in _lines(answer):
-                event = json.loads(line)
-                if event["type"] == "ERROR":
-                    version = ""
-                    break
-                version = event["object"]["metadata"]["resourceVersion"]
-                if event["type"] != "BOOKMARK":
-                    yield event
-            answer.close()
+            try:
+                for line in _lines(answer):
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        version = ""
+                        break
+                    version = event["object"]["metadata"]["resourceVersion"]
+                    if event["type"] != "BOOKMARK":
+                        yield event
+            except urllib3.exceptions.HTTPError:
+                if not stop.is_set():
+                    raise
+            finally:
+                answer.close()
 
 
 def _lines(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
@@ -206,20 +211,20 @@ class Player:
         for event in self._api.watch(f"/api/v1/namespaces/{self._namespace}/pods", self._stop):
             pod = event["object"]
             name, labels = pod["metadata"]["name"], pod["metadata"]["labels"]
-            if pod["spec"].get("nodeName"):
-                self._bound.setdefault(name, time.monotonic())
             if event["type"] == "DELETED":
                 self._bound.pop(name, None)
-            if event["type"] == "DELETED" or pod["status"].get("phase") != "Running":
                 self.running.pop(name, None)
-                self._played.discard(name) if event["type"] == "DELETED" else None
+                self._played.discard(name)
                 continue
-            if name in self._played:
-                continue
-            self._played.add(name)
-            self.lags.append(time.monotonic() - self._bound[name])
-            self.running[name] = labels["trenchcoat.dev/stage"]
-            self._play(labels)
+            if pod["spec"].get("nodeName"):
+                self._bound.setdefault(name, time.monotonic())
+            if pod["status"].get("phase") != "Running":
+                self.running.pop(name, None)
+            elif name not in self._played:
+                self._played.add(name)
+                self.lags.append(time.monotonic() - self._bound[name])
+                self.running[name] = labels["trenchcoat.dev/stage"]
+                self._play(labels)
 
     def _play(self, labels: dict[str, str]) -> None:
         stage, cria = labels["trenchcoat.dev/stage"], labels.get("trenchcoat.dev/cria")

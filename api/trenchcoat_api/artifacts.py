@@ -28,6 +28,8 @@ MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
 DELETION = "deleted.json"
 CHECKPOINT = "checkpoint/"
+ALL_OBJECTS = "*"
+"""Path of the one object that stands for all in a folded manifest; no object of a store has it."""
 LISTS = "manifest/"
 LIST_OBJECTS = 1024
 """Objects in a list. Collection at 405B leaves 250,000 objects; a Cria needs those of two boundaries, the
@@ -55,6 +57,11 @@ class StoredObject(Camel):
         default=None, description="Of the content, in hex, computed as it was written."
     )
     by_store: StoreChecksum | None = Field(default=None, description="In place of sha256.")
+
+    @property
+    def checksum(self) -> str:
+        """Whichever of the two it has, in hex."""
+        return self.sha256 or (self.by_store.etag if self.by_store is not None else "")
 
     @model_validator(mode="after")
     def _has_one_checksum(self) -> Self:
@@ -147,6 +154,36 @@ class Manifest(Camel):
     def size(self) -> int:
         """Bytes of all objects."""
         return sum(item.size for item in self.objects) + sum(item.size for item in self.lists)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the content: equal exactly where all objects are equal, whenever they were made.
+
+        It is that of what `sha256sum` prints of the objects in order of path, or of the lists where those
+        stand outside the manifest. An object that the store copied is told by the store's checksum.
+        """
+        if self._is_folded:
+            known = self.objects[0].sha256  # a note of the first release has none
+            return f"sha256:{known}" if known else ""
+        told = [(item.checksum, item.path) for item in self.objects]
+        told += [(item.sha256, item.path) for item in self.lists]
+        lines = "".join(f"{checksum}  {path}\n" for checksum, path in told)
+        return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+
+    def folded(self) -> Self:
+        """The same with one object in place of all, which has their size and their digest.
+
+        Those of 405B's activations take 250 MB, and whoever only tells of an artifact needs none of them.
+        """
+        if self._is_folded:
+            return self
+        digest = self.digest.removeprefix("sha256:")
+        whole = StoredObject(path=ALL_OBJECTS, size=self.size, sha256=digest)
+        return self.model_copy(update={"objects": [whole], "lists": []})
+
+    @property
+    def _is_folded(self) -> bool:
+        return [item.path for item in self.objects] == [ALL_OBJECTS]
 
     @property
     def count(self) -> int:

@@ -83,7 +83,9 @@ class PodOverrides(Camel):
         ),
     )
 
-    image: ImageName | None = Field(default=None, description="Trainer image; the operator's by default.")
+    image: ImageName | None = Field(
+        default=None, description="Trainer image with the entrypoint of the operator's, the default."
+    )
     resources: Quantities = Field(default_factory=Quantities, description="CPU, memory and disk of a pod.")
     node_selector: dict[str, Annotated[str, Field(max_length=63)]] = Field(
         default_factory=dict, description="Labels of nodes that may run it.", max_length=50
@@ -91,7 +93,10 @@ class PodOverrides(Camel):
     tolerations: list[dict[str, Any]] = Field(
         default_factory=list, description="Tolerations, as in a Pod.", max_length=50
     )
-    affinity: dict[str, Any] = Field(default_factory=dict, description="Affinity, as in a Pod.")
+    affinity: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Affinity, as in a Pod; Crias have a podAffinity to one another unless it is set here.",
+    )
     env: Annotated[list[EnvVar], Unique("name")] = Field(
         default_factory=list, description="Environment variables, as in a Container.", max_length=100
     )

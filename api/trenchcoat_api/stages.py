@@ -15,6 +15,9 @@ class Stage(StrEnum):
     EXPORT = "export"
 
 
+DISTRIBUTED = (Stage.COLLECT, Stage.STITCH)
+"""The stages that run as many ranks, on several nodes if need be."""
+
 INPUTS: dict[Stage, tuple[Stage, ...]] = {
     Stage.TOKENIZE: (),
     Stage.COLLECT: (Stage.TOKENIZE,),

@@ -129,6 +129,9 @@ class Work(Camel):
     source: Source | None = Field(default=None, description="Computed, or Reused from the store.")
     uri: str = Field(default="", description="Where its artifact stands.")
     bytes: int = Field(default=0, description="Size of its artifact.")
+    digest: str = Field(
+        default="", description="SHA-256 of its artifact's content: what `sha256sum` prints of all objects."
+    )
     last_failure: str = Field(default="", description="How the latest failed try ended.", max_length=4096)
     gpu_seconds: str = Field(
         default="", description="GPU seconds held by the containers of all attempts at this artifact."

@@ -11,6 +11,7 @@ from trenchcoat_api.status import TrenchcoatStatus
 
 from trenchcoat_operator.kubernetes import client
 from trenchcoat_operator.kubernetes.client import AlreadyExistsError, ApiError, Cluster, NotFoundError
+from trenchcoat_operator.queue import Key
 from trenchcoat_operator.reconcile.plan import (
     Action,
     Apply,
@@ -28,6 +29,7 @@ from trenchcoat_operator.reconcile.plan import (
     StoreAction,
 )
 from trenchcoat_operator.storage.access import Stores
+from trenchcoat_operator.versions import Versions
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +41,10 @@ PURGE_SECONDS = 5.0
 class Applier:
     """Writes to the cluster, and deletes in the store."""
 
-    def __init__(self, cluster: Cluster, stores: Stores) -> None:
+    def __init__(self, cluster: Cluster, stores: Stores, versions: Versions) -> None:
         self._cluster = cluster
         self._stores = stores
+        self._versions = versions
 
     def act(self, trenchcoat: Trenchcoat, plan: Plan) -> None:
         """Carry out the actions.
@@ -68,14 +71,19 @@ class Applier:
         for event in plan.events:
             self._tell(trenchcoat, event)
 
-    def write_status(self, metadata: Any, status: dict[str, Any]) -> None:
+    def write_status(self, metadata: Metadata, status: dict[str, Any]) -> None:
         """Write a status; that of a Trenchcoat which is gone need not be."""
         try:
-            self._cluster.write_status(
+            written = self._cluster.write_status(
                 client.TRENCHCOATS, metadata.namespace, metadata.name, metadata.uid, status
             )
         except NotFoundError:
             return
+        self._note(metadata, written)
+
+    def _note(self, metadata: Metadata, written: dict[str, Any]) -> None:
+        key = Key(metadata.namespace, metadata.name)
+        self._versions.note(key, str(written["metadata"]["resourceVersion"]))
 
     def _act(self, trenchcoat: Trenchcoat, action: Action) -> None:
         namespace = trenchcoat.metadata.namespace
@@ -136,9 +144,10 @@ class Applier:
         finalizers = [*others, constants.FINALIZER] if present else others
         change = {"metadata": {"finalizers": finalizers, "resourceVersion": metadata.resource_version}}
         try:
-            self._cluster.merge(client.TRENCHCOATS, metadata.namespace, metadata.name, change)
+            written = self._cluster.merge(client.TRENCHCOATS, metadata.namespace, metadata.name, change)
         except NotFoundError:
             return
+        self._note(metadata, written)
 
     def _make(self, namespace: str, manifest: dict[str, Any]) -> None:
         """Make an object, and leave one of its name as it is.

@@ -68,6 +68,7 @@ def register(registry: kopf.OperatorRegistry, queue: WorkQueue, worker: Worker) 
         if not name or not namespace:
             return
         key = Key(namespace, name)
+        worker.saw(key, str(meta.get("resourceVersion") or ""))
         if changes.is_news(key, dict(meta), deleted=type == "DELETED"):
             queue.add(key)
 

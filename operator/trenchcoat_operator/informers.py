@@ -199,6 +199,11 @@ class Informers:
 
     # Those of one Trenchcoat; errors as above.
 
+    def trenchcoat(self, place: Place) -> Trenchcoat | None:
+        """A Trenchcoat itself, if it can be read."""
+        tenant = self._serving(self._tenants, place[0]).get(place)
+        return tenant.trenchcoat if tenant is not None else None
+
     def jobs_of(self, kind: ChildKind, owner: Place) -> list[Job]:
         """A Trenchcoat's Jobs or PyTorchJobs; NotFoundError if the cluster knows none of the kind."""
         return self._serving(self._jobs[kind], owner[0]).at(owner)

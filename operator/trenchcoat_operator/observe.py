@@ -104,7 +104,7 @@ class Observer:
         pods: defaultdict[Place, list[Pod]] = defaultdict(list)
         for own in self._informers.pods_of(place_of(trenchcoat)):
             pods[own.job].append(own.pod)
-        queued, kueue = self._queued(namespace, jobs)
+        queued, kueue = self._queued(namespace, [job for job in jobs if _is_held(job, pods[job.place])])
         children = tuple(
             replace(
                 job.child,
@@ -127,11 +127,10 @@ class Observer:
         return self._surroundings.room_by(job, max(waiting) + UNSCHEDULABLE_GRACE) if waiting else None
 
     def _queued(self, namespace: str, jobs: list[Job]) -> tuple[dict[str, Queued], bool]:
-        """What Kueue says of those that it keeps suspended, by UID, and whether there is a Kueue."""
-        waiting = [job.uid for job in jobs if job.child.suspended and job.queued]
+        """What Kueue says of Jobs, by UID, and whether there is a Kueue."""
         result: dict[str, Queued] = {}
-        for first in range(0, len(waiting), _UIDS_PER_LIST):
-            uids = ",".join(waiting[first : first + _UIDS_PER_LIST])
+        for first in range(0, len(jobs), _UIDS_PER_LIST):
+            uids = ",".join(job.uid for job in jobs[first : first + _UIDS_PER_LIST])
             try:
                 labels = f"{constants.LABEL_KUEUE_JOB_UID} in ({uids})"
                 for body in self._cluster.list(client.WORKLOADS, namespace, labels=labels, cached=True):
@@ -142,3 +141,10 @@ class Observer:
                 log.warning("the status does not say why Kueue keeps Jobs waiting: %s", error)
                 return {}, True
         return result, True
+
+
+def _is_held(job: Job, pods: list[Pod]) -> bool:
+    """Whether Kueue may keep a Job from running, or be taking it back, which its pods show first."""
+    if not job.queued or not job.child.active:
+        return False
+    return job.child.suspended or not pods or any(pod.gone_by is not None for pod in pods)

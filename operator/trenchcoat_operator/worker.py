@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -29,6 +29,7 @@ from trenchcoat_operator.reconcile.plan import Plan
 from trenchcoat_operator.settings import Settings
 from trenchcoat_operator.storage.access import Stores
 from trenchcoat_operator.storage.s3 import StoreError
+from trenchcoat_operator.versions import Versions
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ class Reconciler:
         stores = Stores(cluster, metrics.read)
         self._informers = Informers(cluster, settings, self._notice)
         self._observer = Observer(cluster, self._informers, settings, stores)
-        self._applier = Applier(cluster, stores)
+        self._versions = Versions()
+        self._applier = Applier(cluster, stores, self._versions)
         self._sharing = threading.Lock()
         self._wake = wake
         self._waiting: dict[Key, None] = {}
@@ -62,11 +64,22 @@ class Reconciler:
         Raises:
             ApiError: they could not be listed.
         """
-        return [
-            Key(body["metadata"]["namespace"], body["metadata"]["name"])
-            for namespace in self._settings.namespaces or ("",)
-            for body in self._cluster.list(client.TRENCHCOATS, namespace)
-        ]
+        found = []
+        for namespace in self._settings.namespaces or ("",):
+            for body in self._cluster.list(client.TRENCHCOATS, namespace):
+                metadata = body["metadata"]
+                found.append(key := Key(metadata["namespace"], metadata["name"]))
+                self.saw(key, metadata["resourceVersion"])
+        return found
+
+    def saw(self, key: Key, version: str) -> None:
+        """A Trenchcoat is said to be at this resource version: no older one may be decided upon."""
+        self._versions.note(key, version)
+
+    def retain(self, keys: Collection[Key]) -> None:
+        """Forget what is not among all keys any more."""
+        self._versions.retain(keys)
+        self._metrics.retain(keys)
 
     def step(self, key: Key) -> float | None:
         """Look, decide and act once; returns the seconds until the next look, if time alone asks for it.
@@ -169,6 +182,18 @@ class Reconciler:
         return reconcile(trenchcoat, observed, self._settings, datetime.now(UTC))
 
     def _read(self, key: Key) -> Trenchcoat | None:
+        trenchcoat = self._informers.trenchcoat((key.namespace, key.name))
+        if trenchcoat is None or not self._versions.is_current(key, trenchcoat.metadata.resource_version):
+            trenchcoat = self._read_live(key)
+        if (
+            trenchcoat is not None
+            and trenchcoat.metadata.deletion_timestamp
+            and constants.FINALIZER not in trenchcoat.metadata.finalizers
+        ):
+            return None  # its children go by their owner references
+        return trenchcoat
+
+    def _read_live(self, key: Key) -> Trenchcoat | None:
         try:
             body = self._cluster.get(client.TRENCHCOATS, key.namespace, key.name)
         except NotFoundError:
@@ -179,15 +204,10 @@ class Reconciler:
         except ValidationError:
             body.pop("status")  # another version's; everything in it can be found out again
         try:
-            trenchcoat = Trenchcoat.from_object(body)
+            return Trenchcoat.from_object(body)
         except InvalidTrenchcoatError as error:
             self._refuse(body, error)
             return None
-        if trenchcoat.metadata.deletion_timestamp and (
-            constants.FINALIZER not in trenchcoat.metadata.finalizers
-        ):
-            return None  # its children go by their owner references
-        return trenchcoat
 
     def _refuse(self, body: dict[str, Any], error: InvalidTrenchcoatError) -> None:
         """Say so in the status of an object that the API server let through and this version cannot read."""
@@ -256,6 +276,10 @@ class Worker:
             thread.join(max(0.0, deadline - time.monotonic()))
         self._reconciler.stop()
 
+    def saw(self, key: Key, version: str) -> None:
+        """An event told of a Trenchcoat at this resource version."""
+        self._reconciler.saw(key, version)
+
     def fault(self) -> str:
         """What is wrong with the loop; empty when it is well."""
         dead = [thread.name for thread in self._threads if not thread.is_alive()]
@@ -296,7 +320,7 @@ class Worker:
             wait = self._settings.resync_seconds
             try:
                 keys = self._reconciler.all_keys()
-                self._metrics.retain(keys)
+                self._reconciler.retain(keys)
                 for key in keys:
                     self._queue.add(key)
             except ApiError as error:

@@ -1,7 +1,12 @@
-"""Content keys: stable, and sensitive to exactly what a stage depends on."""
+"""Content keys: stable, and sensitive to exactly what a stage depends on. Digests: those of the content."""
+
+import hashlib
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
-from trenchcoat_api.artifacts import Artifacts
+from trenchcoat_api.artifacts import Artifacts, Manifest, ObjectList, StoreChecksum, StoredObject
 from trenchcoat_api.crias import cria_ranges
 from trenchcoat_api.stages import Stage
 
@@ -73,6 +78,59 @@ def test_what_is_read_of_a_data_set_is_in_its_key(field, value, changes):
     source = {"source": "hf://datasets/me/text"}
     before, after = (keys("spec.data", fields) for fields in (source, {**source, field: value}))
     assert (before["tokenize"] != after["tokenize"]) is changes
+
+
+def manifest(*objects: StoredObject, lists: list[ObjectList] | None = None, year: int = 2026) -> Manifest:
+    moment = datetime(year, 1, 1, tzinfo=UTC)
+    return Manifest(
+        stage=Stage.TOKENIZE,
+        key="k",
+        objects=list(objects),
+        lists=lists or [],
+        started_at=moment,
+        completed_at=moment,
+        seconds=year,
+    )
+
+
+def test_a_digest_is_that_of_what_sha256sum_prints(tmp_path: Path) -> None:
+    contents = {"a/1": b"one", "a/2": b"two", "b": b""}
+    objects = []
+    for path, data in contents.items():
+        file = tmp_path / path
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(data)
+        objects.append(StoredObject(path=path, size=len(data), sha256=hashlib.sha256(data).hexdigest()))
+    said = subprocess.run(["sha256sum", *contents], cwd=tmp_path, capture_output=True, check=True)
+    assert manifest(*objects).digest == f"sha256:{hashlib.sha256(said.stdout).hexdigest()}"
+
+
+def test_a_digest_tells_of_the_content_and_of_nothing_else() -> None:
+    one = StoredObject(path="a", size=1, sha256="0" * 64)
+    copied = StoredObject(path="a", size=1, by_store=StoreChecksum(etag="0-1", part_sizes=[1]))
+    listed = ObjectList(path="manifest/0", sha256="0" * 64, first="a", count=1, size=1)
+    others = [
+        manifest(),
+        manifest(one),
+        manifest(one.model_copy(update={"path": "b"})),
+        manifest(one.model_copy(update={"sha256": "1" * 64})),
+        manifest(copied),
+        manifest(copied.model_copy(update={"by_store": StoreChecksum(etag="1-1", part_sizes=[1])})),
+        manifest(lists=[listed]),
+    ]
+    assert len({other.digest for other in others}) == len(others)
+    assert manifest(one, year=2030).digest == manifest(one).digest
+
+
+def test_a_folded_manifest_tells_the_same_size_and_digest() -> None:
+    objects = [StoredObject(path=path, size=7, sha256=path * 64) for path in "ab"]
+    listed = ObjectList(path="manifest/0", sha256="0" * 64, first="a", count=2, size=14)
+    for whole in (manifest(*objects), manifest(lists=[listed]), manifest()):
+        folded = whole.folded()
+        assert len(folded.objects) == 1 and not folded.lists
+        assert (folded.size, folded.digest) == (whole.size, whole.digest)
+        again = Manifest.model_validate_json(folded.model_dump_json(by_alias=True)).folded()
+        assert (again.size, again.digest) == (whole.size, whole.digest)
 
 
 def test_crias_have_keys_of_their_own():

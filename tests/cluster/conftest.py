@@ -34,8 +34,9 @@ def environment() -> Iterator[Environment]:
         made = local(NAMESPACE, name=NAME)
         for namespace in (NAMESPACE, RELEASE_NAMESPACE):
             enforce_restricted(made, namespace)
-        # What is logged at all must hold no credentials.
-        install_operator(made, settings=("operator.logLevel=DEBUG",))
+        # What is logged at all must hold no credentials. Pods of a lost node are waited for as long as the
+        # grace period, and nothing else is.
+        install_operator(made, settings=("operator.logLevel=DEBUG", "trainer.graceSeconds=40"))
         yield made
     finally:
         if not keep:
@@ -49,3 +50,15 @@ def store(environment: Environment, tmp_path_factory: pytest.TempPathFactory) ->
     make_teacher(folder)
     upload(environment, folder, fresh_prefix=False)
     return environment
+
+
+@pytest.fixture
+def alone(environment: Environment) -> Iterator[None]:
+    """No other operator at work."""
+    where = ("-n", "trenchcoat-system")
+    selector = ("-l", "app.kubernetes.io/name=trenchcoat")
+    environment.command("kubectl", *where, "scale", "--replicas=0", "deployment", *selector)
+    environment.command("kubectl", *where, "wait", "--for=delete", "--timeout=60s", "pods", *selector)
+    yield
+    environment.command("kubectl", *where, "scale", "--replicas=1", "deployment", *selector)
+    environment.command("kubectl", *where, "rollout", "status", "--timeout=120s", "deployment", *selector)

@@ -58,9 +58,10 @@ class FakeNode:
             "ephemeral-storage": "100Gi",
             GPU: str(self.gpus),
         }
+        labels = {LABEL: self.name, "kubernetes.io/hostname": self.name}
         self._core.create_node(
             {
-                "metadata": {"name": self.name, "labels": {LABEL: self.name}},
+                "metadata": {"name": self.name, "labels": labels},
                 "spec": {"taints": [{"key": LABEL, "value": "", "effect": "NoSchedule"}]},
             }
         )

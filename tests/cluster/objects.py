@@ -67,8 +67,25 @@ def wait(
     )
 
 
+def even_if_stalled(
+    environment: Environment, name: str, until: Callable[[Body], object], *, timeout: float
+) -> Body:
+    """Poll a Trenchcoat until a predicate holds, also while it stalls."""
+    deadline = time.monotonic() + timeout
+    while not until(body := environment.get("trenchcoat", name)):
+        assert time.monotonic() < deadline, environment.kubectl("describe", "trenchcoat", name)
+        time.sleep(1)
+    return body
+
+
 def succeeded(body: Body) -> bool:
     return condition(body, "Succeeded").get("status") == "True"
+
+
+def row(body: Body, stage: str) -> Body:
+    """The row of a stage in the status; empty while there is none."""
+    rows = body.get("status", {}).get("stages", [])
+    return next((row for row in rows if row["name"] == stage), {})
 
 
 def pods(environment: Environment, name: str, *selectors: str) -> list[Body]:

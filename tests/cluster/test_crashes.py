@@ -6,7 +6,6 @@ pods run in name only, and the test writes the manifests that their programs wou
 """
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -46,18 +45,6 @@ def live_once(cluster: Cluster, namespace: str) -> None:
         operator.step(Key(namespace, NAME))
     finally:
         operator.stop()
-
-
-@pytest.fixture
-def alone(environment: Environment) -> Iterator[None]:
-    """No other operator at work."""
-    where = ("-n", "trenchcoat-system")
-    selector = ("-l", "app.kubernetes.io/name=trenchcoat")
-    environment.command("kubectl", *where, "scale", "--replicas=0", "deployment", *selector)
-    environment.command("kubectl", *where, "wait", "--for=delete", "--timeout=60s", "pods", *selector)
-    yield
-    environment.command("kubectl", *where, "scale", "--replicas=1", "deployment", *selector)
-    environment.command("kubectl", *where, "rollout", "status", "--timeout=120s", "deployment", *selector)
 
 
 @pytest.mark.timeout(300)

@@ -16,6 +16,7 @@ from trenchcoat_operator.apply import Applier
 from trenchcoat_operator.kubernetes.client import Cluster
 from trenchcoat_operator.reconcile.plan import Apply, Plan
 from trenchcoat_operator.storage.access import Stores
+from trenchcoat_operator.versions import Versions
 
 from tests.cluster.conftest import NAME
 from tests.cluster.objects import apply, connect, delete, events, example, pods, succeeded, wait
@@ -280,7 +281,7 @@ def log_of(environment: Environment, job: dict[str, Any]) -> str:
 @pytest.fixture
 def at_work(kueue: Environment) -> Iterator[Environment]:
     """A Trenchcoat whose Crias are being trained, on GPUs that nobody of those before holds any more."""
-    kueue.kubectl("wait", "--for=delete", "pod", "-l", "trenchcoat.dev/name=gang", "--timeout=180s")
+    kueue.kubectl("wait", "--for=delete", "pod", "-l", "trenchcoat.dev/name=gang", "--timeout=60s")
     apply(kueue, queued("paused", seed=1, scheduling__workloadPriorityClassName="batch"))
     try:
         wait(kueue, "paused", two_at_work, timeout=12 * MINUTES)
@@ -300,7 +301,7 @@ def test_suspend_belongs_to_kueue_and_a_paused_run_leaves_the_queue(at_work: Env
     }
     cluster = Cluster(connect(at_work))
     trenchcoat = Trenchcoat.from_object(at_work.get("trenchcoat", "paused"))
-    Applier(cluster, Stores(cluster, lambda *_: None)).act(
+    Applier(cluster, Stores(cluster, lambda *_: None), Versions()).act(
         trenchcoat, Plan((Apply(anew),), trenchcoat.status, (), None)
     )
     now = at_work.get("job", job["metadata"]["name"])

@@ -1,14 +1,16 @@
 """The main job on a real cluster: collect, shard, Crias as GPUs come free, stitch, evaluate, export."""
 
+import json
 import re
 import secrets
+import subprocess
 from pathlib import Path
 
 import pytest
 from demo.environment import DemoError, Environment
-from demo.results import collect_results, load_and_generate
+from demo.results import collect_results, download, load_and_generate
 
-from tests.cluster.objects import apply, example, gpus_of, pods, succeeded, wait
+from tests.cluster.objects import apply, delete, example, gpus_of, pods, row, succeeded, wait
 from tests.cluster.security import forms, holders, process_facts, stored_texts, texts
 
 GPUS = 2
@@ -102,6 +104,26 @@ def test_the_exported_checkpoint_generates(store: Environment, run, tmp_path: Pa
     assert line.startswith("def __init__(self") and len(line) > 30
 
 
+# As docs/running.md has it.
+DIGEST = (
+    "find * -type f ! -name manifest.json ! -name progress.json"
+    " | LC_ALL=C sort | xargs -d '\\n' sha256sum | sha256sum"
+)
+
+
+@pytest.mark.parametrize("stage", ["tokenize", "collect", "stitch", "export"])
+def test_the_digest_in_the_status_is_that_of_what_is_downloaded(
+    store: Environment, run, tmp_path: Path, stage: str
+) -> None:
+    body, _ = run
+    told = row(body, stage)
+    download(store, told["uri"], tmp_path / "artifact")
+    said = subprocess.run(
+        ["bash", "-c", DIGEST], cwd=tmp_path / "artifact", capture_output=True, text=True, check=True
+    )
+    assert told["digest"] == f"sha256:{said.stdout.split()[0]}"
+
+
 def test_kubectl_get_shows_how_it_went(store: Environment, run):
     table = store.kubectl("get", "tc")
     assert re.search(r"NAME\s+STAGE\s+CRIAS\s+LOSS\s+PROGRESS\s+ETA\s+SUCCEEDED\s+AGE", table)
@@ -150,3 +172,64 @@ def test_transfer_switched_off_is_clearly_worse(store: Environment, run):
     untrained, _ = collect_results(store, "no-transfer")
     assert untrained.transfer_ppl == pytest.approx(untrained.untrained_ppl)
     assert untrained.stitched_ppl > 1.05 * trained.stitched_ppl
+
+
+@pytest.fixture
+def two_gpus_each(store: Environment):
+    """Nodes that claim twice as many GPUs as they did."""
+    nodes = [node["metadata"]["name"] for node in store.get("nodes")["items"]]
+    claim(store, nodes, "2")
+    yield
+    claim(store, nodes, "1")
+
+
+def claim(environment: Environment, nodes: list[str], gpus: str) -> None:
+    quantities = {"nvidia.com/gpu": gpus}
+    patch = json.dumps({"status": {"capacity": quantities, "allocatable": quantities}})
+    for node in nodes:
+        environment.command("kubectl", "patch", "node", node, "--subresource=status", "-p", patch)
+
+
+# Its launcher has a RANK too, that of the pod; LOCAL_RANK only the ranks have.
+RANKS = r"""
+for process in /proc/[0-9]*; do
+  variables=$(tr '\0' '\n' < $process/environ) 2>/dev/null
+  case "$variables" in *LOCAL_RANK=*) echo "$variables" | grep ^RANK= ;; esac
+done | sort -u
+"""
+
+
+def ranks_of(environment: Environment, pod: str) -> list[str]:
+    """The ranks that run in a pod just now."""
+    said = environment.kubectl("exec", pod, "--", "sh", "-c", RANKS, check=False)
+    return [line.removeprefix("RANK=") for line in said.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [
+        ("collect", {"layersPerCria": 3, "collect__gpusPerNode": 2}),
+        ("stitch", {"stitch__learningRate": "1.9e-3", "stitch__batchSize": 8, "stitch__gpusPerNode": 2}),
+    ],
+)
+def test_a_pod_of_several_gpus_runs_a_process_for_each(
+    store: Environment, run, two_gpus_each, stage: str, changes: dict[str, object]
+) -> None:
+    """Two pods of two: four ranks that meet through the training-operator's variables."""
+    name, seen = f"wide-{stage}", set[tuple[str, ...]]()
+
+    def watch(body) -> None:
+        for pod in pods(store, name, f"trenchcoat.dev/stage={stage}"):
+            if pod["status"]["phase"] == "Running":
+                seen.add(tuple(ranks_of(store, pod["metadata"]["name"])))
+
+    def made(body) -> bool:
+        return row(body, stage).get("state") == "Succeeded"
+
+    apply(store, example(name, **changes))
+    try:
+        done = row(wait(store, name, made, timeout=600, watch=watch), stage)
+        assert (done["source"], done["attempt"]) == ("Computed", 1)
+        assert {("0", "1"), ("2", "3")} <= seen, seen
+    finally:
+        delete(store, name)

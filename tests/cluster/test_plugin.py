@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import yaml
 from demo.environment import Environment
 from trenchcoat_api.resource import Trenchcoat
 
-from tests.cluster.objects import apply, delete, example, pods, wait
+from tests.cluster.objects import apply, delete, even_if_stalled, example, pods, row, wait
 
 
 def plugin(environment: Environment, *words: str, fails: bool = False) -> str:
@@ -28,10 +27,6 @@ def plugin(environment: Environment, *words: str, fails: bool = False) -> str:
     )
     assert done.returncode == (1 if fails else 0), done.stdout + done.stderr
     return done.stderr if fails else done.stdout
-
-
-def row(body, name):
-    return next((row for row in body.get("status", {}).get("stages", []) if row["name"] == name), {})
 
 
 def tokenize_is(*states: str):
@@ -96,21 +91,13 @@ def test_retry_starts_a_failed_stage_again(store: Environment):
     body["spec"]["pods"] = {"tokenize": {"image": store.operator_image}}
     apply(store, body)
     try:
-        even_if_stalled(store, name, tokenize_is("Failed"))
+        even_if_stalled(store, name, tokenize_is("Failed"), timeout=180)
         change = [{"op": "remove", "path": "/spec/pods"}]
         store.kubectl("patch", "trenchcoat", name, "--type=json", "-p", json.dumps(change))
         assert "✘ tokenize" in plugin(store, "status", name)
         told = plugin(store, "retry", name, "tokenize")
         assert told.startswith(f"trenchcoat/{name}: tokenize starts again; deleted {name}-tokenize-")
-        even_if_stalled(store, name, tokenize_is("Succeeded"))
+        even_if_stalled(store, name, tokenize_is("Succeeded"), timeout=180)
         assert "is Succeeded: only what Failed" in plugin(store, "retry", name, "tokenize", fails=True)
     finally:
         delete(store, name)
-
-
-def even_if_stalled(environment: Environment, name: str, until) -> None:
-    """Wait, also while it stalls: that is what is mended here."""
-    deadline = time.monotonic() + 180
-    while not until(environment.get("trenchcoat", name)):
-        assert time.monotonic() < deadline, environment.kubectl("describe", "trenchcoat", name)
-        time.sleep(1)

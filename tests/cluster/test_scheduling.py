@@ -3,18 +3,16 @@
 import time
 from collections import Counter
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from demo.environment import Environment
 from demo.watch import condition
 from trenchcoat_api import constants
 
-from tests.cluster.kubelet import Body, Stage, stage
-from tests.cluster.objects import apply, delete, wait
-
-
-def rows(body: Body) -> dict[str, Body]:
-    return {row["name"]: row for row in body.get("status", {}).get("stages", [])}
+from tests.cluster.kubelet import LABEL, Body, FakeNode, Stage, stage
+from tests.cluster.objects import apply, connect, delete, row, wait
+from tests.gitops.health import health
 
 
 def until(found, timeout: float, what: str):
@@ -76,6 +74,32 @@ def test_a_gpu_that_comes_free_is_used_within_two_seconds(environment: Environme
             delete(environment, "latency")
 
 
+@pytest.mark.timeout(120)
+def test_crias_fill_one_node_and_leave_the_other_to_gangs(environment: Environment) -> None:
+    with (
+        stage(environment, "packed", gpus=4) as play,
+        FakeNode(connect(environment), "node-packed-too", environment.namespace, gpus=4) as other,
+    ):
+        either = {"key": LABEL, "operator": "In", "values": [play.node.name, other.name]}
+        terms = {"nodeSelectorTerms": [{"matchExpressions": [either]}]}
+        required = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+        body = play.trenchcoat(
+            "packed",
+            layersPerCria=2,
+            scheduling__maxParallelCrias=4,
+            pods={"cria": {"nodeSelector": {}, "affinity": required}},
+        )
+        artifacts = play.artifacts(body)
+        for name in ("tokenize", "collect", "shard"):
+            play.complete(artifacts[name])
+        apply(environment, body)
+        try:
+            until(lambda: len(play.node.running()) + len(other.running()) == 4, 60, "four Crias run")
+            assert sorted((len(play.node.running()), len(other.running()))) == [0, 4]
+        finally:
+            delete(environment, "packed")
+
+
 @pytest.mark.timeout(240)
 def test_two_gangs_take_their_turns_and_shared_artifacts_are_made_once(environment: Environment) -> None:
     with stage(environment, "gangs") as play:
@@ -91,21 +115,15 @@ def test_two_gangs_take_their_turns_and_shared_artifacts_are_made_once(environme
             for body in bodies.values():
                 apply(environment, body)
             until(lambda: len(play.node.running()) >= 2, 60, "a gang runs")
-            seen = until(
-                lambda: [
-                    body
-                    for name in bodies
-                    if rows(body := environment.get("trenchcoat", name)).get("collect", {}).get("state")
-                    == "Waiting"
-                ][1:],
-                30,
-                "two wait",
-            )
-            assert seen
-            waiting = {
-                name: rows(environment.get("trenchcoat", name))["collect"].get("waitingReason")
-                for name in bodies
-            }
+
+            def collects() -> dict[str, Body]:
+                return {name: row(environment.get("trenchcoat", name), "collect") for name in bodies}
+
+            def two_wait() -> bool:
+                return [seen.get("state") for seen in collects().values()].count("Waiting") == 2
+
+            until(two_wait, 30, "two wait")
+            waiting = {name: seen.get("waitingReason") for name, seen in collects().items()}
             # a and b need the same activations: whoever came first makes them, and c waits for the GPUs.
             assert sorted(filter(None, waiting.values())) in (["Gpu", "Shared"], ["Gpu", "Gpu"]), waiting
             collecting = [
@@ -130,9 +148,7 @@ def test_two_gangs_take_their_turns_and_shared_artifacts_are_made_once(environme
 
             until(all_collected, 120, "all have their activations")
             assert len(started) == 2, "the activations that two share were made once"
-            sources = {
-                name: rows(environment.get("trenchcoat", name))["collect"]["source"] for name in bodies
-            }
+            sources = {name: seen["source"] for name, seen in collects().items()}
             assert sorted(sources.values()) == ["Computed", "Computed", "Reused"], sources
         finally:
             for name in bodies:
@@ -154,14 +170,18 @@ def test_an_attempt_that_runs_too_long_is_stopped_and_tried_again(
             play.complete(artifacts[done])
         apply(environment, body)
 
-        def row() -> Body:
-            seen = environment.get("trenchcoat", name).get("status", {})
-            return (seen["crias"][0] if kind == "cria" else rows({"status": seen})["collect"]) if seen else {}
+        def watched() -> Body:
+            body = environment.get("trenchcoat", name)
+            return (
+                next(iter(body.get("status", {}).get("crias", [])), {}) if kind == "cria" else row(body, kind)
+            )
 
         try:
-            failed = until(lambda: (found := row()).get("lastFailure") and found, 60, "the deadline passes")
+            failed = until(
+                lambda: (found := watched()).get("lastFailure") and found, 60, "the deadline passes"
+            )
             assert failed["lastFailure"].startswith("DeadlineExceeded: it ran longer than spec.pods.")
-            again = until(lambda: (found := row()).get("attempt") == 2 and found, 60, "the second try")
+            again = until(lambda: (found := watched()).get("attempt") == 2 and found, 60, "the second try")
             assert again["attempts"][0]["outcome"] == "DeadlineExceeded"
             assert float(again["attempts"][0]["gpuSeconds"]) >= 3
             label = f"{constants.LABEL_NAME}={name},{constants.LABEL_STAGE}={kind}"
@@ -172,7 +192,7 @@ def test_an_attempt_that_runs_too_long_is_stopped_and_tried_again(
 
 
 @pytest.mark.timeout(240)
-def test_the_gate_holds_the_stitch_until_a_person_decides(environment: Environment) -> None:
+def test_the_gate_holds_the_stitch_until_a_person_decides(environment: Environment, tmp_path: Path) -> None:
     with stage(environment, "gate") as play:
         body = play.trenchcoat("gate", gates={"maxCriaError": "0.1"}, retention="Delete")
         artifacts = play.artifacts(body)
@@ -194,7 +214,8 @@ def test_the_gate_holds_the_stitch_until_a_person_decides(environment: Environme
             stalled = condition(held, "Stalled")
             assert stalled["reason"] == condition(held, "Stitched")["reason"] == "CriaErrorTooHigh"
             assert "Cria 0 errs by 0.12 in layer 0" in stalled["message"]
-            assert kstatus(held) == "Failed"
+            (concluded,) = health([held], tmp_path)
+            assert (concluded["kstatus"]["status"], concluded["argoCD"]["status"]) == ("Failed", "Degraded")
             assert not play.node.pods()
             environment.kubectl(
                 "annotate", "trenchcoat", "gate", f"{constants.ANNOTATION_OVERRIDE_GATE}=true"
@@ -210,7 +231,8 @@ def test_the_gate_holds_the_stitch_until_a_person_decides(environment: Environme
                 90,
             )
             environment.kubectl("wait", "--for=condition=Succeeded", "trenchcoat/gate", "--timeout=5s")
-            assert kstatus(seen) == "Current"
+            (concluded,) = health([seen], tmp_path)
+            assert (concluded["kstatus"]["status"], concluded["argoCD"]["status"]) == ("Current", "Healthy")
             assert int(seen["status"]["estimate"]["activationBytes"]) > 0
             until(
                 lambda: float(environment.get("trenchcoat", "gate")["status"].get("gpuSeconds", 0)) > 0,
@@ -232,19 +254,6 @@ def test_the_gate_holds_the_stitch_until_a_person_decides(environment: Environme
             until(lambda: not play.stored(), 30, "the artifacts are gone")
         finally:
             delete(environment, "gate")
-
-
-def kstatus(body: Body) -> str:
-    """What tools that read kstatus conclude, by the rules of sigs.k8s.io/cli-utils/pkg/kstatus."""
-    if body["metadata"].get("deletionTimestamp"):
-        return "Terminating"
-    if body["status"].get("observedGeneration") != body["metadata"]["generation"]:
-        return "InProgress"
-    if condition(body, "Reconciling").get("status") == "True":
-        return "InProgress"
-    if condition(body, "Stalled").get("status") == "True":
-        return "Failed"
-    return "Current"
 
 
 @pytest.mark.timeout(120)

@@ -1,12 +1,13 @@
 """What a failed Job means."""
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.stages import Stage
 from trenchcoat_operator.model.observed import Child, ChildKind, ChildPhase, Pod
-from trenchcoat_operator.reconcile.failures import FailureClass, classify, pod_problem
+from trenchcoat_operator.reconcile.failures import FailureClass, Outcome, classify, pod_problem
 
 CHILD = Child(
     kind=ChildKind.JOB,
@@ -20,6 +21,14 @@ CHILD = Child(
     owned=True,
     phase=ChildPhase.FAILED,
 )
+
+
+def at(second: int) -> datetime:
+    return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=second)
+
+
+def verdict(child: Child) -> Outcome:
+    return classify(child, at(130))
 
 
 def ended(code: int, message: str = "", **more: object) -> Pod:
@@ -37,18 +46,21 @@ def ended(code: int, message: str = "", **more: object) -> Pod:
         (ExitCode.OUT_OF_MEMORY, FailureClass.OUT_OF_MEMORY),
         (ExitCode.STORE_UNAVAILABLE, FailureClass.STORE_UNAVAILABLE),
         (ExitCode.PREEMPTED, FailureClass.PREEMPTED),
+        (ExitCode.TERMINATED, FailureClass.PREEMPTED),
         (137, FailureClass.FAILED),
         (2, FailureClass.FAILED),
     ],
 )
 def test_exit_codes(code: int, failure: FailureClass) -> None:
-    outcome = classify(replace(CHILD, pods=(ended(code, "first line\nwhat was at fault\n"),)))
+    outcome = verdict(replace(CHILD, pods=(ended(code, "first line\nwhat was at fault\n"),)))
     assert outcome.failure is failure
     assert outcome.message == "what was at fault"
 
 
 def test_an_exit_without_a_word_names_pod_and_code() -> None:
-    assert classify(replace(CHILD, pods=(ended(3),))).message == "pod pod ended with exit code 3"
+    assert verdict(replace(CHILD, pods=(ended(3),))).message == "pod pod ended with exit code 3"
+    starting = replace(CHILD, pods=(ended(ExitCode.TERMINATED),))
+    assert verdict(starting).message == "pod pod was told to end while it started"
 
 
 @pytest.mark.parametrize(
@@ -61,37 +73,70 @@ def test_an_exit_without_a_word_names_pod_and_code() -> None:
     ],
 )
 def test_what_the_cluster_ends_is_preempted(pod: Pod) -> None:
-    assert classify(replace(CHILD, pods=(pod,))).failure is FailureClass.PREEMPTED
+    assert verdict(replace(CHILD, pods=(pod,))).failure is FailureClass.PREEMPTED
 
 
 def test_out_of_memory_says_what_to_change() -> None:
-    outcome = classify(replace(CHILD, pods=(ended(137, exit_reason="OOMKilled"),)))
+    outcome = verdict(replace(CHILD, pods=(ended(137, exit_reason="OOMKilled"),)))
     assert outcome.failure is FailureClass.OUT_OF_MEMORY
     assert "spec.pods" in outcome.message
 
 
 def test_of_several_pods_the_one_that_explains_the_others_counts() -> None:
     pods = (ended(1, "connection closed by peer"), ended(65, "loss became NaN"), ended(75, "stopped"))
-    assert classify(replace(CHILD, pods=pods)).message == "loss became NaN"
+    assert verdict(replace(CHILD, pods=pods)).message == "loss became NaN"
     lost = (ended(1, "connection closed by peer"), ended(137, disrupted=True))
-    assert classify(replace(CHILD, pods=lost)).failure is FailureClass.PREEMPTED
+    assert verdict(replace(CHILD, pods=lost)).failure is FailureClass.PREEMPTED
+
+
+def test_a_pod_killed_when_its_grace_period_was_over_is_preempted() -> None:
+    late = ended(137, gone_by=at(120), finished_at=at(121))
+    assert verdict(replace(CHILD, pods=(late,))).failure is FailureClass.PREEMPTED
+    # What ended by itself may be deleted afterwards.
+    before = ended(137, gone_by=at(120), finished_at=at(60))
+    assert verdict(replace(CHILD, pods=(before,))).failure is FailureClass.FAILED
+    eaten = replace(late, exit_reason="OOMKilled")
+    assert verdict(replace(CHILD, pods=(eaten,))).failure is FailureClass.OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize("code", [ExitCode.PREEMPTED, ExitCode.TERMINATED, 137])
+def test_pods_told_to_end_because_another_failed_explain_nothing(code: int) -> None:
+    """The training-operator deletes the pods that still run, and a failure must not be tried for ever."""
+    broken = ended(1, "what was at fault", finished_at=at(60))
+    told = ended(code, gone_by=at(63), finished_at=at(63))
+    assert verdict(replace(CHILD, pods=(told, broken))).message == "what was at fault"
+    # The other way round, the first to be told to end explains the one that lost its connection to it.
+    lost = replace(broken, finished_at=at(64))
+    assert verdict(replace(CHILD, pods=(told, lost))).failure is FailureClass.PREEMPTED
+
+
+def test_of_a_gang_that_broke_the_lost_node_is_the_cause() -> None:
+    broken = ended(1, "connection closed by peer", finished_at=at(2))
+    silent = Pod(name="other", phase="Running", node="gpu-2", gone_by=at(123))
+    gang = replace(CHILD, kind=ChildKind.PYTORCH_JOB, pods=(broken, silent))
+    assert classify(gang, at(130)).failure is FailureClass.FAILED
+    late = classify(gang, at(160))
+    assert (late.failure, late.message) == (
+        FailureClass.PREEMPTED,
+        "node gpu-2 of pod other does not answer",
+    )
 
 
 def test_a_job_whose_pods_are_gone_is_judged_by_its_condition() -> None:
     message = "Container stage for pod ml/x failed with exit code 65 matching FailJob rule at index 1"
     child = replace(CHILD, reason="PodFailurePolicy", message=message)
-    assert classify(child).failure is FailureClass.DIVERGED
-    assert classify(replace(CHILD, reason="BackoffLimitExceeded")).failure is FailureClass.FAILED
+    assert verdict(child).failure is FailureClass.DIVERGED
+    assert verdict(replace(CHILD, reason="BackoffLimitExceeded")).failure is FailureClass.FAILED
 
 
 def test_a_recorded_verdict_stands() -> None:
     child = replace(CHILD, outcome="Preempted", outcome_message="node lost", pods=(ended(1),))
-    assert classify(child).failure is FailureClass.PREEMPTED
-    assert classify(child).message == "node lost"
+    assert verdict(child).failure is FailureClass.PREEMPTED
+    assert verdict(child).message == "node lost"
 
 
 def test_an_unknown_recorded_verdict_is_found_out_anew() -> None:
-    assert classify(replace(CHILD, outcome="Newfangled", pods=(ended(64),))).failure is FailureClass.BAD_INPUT
+    assert verdict(replace(CHILD, outcome="Newfangled", pods=(ended(64),))).failure is FailureClass.BAD_INPUT
 
 
 def test_what_is_permanent_and_what_is_free() -> None:
@@ -104,7 +149,7 @@ def test_what_is_permanent_and_what_is_free() -> None:
 
 
 def test_long_messages_are_cut() -> None:
-    assert len(classify(replace(CHILD, pods=(ended(1, "x" * 5000),))).message) == 1000
+    assert len(verdict(replace(CHILD, pods=(ended(1, "x" * 5000),))).message) == 1000
 
 
 @pytest.mark.parametrize(

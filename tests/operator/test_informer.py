@@ -71,8 +71,10 @@ def test_what_is_listed_and_what_changes_after(stops):
     api = Api([pod("a", 1), pod("b", 2), pod("c", 3, uninteresting=True)])
     informer = stops(api)
     assert named(informer) == ["a", "b"]
+    assert [informer.get(("ml", name)) for name in ("a", "c", "d")] == ["a", None, None]
     api.events.put({"type": "ADDED", "object": pod("d", 101)})
     assert informer.wait_for([("ml", "d")], 5)
+    assert informer.get(("ml", "d")) == "d"
     assert named(informer) == ["a", "b", "d"]
     api.events.put({"type": "DELETED", "object": pod("a", 102)})
     api.events.put({"type": "MODIFIED", "object": pod("b", 103, uninteresting=True)})

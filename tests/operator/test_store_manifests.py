@@ -69,6 +69,7 @@ def test_a_manifest_is_kept_without_its_objects(
     assert read is not None
     assert len(read.objects) == 1
     assert read.size == whole.size == 8003
+    assert read.digest == whole.digest
     assert read.model_copy(update={"objects": whole.objects, "lists": whole.lists}) == whole
 
 

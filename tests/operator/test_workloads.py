@@ -31,19 +31,19 @@ def workload(
             workload(
                 ("QuotaReserved", "True", "QuotaReserved", ""), ("Evicted", "True", "Preempted", PREEMPTED)
             ),
-            Queued(PREEMPTED),
+            Queued(PREEMPTED, evicted=True),
         ),
         (
             workload(
                 ("QuotaReserved", "False", "Pending", PREEMPTED), ("Evicted", "True", "Preempted", PREEMPTED)
             ),
-            Queued(PREEMPTED),
+            Queued(PREEMPTED, evicted=True),
         ),
         (
             workload(
                 ("QuotaReserved", "False", "Pending", NO_QUOTA), ("Evicted", "True", "Preempted", PREEMPTED)
             ),
-            Queued(f"{PREEMPTED}; now: {NO_QUOTA}"),
+            Queued(f"{PREEMPTED}; now: {NO_QUOTA}", evicted=True),
         ),
         (
             workload(("QuotaReserved", "True", "QuotaReserved", ""), ("Evicted", "False", "Preempted", "")),
@@ -62,6 +62,10 @@ def workload(
         (
             workload(spec={"active": False}),
             Queued("its Workload w is deactivated: set spec.active of it to true", mend=True),
+        ),
+        (
+            workload(("Evicted", "True", "Deactivated", "by a person"), spec={"active": False}),
+            Queued("its Workload w is deactivated: set spec.active of it to true", evicted=True, mend=True),
         ),
     ],
 )

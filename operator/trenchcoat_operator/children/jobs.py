@@ -72,7 +72,7 @@ def build(trenchcoat: Trenchcoat, work: Work, attempt: int, defaults: PodDefault
 
 
 def _job(metadata: Object, template: Object, *, suspend: bool) -> Object:
-    final = sorted(int(code) for code in (ExitCode.BAD_INPUT, ExitCode.DIVERGED, ExitCode.OUT_OF_MEMORY))
+    final = (ExitCode.BAD_INPUT, ExitCode.DIVERGED, ExitCode.OUT_OF_MEMORY)
     spec: Object = {
         "backoffLimit": 0,  # tries are the operator's: one Job for each
         "podReplacementPolicy": "Failed",
@@ -83,7 +83,7 @@ def _job(metadata: Object, template: Object, *, suspend: bool) -> Object:
                     "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
                 },
                 # Kueue suspends a Job to preempt it: its pod ends without being a target of disruption.
-                {"action": "Ignore", "onExitCodes": _exits(int(ExitCode.PREEMPTED))},
+                {"action": "Ignore", "onExitCodes": _exits(ExitCode.PREEMPTED, ExitCode.TERMINATED)},
                 {"action": "FailJob", "onExitCodes": _exits(*final)},
             ]
         },
@@ -94,8 +94,8 @@ def _job(metadata: Object, template: Object, *, suspend: bool) -> Object:
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
 
 
-def _exits(*codes: int) -> Object:
-    return {"containerName": JOB_CONTAINER, "operator": "In", "values": list(codes)}
+def _exits(*codes: ExitCode) -> Object:
+    return {"containerName": JOB_CONTAINER, "operator": "In", "values": sorted(map(int, codes))}
 
 
 def _pytorch_job(metadata: Object, work: Work, template: Object, *, suspend: bool) -> Object:

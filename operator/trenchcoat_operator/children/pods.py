@@ -13,6 +13,7 @@ from trenchcoat_operator.reconcile.plan import Object
 from trenchcoat_operator.settings import PodDefaults
 
 USER = 65532
+_SINGLE_GPU = (Stage.CRIA, Stage.EVALUATE)
 _LOST_NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
 
@@ -32,16 +33,31 @@ def tolerations(spec: TrenchcoatSpec, stage: Stage, gpus: int) -> list[dict[str,
     return result
 
 
-def command(work: Work) -> list[str]:
-    """The stage program's command line.
+def affinity(spec: TrenchcoatSpec, work: Work) -> dict[str, Any]:
+    """The user's; pods of one GPU otherwise prefer nodes of the namespace where such pods run.
 
-    With several GPUs per pod torchrun starts one process for each; it reads the rest of what it needs
-    from the PET_* variables that the training-operator sets.
+    The scheduler would spread them, and a gang that wants whole nodes would find none.
     """
-    program = ["trenchcoat"] if work.gpus <= 1 else ["torchrun", "-m", "trenchcoat_trainer"]
-    line = [*program, work.stage.value, "--spec", f"{constants.SPEC_MOUNT_PATH}/{constants.SPEC_FILE}"]
+    wanted = graph.overrides(spec, work.stage).affinity
+    if work.stage not in _SINGLE_GPU:
+        return wanted
+    stages = [stage.value for stage in _SINGLE_GPU]
+    beside = {"matchExpressions": [{"key": constants.LABEL_STAGE, "operator": "In", "values": stages}]}
+    term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": beside}
+    preferred = {"weight": 100, "podAffinityTerm": term}
+    return {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [preferred]}} | wanted
+
+
+def arguments(work: Work) -> list[str]:
+    """What follows the trainer image's entrypoint.
+
+    The entrypoint is the image's own, because it brings the init process that a signal needs to be heard.
+    """
+    line = [work.stage.value, "--spec", f"{constants.SPEC_MOUNT_PATH}/{constants.SPEC_FILE}"]
     if work.artifact.cria is not None:
         line += ["--cria", str(work.artifact.cria.index)]
+    if work.gpus > 1:
+        line += ["--processes", str(work.gpus)]
     return line
 
 
@@ -120,7 +136,7 @@ def pod_spec(
                 "name": container,
                 "image": wanted.image or defaults.image,
                 "imagePullPolicy": defaults.pull_policy,
-                "command": command(work),
+                "args": arguments(work),
                 "env": _merged(environment(spec), wanted.env),
                 "resources": _resources(spec, work, defaults),
                 "securityContext": {
@@ -140,8 +156,8 @@ def pod_spec(
         result["priorityClassName"] = spec.scheduling.priority_class_name
     if wanted.node_selector:
         result["nodeSelector"] = dict(wanted.node_selector)
-    if wanted.affinity:
-        result["affinity"] = wanted.affinity
+    if preferences := affinity(spec, work):
+        result["affinity"] = preferences
     if tolerated := tolerations(spec, work.stage, work.gpus):
         result["tolerations"] = tolerated
     return result

@@ -196,14 +196,17 @@ class Cluster:
         except NotFoundError:
             return
 
-    def merge(self, kind: Kind, namespace: str, name: str, change: Object) -> None:
+    def merge(self, kind: Kind, namespace: str, name: str, change: Object) -> Object:
         """Change fields of an object; with metadata.resourceVersion only if nobody else changed it since.
+
+        Returns:
+            The object as it is then.
 
         Raises:
             NotFoundError: it is gone.
             ConflictError: somebody else changed it.
         """
-        self._call(
+        return self._call(
             "PATCH",
             kind.path(namespace, name),
             query={"fieldManager": FIELD_MANAGER},
@@ -282,9 +285,9 @@ class Cluster:
             content_type="application/merge-patch+json",
         )
 
-    def write_status(self, kind: Kind, namespace: str, name: str, uid: str, status: Object) -> None:
-        """Replace the whole status of an object, if it is still the same object."""
-        self._call(
+    def write_status(self, kind: Kind, namespace: str, name: str, uid: str, status: Object) -> Object:
+        """Replace the whole status of an object, if it is still the same object, and return the object."""
+        return self._call(
             "PATCH",
             kind.path(namespace, name) + "/status",
             query={"fieldManager": FIELD_MANAGER},

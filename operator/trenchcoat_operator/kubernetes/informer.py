@@ -82,6 +82,15 @@ class Informer(Generic[T]):
         with self._known():
             return list(self._items.values())
 
+    def get(self, place: Place) -> T | None:
+        """What is kept of one object.
+
+        Raises:
+            ApiError: they cannot be listed; NotFoundError if the cluster knows no such kind.
+        """
+        with self._known():
+            return self._items.get(place)
+
     def at(self, index: Hashable) -> list[T]:
         """What is kept of the objects with an index.
 

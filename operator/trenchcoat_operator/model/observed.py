@@ -65,9 +65,11 @@ class Pod:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """What Kueue says of a child that it does not let run."""
+    """What Kueue says of a child that it does not let run, or takes back."""
 
     message: str
+    evicted: bool = False
+    """Whether Kueue has taken back what it had let run: of its pods that may be heard before of itself."""
     mend: bool = False
     """Whether it waits for a person rather than for quota: its queue is missing or stopped, say."""
 
@@ -92,7 +94,7 @@ class Child:
     terminating: bool = False
     suspended: bool = False
     queued: Queued | None = None
-    """None where Kueue has made no Workload for it, or it runs."""
+    """None where Kueue has made no Workload for it, or its pods are at work."""
     stopped: bool = False
     """Whether the operator had it stopped: its controller ends its pods."""
     created_at: datetime | None = None

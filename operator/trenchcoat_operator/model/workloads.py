@@ -21,19 +21,22 @@ def job_uid(body: Object) -> str:
 def queued(body: Object) -> Queued:
     """Why the Job of a Workload does not run, in Kueue's own words."""
     name = body["metadata"]["name"]
-    if (body.get("spec") or {}).get("active") is False:
-        return Queued(f"its Workload {name} is deactivated: set spec.active of it to true", mend=True)
     status = body.get("status") or {}
     conditions = {item["type"]: item for item in status.get("conditions") or []}
     reserved = conditions.get("QuotaReserved") or {}
-    evicted = conditions.get("Evicted") or {}
+    eviction = conditions.get("Evicted") or {}
+    evicted = eviction.get("status") == "True"
+    if (body.get("spec") or {}).get("active") is False:
+        message = f"its Workload {name} is deactivated: set spec.active of it to true"
+        return Queued(message, evicted=evicted, mend=True)
     said = str(reserved.get("message") or "") if reserved.get("status") == "False" else ""
-    if evicted.get("status") == "True":
-        why = str(evicted.get("message") or evicted.get("reason") or "")
+    if evicted:
+        why = str(eviction.get("message") or eviction.get("reason") or "")
         said = why if said in ("", why) else f"{why}; now: {said}"
     elif reserved.get("status") == "True":
         said = _checks(status) or "its quota is reserved"
-    return Queued(said or "waits for quota", mend=reserved.get("reason") == _CANNOT_BE_TAKEN)
+    inadmissible = reserved.get("reason") == _CANNOT_BE_TAKEN
+    return Queued(said or "waits for quota", evicted=evicted, mend=inadmissible)
 
 
 def _checks(status: Object) -> str:

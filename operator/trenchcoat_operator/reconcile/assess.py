@@ -89,7 +89,11 @@ def assess(
         manifest=manifest,
         last_outcome=outcomes[-1][1] if outcomes else None,
         outcomes=tuple(outcomes),
-        unrecorded=tuple((child, outcome) for child, outcome in outcomes if not child.outcome),
+        unrecorded=tuple(
+            (child, outcome)
+            for child, outcome in outcomes
+            if not child.outcome and not failures.may_be_excused(child, outcome)
+        ),
     )
     if manifest is not None:
         return _with(base, state=State.SUCCEEDED)
@@ -100,12 +104,7 @@ def assess(
     missing = _missing(work, observed.store.manifests)
     latest = base.latest
     if latest is not None and latest.terminating:
-        return _with(
-            base,
-            state=State.SUSPENDED if trenchcoat.spec.suspend else State.WAITING,
-            waiting=None if trenchcoat.spec.suspend else WaitingReason.CLEANUP,
-            message=f"{latest.kind} {latest.name} is being stopped",
-        )
+        return _leaving(base, latest, trenchcoat, f"{latest.kind} {latest.name} is being stopped")
     if latest is not None and latest.active:
         return _active(base, latest, trenchcoat, now, kueue=observed.kueue)
     if latest is not None and latest.phase is ChildPhase.SUCCEEDED and not _overdue(latest, now):
@@ -116,13 +115,9 @@ def assess(
             message="ended well; its manifest is about to be read",
             look_at=ended + MANIFEST_GRACE,
         )
-    if latest is not None and latest.phase is ChildPhase.FAILED and _pods_linger(latest):
-        return _with(
-            base,
-            state=State.SUSPENDED if trenchcoat.spec.suspend else State.WAITING,
-            waiting=None if trenchcoat.spec.suspend else WaitingReason.CLEANUP,
-            message=f"the pods of {latest.kind} {latest.name}, which failed, are being stopped",
-        )
+    if latest is not None and latest.phase is ChildPhase.FAILED and failures.lingers(latest):
+        message = f"the pods of {latest.kind} {latest.name}, which failed, are being stopped"
+        return _leaving(base, latest, trenchcoat, message)
     if latest is not None and (failed := _after_failures(base, latest, outcomes, trenchcoat, now)):
         return failed
     if missing:
@@ -159,15 +154,22 @@ def _with(base: Assessment, **changes: object) -> Assessment:
     return Assessment(**{**values, **changes})
 
 
+def _leaving(base: Assessment, child: Child, trenchcoat: Trenchcoat, message: str) -> Assessment:
+    """A child whose pods may still run: the next try waits for their end."""
+    suspended = trenchcoat.spec.suspend
+    return _with(
+        base,
+        state=State.SUSPENDED if suspended else State.WAITING,
+        waiting=None if suspended else WaitingReason.CLEANUP,
+        message=message,
+        look_at=failures.lost_from(child),
+    )
+
+
 def _former_attempt(work: Work, trenchcoat: Trenchcoat) -> int:
     """Number of the latest try by the status."""
     rows = [*trenchcoat.status.stages, *trenchcoat.status.crias]
     return max((row.attempt for row in rows if row.key == work.key), default=0)
-
-
-def _pods_linger(child: Child) -> bool:
-    """Whether pods of a child that is over still run: they may write a checkpoint."""
-    return any(pod.phase == "Running" for pod in child.pods)
 
 
 def _overdue(child: Child, now: datetime) -> bool:
@@ -178,7 +180,7 @@ def _outcomes(tries: tuple[Child, ...], now: datetime, *, complete: bool) -> lis
     result = []
     for child in tries:
         if child.phase is ChildPhase.FAILED:
-            result.append((child, failures.classify(child)))
+            result.append((child, failures.classify(child, now)))
         elif child.phase is ChildPhase.SUCCEEDED and not complete and (child.outcome or _overdue(child, now)):
             message = f"{child.kind} {child.name} ended well but left no manifest in the store"
             result.append((child, Outcome(FailureClass.NO_MANIFEST, message)))
@@ -205,7 +207,8 @@ def _active(
             message=f"{child.kind} {child.name} is being stopped: {child.outcome_message}",
         )
     leaving = [pod for pod in child.pods if pod.gone_by is not None]
-    if child.suspended and (leaving or not child.running):
+    taken_back = child.suspended or (child.queued is not None and child.queued.evicted)
+    if taken_back and (leaving or not child.running):
         return _queued(base, child, trenchcoat, now, kueue=kueue)
     stuck = next((pod for pod in child.pods if pod.waits_for_node), None)
     if stuck is not None:
@@ -219,13 +222,18 @@ def _active(
     problem = failures.pod_problem(child)
     if problem is not None:
         return _with(base, state=State.STARTING, message=problem.message, problem=problem)
-    if not child.pods and child.created_at is not None and now - child.created_at > NO_POD_GRACE:
+    # A controller takes a moment to make pods, and to make something of their end.
+    ended = [pod.finished_at for pod in child.pods if pod.finished_at is not None]
+    since = max(ended, default=child.created_at) if len(ended) == len(child.pods) else None
+    if since is not None and now - since > NO_POD_GRACE:
         return _with(
             base,
             state=State.STARTING,
             message=f"no pod was made for it: `kubectl describe {child.kind.lower()} {child.name}` says why",
         )
-    look_at = None if child.pods or child.created_at is None else child.created_at + NO_POD_GRACE
+    look_at = None if since is None else since + NO_POD_GRACE
+    if ended and since is not None:
+        return _with(base, state=State.RUNNING, message="its pods have ended", look_at=look_at)
     return _with(base, state=State.STARTING, message="its pods start", look_at=look_at)
 
 

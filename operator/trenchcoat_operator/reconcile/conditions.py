@@ -74,8 +74,18 @@ def verdicts(
     problem: Problem | None,
     *,
     busy: bool,
+    goes_on: bool,
 ) -> dict[ConditionType, Verdict]:
-    """All conditions."""
+    """All conditions.
+
+    Args:
+        trenchcoat: The Trenchcoat.
+        first: The verdict on its spec.
+        stages: Rows of the status.
+        problem: What a person must mend, if anything.
+        busy: Whether any Job of it is there.
+        goes_on: Whether one of them, or of those about to be made, comes further without a person.
+    """
     rows = {row.name: row for row in stages}
     result = {ConditionType.ACCEPTED: first}
     for kind, stage in _OF_STAGE.items():
@@ -101,9 +111,9 @@ def verdicts(
         at_work = [row.name for row in stages if row.state in (State.RUNNING, State.STARTING)]
         message = problem.message if problem else " and ".join(at_work)
         result[ConditionType.SUCCEEDED] = Verdict("False", reason, message)
-        going_on = busy or problem is None
+        reconciling = goes_on or problem is None
         result[ConditionType.RECONCILING] = Verdict(
-            _yes(going_on), "InProgress" if going_on else "Stalled", " and ".join(at_work)
+            _yes(reconciling), "InProgress" if reconciling else "Stalled", " and ".join(at_work)
         )
     stalled = problem is not None and not complete
     result[ConditionType.STALLED] = Verdict(

@@ -53,8 +53,8 @@ def reconcile(desired: Trenchcoat, observed: Observed, settings: Settings, now: 
     actions = (
         *retention.wanted_finalizer(desired),
         *removals,
+        *records,  # with a pod goes the knowledge that its node was lost
         *stopping.lost_pods(observed, now),
-        *records,
         *overdue,
         *_creations(desired, assessments, released, observed, settings),
         *kept,
@@ -173,10 +173,12 @@ def _status(
         stages, crias = rows.stage_rows(
             desired, assessments, dict(released.held), started, observed, graph.fault, now
         )
-    busy = any(child.active and child.owned for child in observed.children) or bool(released.start)
+    at_work = [child for child in observed.children if child.active and child.owned]
+    stuck = {assessment.work.key for assessment in assessments if assessment.problem is not None}
+    goes_on = any(child.key not in stuck for child in at_work) or bool(released.start)
     first = conditions.accepted(graph, assessments, observed)
     problem = _problem(desired, graph, assessments, released, observed, going)
-    wanted = conditions.verdicts(desired, first, stages, problem, busy=busy)
+    wanted = conditions.verdicts(desired, first, stages, problem, busy=bool(at_work), goes_on=goes_on)
     manifests = [item.manifest for item in assessments if item.manifest is not None]
     tokenize = observed.store.told.get(Artifacts(desired.spec).tokenize.key)
     by_stage = {manifest.stage: manifest for manifest in manifests}

@@ -35,29 +35,24 @@ def _subject(row: Row) -> str:
     return row.name if isinstance(row, StageStatus) else ""
 
 
-def _gave_way(row: Row, former: Row | None) -> bool:
-    """Whether Kueue took back what it had let run."""
-    return (
-        former is not None
-        and former.state is State.RUNNING
-        and row.waiting_reason is WaitingReason.QUEUE
-        and (former.key, former.attempt) == (row.key, row.attempt)
-    )
-
-
 def _of_row(row: Row, former: Row | None) -> Event | None:
     if former is not None and former.key == row.key and former.state is row.state:
         return None
     subject = _subject(row)
     identity = f"{subject}/{row.key}/{row.state}/{row.attempt}"
-    # How far it had come tells one turn of the same try from the next.
-    turn = f"{identity}/{former.step if former else 0}"
-    if _gave_way(row, former):
-        message = f"{subject} gives way and goes on later from its checkpoint: {row.message}"
-        return Event("Normal", "Requeued", message, turn)
+    # The same try may turn to the same state more than once: what the status said before tells them apart.
+    turn = f"{identity}/{former.model_dump_json() if former else ''}"
+    if former is not None and (former.key, former.attempt) == (row.key, row.attempt):
+        # Of a pod's end is heard before of its Job's, now and then: what gives way was not seen to run.
+        if former.state in (State.RUNNING, State.STARTING) and row.waiting_reason is WaitingReason.QUEUE:
+            how = "goes on later from its checkpoint" if row.started_at else "starts later"
+            return Event("Normal", "Requeued", f"{subject} gives way and {how}: {row.message}", turn)
+        if former.state is State.RUNNING and row.state is State.STARTING:
+            return Event("Normal", "Interrupted", f"{subject} is interrupted: {row.message}", turn)
     if row.state is State.RUNNING:
         where = f" on {row.node}" if row.node else ""
-        return Event("Normal", "Running", f"{subject} runs{where}, try {row.attempt}", turn)
+        again = " again" if former is not None and former.key == row.key and former.started_at else ""
+        return Event("Normal", "Running", f"{subject} runs{again}{where}, try {row.attempt}", turn)
     if row.state is State.SUCCEEDED and row.source is Source.REUSED:
         return Event("Normal", "Reused", f"{subject}: its artifact {row.key} was in the store", identity)
     if row.state is State.SUCCEEDED:

@@ -1,6 +1,8 @@
 """What a failed Job means: the class of its failure decides whether it is tried again."""
 
+import signal
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from trenchcoat_api.exitcodes import ExitCode
@@ -8,6 +10,8 @@ from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_operator.model.observed import Child, Pod, Problem
 
 MESSAGE_LIMIT = 1000
+LOST_POD_GRACE = timedelta(seconds=30)
+"""A pod that should be gone for so long is on a node that does not answer."""
 
 
 class FailureClass(StrEnum):
@@ -47,7 +51,10 @@ _BY_EXIT_CODE = {
     ExitCode.OUT_OF_MEMORY: FailureClass.OUT_OF_MEMORY,
     ExitCode.STORE_UNAVAILABLE: FailureClass.STORE_UNAVAILABLE,
     ExitCode.PREEMPTED: FailureClass.PREEMPTED,
+    ExitCode.TERMINATED: FailureClass.PREEMPTED,
 }
+_KILLED = 128 + signal.SIGKILL
+_CLOCKS_DIFFER = timedelta(seconds=5)
 
 _PREEMPTED_REASONS = {"Evicted", "NodeLost", "Preempting", "Shutdown", "NodeShutdown", "Terminated"}
 
@@ -55,13 +62,30 @@ _PREEMPTED_REASONS = {"Evicted", "NodeLost", "Preempting", "Shutdown", "NodeShut
 _WEIGHT = list(FailureClass)
 
 
-def classify(child: Child) -> Outcome:
+def is_lost(pod: Pod, now: datetime) -> bool:
+    """Whether a pod that was told to end is on a node that does not answer."""
+    due = _lost_from(pod)
+    return due is not None and now > due
+
+
+def _lost_from(pod: Pod) -> datetime | None:
+    if pod.gone_by is None or pod.finished_at is not None:
+        return None
+    return pod.gone_by + LOST_POD_GRACE
+
+
+def lost_from(child: Child) -> datetime | None:
+    """When the first of a child's pods that were told to end will count as lost, if it is there then."""
+    return min((due for pod in child.pods if (due := _lost_from(pod)) is not None), default=None)
+
+
+def classify(child: Child, now: datetime) -> Outcome:
     """Say how a failed child failed, from what was recorded, its pods and its own condition."""
     if child.outcome in set(FailureClass):
         return Outcome(FailureClass(child.outcome), child.outcome_message)
-    ends = [end for pod in child.pods if (end := _pod_outcome(pod)) is not None]
+    ends = [(pod, end) for pod in child.pods if (end := _pod_outcome(pod, now)) is not None]
     if ends:
-        return min(ends, key=lambda end: (_WEIGHT.index(end.failure), end.message))
+        return min(_explaining(ends), key=lambda end: (_WEIGHT.index(end.failure), end.message))
     for code, failure in _BY_EXIT_CODE.items():
         # Job's own condition outlives the pods: "Container x for pod y failed with exit code 65 matching ..."
         if child.reason == "PodFailurePolicy" and f"exit code {code:d} " in child.message:
@@ -70,8 +94,58 @@ def classify(child: Child) -> Outcome:
     return Outcome(FailureClass.FAILED, _short(message))
 
 
-def _pod_outcome(pod: Pod) -> Outcome | None:
-    if pod.disrupted or pod.reason in _PREEMPTED_REASONS:
+def _explaining(ends: list[tuple[Pod, Outcome]]) -> list[Outcome]:
+    """The ends without those of pods that were told to end because another had failed."""
+    failed = [
+        pod.finished_at
+        for pod, end in ends
+        if end.failure is not FailureClass.PREEMPTED and pod.finished_at is not None
+    ]
+    first = min(failed, default=None)
+
+    def follows(pod: Pod) -> bool:
+        return first is not None and pod.finished_at is not None and pod.finished_at > first
+
+    return [end for pod, end in ends if not (_ended_on_request(pod) and follows(pod))]
+
+
+def _ended_by_cluster(pod: Pod) -> bool:
+    return pod.disrupted or pod.reason in _PREEMPTED_REASONS
+
+
+def _ended_on_request(pod: Pod) -> bool:
+    if _ended_by_cluster(pod):
+        return False
+    return pod.exit_code in (ExitCode.PREEMPTED, ExitCode.TERMINATED) or _outstayed(pod)
+
+
+def _outstayed(pod: Pod) -> bool:
+    """Whether it was killed because its grace period was over."""
+    return (
+        pod.exit_code == _KILLED
+        and pod.gone_by is not None
+        and pod.finished_at is not None
+        and pod.finished_at >= pod.gone_by - _CLOCKS_DIFFER
+    )
+
+
+def may_be_excused(child: Child, outcome: Outcome) -> bool:
+    """Whether a pod that is still there may turn out to be lost, and to be what the others failed for.
+
+    They lose their connection to it at once; that its node does not answer shows a minute later.
+    """
+    return not outcome.failure.permanent and not outcome.failure.free and lingers(child)
+
+
+def lingers(child: Child) -> bool:
+    """Whether pods of a child that is over still run: they may write a checkpoint."""
+    return any(pod.phase == "Running" for pod in child.pods)
+
+
+def _pod_outcome(pod: Pod, now: datetime) -> Outcome | None:
+    if is_lost(pod, now):
+        return Outcome(FailureClass.PREEMPTED, f"node {pod.node} of pod {pod.name} does not answer")
+    if _ended_by_cluster(pod):
         where = f" on {pod.node}" if pod.node else ""
         return Outcome(
             FailureClass.PREEMPTED,
@@ -85,7 +159,15 @@ def _pod_outcome(pod: Pod) -> Outcome | None:
         )
     if pod.exit_code is None or pod.exit_code == 0:
         return None
+    if _outstayed(pod):
+        return Outcome(
+            FailureClass.PREEMPTED,
+            f"pod {pod.name} was told to end and did not within its grace period: what it did since its last "
+            "checkpoint is done again",
+        )
     said = _last_line(pod.exit_message)
+    if not said and pod.exit_code == ExitCode.TERMINATED:
+        said = f"pod {pod.name} was told to end while it started"
     failure = _BY_EXIT_CODE.get(_known(pod.exit_code), FailureClass.FAILED)
     return Outcome(failure, _short(said or f"pod {pod.name} ended with exit code {pod.exit_code}"))
 

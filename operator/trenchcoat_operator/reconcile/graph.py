@@ -8,7 +8,7 @@ from trenchcoat_api.artifacts import Artifact, Artifacts, Manifest
 from trenchcoat_api.crias import CriaRange, cria_ranges
 from trenchcoat_api.pods import PodOverrides
 from trenchcoat_api.spec import TrenchcoatSpec
-from trenchcoat_api.stages import INPUTS, READS, Stage
+from trenchcoat_api.stages import DISTRIBUTED, INPUTS, READS, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +104,6 @@ def _works(spec: TrenchcoatSpec, artifacts: list[Artifact]) -> tuple[Work, ...]:
         pods, gpus = size(spec, artifact.stage)
         works.append(Work(artifact, inputs, reads, pods, gpus, artifact.stage in DISTRIBUTED))
     return tuple(works)
-
-
-DISTRIBUTED = (Stage.COLLECT, Stage.STITCH)
-"""Stages that run as a PyTorchJob, whose pods start together."""
 
 
 def size(spec: TrenchcoatSpec, stage: Stage) -> tuple[int, int]:

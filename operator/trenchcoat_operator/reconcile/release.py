@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from trenchcoat_api.resource import Trenchcoat
-from trenchcoat_api.stages import Stage
+from trenchcoat_api.stages import DISTRIBUTED, Stage
 from trenchcoat_api.status import ConditionType, State, WaitingReason
 from trenchcoat_api.status import Work as Row
 
@@ -77,7 +77,7 @@ def contender(trenchcoat: Trenchcoat, held: int, stage: Stage, jobs: int, since:
             gpus=gpus,
             placement=placement(trenchcoat, stage, gpus),
         ),
-        gang=stage in graph.DISTRIBUTED,
+        gang=stage in DISTRIBUTED,
         since=datetime.fromisoformat(since) if since else None,
     )
 

@@ -119,6 +119,7 @@ def _of_manifest(
         "seconds": f"{manifest.seconds:.1f}",
         "uri": f"s3://{trenchcoat.spec.store.bucket}/{assessment.work.artifact.prefix}",
         "bytes": manifest.size,
+        "digest": manifest.digest,
     }
 
 

@@ -1,19 +1,16 @@
 """Which children are taken away or stopped, and why."""
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from trenchcoat_api.resource import Trenchcoat
 
 from trenchcoat_operator.children import jobs, specs
 from trenchcoat_operator.model.observed import Child, ChildKind, Observed
-from trenchcoat_operator.reconcile import capacity
+from trenchcoat_operator.reconcile import capacity, failures
 from trenchcoat_operator.reconcile.assess import UNSCHEDULABLE_GRACE, deadline_exceeded, deadline_of
 from trenchcoat_operator.reconcile.graph import Graph, Work
 from trenchcoat_operator.reconcile.plan import Action, Delete, ForcePod, RecordOutcome, Stop
 from trenchcoat_operator.settings import Settings
-
-LOST_POD_GRACE = timedelta(seconds=30)
-"""A pod that should be gone for so long is on a node that does not answer."""
 
 
 def deletions(
@@ -122,6 +119,6 @@ def lost_pods(observed: Observed, now: datetime) -> list[ForcePod]:
         ForcePod(pod.name, pod.node)
         for child in observed.children
         for pod in child.pods
-        if pod.gone_by is not None and now > pod.gone_by + LOST_POD_GRACE
+        if failures.is_lost(pod, now)
     ]
     return sorted(lost, key=lambda action: action.name)

@@ -16,7 +16,7 @@ from minio import Minio
 from minio.deleteobjects import DeleteObject
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 from pydantic import BaseModel, ValidationError
-from trenchcoat_api.artifacts import Artifact, Deletion, DeletionPhase, Manifest, Progress, StoredObject
+from trenchcoat_api.artifacts import Artifact, Deletion, DeletionPhase, Manifest, Progress
 from trenchcoat_api.spec import Store
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -93,7 +93,7 @@ class StoreReader:
             StoreError: the store cannot be used, or holds something that is no manifest.
         """
         manifest = self._read(artifact.manifest_path, Manifest)
-        return _folded(manifest) if manifest is not None else None
+        return manifest.folded() if manifest is not None else None
 
     def is_complete(self, artifact: Artifact) -> bool:
         """Whether an artifact's manifest is there.
@@ -131,7 +131,7 @@ class StoreReader:
         deletion = self._read(artifact.deletion_path, Deletion)
         if deletion is None or deletion.manifest is None:
             return deletion
-        return deletion.model_copy(update={"manifest": _folded(deletion.manifest)})
+        return deletion.model_copy(update={"manifest": deletion.manifest.folded()})
 
     def holds_any(self, artifact: Artifact) -> bool:
         """Whether any object of an artifact is there.
@@ -289,12 +289,6 @@ class StoreReader:
 
 class UnreadableError(StoreError):
     """An object that holds something else than it should."""
-
-
-def _folded(manifest: Manifest) -> Manifest:
-    """A manifest whose objects are one: those of 405B's activations take 250 MB; only their size counts."""
-    whole = StoredObject(path="*", size=manifest.size, sha256="")
-    return manifest.model_copy(update={"objects": [whole], "lists": []})
 
 
 def _short(error: Exception) -> str:

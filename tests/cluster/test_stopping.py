@@ -1,0 +1,106 @@
+"""Pods that are told to end before their program listens: preemption and suspension come when they like."""
+
+import random
+import time
+
+import pytest
+from demo.environment import Environment
+
+from tests.cluster.objects import Body, apply, delete, example, pods, row, wait
+from tests.cluster.security import restricted_pod
+
+SLOW = "slow-start"
+# Python runs this before anything of ours, as an import from a slow disk would take its time.
+HELD = {"sitecustomize.py": "import time; time.sleep(600)"}
+AT_ONCE = 20.0
+"""Seconds for a pod to be gone: what a kubelet may take on a busy machine, far from the 120 of grace."""
+
+
+def slow() -> Body:
+    return {
+        "env": [{"name": "PYTHONPATH", "value": "/slow"}],
+        "volumes": [{"name": "slow", "configMap": {"name": SLOW}}],
+        "volumeMounts": [{"name": "slow", "mountPath": "/slow"}],
+    }
+
+
+TOKENS = 512 * random.randrange(160, 300)
+"""No other test, nor this one on a cluster that was kept, has a tokenize stage of so many in the store."""
+
+
+def trenchcoat(**changes: object) -> Body:
+    return example("late", data__tokens=TOKENS, **changes)
+
+
+def wait_for_start(environment: Environment, *others: str) -> str:
+    """The name of its one pod besides others, once its container runs."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        for pod in pods(environment, "late", "trenchcoat.dev/stage=tokenize"):
+            states = [item["state"] for item in pod["status"].get("containerStatuses", [])]
+            if pod["metadata"]["name"] not in others and any("running" in state for state in states):
+                return str(pod["metadata"]["name"])
+        time.sleep(0.2)
+    pytest.fail("no pod starts")
+
+
+@pytest.fixture
+def late(store: Environment):
+    """Its pod runs, and Python in it is not there yet."""
+    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": SLOW}, "data": HELD}
+    apply(store, body)
+    apply(store, trenchcoat(pods={"tokenize": slow()}))
+    yield store
+    delete(store, "late")
+    store.kubectl("delete", "configmap", SLOW)
+
+
+def test_a_pod_told_to_end_while_python_starts_does_so_at_once(late: Environment) -> None:
+    first = wait_for_start(late)
+    began = time.monotonic()
+    late.kubectl("delete", "pod", first, "--wait=true", "--timeout=150s")
+    assert time.monotonic() - began < AT_ONCE
+
+    # It is no failure: the same Job goes on with another pod.
+    wait_for_start(late, first)
+    (job,) = late.get("jobs", "-l", "trenchcoat.dev/name=late")["items"]
+    assert not job["status"].get("conditions")
+
+    began = time.monotonic()
+    late.kubectl("patch", "trenchcoat", "late", "--type=merge", "-p", '{"spec":{"suspend":true}}')
+    wait(late, "late", lambda body: not pods(late, "late"), timeout=150)
+    assert time.monotonic() - began < AT_ONCE
+
+    apply(late, trenchcoat(pods={}, suspend=False))
+    body = wait(late, "late", lambda body: row(body, "tokenize").get("state") == "Succeeded", timeout=120)
+    assert "lastFailure" not in row(body, "tokenize")
+
+
+def a_gang_without_its_master(image: str) -> Body:
+    """A PyTorchJob whose worker has a node and waits there for a master that finds none."""
+
+    def replica(**placement: object) -> Body:
+        spec = restricted_pod(image, "sleep", "600") | placement | {"terminationGracePeriodSeconds": 120}
+        spec["containers"][0]["name"] = "pytorch"
+        return {"replicas": 1, "restartPolicy": "Never", "template": {"spec": spec}}
+
+    nowhere = {"trenchcoat.dev/node": "none"}
+    return {
+        "apiVersion": "kubeflow.org/v1",
+        "kind": "PyTorchJob",
+        "metadata": {"name": "bereft"},
+        "spec": {"pytorchReplicaSpecs": {"Master": replica(nodeSelector=nowhere), "Worker": replica()}},
+    }
+
+
+def test_a_worker_told_to_end_while_it_waits_for_its_master_does_so_at_once(environment: Environment) -> None:
+    """Its init container is our template's, and a shell."""
+    apply(environment, a_gang_without_its_master(environment.trainer_image))
+    try:
+        jsonpath = "jsonpath={.status.initContainerStatuses[0].state.running}"
+        environment.kubectl("wait", f"--for={jsonpath}", "pod/bereft-worker-0", "--timeout=90s")
+        began = time.monotonic()
+        environment.kubectl("delete", "pod", "bereft-worker-0", "--wait=true", "--timeout=150s")
+        assert time.monotonic() - began < AT_ONCE
+    finally:
+        environment.kubectl("delete", "pytorchjob", "bereft", "--wait=false")

@@ -214,16 +214,16 @@ def _path() -> str:
 def _start_control_plane(layout: Layout, outer: int) -> None:
     # Debian's etcd is too old for this API server: it would refuse clients that begin with a watch.
     etcd = config.etcd(str(components.binary("etcd", "server")))
-    namespaces.spawn(outer, etcd, layout.logs / "etcd.log", _path())
+    namespaces.serve(outer, etcd, layout.logs / "etcd.log", _path())
     api_server = config.api_server(layout)
-    namespaces.spawn(outer, api_server, layout.logs / "kube-apiserver.log", _path())
+    namespaces.serve(outer, api_server, layout.logs / "kube-apiserver.log", _path())
 
     def ready() -> bool:
         return kubectl(layout, "get", "--raw=/readyz", check=False) == "ok"
 
     wait_for("API server", ready, seconds=90, log=layout.logs / "kube-apiserver.log")
     for command in (config.controller_manager(layout), config.scheduler(layout)):
-        namespaces.spawn(outer, command, layout.logs / f"{command[0]}.log", _path())
+        namespaces.serve(outer, command, layout.logs / f"{command[0]}.log", _path())
 
 
 def _start_node_processes(node: Node, outer: int, *, fresh: bool) -> None:
@@ -240,9 +240,9 @@ def _start_node_processes(node: Node, outer: int, *, fresh: bool) -> None:
         if other != node:
             _ip(inner, f"route add {layout.network.pods(other.number)} via {other.address}")
     _start_containerd(node, inner, fresh=fresh)
-    namespaces.spawn(inner, config.kubelet_command(node), logs / "kubelet.log", _path())
+    namespaces.serve(inner, config.kubelet_command(node), logs / "kubelet.log", _path())
     proxy = ["kube-proxy", f"--config={node.state}/proxy.json"]
-    namespaces.spawn(inner, proxy, logs / "kube-proxy.log", _path())
+    namespaces.serve(inner, proxy, logs / "kube-proxy.log", _path())
 
 
 def _start_containerd(node: Node, inner: int, *, fresh: bool) -> None:
@@ -250,7 +250,7 @@ def _start_containerd(node: Node, inner: int, *, fresh: bool) -> None:
     node.containerd_root.mkdir(parents=True, exist_ok=True)
     ctr = ["ctr", "--address", str(node.socket), "--namespace", "k8s.io"]
     node.socket.unlink(missing_ok=True)
-    namespaces.spawn(inner, ["containerd", f"--config={node.state}/containerd.toml"], log, _path())
+    namespaces.serve(inner, ["containerd", f"--config={node.state}/containerd.toml"], log, _path())
     wait_for(f"containerd of {node.name}", lambda: succeeds([*ctr, "version"]), seconds=60, log=log)
     if fresh:
         # A new cluster on kept images: the old cluster's containers are not its own.

@@ -56,15 +56,29 @@ def enter(pid: int, argv: Sequence[str]) -> list[str]:
     return ["nsenter", "-t", str(pid), "-m", "-n", "-p", "--", *argv]
 
 
-def spawn(pid: int | None, argv: Sequence[str], log: Path, path: str | None = None) -> None:
+def spawn(pid: int | None, argv: Sequence[str], log: Path) -> None:
     """Start a program in the background, in the namespaces of `pid` or here, its output appended to `log`.
 
     A shell starts it and leaves, so that process 1 of the namespaces becomes its parent.
     """
+    _background(pid, argv, log, os.environ["PATH"])
+
+
+def serve(pid: int, argv: Sequence[str], log: Path, path: str) -> None:
+    """Keep a program running in the namespaces of `pid`: it starts again whenever it ends, as under systemd.
+
+    They count on it: kubelet gives up, for one, when containerd answers but has yet to look through what a
+    killed node left.
+    """
+    again = f'while :; do {shlex.join(argv)}; echo "{argv[0]} exited $?; starts again"; sleep 1; done'
+    _background(pid, ["sh", "-c", again], log, path)
+
+
+def _background(pid: int | None, argv: Sequence[str], log: Path, path: str) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     script = f"setsid {shlex.join(argv)} </dev/null >>{shlex.quote(str(log))} 2>&1 &"
     command = ["sh", "-c", script]
-    env = {"PATH": path or os.environ["PATH"], "HOME": "/root", "LANG": "C.UTF-8"}
+    env = {"PATH": path, "HOME": "/root", "LANG": "C.UTF-8"}
     quiet = subprocess.DEVNULL
     subprocess.run(enter(pid, command) if pid else command, env=env, stdin=quiet, stdout=quiet, check=True)
 

@@ -124,8 +124,7 @@ def build(wanted: Iterable[str]) -> None:
             log.write_text("")
             with step(f"image {tag(name)}"):
                 _build(name, log)
-            if old := [other for other in have if other.startswith(f"{PREFIX}/{name}:")]:
-                _buildah("rmi", "--force", *old)
+            _drop(f"{PREFIX}/{name}", have)
 
 
 def build_over(name: str, context: Path) -> str:
@@ -143,9 +142,14 @@ def build_over(name: str, context: Path) -> str:
             with step(f"image {full_name}"):
                 _buildah("build", "--build-arg", f"BASE={tag(name)}", "--tag", full_name, context, log=log)
             # They would keep the gigabytes of the images that they were built over.
-            if old := [other for other in have if other.startswith(f"{repository}:")]:
-                _buildah("rmi", "--force", *old)
+            _drop(repository, have)
     return full_name
+
+
+def _drop(repository: str, names: Iterable[str]) -> None:
+    """Remove those of the names that are a repository's."""
+    if old := [name for name in names if name.startswith(f"{repository}:")]:
+        _buildah("rmi", "--force", *old)
 
 
 def _with_needs(wanted: Iterable[str]) -> list[str]:

@@ -7,6 +7,8 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from . import components, config, images, namespaces, pki
 from .layout import HACK, Layout, Node, cache, free_slot, state_root
@@ -52,7 +54,7 @@ def up(layout: Layout, gpus: Sequence[int]) -> Layout:
             _start_node_processes(node, outer, fresh=True)
         for node in layout.nodes:
             _wait_ready(node, since="")
-        _set_gpus(layout)
+        claim_gpus(layout, gpus)
     with step("DNS"):
         manifest = (HACK / "coredns.yaml").read_text()
         manifest = manifest.replace("IMAGE", images.tag("coredns")).replace("ADDRESS", layout.network.dns)
@@ -96,10 +98,10 @@ def leftovers(layout: Layout) -> list[str]:
 
 def load(name: str) -> Layout | None:
     """The cluster of that name as `up` left it, or None."""
-    file = state_root() / name / "cluster.json"
-    if not file.exists():
+    state = state_root() / name
+    if not (state / "cluster.json").exists():
         return None
-    known = json.loads(file.read_text())
+    known = _remembered(state)
     return Layout(name, known["slot"], len(known["gpus"]))
 
 
@@ -135,7 +137,7 @@ def start_node(node: Node) -> None:
     with step(f"start {node.name}"):
         _start_node_processes(node, outer, fresh=False)
         _wait_ready(node, since=heartbeat)
-        _set_gpus(node.cluster)
+        claim_gpus(node.cluster, _remembered(node.cluster.state)["gpus"])
 
 
 def load_images(layout: Layout, names: Sequence[str]) -> None:
@@ -171,6 +173,11 @@ def _choose_slot() -> int:
 
 def _remember(layout: Layout, gpus: Sequence[int]) -> None:
     (layout.state / "cluster.json").write_text(json.dumps({"slot": layout.slot, "gpus": list(gpus)}))
+
+
+def _remembered(state: Path) -> dict[str, Any]:
+    known: dict[str, Any] = json.loads((state / "cluster.json").read_text())
+    return known
 
 
 def _start_outer(layout: Layout) -> int:
@@ -277,9 +284,8 @@ def _wait_ready(node: Node, since: str) -> None:
     wait_for(f"{node.name} Ready", ready, seconds=90, log=log)
 
 
-def _set_gpus(layout: Layout) -> None:
-    """Claim GPUs that are not there: the scheduler counts them like real ones."""
-    gpus = json.loads((layout.state / "cluster.json").read_text())["gpus"]
+def claim_gpus(layout: Layout, gpus: Sequence[int]) -> None:
+    """Claim GPUs that are not there, so many for each node: the scheduler counts them like real ones."""
     for node, count in zip(layout.nodes, gpus, strict=True):
         if namespaces.outside(node.marker):
             claim = {"nvidia.com/gpu": str(count)}

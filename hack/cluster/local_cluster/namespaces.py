@@ -21,15 +21,16 @@ HIERARCHIES = Path("/sys/fs/cgroup")
 
 def outside(marker: str) -> list[int]:
     """Pids of the `unshare` processes with that marker, found by command line: no pid file to go stale."""
-    return _processes(lambda words: words[0] == "unshare" and marker in words)
+    return processes(lambda words: words[0] == "unshare" and marker in words)
 
 
 def clients(kubeconfig: Path) -> list[int]:
     """Pids of programs told by command line to use that kubeconfig: a killed `up` may leave one waiting."""
-    return _processes(lambda words: f"--kubeconfig={kubeconfig}" in words)
+    return processes(lambda words: f"--kubeconfig={kubeconfig}" in words)
 
 
-def _processes(wanted: Callable[[list[str]], bool]) -> list[int]:
+def processes(wanted: Callable[[list[str]], bool]) -> list[int]:
+    """Pids, as the host sees them, of the programs whose command line is wanted."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -56,12 +57,17 @@ def enter(pid: int, argv: Sequence[str]) -> list[str]:
     return ["nsenter", "-t", str(pid), "-m", "-n", "-p", "--", *argv]
 
 
-def spawn(pid: int | None, argv: Sequence[str], log: Path) -> None:
+def spawn(pid: int | None, argv: Sequence[str], log: Path, path: str | None = None) -> None:
     """Start a program in the background, in the namespaces of `pid` or here, its output appended to `log`.
 
     A shell starts it and leaves, so that process 1 of the namespaces becomes its parent.
     """
-    _background(pid, argv, log, os.environ["PATH"])
+    log.parent.mkdir(parents=True, exist_ok=True)
+    script = f"setsid {shlex.join(argv)} </dev/null >>{shlex.quote(str(log))} 2>&1 &"
+    command = ["sh", "-c", script]
+    env = {"PATH": path or os.environ["PATH"], "HOME": "/root", "LANG": "C.UTF-8"}
+    quiet = subprocess.DEVNULL
+    subprocess.run(enter(pid, command) if pid else command, env=env, stdin=quiet, stdout=quiet, check=True)
 
 
 def serve(pid: int, argv: Sequence[str], log: Path, path: str) -> None:
@@ -71,16 +77,7 @@ def serve(pid: int, argv: Sequence[str], log: Path, path: str) -> None:
     killed node left.
     """
     again = f'while :; do {shlex.join(argv)}; echo "{argv[0]} exited $?; starts again"; sleep 1; done'
-    _background(pid, ["sh", "-c", again], log, path)
-
-
-def _background(pid: int | None, argv: Sequence[str], log: Path, path: str) -> None:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    script = f"setsid {shlex.join(argv)} </dev/null >>{shlex.quote(str(log))} 2>&1 &"
-    command = ["sh", "-c", script]
-    env = {"PATH": path, "HOME": "/root", "LANG": "C.UTF-8"}
-    quiet = subprocess.DEVNULL
-    subprocess.run(enter(pid, command) if pid else command, env=env, stdin=quiet, stdout=quiet, check=True)
+    spawn(pid, ["sh", "-c", again], log, path)
 
 
 def create(marker: str, role: str, ready: Path, log: Path, parent: int | None = None) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).parents[2]
-sys.path.insert(0, str(REPO / "hack"))
+sys.path[:0] = [str(REPO / "hack"), str(REPO / "hack" / "cluster")]
 
 from demo.environment import Environment, local, remove
 from demo.inputs import make_teacher, upload

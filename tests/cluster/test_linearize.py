@@ -1,6 +1,5 @@
 """The main job on a real cluster: collect, shard, Crias as GPUs come free, stitch, evaluate, export."""
 
-import json
 import re
 import secrets
 import subprocess
@@ -9,7 +8,9 @@ from pathlib import Path
 import pytest
 from demo.environment import DemoError, Environment
 from demo.results import collect_results, download, load_and_generate
+from local_cluster import lifecycle
 
+from tests.cluster.conftest import NAME
 from tests.cluster.objects import apply, delete, example, gpus_of, pods, row, succeeded, wait
 from tests.cluster.security import forms, holders, process_facts, stored_texts, texts
 
@@ -177,17 +178,10 @@ def test_transfer_switched_off_is_clearly_worse(store: Environment, run):
 @pytest.fixture
 def two_gpus_each(store: Environment):
     """Nodes that claim twice as many GPUs as they did."""
-    nodes = [node["metadata"]["name"] for node in store.get("nodes")["items"]]
-    claim(store, nodes, "2")
+    cluster = lifecycle.running(NAME)
+    lifecycle.claim_gpus(cluster, [2] * cluster.node_count)
     yield
-    claim(store, nodes, "1")
-
-
-def claim(environment: Environment, nodes: list[str], gpus: str) -> None:
-    quantities = {"nvidia.com/gpu": gpus}
-    patch = json.dumps({"status": {"capacity": quantities, "allocatable": quantities}})
-    for node in nodes:
-        environment.command("kubectl", "patch", "node", node, "--subresource=status", "-p", patch)
+    lifecycle.claim_gpus(cluster, [1] * cluster.node_count)
 
 
 # Its launcher has a RANK too, that of the pod; LOCAL_RANK only the ranks have.

@@ -11,19 +11,8 @@ from demo.watch import condition
 from trenchcoat_api import constants
 
 from tests.cluster.kubelet import LABEL, Body, FakeNode, Stage, stage
-from tests.cluster.objects import apply, connect, delete, row, wait
+from tests.cluster.objects import apply, connect, delete, row, until, wait
 from tests.gitops.health import health
-
-
-def until(found, timeout: float, what: str):
-    """Poll until `found` returns something."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        result = found()
-        if result:
-            return result
-        time.sleep(0.05)
-    raise AssertionError(f"{what}: not within {timeout:.0f} s")
 
 
 def play_until(

@@ -6,7 +6,7 @@ import time
 import pytest
 from demo.environment import Environment
 
-from tests.cluster.objects import Body, apply, delete, example, pods, row, wait
+from tests.cluster.objects import Body, apply, delete, example, pods, row, until, wait
 from tests.cluster.security import restricted_pod
 
 SLOW = "slow-start"
@@ -34,14 +34,16 @@ def trenchcoat(**changes: object) -> Body:
 
 def wait_for_start(environment: Environment, *others: str) -> str:
     """The name of its one pod besides others, once its container runs."""
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
+
+    def started() -> str | None:
         for pod in pods(environment, "late", "trenchcoat.dev/stage=tokenize"):
             states = [item["state"] for item in pod["status"].get("containerStatuses", [])]
             if pod["metadata"]["name"] not in others and any("running" in state for state in states):
                 return str(pod["metadata"]["name"])
-        time.sleep(0.2)
-    pytest.fail("no pod starts")
+        return None
+
+    name: str = until(started, 90, "a pod starts")
+    return name
 
 
 @pytest.fixture

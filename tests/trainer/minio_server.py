@@ -14,6 +14,8 @@ import urllib3
 from trenchcoat_trainer.processes import free_port
 from trenchcoat_trainer.store import S3Store
 
+from tests.components import built
+
 ACCESS_KEY, SECRET_KEY, BUCKET, REGION = "tester", "a-long-secret", "trenchcoat", "us-east-1"
 
 
@@ -36,12 +38,7 @@ class MinioServer:
 
 def find_minio() -> str | None:
     """MinIO's program: named by the environment, in the cache of built components, or on the path."""
-    named = os.environ.get("TRENCHCOAT_MINIO")
-    if named:
-        return named
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trenchcoat"
-    found = sorted(file for file in cache.glob("components/*/minio") if os.access(file, os.X_OK))
-    return str(found[-1]) if found else shutil.which("minio")
+    return os.environ.get("TRENCHCOAT_MINIO") or built("minio") or shutil.which("minio")
 
 
 @contextmanager

@@ -120,6 +120,11 @@ class Child:
         return any(pod.phase == "Running" for pod in self.pods)
 
     @property
+    def waiting(self) -> bool:
+        """Whether it has yet to begin, or to go on: none of its pods runs, nor is the end of all it has."""
+        return not self.running and (not self.pods or any(pod.phase == "Pending" for pod in self.pods))
+
+    @property
     def holding(self) -> bool:
         """Whether it holds, or will hold, GPUs: its own conditions come a second after its pods' end."""
         return self.active and not (self.pods and all(pod.phase == "Succeeded" for pod in self.pods))

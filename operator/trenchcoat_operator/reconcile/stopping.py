@@ -50,10 +50,10 @@ def _reason(
         known
         and work is not None
         and child.active
-        and not child.running
+        and child.waiting
         and child.template != jobs.template_hash(desired, work, settings.pods)
     ):
-        return "its pod settings changed before it ran"
+        return "its pod settings changed while it waited"
     if child.kind is ChildKind.PYTORCH_JOB and child.active and any(pod.disrupted for pod in child.pods):
         # Its other pods cannot go on without the one that is gone; their ends would count as failures.
         return "the cluster ended a pod of it; it starts again from its checkpoint"

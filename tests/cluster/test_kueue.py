@@ -230,8 +230,9 @@ def collect_row(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_gang_gives_way_as_a_whole_and_goes_on_as_the_same_try(kueue: Environment):
-    # More text than the others have, so that it is collected for it alone and takes a while.
-    apply(kueue, queued("gang", scheduling__workloadPriorityClassName="batch", data__tokens=262144))
+    # So much text that collection goes on long after it is seen to have begun; one boundary, to store less.
+    long = {"data__tokens": 2048 * 512, "layersPerCria": 6}
+    apply(kueue, queued("gang", scheduling__workloadPriorityClassName="batch", **long))
     selector = "trenchcoat.dev/stage=collect"
     try:
         wait(kueue, "gang", lambda body: collect_row(body).get("step", 0) > 0, timeout=4 * MINUTES)

@@ -18,6 +18,9 @@ NAME = "bereaved"
 NODE = "node-2"
 """The other one has MinIO and the training operator."""
 MINUTES = 60.0
+LONG = 2016 * 512
+"""Tokens whose collection goes on for several times as long as it takes to see that it began and to kill a
+node: eight objects of hidden states, and its step is the number of those that are done."""
 # A minute less than by default until the cluster ends pods of a node that does not answer.
 SHORT = [
     {
@@ -108,7 +111,7 @@ def machine() -> Iterator[Machine]:
 def test_a_gang_that_loses_a_node_starts_again_when_it_finds_room(
     store: Environment, machine: Machine
 ) -> None:
-    with bereaved(store, 258_048):
+    with bereaved(store, LONG):
         wait(store, NAME, lambda body: row(body, "collect").get("step", 0) > 0, timeout=3 * MINUTES)
         assert on_the_node(store, "collect")
         machine.lose()

@@ -11,6 +11,7 @@ import yaml
 from demo.environment import Environment
 from trenchcoat_api.resource import Trenchcoat
 
+from tests.cluster.held import held
 from tests.cluster.objects import apply, delete, even_if_stalled, example, pods, row, wait
 
 
@@ -40,11 +41,12 @@ def one_of_its_own(name: str, tokens: int, **changes):
 
 @pytest.fixture(scope="module")
 def steered(store: Environment):
-    """One that is suspended once, and then reads its text."""
-    apply(store, one_of_its_own("steered", 81_920))
-    wait(store, "steered", tokenize_is("Running"), timeout=120)
-    yield store
-    delete(store, "steered")
+    """One that reads its text, however slowly; then it is suspended once, and goes on without delay."""
+    with held(store) as settings:
+        apply(store, one_of_its_own("steered", 81_920, pods={"tokenize": settings}))
+        wait(store, "steered", tokenize_is("Running"), timeout=120)
+        yield store
+        delete(store, "steered")
 
 
 def test_suspend_stops_and_resume_goes_on(steered: Environment):
@@ -52,6 +54,7 @@ def test_suspend_stops_and_resume_goes_on(steered: Environment):
     wait(steered, "steered", lambda body: not pods(steered, "steered"), timeout=90)
     assert "Suspended" in plugin(steered, "status", "steered")
     assert plugin(steered, "suspend", "steered") == "trenchcoat/steered is suspended already\n"
+    steered.kubectl("patch", "trenchcoat", "steered", "--type=merge", "-p", '{"spec":{"pods":null}}')
     assert plugin(steered, "resume", "steered") == "trenchcoat/steered resumed\n"
     body = wait(steered, "steered", tokenize_is("Succeeded"), timeout=180)
     assert row(body, "tokenize")["source"] == "Computed"

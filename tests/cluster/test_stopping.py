@@ -6,22 +6,12 @@ import time
 import pytest
 from demo.environment import Environment
 
+from tests.cluster.held import held
 from tests.cluster.objects import Body, apply, delete, example, pods, row, until, wait
 from tests.cluster.security import restricted_pod
 
-SLOW = "slow-start"
-# Python runs this before anything of ours, as an import from a slow disk would take its time.
-HELD = {"sitecustomize.py": "import time; time.sleep(600)"}
 AT_ONCE = 20.0
 """Seconds for a pod to be gone: what a kubelet may take on a busy machine, far from the 120 of grace."""
-
-
-def slow() -> Body:
-    return {
-        "env": [{"name": "PYTHONPATH", "value": "/slow"}],
-        "volumes": [{"name": "slow", "configMap": {"name": SLOW}}],
-        "volumeMounts": [{"name": "slow", "mountPath": "/slow"}],
-    }
 
 
 TOKENS = 512 * random.randrange(160, 300)
@@ -49,12 +39,10 @@ def wait_for_start(environment: Environment, *others: str) -> str:
 @pytest.fixture
 def late(store: Environment):
     """Its pod runs, and Python in it is not there yet."""
-    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": SLOW}, "data": HELD}
-    apply(store, body)
-    apply(store, trenchcoat(pods={"tokenize": slow()}))
-    yield store
-    delete(store, "late")
-    store.kubectl("delete", "configmap", SLOW)
+    with held(store) as settings:
+        apply(store, trenchcoat(pods={"tokenize": settings}))
+        yield store
+        delete(store, "late")
 
 
 def test_a_pod_told_to_end_while_python_starts_does_so_at_once(late: Environment) -> None:

@@ -14,7 +14,7 @@ from trenchcoat_api import constants
 from tests.cluster import previous
 from tests.cluster.conftest import NAME as CLUSTER
 from tests.cluster.conftest import REPO
-from tests.cluster.objects import apply, delete, example, pods, succeeded, wait
+from tests.cluster.objects import apply, delete, events, example, pods, succeeded, wait
 
 NAME = "upgraded"
 CRD = "trenchcoats.trenchcoat.dev"
@@ -60,6 +60,7 @@ def upgraded(store: Environment):
         data__tokens=16384,
         data__heldOutTokens=4096,
         layersPerCria=6,
+        transfer__epochs=5,  # so that they go on for longer than the upgrade takes
         collect={"nodes": 1, "gpusPerNode": 1, "batchSize": 8},
         stitch__nodes=1,
         evaluate={"enabled": False},
@@ -100,6 +101,7 @@ def test_nothing_was_done_twice(upgraded):
     )
     wanted = [("tokenize", None), ("collect", None), ("shard", None), ("cria", "0"), ("cria", "1")]
     assert ran == Counter([*wanted, ("stitch", None)])
+    assert "Stopped" not in {event["reason"] for event in events(witness.environment, NAME)}
     rows = done["status"]["stages"]
     assert {row["name"]: row["state"] for row in rows} == {
         stage: "Succeeded" for stage in ("tokenize", "collect", "shard", "cria", "stitch")

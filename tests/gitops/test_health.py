@@ -11,7 +11,7 @@ import yaml
 
 from tests.gitops.health import health
 from tests.operator import world
-from tests.operator.test_golden import CASES, DATA
+from tests.operator.reconcile.test_golden import CASES, DATA
 
 FILE = Path(__file__).parent / "health.yaml"
 

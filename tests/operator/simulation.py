@@ -30,7 +30,7 @@ from trenchcoat_operator.reconcile.plan import Plan
 
 from tests.operator import world
 
-BASE = yaml.safe_load((world.Path(__file__).parent / "data" / "trenchcoat.yaml").read_text())
+BASE = yaml.safe_load((world.Path(__file__).parent / "reconcile" / "data" / "trenchcoat.yaml").read_text())
 GPU = "nvidia.com/gpu"
 
 

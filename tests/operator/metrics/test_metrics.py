@@ -22,9 +22,9 @@ from trenchcoat_operator.queue import Key
 from trenchcoat_operator.reconcile.decide import reconcile
 
 from tests.operator import world
-from tests.operator.test_golden import CASES, DATA
+from tests.operator.reconcile.test_golden import CASES, DATA
 
-DOC = Path(__file__).parents[2] / "docs" / "metrics.md"
+DOC = Path(__file__).parents[3] / "docs" / "metrics.md"
 
 
 def with_status(trenchcoat, status):

@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from trenchcoat_operator.storage.access import Stores
 from trenchcoat_operator.versions import Versions
 
 from tests.cluster.conftest import NAME
-from tests.cluster.objects import apply, connect, delete, events, example, pods, succeeded, wait
+from tests.cluster.objects import apply, connect, delete, events, example, pods, succeeded, until, wait
 from tests.cluster.security import restricted_pod
 
 MINUTES = 60.0
@@ -309,17 +308,21 @@ def test_suspend_belongs_to_kueue_and_a_paused_run_leaves_the_queue(at_work: Env
     assert now["spec"] == job["spec"]
 
     at_work.kubectl("patch", "trenchcoat", "paused", "--type=merge", "-p", '{"spec":{"suspend":true}}')
-    deadline = time.monotonic() + 120
-    while workloads_of(at_work, "paused") or pods(at_work, "paused", "trenchcoat.dev/stage=cria"):
-        assert time.monotonic() < deadline, "Kueue still holds quota for it, or pods are still there"
-        time.sleep(1)
+    until(
+        lambda: (
+            not workloads_of(at_work, "paused") and not pods(at_work, "paused", "trenchcoat.dev/stage=cria")
+        ),
+        120,
+        "Kueue holds no quota for it, and no pod is there",
+    )
     (flavor,) = at_work.get("clusterqueue", "gpus")["status"]["flavorsUsage"]
     used = {item["name"]: item["total"] for item in flavor["resources"]}
     assert int(used["nvidia.com/gpu"]) == 0
 
     at_work.kubectl("patch", "trenchcoat", "paused", "--type=merge", "-p", '{"spec":{"suspend":false}}')
     wait(at_work, "paused", lambda body: len(running(body)) == GPUS, timeout=6 * MINUTES)
-    deadline = time.monotonic() + 180
-    while not any("going on from step" in log_of(at_work, job) for job in cria_jobs(at_work, "paused")):
-        assert time.monotonic() < deadline, "all began anew"
-        time.sleep(1)
+    until(
+        lambda: any("going on from step" in log_of(at_work, job) for job in cria_jobs(at_work, "paused")),
+        180,
+        "one goes on from its checkpoint",
+    )

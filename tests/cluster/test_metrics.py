@@ -1,12 +1,10 @@
 """Metrics as Prometheus reads them from the Service, on the real cluster."""
 
-import time
-
 from demo.environment import Environment
 from demo.install import RELEASE, RELEASE_NAMESPACE
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.cluster.objects import apply, delete, example, wait
+from tests.cluster.objects import apply, delete, example, until, wait
 
 
 def scrape(environment: Environment):
@@ -51,7 +49,8 @@ def test_a_trenchcoat_has_series_as_long_as_it_lives(store: Environment):
         assert of(samples, "process_resident_memory_bytes")[0] > 1e7
     finally:
         delete(store, "measured")
-    deadline = time.monotonic() + 30
-    while left := [sample for sample in scrape(store) if sample.labels.get("name") == "measured"]:
-        assert time.monotonic() < deadline, left
-        time.sleep(1)
+    until(
+        lambda: all(sample.labels.get("name") != "measured" for sample in scrape(store)),
+        30,
+        "its series go with it",
+    )

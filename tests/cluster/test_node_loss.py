@@ -21,6 +21,8 @@ MINUTES = 60.0
 LONG = 2016 * 512
 """Tokens whose collection goes on for several times as long as it takes to see that it began and to kill a
 node: eight objects of hidden states, and its step is the number of those that are done."""
+LASTING = 290 * 512
+"""Tokens whose Crias go on for about twice as long as until their first checkpoint, 30 s after their start."""
 # A minute less than by default until the cluster ends pods of a node that does not answer.
 SHORT = [
     {
@@ -141,7 +143,7 @@ def test_a_cria_on_a_lost_node_goes_on_elsewhere_from_its_checkpoint(
         there = [item for item in rows if item.get("node") == NODE and item["state"] == "Running"]
         return [item["index"] for item in there if has_checkpoint(store, body, item["key"])]
 
-    with bereaved(store, 98_816):
+    with bereaved(store, LASTING):
         body = wait(store, NAME, has_saved_there, timeout=5 * MINUTES)
         (index,) = has_saved_there(body)
         assert on_the_node(store, "cria")

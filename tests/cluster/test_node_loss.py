@@ -22,7 +22,7 @@ LONG = 2016 * 512
 """Tokens whose collection goes on for several times as long as it takes to see that it began and to kill a
 node: eight objects of hidden states, and its step is the number of those that are done."""
 LASTING = 290 * 512
-"""Tokens whose Crias go on for about twice as long as until their first checkpoint, 30 s after their start."""
+"""Tokens whose Crias go on for twice as long as until their first checkpoint, 30 s after their start."""
 # A minute less than by default until the cluster ends pods of a node that does not answer.
 SHORT = [
     {

@@ -94,3 +94,22 @@ def test_a_worker_told_to_end_while_it_waits_for_its_master_does_so_at_once(envi
         assert time.monotonic() - began < AT_ONCE
     finally:
         environment.kubectl("delete", "pytorchjob", "bereft", "--wait=false")
+
+
+def test_a_gang_told_to_end_while_its_ranks_meet_does_so_at_once(store: Environment) -> None:
+    """The Service by which they would find each other goes with the PyTorchJob, and may go first."""
+    apply(store, example("parted", data__tokens=TOKENS))
+    try:
+
+        def both_run() -> bool:
+            found = pods(store, "parted", "trenchcoat.dev/stage=collect")
+            return [pod["status"]["phase"] for pod in found] == ["Running"] * 2
+
+        until(both_run, 120, "both pods of collect run")
+        time.sleep(3)  # most of Python has been read, and they are about to meet
+        began = time.monotonic()
+        delete(store, "parted")
+        until(lambda: not pods(store, "parted"), 150, "its pods are gone")
+        assert time.monotonic() - began < AT_ONCE
+    finally:
+        delete(store, "parted")

@@ -4,8 +4,10 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,11 @@ from trenchcoat_api.artifacts import Artifacts, Manifest
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_trainer.cli import main
+from trenchcoat_trainer.errors import PreemptedError
+from trenchcoat_trainer.processes import free_port
 from trenchcoat_trainer.stages import tokenize
+from trenchcoat_trainer.stages.ranks import joined
+from trenchcoat_trainer.stages.stop import StopRequest
 from trenchcoat_trainer.stages.termination import write_termination_log
 from trenchcoat_trainer.store import FolderStore
 
@@ -242,6 +248,51 @@ def test_several_processes_are_one_stage(make_spec, tmp_path: Path, termination_
     run("tokenize", file, alone)
     run("collect", file, alone)
     assert read_manifest(spec, alone, "collect").objects == manifest.objects
+
+
+def heard_from(rank: int, port: int) -> None:
+    """Return when a rank is on its way to meet another: the first waits at the port, others come there."""
+    if rank > 0:
+        with socket.create_server(("127.0.0.1", port)) as server:
+            server.settimeout(60)
+            server.accept()
+        return
+    for _ in range(6000):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.01)
+    pytest.fail("it waits for nobody")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_ends_a_rank_that_waits_for_one_that_never_comes(
+    make_spec, tmp_path: Path, rank: int
+) -> None:
+    """As when a PyTorchJob is deleted while its pods start: the name that they meet under goes first."""
+    spec = make_spec(data={"tokens": 12_000})
+    file = write_spec(spec, tmp_path)
+    run("tokenize", file, tmp_path)
+    port = free_port()
+    meet = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    words = ["collect", "--spec", str(file), "--store", str(tmp_path / "store")]
+    bereft = subprocess.Popen([sys.executable, "-m", "trenchcoat_trainer", *words], env=os.environ | meet)
+    try:
+        heard_from(rank, port)
+        bereft.send_signal(signal.SIGTERM)
+        assert bereft.wait(20) == -signal.SIGTERM
+    finally:
+        bereft.kill()
+
+
+def test_a_rank_that_was_asked_to_stop_joins_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = StopRequest()
+    stop.listen()
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(PreemptedError), joined(0, 2, torch.device("cpu"), stop):
+        pytest.fail("it joined")
+    assert signal.getsignal(signal.SIGTERM) == stop._note
 
 
 def test_what_failed_first_has_the_last_word(termination_log: Path) -> None:

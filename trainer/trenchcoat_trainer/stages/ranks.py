@@ -29,13 +29,15 @@ def choose_device(rank: int) -> torch.device:
 
 
 @contextmanager
-def joined(rank: int, world_size: int, device: torch.device) -> Iterator[None]:
+def joined(rank: int, world_size: int, device: torch.device, stop: StopRequest) -> Iterator[None]:
     """Join the other processes of the stage; does nothing for one alone.
 
-    MASTER_ADDR and MASTER_PORT of the environment say where they meet.
+    MASTER_ADDR and MASTER_PORT of the environment say where they meet. Others may never come, such as those
+    of a PyTorchJob that is deleted while its pods start: a signal ends the wait, and the process.
 
     Raises:
         StageError: they do not come together.
+        PreemptedError: a stop was requested before.
     """
     if world_size == 1 or dist.is_initialized():
         yield
@@ -44,12 +46,13 @@ def joined(rank: int, world_size: int, device: torch.device) -> Iterator[None]:
         if device.type == "cuda":
             torch.cuda.set_device(device)
             os.environ.setdefault(*_DUMP_MILLISECONDS)
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            rank=rank,
-            world_size=world_size,
-            timeout=JOIN_TIMEOUT,
-        )
+        with stop.at_once():
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                rank=rank,
+                world_size=world_size,
+                timeout=JOIN_TIMEOUT,
+            )
     except (RuntimeError, ValueError) as error:
         raise StageError(
             f"rank {rank} of {world_size} could not join the others at "

@@ -35,7 +35,7 @@ def run(context: StageContext) -> None:
         PreemptedError: a stop was requested on any rank; objects that are done stay.
     """
     device = choose_device(context.rank)
-    with joined(context.rank, context.world_size, device), torch.inference_mode():
+    with joined(context.rank, context.world_size, device, context.stop), torch.inference_mode():
         _collect(context, device)
 
 

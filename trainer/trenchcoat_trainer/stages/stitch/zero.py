@@ -55,7 +55,7 @@ def import_deepspeed(device: torch.device) -> Any:
 def process_group(deepspeed: Any, context: StageContext, device: torch.device) -> Iterator[None]:
     """Join the other ranks; ZeRO-3 needs a group even for one rank alone, which then needs no network."""
     if context.world_size > 1:
-        with joined(context.rank, context.world_size, device):
+        with joined(context.rank, context.world_size, device, context.stop):
             # DeepSpeed takes the number of ranks from here.
             deepspeed.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
             yield

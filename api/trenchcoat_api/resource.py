@@ -1,7 +1,10 @@
 """The Trenchcoat custom resource as a whole, read from and written to YAML."""
 
+import copy
+import functools
+import operator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -52,10 +55,25 @@ class Trenchcoat(Camel):
 
     @classmethod
     def from_object(cls, body: dict[str, Any]) -> Self:
-        """Read an object as the API server or a YAML file gives it.
+        """Read an object as the API server gives it.
+
+        The API server lets no field pass that the definition lacks. One that is unknown here comes of a newer
+        definition, with its default value, while an upgrade goes on: it is left out.
 
         Raises:
             InvalidTrenchcoatError: naming every field at fault.
+        """
+        try:
+            return cls.model_validate(body)
+        except ValidationError as error:
+            return cls.from_document(_without_unknown(body, error))
+
+    @classmethod
+    def from_document(cls, body: dict[str, Any]) -> Self:
+        """Read an object as a person wrote it.
+
+        Raises:
+            InvalidTrenchcoatError: naming every field at fault, among them those that no Trenchcoat has.
         """
         try:
             return cls.model_validate(body)
@@ -78,8 +96,18 @@ class Trenchcoat(Camel):
             raise InvalidTrenchcoatError(f"{path}: not YAML: {error}") from error
         if not isinstance(body, dict):
             raise InvalidTrenchcoatError(f"{path}: holds no object; expected one of kind Trenchcoat")
-        return cls.from_object(body)
+        return cls.from_document(body)
 
     def to_object(self) -> dict[str, Any]:
         """The object with YAML's field names; what is unset stays out."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _without_unknown(body: dict[str, Any], error: ValidationError) -> dict[str, Any]:
+    """A copy of an object, but for the fields that an error calls unknown."""
+    kept = copy.deepcopy(body)
+    for fault in error.errors():
+        if fault["type"] == "extra_forbidden":
+            *path, unknown = fault["loc"]
+            del functools.reduce(operator.getitem, path, cast(Any, kept))[unknown]
+    return kept

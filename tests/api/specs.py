@@ -39,4 +39,4 @@ def changed(path: str | dict[str, Any], value: Any = None) -> dict[str, Any]:
 
 def trenchcoat(path: str | None = None, value: Any = None) -> Trenchcoat:
     """The base object, or one with a field changed, as a model."""
-    return Trenchcoat.from_object(changed(path, value) if path else copy.deepcopy(BASE))
+    return Trenchcoat.from_document(changed(path, value) if path else copy.deepcopy(BASE))

@@ -12,7 +12,7 @@ CASES = bad_specs.cases()
 
 def told(case: bad_specs.Case) -> str | None:
     try:
-        Trenchcoat.from_object(bad_specs.body(case))
+        Trenchcoat.from_document(bad_specs.body(case))
     except InvalidTrenchcoatError as error:
         return str(error).partition(": ")[2]
     return None
@@ -33,7 +33,7 @@ def test_the_field_is_named_by_both(case):
     if "local" not in case:
         assert "from" in case, "only a change may be for the API server alone to refuse"
         assert case["server"]
-        Trenchcoat.from_object(bad_specs.body(case))
+        Trenchcoat.from_document(bad_specs.body(case))
         return
     for side in ("local", "server"):
         words = re.findall(r"[\w.]+", case[side])

@@ -19,7 +19,7 @@ def resolve(**changes) -> TrenchcoatSpec:
     for name, value in changes.items():
         old = body["spec"].get(name)
         body["spec"][name] = old | value if isinstance(old, dict) else value
-    return Trenchcoat.from_object(body).spec
+    return Trenchcoat.from_document(body).spec
 
 
 def numbers(spec: TrenchcoatSpec) -> tuple[int, int, int, int]:
@@ -73,9 +73,9 @@ def test_what_is_computed_from_a_spec_sees_the_preset():
 
 
 def test_a_resolved_spec_stays_what_it_is_when_read_again():
-    body = Trenchcoat.from_object(changed("spec.preset", "paper")).to_object()
+    body = Trenchcoat.from_document(changed("spec.preset", "paper")).to_object()
     body["spec"]["preset"] = "quick"  # as if presets had changed: what was resolved is explicit by now
-    assert numbers(Trenchcoat.from_object(body).spec) == (1_000_000, 1, 1, 1)
+    assert numbers(Trenchcoat.from_document(body).spec) == (1_000_000, 1, 1, 1)
 
 
 def test_parts_may_be_models_and_the_given_mapping_is_kept():
@@ -90,4 +90,4 @@ def test_parts_may_be_models_and_the_given_mapping_is_kept():
 def test_an_unknown_preset_is_named(preset):
     body = {**BASE, "spec": {**BASE["spec"], "preset": preset}}
     with pytest.raises(InvalidTrenchcoatError, match=r"spec\.preset.*paper"):
-        Trenchcoat.from_object(body)
+        Trenchcoat.from_document(body)

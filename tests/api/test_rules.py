@@ -21,7 +21,7 @@ def test_texts_become_cel_literals():
 def test_a_text_with_a_password_in_it_is_not_repeated():
     assert "messageExpression" not in Text("x", "write x", shown=False).validation()
     with pytest.raises(InvalidTrenchcoatError) as refused:
-        Trenchcoat.from_object(changed("spec.store.endpoint", "http://user:password@minio:9000"))
+        Trenchcoat.from_document(changed("spec.store.endpoint", "http://user:password@minio:9000"))
     assert "password" not in str(refused.value)
 
 
@@ -47,13 +47,13 @@ def test_every_python_rule_stands_in_the_definition():
 @pytest.mark.parametrize("name", ["a", "a" * MAX_NAME_LENGTH, "llama-405b"])
 def test_names_of_all_allowed_lengths(name):
     assert re.fullmatch(NAME.pattern, name)
-    assert Trenchcoat.from_object(changed("metadata.name", name)).metadata.name == name
+    assert Trenchcoat.from_document(changed("metadata.name", name)).metadata.name == name
 
 
 @pytest.mark.parametrize("name", ["", "a" * (MAX_NAME_LENGTH + 1), "a-", "A", "a.b", "1a"])
 def test_names_that_are_none(name):
     with pytest.raises(InvalidTrenchcoatError, match=r"metadata\.name"):
-        Trenchcoat.from_object(changed("metadata.name", name))
+        Trenchcoat.from_document(changed("metadata.name", name))
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,6 @@
+import copy
+import json
+
 import pytest
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 
@@ -29,3 +32,24 @@ def test_files_that_hold_no_trenchcoat_are_named(tmp_path, text):
     file.write_text(text)
     with pytest.raises(InvalidTrenchcoatError, match=r"x\.yaml"):
         Trenchcoat.from_yaml(file)
+
+
+NEWER = {
+    "spec": {"brandNew": 3},
+    "spec.transfer": {"brandNew": 3},
+    "spec.pods": {"cria": {"brandNew": 3}},
+    "status": {"brandNew": 3},
+}
+
+
+@pytest.mark.parametrize("path", NEWER)
+def test_a_field_of_a_newer_definition_is_left_out_where_the_api_server_let_it_pass(path):
+    """An operator reads such objects while it is upgraded: the definition comes before it."""
+    body = copy.deepcopy(BASE)
+    place = body
+    for name in path.split("."):
+        place = place.setdefault(name, {})
+    place |= NEWER[path]
+    with pytest.raises(InvalidTrenchcoatError, match="brandNew"):
+        Trenchcoat.from_document(copy.deepcopy(body))
+    assert "brandNew" not in json.dumps(Trenchcoat.from_object(body).to_object())

@@ -1,5 +1,6 @@
 """Upgrading the chart while a Trenchcoat runs: it succeeds, and nothing of it is done twice."""
 
+import json
 from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +15,7 @@ from trenchcoat_api import constants
 from tests.cluster import previous
 from tests.cluster.conftest import NAME as CLUSTER
 from tests.cluster.conftest import REPO
-from tests.cluster.objects import apply, delete, events, example, pods, succeeded, wait
+from tests.cluster.objects import apply, delete, events, example, pods, row, succeeded, wait
 
 NAME = "upgraded"
 CRD = "trenchcoats.trenchcoat.dev"
@@ -138,3 +139,31 @@ def test_the_definition_was_upgraded_in_place(store: Environment, upgraded):
     generated = yaml.safe_load((REPO / "crds" / "trenchcoat.dev_trenchcoats.yaml").read_text())
     schemas = [item["spec"]["versions"][0]["schema"]["openAPIV3Schema"] for item in (new, generated, old)]
     assert schemas[0] == schemas[1] != schemas[2]
+
+
+@pytest.fixture
+def newer_definition(store: Environment, upgraded):
+    """The definition of a release that has one field more, as it is while the next upgrade goes on."""
+    field = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/brandNew"
+
+    def change(operation: dict[str, Any]) -> None:
+        words = ("patch", "crd", CRD, "--type=json", "-p", json.dumps([operation | {"path": field}]))
+        store.kubectl(*words)
+
+    change({"op": "add", "value": {"type": "integer", "default": 3}})
+    yield
+    change({"op": "remove"})
+
+
+def test_an_operator_is_not_put_off_by_the_definition_of_the_next(store: Environment, newer_definition):
+    apply(store, example("ahead", data__tokens=16384))
+    try:
+        body = wait(
+            store,
+            "ahead",
+            lambda body: row(body, "tokenize").get("state") in ("Running", "Succeeded"),
+            timeout=90,
+        )
+        assert body["spec"]["brandNew"] == 3
+    finally:
+        delete(store, "ahead")

@@ -11,9 +11,10 @@ from trenchcoat_trainer.errors import PreemptedError
 class StopRequest:
     """Becomes true on SIGTERM (preemption, suspension) or SIGINT (a person at a terminal)."""
 
+    _listens = False
+
     def __init__(self) -> None:
         self.requested = False
-        self._listens = False
 
     def listen(self) -> None:
         """Take over both signals of this process; call from the main thread."""

@@ -29,10 +29,10 @@ from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 from trenchcoat_operator.apply import status_object
-from trenchcoat_operator.children import jobs, specs
+from trenchcoat_operator.children import jobs, names, specs
 from trenchcoat_operator.model import views, workloads
 from trenchcoat_operator.model.capacity import Capacity, Contender, Demand
-from trenchcoat_operator.model.observed import ChildKind, Observed, Peers, Problem, StoreView
+from trenchcoat_operator.model.observed import Child, ChildKind, Observed, Peers, Problem, StoreView
 from trenchcoat_operator.reconcile import graph
 from trenchcoat_operator.reconcile.plan import (
     Apply,
@@ -119,6 +119,29 @@ def manifest(artifact: Artifact, layers: int = LAYERS) -> Manifest:
         completed_at=NOW - timedelta(minutes=5),
         seconds=300,
     )
+
+
+def manifests_before_crias(spec: TrenchcoatSpec) -> dict[str, Manifest]:
+    """Manifests, by content key, of all that a Cria needs: tokenize, collect and shard."""
+    needed = (Stage.TOKENIZE, Stage.COLLECT, Stage.SHARD)
+    return {item.key: manifest(item) for item in artifacts_of(spec).values() if item.stage in needed}
+
+
+def child_of(trenchcoat: Trenchcoat, work: graph.Work, **changes: Any) -> Child:
+    """The first try of a work, as it was made; `changes` are fields that differ."""
+    made = Child(
+        kind=jobs.kind(work),
+        name=names.child_name(trenchcoat.metadata.name, work.artifact, 1),
+        stage=work.stage,
+        cria=work.artifact.cria.index if work.artifact.cria else None,
+        key=work.key,
+        attempt=1,
+        spec_name=specs.spec_name(trenchcoat),
+        template=jobs.template_hash(trenchcoat, work, SETTINGS.pods),
+        owned=True,
+        created_at=NOW,
+    )
+    return replace(made, **changes)
 
 
 class World:

@@ -6,7 +6,6 @@ from itertools import combinations
 
 import pytest
 from trenchcoat_api.stages import Stage
-from trenchcoat_operator.children import jobs, names, specs
 from trenchcoat_operator.model.observed import Child, Observed, Pod, Queued, StoreView
 from trenchcoat_operator.reconcile import graph
 from trenchcoat_operator.reconcile.decide import reconcile
@@ -16,11 +15,7 @@ from tests.operator import world
 from tests.operator.simulation import trenchcoat
 
 OWNER = trenchcoat(layersPerCria=12, scheduling={"queueName": "gpus"})
-MANIFESTS = {
-    artifact.key: world.manifest(artifact)
-    for artifact in world.artifacts_of(OWNER.spec).values()
-    if artifact.stage in (Stage.TOKENIZE, Stage.COLLECT, Stage.SHARD)
-}
+MANIFESTS = world.manifests_before_crias(OWNER.spec)
 PREEMPTED = Queued("Preempted to accommodate a workload", evicted=True)
 POD = Pod(name="p", phase="Running", node="node-1", started_at=world.NOW, extended={"nvidia.com/gpu": 1})
 LEAVING = replace(POD, gone_by=world.NOW + timedelta(minutes=2))
@@ -31,21 +26,8 @@ AGAIN = replace(NEXT, phase="Running", node="node-2", started_at=world.NOW + tim
 
 def cria(*pods: Pod, suspended: bool = False, queued: Queued | None = None) -> Child:
     (work,) = (work for work in graph.build(OWNER.spec, MANIFESTS).works if work.stage is Stage.CRIA)
-    return Child(
-        kind=jobs.kind(work),
-        name=names.child_name(OWNER.metadata.name, work.artifact, 1),
-        stage=work.stage,
-        cria=0,
-        key=work.key,
-        attempt=1,
-        spec_name=specs.spec_name(OWNER),
-        template=jobs.template_hash(OWNER, work, world.SETTINGS.pods),
-        owned=True,
-        suspended=suspended,
-        queued=PREEMPTED if suspended else queued,
-        created_at=world.NOW,
-        pods=pods,
-    )
+    queued = PREEMPTED if suspended else queued
+    return world.child_of(OWNER, work, suspended=suspended, queued=queued, pods=pods)
 
 
 def story(*children: Child) -> list[Event]:

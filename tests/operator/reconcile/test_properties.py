@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import State
-from trenchcoat_operator.children import jobs, names, specs
+from trenchcoat_operator.children import names, specs
 from trenchcoat_operator.model.observed import Child, ChildPhase, Pod, StoreView
 from trenchcoat_operator.reconcile import graph
 from trenchcoat_operator.reconcile.decide import reconcile
@@ -68,22 +68,13 @@ def clusters(draw: st.DrawFn) -> Cluster:
 
 def _child(cluster: Cluster, work: graph.Work, kind: str) -> Child:
     phase = {"failed": ChildPhase.FAILED, "succeeded": ChildPhase.SUCCEEDED}.get(kind, ChildPhase.ACTIVE)
-    name = names.child_name("tiny", work.artifact, 1)
-    pods = (Pod(name="p", phase="Running", node="n0"),) if kind == "running" else ()
-    return Child(
-        kind=jobs.kind(work),
-        name=name,
-        stage=work.stage,
-        cria=work.artifact.cria.index if work.artifact.cria else None,
-        key=work.key,
-        attempt=1,
-        spec_name=specs.spec_name(cluster.trenchcoat),
-        template=jobs.template_hash(cluster.trenchcoat, work, world.SETTINGS.pods),
-        owned=True,
+    return world.child_of(
+        cluster.trenchcoat,
+        work,
         phase=phase,
         created_at=world.NOW - timedelta(minutes=1),
         finished_at=None if phase is ChildPhase.ACTIVE else world.NOW - timedelta(seconds=30),
-        pods=pods,
+        pods=(Pod(name="p", phase="Running", node="n0"),) if kind == "running" else (),
     )
 
 

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 from trenchcoat_api.stages import Stage
-from trenchcoat_operator.children import jobs, names, specs
 from trenchcoat_operator.model.observed import Child, Observed, Pod, StoreView
 from trenchcoat_operator.reconcile import graph
 from trenchcoat_operator.reconcile.stopping import deletions
@@ -13,11 +12,7 @@ from tests.operator import world
 from tests.operator.simulation import trenchcoat
 
 OWNER = trenchcoat(layersPerCria=12)
-MANIFESTS = {
-    artifact.key: world.manifest(artifact)
-    for artifact in world.artifacts_of(OWNER.spec).values()
-    if artifact.stage in (Stage.TOKENIZE, Stage.COLLECT, Stage.SHARD)
-}
+MANIFESTS = world.manifests_before_crias(OWNER.spec)
 GRAPH = graph.build(OWNER.spec, MANIFESTS)
 (CRIA,) = (work for work in GRAPH.works if work.stage is Stage.CRIA)
 WAITS = Pod(name="p", phase="Pending")
@@ -27,19 +22,8 @@ PREEMPTED = Pod(name="q", phase="Failed", exit_code=75)
 
 def child(*pods: Pod, former: bool) -> Child:
     """The Cria's Job, made with the settings of now or with former ones."""
-    return Child(
-        kind=jobs.kind(CRIA),
-        name=names.child_name(OWNER.metadata.name, CRIA.artifact, 1),
-        stage=CRIA.stage,
-        cria=0,
-        key=CRIA.key,
-        attempt=1,
-        spec_name=specs.spec_name(OWNER),
-        template="of before" if former else jobs.template_hash(OWNER, CRIA, world.SETTINGS.pods),
-        owned=True,
-        created_at=world.NOW,
-        pods=pods,
-    )
+    made = world.child_of(OWNER, CRIA, pods=pods)
+    return replace(made, template="of before") if former else made
 
 
 def reasons(seen: Child) -> list[str]:

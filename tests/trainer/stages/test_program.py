@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ from trenchcoat_trainer.stages.stop import StopRequest
 from trenchcoat_trainer.stages.termination import write_termination_log
 from trenchcoat_trainer.store import FolderStore
 
-from tests.trainer.waiting import wait_for
+from tests.trainer.waiting import wait_for, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -257,12 +256,12 @@ def heard_from(rank: int, port: int) -> None:
             server.settimeout(60)
             server.accept()
         return
-    for _ in range(6000):
+
+    def listens() -> bool:
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.01)
-    pytest.fail("it waits for nobody")
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    wait_until(listens, "the first rank waits for others")
 
 
 @pytest.mark.slow

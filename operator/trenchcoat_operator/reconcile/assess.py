@@ -79,7 +79,8 @@ def assess(
     """
     tries = tries_of(work, observed.children)
     manifest = observed.store.manifests.get(work.key)
-    outcomes = _outcomes(tries, now, complete=manifest is not None)
+    deleted = observed.store.deletions.get(work.key)
+    outcomes = _outcomes(tries, now, manifest, deleted)
     base = Assessment(
         work=work,
         state=State.BLOCKED,
@@ -97,12 +98,13 @@ def assess(
     )
     if manifest is not None:
         return _with(base, state=State.SUCCEEDED)
-    deleted = observed.store.deletions.get(work.key)
     if not needed and deleted is not None:
         message = f"deleted at {texts.timestamp(deleted.updated_at)}: no stage reads it any more"
         return _with(base, state=State.SUCCEEDED, message=message, deleted=deleted)
     missing = _missing(work, observed.store.manifests)
-    latest = base.latest
+    # What was made, deleted and is needed again begins anew.
+    anew = tuple(takewhile(lambda child: not _was_deleted(child, deleted), reversed(tries)))
+    latest = anew[0] if anew else None
     if latest is not None and latest.terminating:
         return _leaving(base, latest, trenchcoat, f"{latest.kind} {latest.name} is being stopped")
     if latest is not None and latest.active:
@@ -118,6 +120,7 @@ def assess(
     if latest is not None and latest.phase is ChildPhase.FAILED and failures.lingers(latest):
         message = f"the pods of {latest.kind} {latest.name}, which failed, are being stopped"
         return _leaving(base, latest, trenchcoat, message)
+    outcomes = [(child, outcome) for child, outcome in outcomes if child in anew]
     if latest is not None and (failed := _after_failures(base, latest, outcomes, trenchcoat, now)):
         return failed
     if missing:
@@ -176,12 +179,27 @@ def _overdue(child: Child, now: datetime) -> bool:
     return child.finished_at is not None and now - child.finished_at > MANIFEST_GRACE
 
 
-def _outcomes(tries: tuple[Child, ...], now: datetime, *, complete: bool) -> list[tuple[Child, Outcome]]:
+def _was_deleted(child: Child, deleted: Deletion | None) -> bool:
+    """Whether a try ended well before what it had made was deleted."""
+    return (
+        child.phase is ChildPhase.SUCCEEDED
+        and child.finished_at is not None
+        and deleted is not None
+        and deleted.manifest is not None
+        and child.finished_at <= deleted.updated_at
+    )
+
+
+def _outcomes(
+    tries: tuple[Child, ...], now: datetime, manifest: Manifest | None, deleted: Deletion | None
+) -> list[tuple[Child, Outcome]]:
     result = []
     for child in tries:
         if child.phase is ChildPhase.FAILED:
             result.append((child, failures.classify(child, now)))
-        elif child.phase is ChildPhase.SUCCEEDED and not complete and (child.outcome or _overdue(child, now)):
+        elif child.phase is not ChildPhase.SUCCEEDED or manifest is not None or _was_deleted(child, deleted):
+            continue
+        elif child.outcome or _overdue(child, now):
             message = f"{child.kind} {child.name} ended well but left no manifest in the store"
             result.append((child, Outcome(FailureClass.NO_MANIFEST, message)))
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from datetime import timedelta
 
 import pytest
 from hypothesis import Phase, given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from trenchcoat_api.artifacts import DeletionPhase
 from trenchcoat_api.status import Source
 from trenchcoat_operator.model.observed import ChildPhase, Observed, Problem, StoreView
+from trenchcoat_operator.reconcile.assess import MANIFEST_GRACE
 from trenchcoat_operator.reconcile.decide import reconcile
 from trenchcoat_operator.reconcile.plan import Purge, SetFinalizer
 from trenchcoat_operator.reconcile.retention import PATIENCE
@@ -58,6 +60,46 @@ def test_intermediates_go_and_nothing_runs_again() -> None:
     run(cluster, random.Random(3))
     assert succeeded(cluster.trenchcoat)
     assert set(Counter(cluster.made).values()) == {1}
+
+
+def test_what_was_deleted_is_no_failure_of_those_who_made_it() -> None:
+    cluster = finished(**THIN, scheduling={"maxAttempts": 1})
+    ended = max(child.finished_at for child in cluster.children.values() if child.finished_at is not None)
+    assert cluster.now - ended > MANIFEST_GRACE, "or else it may still be in time"
+    status = cluster.trenchcoat.status
+    assert {item.outcome for row in (*status.stages, *status.crias) for item in row.attempts} == {"Succeeded"}
+    assert not [row.name for row in status.stages if row.last_failure]
+    assert not [child.name for child in cluster.children.values() if child.outcome]
+    # It counts for nothing when it is made again, either; not even what failed before it was made.
+    cluster.change("tiny", transfer={"learningRate": "1e-3"})
+    run(cluster, random.Random(2))
+    assert succeeded(cluster.trenchcoat)
+    assert made_again(cluster) == {"collect", "shard"}
+
+
+def test_what_is_made_again_may_fail_as_often_as_at_first() -> None:
+    cluster = Cluster.one(trenchcoat(**THIN, scheduling={"maxAttempts": 2}), [2])
+    key = world.artifacts_of(cluster.trenchcoat.spec)["collect"].key
+
+    def fail_once() -> None:
+        for _ in range(20):
+            settle(cluster, "tiny")
+            cluster.schedule()
+            for name in cluster.running():
+                failed = cluster.children[name].key == key
+                cluster.end(name, ChildPhase.FAILED if failed else ChildPhase.SUCCEEDED, 1 if failed else 0)
+                if failed:
+                    return
+            cluster.now += timedelta(seconds=30)
+        raise AssertionError("it was never made")
+
+    fail_once()
+    run(cluster, random.Random(1))
+    cluster.change("tiny", transfer={"learningRate": "1e-3"})
+    fail_once()
+    run(cluster, random.Random(1))
+    assert succeeded(cluster.trenchcoat)
+    assert cluster.made.count(key) == 4
 
 
 def test_activations_go_as_soon_as_all_crias_are_trained() -> None:

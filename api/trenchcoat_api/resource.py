@@ -103,6 +103,22 @@ class Trenchcoat(Camel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
+def read_status(document: dict[str, Any]) -> TrenchcoatStatus:
+    """Read a status that any version of the operator may have written.
+
+    Fields that are unknown here are left out. A status that cannot be read even so is as good as none: all
+    but the GPU seconds and the artifacts of former specs can be found out again.
+    """
+    try:
+        return TrenchcoatStatus.model_validate(document)
+    except ValidationError as error:
+        known = _without_unknown(document, error)
+    try:
+        return TrenchcoatStatus.model_validate(known)
+    except ValidationError:
+        return TrenchcoatStatus()
+
+
 def _without_unknown(body: dict[str, Any], error: ValidationError) -> dict[str, Any]:
     """A copy of an object, but for the fields that an error calls unknown."""
     kept = copy.deepcopy(body)

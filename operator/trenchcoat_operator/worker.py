@@ -8,9 +8,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import ValidationError
 from trenchcoat_api import constants
-from trenchcoat_api.resource import InvalidTrenchcoatError, Metadata, Trenchcoat
+from trenchcoat_api.resource import InvalidTrenchcoatError, Metadata, Trenchcoat, read_status
 from trenchcoat_api.status import ConditionType, TrenchcoatStatus
 
 from trenchcoat_operator.apply import Applier, status_object
@@ -199,17 +198,14 @@ class Reconciler:
         except NotFoundError:
             self._metrics.forget(key)
             return None
+        former = read_status(body.get("status") or {})
         try:
-            TrenchcoatStatus.model_validate(body.get("status") or {})
-        except ValidationError:
-            body.pop("status")  # another version's; everything in it can be found out again
-        try:
-            return Trenchcoat.from_object(body)
+            return Trenchcoat.from_object({**body, "status": former})
         except InvalidTrenchcoatError as error:
-            self._refuse(body, error)
+            self._refuse(body, former, error)
             return None
 
-    def _refuse(self, body: dict[str, Any], error: InvalidTrenchcoatError) -> None:
+    def _refuse(self, body: dict[str, Any], former: TrenchcoatStatus, error: InvalidTrenchcoatError) -> None:
         """Say so in the status of an object that the API server let through and this version cannot read."""
         log.warning("cannot be read: %s", error)
         metadata = Metadata.model_construct(
@@ -224,7 +220,6 @@ class Reconciler:
             if constants.FINALIZER in metadata.finalizers:  # nobody can tell what its artifacts are
                 self._applier.set_finalizer(metadata, present=False)
             return
-        former = TrenchcoatStatus.model_validate(body.get("status") or {})
         verdict = Verdict("False", "InvalidSpec", str(error))
         wanted = {
             ConditionType.ACCEPTED: verdict,

@@ -2,7 +2,8 @@ import copy
 import json
 
 import pytest
-from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
+from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat, read_status
+from trenchcoat_api.status import TrenchcoatStatus
 
 from tests.api.specs import BASE, trenchcoat
 
@@ -53,3 +54,20 @@ def test_a_field_of_a_newer_definition_is_left_out_where_the_api_server_let_it_p
     with pytest.raises(InvalidTrenchcoatError, match="brandNew"):
         Trenchcoat.from_document(copy.deepcopy(body))
     assert "brandNew" not in json.dumps(Trenchcoat.from_object(body).to_object())
+
+
+def test_of_a_newer_operators_status_what_is_known_stays():
+    """Its GPU seconds and artifacts of former specs stand there alone: they outlive going back a release."""
+    status = {
+        "gpuSeconds": "77",
+        "brandNew": 3,
+        "stages": [{"name": "collect", "state": "Running", "gpuSeconds": "77", "brandNew": "x"}],
+    }
+    read = read_status(status)
+    assert (read.gpu_seconds, read.stages[0].gpu_seconds) == ("77", "77")
+    assert "brandNew" not in read.model_dump_json(by_alias=True)
+
+
+def test_a_status_that_cannot_be_read_is_as_good_as_none():
+    stage = {"name": "collect", "state": "BrandNew"}
+    assert read_status({"gpuSeconds": "77", "stages": [stage]}) == TrenchcoatStatus()

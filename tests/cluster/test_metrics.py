@@ -31,8 +31,10 @@ def test_a_trenchcoat_has_series_as_long_as_it_lives(store: Environment):
             lambda body: any(row["state"] == "Succeeded" for row in body.get("status", {}).get("stages", [])),
             timeout=180,
         )
+        # They follow the status.
+        accepted = {"condition": "Accepted", **place}
+        until(lambda: of(scrape(store), "trenchcoat_condition", **accepted) == [1.0], 10, "it is accepted")
         samples = scrape(store)
-        assert of(samples, "trenchcoat_condition", condition="Accepted", **place) == [1.0]
         assert of(samples, "trenchcoat_progress_ratio", **place)[0] > 0
         assert of(samples, "trenchcoat_stored_bytes", **place)[0] > 0
         counted = of(

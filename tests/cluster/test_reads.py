@@ -14,7 +14,7 @@ from trenchcoat_operator.settings import Settings
 from trenchcoat_operator.worker import Reconciler
 
 from tests.cluster.kubelet import stage
-from tests.cluster.objects import apply, connect, delete
+from tests.cluster.objects import apply, connect, delete, row, until
 
 NAME = "reads"
 
@@ -30,8 +30,14 @@ def test_a_look_reads_a_trenchcoat_anew_only_when_a_newer_one_is_known(
     with stage(environment, NAME) as play, environment.store_address() as address:
         apply(environment, play.trenchcoat(NAME, store__endpoint=f"http://{address}"))
         try:
+
+            def runs() -> bool:
+                operator.step(key)
+                return row(environment.get("trenchcoat", NAME), "tokenize").get("state") == "Running"
+
+            until(runs, 60, "its first pod runs")
             quiet = 0
-            while quiet < 5:  # its first pod runs, and there is nothing to tell
+            while quiet < 5:  # until there is nothing to tell
                 before = asked["patch", "trenchcoats/status"]
                 operator.step(key)
                 quiet = quiet + 1 if asked["patch", "trenchcoats/status"] == before else 0

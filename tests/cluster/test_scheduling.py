@@ -36,9 +36,13 @@ def test_a_gpu_that_comes_free_is_used_within_two_seconds(environment: Environme
         apply(environment, body)
         try:
             until(lambda: len(play.node.running()) == 2, 60, "two Crias run")
-            seen = environment.get("trenchcoat", "latency")
-            held = [row for row in seen["status"]["crias"] if row.get("waitingReason") == "Gpu"]
-            assert held and held[0]["message"] == "0 of 1 node have a free nvidia.com/gpu"
+
+            def held() -> list[Body]:
+                rows = environment.get("trenchcoat", "latency")["status"]["crias"]
+                return [item for item in rows if item.get("waitingReason") == "Gpu"]
+
+            first, *_ = until(held, 10, "the status says who waits")
+            assert first["message"] == "0 of 1 node have a free nvidia.com/gpu"
             took = []
             for _ in range(5):
                 known = {pod.metadata.name for pod in play.node.pods()}

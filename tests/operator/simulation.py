@@ -217,6 +217,8 @@ class Cluster:
             case plans.Delete(name=child):
                 self._remove(child)
             case plans.RecordOutcome(name=child, outcome=outcome, message=message):
+                ended = self.children[child].phase
+                assert ended is not ChildPhase.SUCCEEDED, f"{child} left a manifest: {message}"
                 self.children[child] = replace(self.children[child], outcome=outcome, outcome_message=message)
             case plans.Stop(name=child):
                 self.children[child] = replace(

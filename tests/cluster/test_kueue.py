@@ -321,6 +321,7 @@ def test_suspend_belongs_to_kueue_and_a_paused_run_leaves_the_queue(at_work: Env
     now = at_work.get("job", job["metadata"]["name"])
     assert now["spec"] == job["spec"]
 
+    assert used_gpus(at_work) > 0
     at_work.kubectl("patch", "trenchcoat", "paused", "--type=merge", "-p", '{"spec":{"suspend":true}}')
     until(
         lambda: (

@@ -80,7 +80,9 @@ def assess(
     tries = tries_of(work, observed.children)
     manifest = observed.store.manifests.get(work.key)
     deleted = observed.store.deletions.get(work.key)
-    outcomes = _outcomes(tries, now, manifest, deleted)
+    gone = {child.name for child in tries if _was_deleted(child, deleted)}
+    left = tuple(child for child in tries if child.name not in gone)
+    outcomes = _outcomes(left, now, complete=manifest is not None)
     base = Assessment(
         work=work,
         state=State.BLOCKED,
@@ -103,7 +105,7 @@ def assess(
         return _with(base, state=State.SUCCEEDED, message=message, deleted=deleted)
     missing = _missing(work, observed.store.manifests)
     # What was made, deleted and is needed again begins anew.
-    anew = tuple(takewhile(lambda child: not _was_deleted(child, deleted), reversed(tries)))
+    anew = tuple(takewhile(lambda child: child.name not in gone, reversed(tries)))
     latest = anew[0] if anew else None
     if latest is not None and latest.terminating:
         return _leaving(base, latest, trenchcoat, f"{latest.kind} {latest.name} is being stopped")
@@ -190,16 +192,12 @@ def _was_deleted(child: Child, deleted: Deletion | None) -> bool:
     )
 
 
-def _outcomes(
-    tries: tuple[Child, ...], now: datetime, manifest: Manifest | None, deleted: Deletion | None
-) -> list[tuple[Child, Outcome]]:
+def _outcomes(tries: tuple[Child, ...], now: datetime, *, complete: bool) -> list[tuple[Child, Outcome]]:
     result = []
     for child in tries:
         if child.phase is ChildPhase.FAILED:
             result.append((child, failures.classify(child, now)))
-        elif child.phase is not ChildPhase.SUCCEEDED or manifest is not None or _was_deleted(child, deleted):
-            continue
-        elif child.outcome or _overdue(child, now):
+        elif child.phase is ChildPhase.SUCCEEDED and not complete and (child.outcome or _overdue(child, now)):
             message = f"{child.kind} {child.name} ended well but left no manifest in the store"
             result.append((child, Outcome(FailureClass.NO_MANIFEST, message)))
     return result

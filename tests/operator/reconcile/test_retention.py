@@ -70,7 +70,7 @@ def test_what_was_deleted_is_no_failure_of_those_who_made_it() -> None:
     assert {item.outcome for row in (*status.stages, *status.crias) for item in row.attempts} == {"Succeeded"}
     assert not [row.name for row in status.stages if row.last_failure]
     assert not [child.name for child in cluster.children.values() if child.outcome]
-    # It counts for nothing when it is made again, either; not even what failed before it was made.
+    # Nor does it count when it is made again.
     cluster.change("tiny", transfer={"learningRate": "1e-3"})
     run(cluster, random.Random(2))
     assert succeeded(cluster.trenchcoat)

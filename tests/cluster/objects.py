@@ -67,17 +67,6 @@ def wait(
     )
 
 
-def until(found: Callable[[], Any], timeout: float, what: str) -> Any:
-    """Poll until `found` returns something."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        result = found()
-        if result:
-            return result
-        time.sleep(0.05)
-    raise AssertionError(f"{what}: not within {timeout:.0f} s")
-
-
 def even_if_stalled(
     environment: Environment, name: str, until: Callable[[Body], object], *, timeout: float
 ) -> Body:

@@ -21,7 +21,8 @@ from trenchcoat_operator.settings import Settings
 from trenchcoat_operator.worker import Reconciler
 
 from tests.cluster.kubelet import STAGES, stage
-from tests.cluster.objects import Body, apply, connect, delete, gpus_of, pods, until
+from tests.cluster.objects import Body, apply, connect, delete, gpus_of, pods
+from tests.waiting import until
 
 NAME = "crashes"
 LEFT = set(STAGES) - {"collect", "shard"}

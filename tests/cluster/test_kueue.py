@@ -19,8 +19,9 @@ from trenchcoat_operator.storage.access import Stores
 from trenchcoat_operator.versions import Versions
 
 from tests.cluster.conftest import NAME
-from tests.cluster.objects import apply, connect, delete, events, example, pods, succeeded, until, wait
+from tests.cluster.objects import apply, connect, delete, events, example, pods, succeeded, wait
 from tests.cluster.security import restricted_pod
+from tests.waiting import until
 
 MINUTES = 60.0
 GPUS = 2

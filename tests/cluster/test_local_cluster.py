@@ -7,7 +7,7 @@ from demo.environment import Environment
 from local_cluster.namespaces import processes
 
 from tests.cluster.conftest import NAME
-from tests.cluster.objects import until
+from tests.waiting import until
 
 
 def running(program: str, node: str) -> set[int]:

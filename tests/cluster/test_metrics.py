@@ -4,7 +4,8 @@ from demo.environment import Environment
 from demo.install import RELEASE, RELEASE_NAMESPACE
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.cluster.objects import apply, delete, example, until, wait
+from tests.cluster.objects import apply, delete, example, wait
+from tests.waiting import until
 
 
 def scrape(environment: Environment):

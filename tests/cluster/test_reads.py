@@ -14,7 +14,8 @@ from trenchcoat_operator.settings import Settings
 from trenchcoat_operator.worker import Reconciler
 
 from tests.cluster.kubelet import stage
-from tests.cluster.objects import apply, connect, delete, row, until
+from tests.cluster.objects import apply, connect, delete, row
+from tests.waiting import until
 
 NAME = "reads"
 

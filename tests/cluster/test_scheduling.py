@@ -11,8 +11,9 @@ from demo.watch import condition
 from trenchcoat_api import constants
 
 from tests.cluster.kubelet import LABEL, Body, FakeNode, Stage, stage
-from tests.cluster.objects import apply, connect, delete, row, until, wait
+from tests.cluster.objects import apply, connect, delete, row, wait
 from tests.gitops.health import health
+from tests.waiting import until
 
 
 def play_until(

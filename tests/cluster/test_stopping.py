@@ -7,8 +7,9 @@ import pytest
 from demo.environment import Environment
 
 from tests.cluster.held import held
-from tests.cluster.objects import Body, apply, delete, example, pods, row, until, wait
+from tests.cluster.objects import Body, apply, delete, example, pods, row, wait
 from tests.cluster.security import restricted_pod
+from tests.waiting import until
 
 AT_ONCE = 20.0
 """Seconds for a pod to be gone: what a kubelet may take on a busy machine, far from the 120 of grace."""

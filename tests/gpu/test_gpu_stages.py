@@ -18,6 +18,7 @@ from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_trainer.processes import free_port
 
 from tests.trainer.trainer_samples import make_config, make_documents, save_teacher
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.gpu,
@@ -193,9 +194,8 @@ def test_after_all_that_a_stitch_goes_on_to_its_end(trained):
 def wait_for_steps(progress):
     """Return when a stage that has just been started trains; what an earlier one left is removed first."""
     progress.unlink(missing_ok=True)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if progress.exists() and Progress.model_validate_json(progress.read_text()).step > 2:
-            return
-        time.sleep(0.05)
-    pytest.fail(f"{progress} does not come")
+
+    def trains() -> bool:
+        return progress.exists() and Progress.model_validate_json(progress.read_text()).step > 2
+
+    until(trains, 120, "it trains")

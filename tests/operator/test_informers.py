@@ -28,6 +28,7 @@ from trenchcoat_operator.settings import Settings
 from trenchcoat_operator.storage.access import Stores
 
 from tests.operator.simulation import trenchcoat
+from tests.waiting import until
 
 TINY = ("ml", "tiny")
 Body = dict[str, Any]
@@ -179,10 +180,7 @@ def test_a_change_wakes_its_trenchcoat_and_an_end_whoever_waits(following) -> No
     assert told == [], "what is there at the start is looked at anyway"
 
     def expect(*wanted: tuple[tuple[str, str], bool]) -> None:
-        for _ in range(100):
-            if len(told) >= len(wanted):
-                break
-            time.sleep(0.05)
+        until(lambda: len(told) >= len(wanted), 5, f"{wanted} are told")
         assert told == list(wanted)
         told.clear()
 

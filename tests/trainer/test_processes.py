@@ -13,7 +13,7 @@ from trenchcoat_trainer import processes
 from trenchcoat_trainer.processes import RankProcesses, run_ranks, start_ranks
 from trenchcoat_trainer.stages.stop import StopRequest
 
-from tests.trainer.waiting import wait_for
+from tests.waiting import until
 
 # What listens says so by a file of this name, for a signal that comes earlier ends it.
 DEAF = "import pathlib, signal, time; signal.signal(signal.SIGTERM, lambda *_: None); "
@@ -25,9 +25,9 @@ def python(program: str, folder: Path) -> "subprocess.Popen[bytes]":
 
 
 def end(ranks: RankProcesses, seconds: float = 30) -> int:
-    until = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     try:
-        while time.monotonic() < until:
+        while time.monotonic() < deadline:
             if (code := ranks.poll()) is not None:
                 return code
             time.sleep(0.01)
@@ -73,7 +73,7 @@ def test_who_waits_for_one_that_failed_is_killed_and_not_the_one_to_be_told_of(
 ) -> None:
     monkeypatch.setattr(processes, "AFTER_FAILURE_SECONDS", 0.3)
     deaf = python(DEAF, tmp_path)
-    wait_for(tmp_path / "deaf")
+    until((tmp_path / "deaf").exists, 30, "it ignores signals")
     assert end(RankProcesses([python(leave(1), tmp_path), deaf]), seconds=10) == 1
     assert deaf.returncode == -signal.SIGKILL
 
@@ -82,7 +82,7 @@ def test_who_still_saves_when_another_has_is_let_be(tmp_path: Path, monkeypatch:
     """How long that may take is for the pod's grace period to say."""
     monkeypatch.setattr(processes, "AFTER_FAILURE_SECONDS", 0.1)
     slow = python(DEAF.replace("1200", "20"), tmp_path)
-    wait_for(tmp_path / "deaf")
+    until((tmp_path / "deaf").exists, 30, "it ignores signals")
     assert end(RankProcesses([python(leave(75), tmp_path), slow])) == 75
     assert slow.returncode == 0
 

@@ -2,13 +2,15 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from queue import Queue
 from typing import Any
 
 import pytest
 from trenchcoat_operator.kubernetes.client import PODS, ApiError, NotFoundError
 from trenchcoat_operator.kubernetes.informer import Informer
+
+from tests.waiting import until
 
 
 def pod(name: str, version: int, **more: Any) -> dict[str, Any]:
@@ -171,7 +173,7 @@ def test_changes_are_told_once_they_can_be_seen_and_only_changes(stops):
     # What happened while nobody watched is told at the next list.
     api.events.put(ApiError(410, "Expired", "too old"))
     assert informer.wait_for([("ml", "d")], 5)
-    wait_until(lambda: len(told) == 6)
+    until(lambda: len(told) == 6, 5, "all is told")
     assert told[:3] == [(None, "c"), ("b", None), ("c", None)]
     assert sorted(told[3:], key=str) == [("a", None), (None, "b"), (None, "d")]
 
@@ -179,7 +181,7 @@ def test_changes_are_told_once_they_can_be_seen_and_only_changes(stops):
 def test_a_stop_ends_a_watch_at_once(stops):
     informer = stops(Api([pod("a", 1)]))
     informer.items()
-    wait_until(lambda: informer._end_watch is not None)
+    until(lambda: informer._end_watch is not None, 5, "a watch goes on")
     informer.stop()
     informer._thread.join(5)
     assert not informer._thread.is_alive()
@@ -200,11 +202,3 @@ def test_the_end_that_was_asked_for_is_no_fault(stops, caplog):
     informer._thread.join(5)
     assert not informer._thread.is_alive()
     assert caplog.records == []
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    for _ in range(100):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it did not come to be")

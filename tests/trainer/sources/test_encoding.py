@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from trenchcoat_trainer.sources.encoding import (
 )
 
 from tests.trainer.trainer_samples import make_documents
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -163,10 +163,7 @@ def test_workers_end_when_their_parent_is_killed(teacher_folder: Path, tmp_path:
     assert len(workers) == 2
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 20
-    while any(running(pid) for pid in workers):
-        assert time.monotonic() < deadline, "workers outlive their parent"
-        time.sleep(0.05)
+    until(lambda: not any(running(pid) for pid in workers), 20, "workers end with their parent")
 
 
 def running(pid: int) -> bool:

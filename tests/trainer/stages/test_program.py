@@ -24,7 +24,7 @@ from trenchcoat_trainer.stages.stop import StopRequest
 from trenchcoat_trainer.stages.termination import write_termination_log
 from trenchcoat_trainer.store import FolderStore
 
-from tests.trainer.waiting import wait_for, wait_until
+from tests.waiting import until
 
 
 @pytest.fixture(autouse=True)
@@ -207,7 +207,7 @@ def test_a_signal_stops_a_stage_which_goes_on_when_started_again(make_spec, tmp_
     child = processes.Process(target=collect_in_child, args=(file, tmp_path))
     child.start()
     progress = tmp_path / "store" / spec.store.bucket / Artifacts(spec).collect.progress_path
-    wait_for(progress)
+    until(progress.exists, 30, "it tells its progress")
     assert child.pid is not None
     os.kill(child.pid, signal.SIGTERM)
     child.join(30)
@@ -234,7 +234,7 @@ def test_several_processes_are_one_stage(make_spec, tmp_path: Path, termination_
     run("tokenize", file, tmp_path)
     stopped = collect_as_two(file, tmp_path)
     progress = tmp_path / "store" / spec.store.bucket / Artifacts(spec).collect.progress_path
-    wait_for(progress)
+    until(progress.exists, 30, "it tells its progress")
     stopped.send_signal(signal.SIGTERM)
     assert stopped.wait(60) == ExitCode.PREEMPTED
     assert not (progress.parent / "manifest.json").exists()
@@ -261,7 +261,7 @@ def heard_from(rank: int, port: int) -> None:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
-    wait_until(listens, "the first rank waits for others")
+    until(listens, 60, "the first rank waits for others")
 
 
 @pytest.mark.slow

@@ -9,10 +9,10 @@ from prometheus_client import start_http_server
 
 from trenchcoat_operator import handlers
 from trenchcoat_operator.kubernetes.client import Cluster
+from trenchcoat_operator.loop.queue import WorkQueue
+from trenchcoat_operator.loop.worker import Reconciler, Worker
 from trenchcoat_operator.metrics.recorder import Metrics
-from trenchcoat_operator.queue import WorkQueue
 from trenchcoat_operator.settings import Settings, SettingsError
-from trenchcoat_operator.worker import Reconciler, Worker
 
 
 def main() -> int:

@@ -5,8 +5,9 @@ from typing import Any
 import kopf
 from trenchcoat_api import constants
 
-from trenchcoat_operator.queue import Key, WorkQueue
-from trenchcoat_operator.worker import Worker
+from trenchcoat_operator.loop.queue import WorkQueue
+from trenchcoat_operator.loop.worker import Worker
+from trenchcoat_operator.model.key import Key
 
 STOP_SECONDS = 20.0
 _NOISE = {"resourceVersion", "managedFields"}

@@ -11,11 +11,11 @@ from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+from trenchcoat_api import texts
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import Condition, ConditionType, CriaStatus, Source, StageStatus, State
 from trenchcoat_api.status import Work as Row
-from trenchcoat_operator.reconcile import texts
 
 BAR_WIDTH = 20
 NARROW = 100

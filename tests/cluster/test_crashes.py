@@ -14,11 +14,11 @@ from demo.environment import Environment
 from demo.watch import condition
 from trenchcoat_api import constants
 from trenchcoat_operator.kubernetes.client import Cluster
+from trenchcoat_operator.loop.worker import Reconciler
 from trenchcoat_operator.metrics.recorder import Metrics
-from trenchcoat_operator.queue import Key
-from trenchcoat_operator.reconcile.assess import MANIFEST_GRACE
+from trenchcoat_operator.model.key import Key
+from trenchcoat_operator.reconcile.assessment.assess import MANIFEST_GRACE
 from trenchcoat_operator.settings import Settings
-from trenchcoat_operator.worker import Reconciler
 
 from tests.cluster.kubelet import STAGES, stage
 from tests.cluster.objects import Body, apply, connect, delete, gpus_of, pods

@@ -12,11 +12,11 @@ import yaml
 from demo.environment import REPO, Environment, add_kueue
 from demo.watch import condition
 from trenchcoat_api.resource import Trenchcoat
-from trenchcoat_operator.apply import Applier
+from trenchcoat_operator.apply.applier import Applier
 from trenchcoat_operator.kubernetes.client import Cluster
-from trenchcoat_operator.reconcile.plan import Apply, Plan
+from trenchcoat_operator.kubernetes.versions import Versions
+from trenchcoat_operator.model.plan import Apply, Plan
 from trenchcoat_operator.storage.access import Stores
-from trenchcoat_operator.versions import Versions
 
 from tests.cluster.conftest import NAME
 from tests.cluster.objects import apply, connect, delete, events, example, pods, succeeded, wait

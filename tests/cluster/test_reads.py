@@ -8,10 +8,10 @@ import pytest
 from demo.environment import Environment
 from demo.watch import condition
 from trenchcoat_operator.kubernetes.client import Cluster
+from trenchcoat_operator.loop.worker import Reconciler
 from trenchcoat_operator.metrics.recorder import Metrics
-from trenchcoat_operator.queue import Key
+from trenchcoat_operator.model.key import Key
 from trenchcoat_operator.settings import Settings
-from trenchcoat_operator.worker import Reconciler
 
 from tests.cluster.kubelet import stage
 from tests.cluster.objects import apply, connect, delete, row

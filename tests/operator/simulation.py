@@ -19,14 +19,14 @@ from trenchcoat_api.artifacts import Artifact, Deletion, DeletionPhase, Manifest
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import ConditionType
-from trenchcoat_operator import informers, surroundings
+from trenchcoat_operator.model import plan as plans
 from trenchcoat_operator.model import views
 from trenchcoat_operator.model.capacity import BoundPod, Capacity, Demand, Node
 from trenchcoat_operator.model.observed import Child, ChildKind, ChildPhase, Observed, Pod, StoreView
-from trenchcoat_operator.reconcile import graph, superseded
-from trenchcoat_operator.reconcile import plan as plans
+from trenchcoat_operator.model.plan import Plan
+from trenchcoat_operator.observe import informers, surroundings
 from trenchcoat_operator.reconcile.decide import reconcile
-from trenchcoat_operator.reconcile.plan import Plan
+from trenchcoat_operator.works import graph, superseded
 
 from tests.operator import world
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from trenchcoat_operator.handlers import Changes
-from trenchcoat_operator.queue import Key
+from trenchcoat_operator.model.key import Key
 
 KEY = Key("ml", "tiny")
 

@@ -28,13 +28,12 @@ from trenchcoat_api.crias import CriaRange, cria_ranges
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
-from trenchcoat_operator.apply import status_object
+from trenchcoat_operator.apply.applier import status_object
 from trenchcoat_operator.children import jobs, names, specs
 from trenchcoat_operator.model import views, workloads
 from trenchcoat_operator.model.capacity import Capacity, Contender, Demand
 from trenchcoat_operator.model.observed import Child, ChildKind, Observed, Peers, Problem, StoreView
-from trenchcoat_operator.reconcile import graph
-from trenchcoat_operator.reconcile.plan import (
+from trenchcoat_operator.model.plan import (
     Apply,
     Condemn,
     Delete,
@@ -48,6 +47,7 @@ from trenchcoat_operator.reconcile.plan import (
     Stop,
 )
 from trenchcoat_operator.settings import PodDefaults, Settings
+from trenchcoat_operator.works import graph
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 LAYERS = 12

@@ -6,9 +6,9 @@ from trenchcoat_api.resource import Trenchcoat
 
 from trenchcoat_operator.children import names, pods, specs
 from trenchcoat_operator.model.observed import ChildKind
-from trenchcoat_operator.reconcile.graph import Work
-from trenchcoat_operator.reconcile.plan import Object
+from trenchcoat_operator.model.plan import Object
 from trenchcoat_operator.settings import PodDefaults
+from trenchcoat_operator.works.graph import Work
 
 JOB_CONTAINER = "stage"
 PYTORCH_CONTAINER = "pytorch"

@@ -7,10 +7,10 @@ from trenchcoat_api import constants
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 
-from trenchcoat_operator.reconcile import graph
-from trenchcoat_operator.reconcile.graph import Work
-from trenchcoat_operator.reconcile.plan import Object
+from trenchcoat_operator.model.plan import Object
 from trenchcoat_operator.settings import PodDefaults
+from trenchcoat_operator.works import graph
+from trenchcoat_operator.works.graph import Work
 
 USER = 65532
 _SINGLE_GPU = (Stage.CRIA, Stage.EVALUATE)

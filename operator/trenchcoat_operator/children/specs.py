@@ -5,7 +5,7 @@ from trenchcoat_api import constants
 from trenchcoat_api.resource import Trenchcoat
 
 from trenchcoat_operator.children import names
-from trenchcoat_operator.reconcile.plan import Object
+from trenchcoat_operator.model.plan import Object
 
 # How the operator runs a stage is nothing to the stage, and environment variables may hold what should
 # not be copied; without them the ConfigMap also stays the same when they change.

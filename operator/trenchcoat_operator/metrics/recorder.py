@@ -22,16 +22,8 @@ from trenchcoat_api.status import TrenchcoatStatus
 from trenchcoat_operator.kubernetes.client import ApiError
 from trenchcoat_operator.metrics import samples
 from trenchcoat_operator.metrics.samples import Sample
-from trenchcoat_operator.queue import Key
-from trenchcoat_operator.reconcile.plan import (
-    Action,
-    Apply,
-    Delete,
-    ForcePod,
-    RecordOutcome,
-    SetFinalizer,
-    Stop,
-)
+from trenchcoat_operator.model.key import Key
+from trenchcoat_operator.model.plan import Action, Apply, Delete, ForcePod, RecordOutcome, SetFinalizer, Stop
 
 _PASS_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _REQUEST_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 30)

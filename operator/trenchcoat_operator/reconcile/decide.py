@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from trenchcoat_api import constants
+from trenchcoat_api import constants, texts
 from trenchcoat_api.artifacts import Artifacts, ModelFacts
 from trenchcoat_api.estimate import TERAFLOPS, estimate
 from trenchcoat_api.resource import Trenchcoat
@@ -11,23 +11,15 @@ from trenchcoat_api.status import EstimateStatus, State, TrenchcoatStatus, Waiti
 
 from trenchcoat_operator.children import jobs, specs
 from trenchcoat_operator.model.observed import Observed, Problem
-from trenchcoat_operator.reconcile import (
-    columns,
-    conditions,
-    events,
-    gate,
-    retention,
-    rows,
-    stopping,
-    superseded,
-    texts,
-    usage,
-)
-from trenchcoat_operator.reconcile.assess import Assessment, assess
-from trenchcoat_operator.reconcile.graph import Graph, build, needed
-from trenchcoat_operator.reconcile.plan import Action, Apply, Plan, RecordOutcome, StoreAction
-from trenchcoat_operator.reconcile.release import Hold, Release, release
+from trenchcoat_operator.model.plan import Action, Apply, Plan, RecordOutcome, StoreAction
+from trenchcoat_operator.reconcile.assessment.assess import Assessment, assess
+from trenchcoat_operator.reconcile.starting import gate
+from trenchcoat_operator.reconcile.starting.release import Hold, Release, release
+from trenchcoat_operator.reconcile.stopping import children, retention
+from trenchcoat_operator.reconcile.telling import columns, conditions, events, rows, usage
 from trenchcoat_operator.settings import Settings
+from trenchcoat_operator.works import superseded
+from trenchcoat_operator.works.graph import Graph, build, needed
 
 STORE_RETRY_SECONDS = 10.0
 
@@ -42,19 +34,19 @@ def reconcile(desired: Trenchcoat, observed: Observed, settings: Settings, now: 
         assess(work, desired, observed, now, needed=work.key in still) for work in graph.works
     )
     released = _release(desired, graph, assessments, observed, settings, now)
-    removals = stopping.deletions(desired, graph, observed, settings, now)
+    removals = children.deletions(desired, graph, observed, settings, now)
     kept, undecided = _intermediates(desired, graph, observed, still)
     records = [
         RecordOutcome(child.kind, child.name, outcome.failure.value, outcome.message)
         for assessment in assessments
         for child, outcome in assessment.unrecorded
     ]
-    overdue = stopping.past_deadline(desired, graph, observed, now)
+    overdue = children.past_deadline(desired, graph, observed, now)
     actions = (
         *retention.wanted_finalizer(desired),
         *removals,
         *records,  # with a pod goes the knowledge that its node was lost
-        *stopping.lost_pods(observed, now),
+        *children.lost_pods(observed, now),
         *overdue,
         *_creations(desired, assessments, released, observed, settings),
         *kept,
@@ -68,7 +60,7 @@ def reconcile(desired: Trenchcoat, observed: Observed, settings: Settings, now: 
         *events.of_actions(actions, texts.timestamp(now)),
         *events.of_rows(desired.status, status),
     )
-    stuck = observed.capacity is None and bool(stopping.stuck(desired, observed, now))
+    stuck = observed.capacity is None and bool(children.stuck(desired, observed, now))
     return Plan(
         actions,
         status,
@@ -85,7 +77,7 @@ def _part(desired: Trenchcoat, graph: Graph, observed: Observed, settings: Setti
     if constants.FINALIZER not in desired.metadata.finalizers:
         return Plan((), desired.status, (), None)
     steps, told, undecided = retention.farewell(desired, graph, observed, now)
-    actions = (*stopping.lost_pods(observed, now), *steps)
+    actions = (*children.lost_pods(observed, now), *steps)
     every = (*told, *events.of_actions(actions, texts.timestamp(now)))
     hurry = any(isinstance(action, StoreAction) for action in actions)
     return Plan(actions, desired.status, every, 0.0 if hurry else settings.poll_seconds, undecided)

@@ -12,9 +12,9 @@ from trenchcoat_api.stages import Stage
 
 from trenchcoat_operator.kubernetes import client
 from trenchcoat_operator.kubernetes.client import Cluster, ForbiddenError, NotFoundError
-from trenchcoat_operator.reconcile import graph
 from trenchcoat_operator.storage.cache import ManifestCache, Readers, SecretCache
 from trenchcoat_operator.storage.s3 import Credentials, ReadObserver, StoreError, StoreReader
+from trenchcoat_operator.works import graph
 
 
 class SecretError(StoreError):

@@ -18,7 +18,7 @@ from trenchcoat_api.status import (
 from trenchcoat_operator.kubernetes.client import ApiError, request_labels
 from trenchcoat_operator.metrics import samples
 from trenchcoat_operator.metrics.recorder import Metrics
-from trenchcoat_operator.queue import Key
+from trenchcoat_operator.model.key import Key
 from trenchcoat_operator.reconcile.decide import reconcile
 
 from tests.operator import world

@@ -16,9 +16,9 @@ from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import State
 from trenchcoat_operator.children import names, specs
 from trenchcoat_operator.model.observed import Child, ChildPhase, Pod, StoreView
-from trenchcoat_operator.reconcile import graph
+from trenchcoat_operator.model.plan import Apply
 from trenchcoat_operator.reconcile.decide import reconcile
-from trenchcoat_operator.reconcile.plan import Apply
+from trenchcoat_operator.works import graph
 
 from tests.operator import world
 from tests.operator.simulation import BASE, Cluster, run, succeeded, takes_gpu, trenchcoat

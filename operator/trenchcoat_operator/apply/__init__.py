@@ -1,0 +1,1 @@
+"""Doing: what a plan asks for is written to the cluster and the store."""

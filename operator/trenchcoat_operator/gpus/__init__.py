@@ -1,0 +1,1 @@
+"""Who gets the GPUs that are free: pure rules, from one look at the cluster."""

@@ -1,0 +1,1 @@
+"""Looking: the cluster and the store, followed or read, as the plain values of `model`."""

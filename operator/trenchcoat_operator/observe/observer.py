@@ -1,0 +1,150 @@
+"""One look at everything that a decision about a Trenchcoat rests on, live from the cluster and the store."""
+
+import logging
+from collections import defaultdict
+from dataclasses import replace
+from datetime import datetime
+
+from trenchcoat_api import constants
+from trenchcoat_api.resource import Trenchcoat
+
+from trenchcoat_operator.kubernetes import client
+from trenchcoat_operator.kubernetes.client import Cluster, ForbiddenError, NotFoundError
+from trenchcoat_operator.kubernetes.informer import Place
+from trenchcoat_operator.model import workloads
+from trenchcoat_operator.model.observed import Child, ChildKind, Observed, Pod, Queued
+from trenchcoat_operator.model.plan import Action, Apply
+from trenchcoat_operator.observe.informers import Informers, Job, place_of
+from trenchcoat_operator.observe.store import StoreLook
+from trenchcoat_operator.observe.surroundings import Surroundings
+from trenchcoat_operator.reconcile.assessment.assess import UNSCHEDULABLE_GRACE
+from trenchcoat_operator.settings import Settings
+from trenchcoat_operator.storage.access import Stores
+from trenchcoat_operator.works import graph
+
+log = logging.getLogger(__name__)
+
+_UIDS_PER_LIST = 100  # they stand in the URL
+
+
+class Observer:
+    """Looks; keeps nothing but what hardly ever changes."""
+
+    def __init__(self, cluster: Cluster, informers: Informers, settings: Settings, stores: Stores) -> None:
+        self._cluster = cluster
+        self._informers = informers
+        self._stores = stores
+        self._surroundings = Surroundings(informers, settings)
+
+    def look(self, trenchcoat: Trenchcoat) -> Observed:
+        """Everything about one Trenchcoat but what it shares with others.
+
+        The cluster is read before the store: a Job that is seen to have ended well wrote its manifest before.
+        What woke us is in it. Should what we did last not be, the same is asked for once more, under the same
+        name, to no effect.
+
+        Raises:
+            ApiError: the API server could not be read.
+        """
+        children, training_operator, kueue = self._children(trenchcoat)
+        return Observed(
+            children=children,
+            config_maps=self._informers.config_maps_of(place_of(trenchcoat)),
+            store=StoreLook(self._stores, trenchcoat, children).read(),
+            training_operator=training_operator,
+            kueue=kueue,
+        )
+
+    def look_around(self, trenchcoat: Trenchcoat, observed: Observed) -> Observed:
+        """What was seen of one Trenchcoat, with what the others hold and make, and the store as it is now.
+
+        Raises:
+            ApiError: the API server could not be read.
+        """
+        # Before the store: an artifact that nobody is seen to make any more is there.
+        capacity, peers = self._surroundings.look(trenchcoat, observed.store.told)
+        store = StoreLook(self._stores, trenchcoat, observed.children, observed.store).read()
+        return replace(observed, store=store, capacity=capacity, peers=peers)
+
+    def is_made(self, trenchcoat: Trenchcoat, observed: Observed, actions: tuple[Action, ...]) -> bool:
+        """Whether any artifact that Jobs are to be made for has come to be there since it was asked for.
+
+        Raises:
+            StoreError: the store cannot be used.
+        """
+        wanted = {
+            action.manifest["metadata"]["annotations"][constants.ANNOTATION_KEY]
+            for action in actions
+            if isinstance(action, Apply) and action.child_kind is not None
+        }
+        if not wanted:
+            return False  # most looks make nothing: they need not open the store for it
+        reader = self._stores.open(trenchcoat)
+        found = [
+            work.artifact
+            for work in graph.build(trenchcoat.spec, observed.store.told).works
+            if work.key in wanted and reader.is_complete(work.artifact)
+        ]
+        for artifact in found:
+            self._stores.manifests.forget_absent(reader, artifact)
+        return bool(found)
+
+    # The cluster
+
+    def _children(self, trenchcoat: Trenchcoat) -> tuple[tuple[Child, ...], bool, bool]:
+        """The children, and whether the cluster knows PyTorchJobs and Kueue's Workloads."""
+        namespace, uid = trenchcoat.metadata.namespace, trenchcoat.metadata.uid
+        jobs: list[Job] = []
+        training_operator = True
+        for kind in ChildKind:
+            try:
+                jobs += self._informers.jobs_of(kind, place_of(trenchcoat))
+            except NotFoundError:
+                training_operator = False
+        pods: defaultdict[Place, list[Pod]] = defaultdict(list)
+        for own in self._informers.pods_of(place_of(trenchcoat)):
+            pods[own.job].append(own.pod)
+        queued, kueue = self._queued(namespace, [job for job in jobs if _is_held(job, pods[job.place])])
+        children = tuple(
+            replace(
+                job.child,
+                owned=uid in job.owners,
+                queued=queued.get(job.uid),
+                pods=tuple(sorted(pods[job.place], key=lambda pod: pod.name)),
+                room_by=self._room_by(job, pods[job.place]),
+            )
+            for job in jobs
+        )
+        return children, training_operator, kueue
+
+    def _room_by(self, job: Job, pods: list[Pod]) -> datetime | None:
+        waiting = [
+            pod.unschedulable_since
+            for pod in pods
+            if pod.waits_for_node and pod.unschedulable_since is not None
+        ]
+        # Kueue gives quota away, and the scheduler counts GPUs, at different ends of a pod's grace period.
+        return self._surroundings.room_by(job, max(waiting) + UNSCHEDULABLE_GRACE) if waiting else None
+
+    def _queued(self, namespace: str, jobs: list[Job]) -> tuple[dict[str, Queued], bool]:
+        """What Kueue says of Jobs, by UID, and whether there is a Kueue."""
+        result: dict[str, Queued] = {}
+        for first in range(0, len(jobs), _UIDS_PER_LIST):
+            uids = ",".join(job.uid for job in jobs[first : first + _UIDS_PER_LIST])
+            try:
+                labels = f"{constants.LABEL_KUEUE_JOB_UID} in ({uids})"
+                for body in self._cluster.list(client.WORKLOADS, namespace, labels=labels, cached=True):
+                    result[workloads.job_uid(body)] = workloads.queued(body)
+            except NotFoundError:
+                return {}, False
+            except ForbiddenError as error:
+                log.warning("the status does not say why Kueue keeps Jobs waiting: %s", error)
+                return {}, True
+        return result, True
+
+
+def _is_held(job: Job, pods: list[Pod]) -> bool:
+    """Whether Kueue may keep a Job from running, or be taking it back, which its pods show first."""
+    if not job.queued or not job.child.active:
+        return False
+    return job.child.suspended or not pods or any(pod.gone_by is not None for pod in pods)

@@ -1,0 +1,139 @@
+"""One look at the store of a Trenchcoat: what is complete, what is being made, and what was deleted."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+
+from trenchcoat_api.artifacts import Artifact, Deletion, Manifest, Progress
+from trenchcoat_api.resource import Trenchcoat
+
+from trenchcoat_operator.model.observed import Child, Problem, StoreView
+from trenchcoat_operator.reconcile.stopping import retention
+from trenchcoat_operator.storage.access import Stores
+from trenchcoat_operator.storage.s3 import StoreError, StoreReader
+from trenchcoat_operator.works import graph, superseded
+
+_SILENCE = timedelta(seconds=30)
+"""A stage that has reported nothing for so long may have ended, whatever its Job says."""
+
+
+class StoreLook:
+    """Reads once; what was read before a fault stays."""
+
+    def __init__(
+        self,
+        stores: Stores,
+        trenchcoat: Trenchcoat,
+        children: Iterable[Child],
+        former: StoreView | None = None,
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            stores: All stores.
+            trenchcoat: Whose store it is.
+            children: Its Jobs, seen before the store is read.
+            former: What was seen a moment ago, of the same children: their progress is not read again.
+        """
+        self._stores = stores
+        self._trenchcoat = trenchcoat
+        self._deleted = bool(trenchcoat.metadata.deletion_timestamp)
+        children = tuple(children)
+        self._tried = {child.key for child in children}
+        self._at_work = {
+            child.key for child in children if child.owned and (child.active or child.terminating)
+        }
+        self._reports = former.progress if former is not None else {}
+        self._manifests: dict[str, Manifest] = {}
+        self._progress: dict[str, Progress] = {}
+        self._deletions: dict[str, Deletion] = {}
+        self._remains: set[str] = set()
+
+    def read(self) -> StoreView:
+        """Everything that a decision may rest on; its problem says what could not be read.
+
+        Raises:
+            ApiError: the API server could not be read for a Secret.
+        """
+        try:
+            reader = self._stores.open(self._trenchcoat)
+            if not self._deleted:
+                self._stores.check_secrets(self._trenchcoat)
+            built = self._read_wanted(reader)
+            self._read_superseded(reader, built)
+            if self._deleted:
+                self._read_remains(reader, built)
+        except StoreError as error:
+            self._stores.forget_secrets(self._trenchcoat.metadata.namespace)
+            return self._view(Problem(error.reason, error.message))
+        return self._view()
+
+    def _view(self, problem: Problem | None = None) -> StoreView:
+        return StoreView(problem, self._manifests, self._progress, self._deletions, frozenset(self._remains))
+
+    def _read_wanted(self, reader: StoreReader) -> graph.Graph:
+        """Read what the spec asks for, inputs before what needs them: nothing is whose inputs never were.
+
+        Returns the graph of all that was read.
+        """
+        asked: set[str] = set()
+        while True:
+            told = self._view().told
+            built = graph.build(self._trenchcoat.spec, told)
+            ready = [
+                work.artifact
+                for work in built.works
+                if work.key not in asked and all(item.key in told for item in work.inputs)
+            ]
+            if not ready:
+                return built
+            for artifact in ready:
+                asked.add(artifact.key)
+                self._read(reader, artifact)
+
+    def _read(self, reader: StoreReader, artifact: Artifact) -> None:
+        """Read one artifact.
+
+        Of what is being made the progress is read, and as long as that says that it goes on nothing else.
+        What no Job was made for is not asked for at every look.
+        """
+        if artifact.key not in self._tried and self._stores.manifests.is_absent(reader, artifact):
+            return
+        report = self._reports.get(artifact.key)
+        if report is None and artifact.key in self._at_work:
+            report = reader.progress(artifact)
+        if report is not None:
+            self._progress[artifact.key] = report
+            if _goes_on(report):
+                return
+        manifest = self._stores.manifest(reader, artifact)
+        if manifest is not None:
+            self._manifests[artifact.key] = manifest
+            self._progress.pop(artifact.key, None)
+        elif artifact.key not in self._at_work:
+            deletion = reader.deletion(artifact)
+            if deletion is not None:
+                self._deletions[artifact.key] = deletion
+            else:
+                self._stores.manifests.put_absent(reader, artifact)
+
+    def _read_superseded(self, reader: StoreReader, built: graph.Graph) -> None:
+        """Read what may have to be deleted of former specs' artifacts."""
+        for work in superseded.works(self._trenchcoat, built):
+            if not self._deleted and work.stage not in retention.INTERMEDIATE:
+                continue
+            manifest = self._stores.manifest(reader, work.artifact)
+            deletion = reader.deletion(work.artifact) if manifest is None else None
+            if manifest is not None:
+                self._manifests[work.key] = manifest
+            if deletion is not None:
+                self._deletions[work.key] = deletion
+
+    def _read_remains(self, reader: StoreReader, built: graph.Graph) -> None:
+        """See what there is any object of."""
+        for work in (*built.works, *superseded.works(self._trenchcoat, built)):
+            if reader.holds_any(work.artifact):
+                self._remains.add(work.key)
+
+
+def _goes_on(report: Progress) -> bool:
+    return report.fraction < 1 and datetime.now(UTC) - report.updated_at < _SILENCE

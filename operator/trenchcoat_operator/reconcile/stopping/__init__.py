@@ -1,0 +1,1 @@
+"""What must stop or go: Jobs, pods that are lost, and artifacts."""

@@ -1,0 +1,1 @@
+"""What is told: the status with its rows, columns and conditions, events, and GPU seconds used."""

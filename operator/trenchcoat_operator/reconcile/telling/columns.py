@@ -1,0 +1,89 @@
+"""The few words and numbers that `kubectl get trenchcoats` shows of a whole run."""
+
+from math import ceil
+
+from trenchcoat_api import texts
+from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_api.stages import Stage
+from trenchcoat_api.status import CriaStatus, StageStatus, State
+
+from trenchcoat_operator.model.observed import Observed
+from trenchcoat_operator.reconcile.assessment.assess import Assessment
+from trenchcoat_operator.reconcile.telling import rows
+
+# Rough shares of a run's time; only the PROGRESS column rests on them.
+_WEIGHTS = {
+    Stage.TOKENIZE: 2,
+    Stage.COLLECT: 20,
+    Stage.SHARD: 3,
+    Stage.CRIA: 50,
+    Stage.STITCH: 20,
+    Stage.EVALUATE: 3,
+    Stage.EXPORT: 2,
+}
+_AT_WORK = (State.RUNNING, State.STARTING)
+
+
+def stage(
+    trenchcoat: Trenchcoat, stages: list[StageStatus], crias: list[CriaStatus], *, stalled: bool
+) -> str:
+    """What it does now."""
+    if all(row.state is State.SUCCEEDED for row in stages):
+        return "Complete"
+    if trenchcoat.spec.suspend:
+        return "Suspended"
+    crias_at_work = any(cria.state in _AT_WORK for cria in crias)
+    at_work = [
+        row.name for row in stages if row.state in _AT_WORK or (row.name == Stage.CRIA and crias_at_work)
+    ]
+    if at_work:
+        return ",".join(at_work)
+    if any(row.state is State.FAILED for row in stages):
+        return "Failed"
+    if stalled:
+        return "Stalled"
+    return next((row.name for row in stages if row.state is not State.SUCCEEDED), "")
+
+
+def crias_done(crias: list[CriaStatus]) -> str:
+    """Such as 9/14."""
+    if not crias:
+        return ""
+    return f"{sum(cria.state is State.SUCCEEDED for cria in crias)}/{len(crias)}"
+
+
+def loss(stages: list[StageStatus]) -> str:
+    """Latest loss of the running stage, or else of the last one that had any."""
+    running = [row.loss for row in stages if row.state in _AT_WORK and row.loss]
+    return (running or [row.loss for row in stages if row.loss] or [""])[-1]
+
+
+def progress(stages: list[StageStatus]) -> str:
+    """Share of the whole run that is done."""
+    total = sum(_WEIGHTS[Stage(row.name)] for row in stages)
+    done = sum(_WEIGHTS[Stage(row.name)] * rows.fraction(row) for row in stages)
+    return texts.percent(done / total) if total else ""
+
+
+def eta(assessments: tuple[Assessment, ...], observed: Observed) -> str:
+    """Time until the running stage is done; empty while unknown."""
+    left = []
+    for assessment in assessments:
+        report = observed.store.progress.get(assessment.work.key)
+        if assessment.state is State.RUNNING and report is not None and report.eta_seconds is not None:
+            left.append((assessment.work.stage, report.eta_seconds, report.fraction))
+    if not left:
+        return ""
+    longest = max(seconds for _, seconds, _ in left)
+    crias = [item for item in left if item[0] is Stage.CRIA]
+    if crias:
+        waiting = sum(
+            assessment.work.stage is Stage.CRIA
+            and assessment.state not in (State.SUCCEEDED, State.RUNNING, State.FAILED)
+            for assessment in assessments
+        )
+        # A Cria that waits takes about as long as those that run: estimated from what they have left.
+        whole = [seconds / (1 - share) for _, seconds, share in crias if share < 1]
+        if whole:
+            longest += ceil(waiting / len(crias)) * (sum(whole) / len(whole))
+    return texts.duration(longest)

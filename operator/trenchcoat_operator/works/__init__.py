@@ -1,0 +1,1 @@
+"""What a Trenchcoat asks for, and what it asked for before: artifacts, and what each of them needs."""

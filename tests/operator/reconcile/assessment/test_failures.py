@@ -1,0 +1,175 @@
+"""What a failed Job means."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from trenchcoat_api.exitcodes import ExitCode
+from trenchcoat_api.stages import Stage
+from trenchcoat_operator.model.observed import Child, ChildKind, ChildPhase, Pod
+from trenchcoat_operator.reconcile.assessment.failures import FailureClass, Outcome, classify, pod_problem
+
+CHILD = Child(
+    kind=ChildKind.JOB,
+    name="tiny-cria-00-01234567-1",
+    stage=Stage.CRIA,
+    cria=0,
+    key="0123456789abcdef",
+    attempt=1,
+    spec_name="tiny-spec-01234567",
+    template="01234567",
+    owned=True,
+    phase=ChildPhase.FAILED,
+)
+
+
+def at(second: int) -> datetime:
+    return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=second)
+
+
+def verdict(child: Child) -> Outcome:
+    return classify(child, at(130))
+
+
+def ended(code: int, message: str = "", **more: object) -> Pod:
+    return replace(
+        Pod(name="pod", phase="Failed", node="gpu-1", exit_code=code, exit_message=message), **more
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "failure"),
+    [
+        (ExitCode.FAILED, FailureClass.FAILED),
+        (ExitCode.BAD_INPUT, FailureClass.BAD_INPUT),
+        (ExitCode.DIVERGED, FailureClass.DIVERGED),
+        (ExitCode.OUT_OF_MEMORY, FailureClass.OUT_OF_MEMORY),
+        (ExitCode.STORE_UNAVAILABLE, FailureClass.STORE_UNAVAILABLE),
+        (ExitCode.PREEMPTED, FailureClass.PREEMPTED),
+        (ExitCode.TERMINATED, FailureClass.PREEMPTED),
+        (137, FailureClass.FAILED),
+        (2, FailureClass.FAILED),
+    ],
+)
+def test_exit_codes(code: int, failure: FailureClass) -> None:
+    outcome = verdict(replace(CHILD, pods=(ended(code, "first line\nwhat was at fault\n"),)))
+    assert outcome.failure is failure
+    assert outcome.message == "what was at fault"
+
+
+def test_an_exit_without_a_word_names_pod_and_code() -> None:
+    assert verdict(replace(CHILD, pods=(ended(3),))).message == "pod pod ended with exit code 3"
+    starting = replace(CHILD, pods=(ended(ExitCode.TERMINATED),))
+    assert verdict(starting).message == "pod pod was told to end while it started"
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [
+        ended(137, disrupted=True),
+        ended(137, reason="Evicted"),
+        Pod(name="pod", phase="Failed", reason="NodeLost"),
+        ended(1, disrupted=True),
+    ],
+)
+def test_what_the_cluster_ends_is_preempted(pod: Pod) -> None:
+    assert verdict(replace(CHILD, pods=(pod,))).failure is FailureClass.PREEMPTED
+
+
+def test_out_of_memory_says_what_to_change() -> None:
+    outcome = verdict(replace(CHILD, pods=(ended(137, exit_reason="OOMKilled"),)))
+    assert outcome.failure is FailureClass.OUT_OF_MEMORY
+    assert "spec.pods" in outcome.message
+
+
+def test_of_several_pods_the_one_that_explains_the_others_counts() -> None:
+    pods = (ended(1, "connection closed by peer"), ended(65, "loss became NaN"), ended(75, "stopped"))
+    assert verdict(replace(CHILD, pods=pods)).message == "loss became NaN"
+    lost = (ended(1, "connection closed by peer"), ended(137, disrupted=True))
+    assert verdict(replace(CHILD, pods=lost)).failure is FailureClass.PREEMPTED
+
+
+def test_a_pod_killed_when_its_grace_period_was_over_is_preempted() -> None:
+    late = ended(137, gone_by=at(120), finished_at=at(121))
+    assert verdict(replace(CHILD, pods=(late,))).failure is FailureClass.PREEMPTED
+    # What ended by itself may be deleted afterwards.
+    before = ended(137, gone_by=at(120), finished_at=at(60))
+    assert verdict(replace(CHILD, pods=(before,))).failure is FailureClass.FAILED
+    eaten = replace(late, exit_reason="OOMKilled")
+    assert verdict(replace(CHILD, pods=(eaten,))).failure is FailureClass.OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize("code", [ExitCode.PREEMPTED, ExitCode.TERMINATED, 137])
+def test_pods_told_to_end_because_another_failed_explain_nothing(code: int) -> None:
+    """The training-operator deletes the pods that still run, and a failure must not be tried for ever."""
+    broken = ended(1, "what was at fault", finished_at=at(60))
+    told = ended(code, gone_by=at(63), finished_at=at(63))
+    assert verdict(replace(CHILD, pods=(told, broken))).message == "what was at fault"
+    # The other way round, the first to be told to end explains the one that lost its connection to it.
+    lost = replace(broken, finished_at=at(64))
+    assert verdict(replace(CHILD, pods=(told, lost))).failure is FailureClass.PREEMPTED
+
+
+def test_of_a_gang_that_broke_the_lost_node_is_the_cause() -> None:
+    broken = ended(1, "connection closed by peer", finished_at=at(2))
+    silent = Pod(name="other", phase="Running", node="gpu-2", gone_by=at(123))
+    gang = replace(CHILD, kind=ChildKind.PYTORCH_JOB, pods=(broken, silent))
+    assert classify(gang, at(130)).failure is FailureClass.FAILED
+    late = classify(gang, at(160))
+    assert (late.failure, late.message) == (
+        FailureClass.PREEMPTED,
+        "node gpu-2 of pod other does not answer",
+    )
+
+
+def test_a_job_whose_pods_are_gone_is_judged_by_its_condition() -> None:
+    message = "Container stage for pod ml/x failed with exit code 65 matching FailJob rule at index 1"
+    child = replace(CHILD, reason="PodFailurePolicy", message=message)
+    assert verdict(child).failure is FailureClass.DIVERGED
+    assert verdict(replace(CHILD, reason="BackoffLimitExceeded")).failure is FailureClass.FAILED
+
+
+def test_a_recorded_verdict_stands() -> None:
+    child = replace(CHILD, outcome="Preempted", outcome_message="node lost", pods=(ended(1),))
+    assert verdict(child).failure is FailureClass.PREEMPTED
+    assert verdict(child).message == "node lost"
+
+
+def test_an_unknown_recorded_verdict_is_found_out_anew() -> None:
+    assert verdict(replace(CHILD, outcome="Newfangled", pods=(ended(64),))).failure is FailureClass.BAD_INPUT
+
+
+def test_what_is_permanent_and_what_is_free() -> None:
+    assert {item for item in FailureClass if item.permanent} == {
+        FailureClass.BAD_INPUT,
+        FailureClass.DIVERGED,
+        FailureClass.OUT_OF_MEMORY,
+    }
+    assert [item for item in FailureClass if item.free] == [FailureClass.PREEMPTED]
+
+
+def test_long_messages_are_cut() -> None:
+    assert len(verdict(replace(CHILD, pods=(ended(1, "x" * 5000),))).message) == 1000
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        ("ErrImagePull", "ImagePullFailed"),
+        ("ImagePullBackOff", "ImagePullFailed"),
+        ("InvalidImageName", "ImagePullFailed"),
+        ("ErrImageNeverPull", "ImagePullFailed"),
+        ("CreateContainerConfigError", "ContainerConfigError"),
+    ],
+)
+def test_pods_that_cannot_start(reason: str, expected: str) -> None:
+    pod = Pod(name="p", phase="Pending", waiting_reason=reason, waiting_message="why")
+    problem = pod_problem(replace(CHILD, phase=ChildPhase.ACTIVE, pods=(pod,)))
+    assert problem is not None
+    assert problem.reason == expected
+    assert "why" in problem.message
+
+
+def test_pods_that_merely_start() -> None:
+    pod = Pod(name="p", phase="Pending", waiting_reason="")
+    assert pod_problem(replace(CHILD, phase=ChildPhase.ACTIVE, pods=(pod,))) is None

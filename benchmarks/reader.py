@@ -31,6 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trenchcoat_api.artifacts import DataFacts, Facts
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.checkpoints.teacher import open_teacher
 from trenchcoat_trainer.data import Batch, CriaData
 from trenchcoat_trainer.data.layout import (
     HIDDEN,
@@ -40,13 +41,12 @@ from trenchcoat_trainer.data.layout import (
     sequences_per_token_object,
     token_path,
 )
-from trenchcoat_trainer.sources.teacher import open_teacher
+from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.stages import shard
 from trenchcoat_trainer.stages.cria import load_cria
 from trenchcoat_trainer.stages.cria.transfer import TransferPhase
-from trenchcoat_trainer.stages.opening import open_context
 
-from tests.trainer.minio_server import ACCESS_KEY, BUCKET, SECRET_KEY, find_minio, running_minio
+from tests.minio_server import ACCESS_KEY, BUCKET, SECRET_KEY, find_minio, running_minio
 
 RESULTS = Path(__file__).parent / "results"
 

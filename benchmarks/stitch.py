@@ -29,15 +29,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trenchcoat_api.artifacts import DataFacts, Facts, ModelFacts
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.checkpoints.shards import TORCH_DTYPES
 from trenchcoat_trainer.data import TokenData
 from trenchcoat_trainer.data.layout import TOKENS, sequences_per_token_object, token_path
-from trenchcoat_trainer.shards import TORCH_DTYPES
+from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.runtime.opening import open_context
+from trenchcoat_trainer.runtime.ranks import choose_device
 from trenchcoat_trainer.stages import shard, stitch
-from trenchcoat_trainer.stages.context import StageContext
-from trenchcoat_trainer.stages.opening import open_context
-from trenchcoat_trainer.stages.ranks import choose_device
 from trenchcoat_trainer.stages.stitch.memory import choose
-from trenchcoat_trainer.stages.student import ADAPTERS, FEATURE_MAPS, load_student_config, untrained_maps
+from trenchcoat_trainer.students.artifacts import ADAPTERS, FEATURE_MAPS, load_student_config, untrained_maps
 
 
 def main() -> None:

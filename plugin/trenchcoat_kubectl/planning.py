@@ -11,7 +11,7 @@ from trenchcoat_api.estimate import estimate, layer_parameters
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import State
-from trenchcoat_trainer.planning import needs_table, stage_table
+from trenchcoat_trainer.local.planning import needs_table, stage_table
 
 from trenchcoat_kubectl.commands import RESOURCE, read
 from trenchcoat_kubectl.kubectl import Kubectl, PluginError

@@ -15,9 +15,9 @@ from trenchcoat_api.artifacts import Artifacts, Manifest, Progress
 from trenchcoat_api.crias import cria_ranges
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.resource import Trenchcoat
-from trenchcoat_trainer.processes import free_port
+from trenchcoat_trainer.runtime.processes import free_port
 
-from tests.trainer.trainer_samples import make_config, make_documents, save_teacher
+from tests.trainer.helpers.trainer_samples import make_config, make_documents, save_teacher
 from tests.waiting import until
 
 pytestmark = [

@@ -10,11 +10,11 @@ import pytest
 import torch
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
-from trenchcoat_trainer.stages.context import StageContext
-from trenchcoat_trainer.stages.opening import open_context
+from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.runtime.opening import open_context
 
-from tests.trainer.minio_server import MinioServer, minio_or_skip
-from tests.trainer.trainer_samples import make_config, make_documents, save_teacher
+from tests.minio_server import MinioServer, minio_or_skip
+from tests.trainer.helpers.trainer_samples import make_config, make_documents, save_teacher
 
 # The machine's cores are shared with other processes: threads that wait for one another cost more than they
 # save on such small models.

@@ -10,9 +10,9 @@ from pathlib import Path
 from trenchcoat_api.stages import DISTRIBUTED, Stage
 
 from trenchcoat_trainer.local.command import add_run
-from trenchcoat_trainer.planning import add_plan
-from trenchcoat_trainer.processes import run_ranks, stage_command
-from trenchcoat_trainer.stages.stop import StopRequest
+from trenchcoat_trainer.local.planning import add_plan
+from trenchcoat_trainer.runtime.processes import run_ranks, stage_command
+from trenchcoat_trainer.runtime.stop import StopRequest
 
 _HELP = {
     Stage.TOKENIZE: "check the model and the text, and pack the text into sequences of token ids",
@@ -91,7 +91,7 @@ def _run_stage(arguments: argparse.Namespace) -> int:
     # slower. Set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Late, because it loads torch, and a stop may be requested meanwhile.
-    from trenchcoat_trainer.stages.program import run_program
+    from trenchcoat_trainer.runtime.program import run_program
 
     return run_program(
         arguments.stage, arguments.spec, cria=arguments.cria, folder=arguments.store, stop=stop

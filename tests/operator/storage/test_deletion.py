@@ -11,9 +11,9 @@ from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_operator.storage.cache import ABSENT_SECONDS, ManifestCache
 from trenchcoat_operator.storage.s3 import Credentials, StoreError, StoreReader
 
+from tests.minio_server import ACCESS_KEY, BUCKET, SECRET_KEY, minio_or_skip
 from tests.operator import world
 from tests.operator.simulation import trenchcoat
-from tests.trainer.minio_server import ACCESS_KEY, BUCKET, SECRET_KEY, minio_or_skip
 
 
 @pytest.fixture(scope="module")

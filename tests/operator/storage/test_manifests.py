@@ -16,15 +16,15 @@ from trenchcoat_api.artifacts import (
 from trenchcoat_operator.storage.access import Stores
 from trenchcoat_operator.storage.s3 import Credentials, StoreReader
 
-from tests.operator import world
-from tests.operator.simulation import trenchcoat
-from tests.trainer.minio_server import (
+from tests.minio_server import (
     ACCESS_KEY,
     BUCKET,
     SECRET_KEY,
     MinioServer,
     minio_or_skip,
 )
+from tests.operator import world
+from tests.operator.simulation import trenchcoat
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.data import CriaData, TokenData, layout
 from trenchcoat_trainer.data.layout import HIDDEN, TOKENS, boundary_path, token_path
 from trenchcoat_trainer.errors import CorruptObjectError, MissingInputError, NotFoundError
-from trenchcoat_trainer.stages.context import StageContext
+from trenchcoat_trainer.runtime.context import StageContext
 
 SEQUENCES, HELD_OUT, LENGTH, HIDDEN_SIZE = 23, 5, 64, 4
 TOKEN_GROUP, HIDDEN_GROUP = 4, 3

@@ -6,7 +6,7 @@ from trenchcoat_api.spec import Lora
 from trenchcoat_trainer.models.adapters import adapted_modules, inject_adapters, merge_adapters
 from trenchcoat_trainer.models.maps import initial_maps, student_config
 
-from tests.trainer.tiny_student import ATTENTION, make_cria, make_student, make_teacher
+from tests.trainer.helpers.tiny_student import ATTENTION, make_cria, make_student, make_teacher
 
 LORA = Lora(rank=3, alpha=6, dropout="0.5", target_modules=["q_proj", "v_proj", "o_proj"])
 

@@ -5,7 +5,7 @@ import torch
 from trenchcoat_api.spec import KeyMaps
 from trenchcoat_trainer.models import TrenchcoatCache
 
-from tests.trainer.tiny_student import ATTENTION, make_student, make_teacher
+from tests.trainer.helpers.tiny_student import ATTENTION, make_student, make_teacher
 
 TOKENS = 43  # five blocks of the window and a part of a sixth
 

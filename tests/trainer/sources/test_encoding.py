@@ -24,7 +24,7 @@ from trenchcoat_trainer.sources.encoding import (
     usable_processes,
 )
 
-from tests.trainer.trainer_samples import make_documents
+from tests.trainer.helpers.trainer_samples import make_documents
 from tests.waiting import until
 
 

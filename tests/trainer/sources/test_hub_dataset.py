@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.trainer.hub_server import HubHandler
+from tests.trainer.helpers.hub_server import HubHandler
 from tests.trainer.stages.cria.cria_training import make_spec
 
 FIRST, SECOND = "1" * 40, "2" * 40

@@ -9,9 +9,9 @@ import pytest
 import torch
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.stages import collect, cria, shard, tokenize
-from trenchcoat_trainer.stages.context import StageContext
-from trenchcoat_trainer.stages.opening import open_context
 
 TOKENS = 20 * 64  # 20 sequences
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from trenchcoat_api.spec import DType
 from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.stages import collect, cria, evaluate, export, shard, stitch, tokenize
-from trenchcoat_trainer.stages.opening import open_context
-from trenchcoat_trainer.stages.student import stitch_adapters, trained_maps
+from trenchcoat_trainer.students.artifacts import stitch_adapters, trained_maps
 
 pytestmark = pytest.mark.slow
 

@@ -15,17 +15,22 @@ from trenchcoat_api.artifacts import Manifest
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.checkpoints.shards import (
+    TORCH_DTYPES,
+    load_config,
+    load_cria_weights,
+    load_rest_weights,
+)
+from trenchcoat_trainer.checkpoints.teacher_layers import TeacherLayers
 from trenchcoat_trainer.data import CriaData, TokenData, layout
 from trenchcoat_trainer.errors import PreemptedError
-from trenchcoat_trainer.processes import free_port
-from trenchcoat_trainer.shards import TORCH_DTYPES, load_config, load_cria_weights, load_rest_weights
+from trenchcoat_trainer.runtime.opening import open_context
+from trenchcoat_trainer.runtime.processes import free_port
+from trenchcoat_trainer.runtime.stop import StopRequest
 from trenchcoat_trainer.stages import collect, shard, tokenize
 from trenchcoat_trainer.stages.collect.pipeline import Pipeline, split_layers
-from trenchcoat_trainer.stages.opening import open_context
-from trenchcoat_trainer.stages.stop import StopRequest
-from trenchcoat_trainer.teacher import TeacherLayers
 
-from tests.trainer.trainer_samples import StopAfter, make_config, save_teacher
+from tests.trainer.helpers.trainer_samples import StopAfter, make_config, save_teacher
 
 BATCH = 4
 SEQUENCES_PER_OBJECT = 10
@@ -56,7 +61,9 @@ def run_ranks(spec: TrenchcoatSpec, folder: Path, stops: list[StopRequest]) -> l
     """Run as many ranks as there are stops, and return their exit codes."""
     port = free_port()
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["trenchcoat_trainer.stages.collect", "tests.trainer.trainer_samples"])
+    processes.set_forkserver_preload(
+        ["trenchcoat_trainer.stages.collect", "tests.trainer.helpers.trainer_samples"]
+    )
     ranks = [
         processes.Process(target=run_rank, args=(spec, folder, rank, len(stops), port, stop))
         for rank, stop in enumerate(stops)
@@ -149,7 +156,7 @@ def test_a_stopped_collection_goes_on_and_gives_the_same_bytes(
 def test_a_crash_between_two_objects_loses_no_more_than_what_was_not_recorded(
     spec: TrenchcoatSpec, tokenized: Path, uninterrupted: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trenchcoat_trainer.stages.writer.JOURNAL_SECONDS", 0.0)
+    monkeypatch.setattr("trenchcoat_trainer.runtime.writer.JOURNAL_SECONDS", 0.0)
     context = open_context(spec, Stage.COLLECT, folder=tokenized)
     original = context.store.write
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.checkpoints.shards import load_rest_weights
 from trenchcoat_trainer.data import TokenData
 from trenchcoat_trainer.models import TrenchcoatLlamaForCausalLM
-from trenchcoat_trainer.shards import load_rest_weights
 from trenchcoat_trainer.stages import evaluate
 from trenchcoat_trainer.stages.evaluate import states
 from trenchcoat_trainer.stages.stitch import next_token_loss
-from trenchcoat_trainer.stages.student import (
+from trenchcoat_trainer.students.artifacts import (
     cria_adapters,
     layer_weights,
     load_student_config,

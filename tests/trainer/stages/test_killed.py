@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.stages import collect, shard, tokenize
-from trenchcoat_trainer.stages.opening import open_context
-from trenchcoat_trainer.stages.student import ADAPTERS
+from trenchcoat_trainer.students.artifacts import ADAPTERS
 
-from tests.trainer.killing import StageRunner, choose_kills, results
-from tests.trainer.minio_server import ACCESS_KEY, SECRET_KEY, MinioServer
+from tests.minio_server import ACCESS_KEY, SECRET_KEY, MinioServer
+from tests.trainer.helpers.killing import StageRunner, choose_kills, results
 
 KILLED = -9
 SMALL_BOUNDARIES = {"trenchcoat_trainer.data.layout.HIDDEN_BYTES": 2 * 64 * 64 * 4}
@@ -115,7 +115,7 @@ def check(
 @pytest.mark.parametrize("journal_seconds", [0.0, 1e9])
 def test_tokenize(runners, training_spec: TrenchcoatSpec, journal_seconds: float) -> None:
     """Journals saved with every object, or with checkpoints alone: a checkpoint counts on its objects."""
-    settings = SMALL_TOKENS | {"trenchcoat_trainer.stages.writer.JOURNAL_SECONDS": journal_seconds}
+    settings = SMALL_TOKENS | {"trenchcoat_trainer.runtime.writer.JOURNAL_SECONDS": journal_seconds}
     check(*runners(training_spec, Stage.TOKENIZE, "nothing", settings=settings), seed=1, least=8)
 
 

@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.checkpoints.shards import load_cria_weights, teacher_files
 from trenchcoat_trainer.data import CriaData
-from trenchcoat_trainer.shards import load_cria_weights, teacher_files
+from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.stages import collect, shard, tokenize
-from trenchcoat_trainer.stages.opening import open_context
 
-from tests.trainer.minio_server import ACCESS_KEY, BUCKET, SECRET_KEY, MinioServer
-from tests.trainer.trainer_samples import make_documents
+from tests.minio_server import ACCESS_KEY, BUCKET, SECRET_KEY, MinioServer
+from tests.trainer.helpers.trainer_samples import make_documents
 
 
 @pytest.fixture

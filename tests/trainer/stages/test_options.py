@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.stages import cria, evaluate, export
-from trenchcoat_trainer.stages.opening import open_context
 
 from tests.trainer.stages.conftest import write_random_stitch
 from tests.trainer.stages.test_evaluate import perplexity, stitched_student

@@ -9,20 +9,20 @@ import torch
 from safetensors.torch import load_file
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
-from trenchcoat_trainer.errors import BadInputError, CorruptObjectError, PreemptedError
-from trenchcoat_trainer.shards import (
+from trenchcoat_trainer.checkpoints.shards import (
     load_config,
     load_cria_weights,
     load_embeddings,
     load_rest_weights,
     teacher_files,
 )
+from trenchcoat_trainer.errors import BadInputError, CorruptObjectError, PreemptedError
+from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.stages import shard, tokenize
-from trenchcoat_trainer.stages.context import StageContext
 
-from tests.trainer.killing import write_spec
-from tests.trainer.large_teacher import peak_memory, save_sparse_teacher
-from tests.trainer.trainer_samples import StopAfter, make_config, save_teacher
+from tests.trainer.helpers.killing import write_spec
+from tests.trainer.helpers.large_teacher import peak_memory, save_sparse_teacher
+from tests.trainer.helpers.trainer_samples import StopAfter, make_config, save_teacher
 
 
 @pytest.fixture

@@ -15,20 +15,20 @@ from transformers import LlamaForCausalLM
 from trenchcoat_api.artifacts import StoredObject
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.checkpoints.shards import load_cria_weights, load_rest_weights
 from trenchcoat_trainer.errors import CorruptObjectError, PreemptedError
-from trenchcoat_trainer.shards import load_cria_weights, load_rest_weights
+from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.runtime.opening import open_context
+from trenchcoat_trainer.runtime.stop import StopRequest
+from trenchcoat_trainer.runtime.writer import ArtifactWriter
 from trenchcoat_trainer.stages import shard, tokenize
-from trenchcoat_trainer.stages.context import StageContext
-from trenchcoat_trainer.stages.opening import open_context
-from trenchcoat_trainer.stages.stop import StopRequest
-from trenchcoat_trainer.stages.writer import ArtifactWriter
 from trenchcoat_trainer.store import S3Store
 from trenchcoat_trainer.store.parts import MIN_BYTES
 
-from tests.trainer.killing import write_spec
-from tests.trainer.large_teacher import peak_memory, save_sparse_teacher
-from tests.trainer.minio_server import ACCESS_KEY, BUCKET, SECRET_KEY, MinioServer
-from tests.trainer.trainer_samples import make_config, save_tokenizer
+from tests.minio_server import ACCESS_KEY, BUCKET, SECRET_KEY, MinioServer
+from tests.trainer.helpers.killing import write_spec
+from tests.trainer.helpers.large_teacher import peak_memory, save_sparse_teacher
+from tests.trainer.helpers.trainer_samples import make_config, save_tokenizer
 
 LAYER = "cria-00/layer-000.safetensors"
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.checkpoints.shards import load_rest_weights
 from trenchcoat_trainer.data import TokenData
 from trenchcoat_trainer.errors import PreemptedError
 from trenchcoat_trainer.models.adapters import inject_adapters
 from trenchcoat_trainer.models.cria import CriaModel
-from trenchcoat_trainer.processes import free_port
-from trenchcoat_trainer.shards import load_rest_weights
+from trenchcoat_trainer.runtime.processes import free_port
 from trenchcoat_trainer.stages import stitch
-from trenchcoat_trainer.stages.student import (
+from trenchcoat_trainer.students.artifacts import (
     cria_adapters,
     layer_weights,
     load_student_config,
@@ -23,7 +23,7 @@ from trenchcoat_trainer.stages.student import (
     trained_maps,
 )
 
-from tests.trainer.trainer_samples import StopAfter
+from tests.trainer.helpers.trainer_samples import StopAfter
 
 pytestmark = pytest.mark.slow
 

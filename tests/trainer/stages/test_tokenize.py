@@ -12,14 +12,14 @@ from trenchcoat_api.artifacts import Manifest
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.data import TokenData, layout, packing
 from trenchcoat_trainer.errors import BadInputError, PreemptedError
+from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.sources import encoding
 from trenchcoat_trainer.sources.text import TextFiles
 from trenchcoat_trainer.stages import tokenize
-from trenchcoat_trainer.stages.context import StageContext
-from trenchcoat_trainer.stages.opening import open_context
 from trenchcoat_trainer.stages.tokenize import is_held_out
 
-from tests.trainer.trainer_samples import StopAfter, make_config, make_documents, save_teacher
+from tests.trainer.helpers.trainer_samples import StopAfter, make_config, make_documents, save_teacher
 
 ALL = 10_000_000
 
@@ -42,7 +42,7 @@ def test_facts_are_those_of_model_and_text(make_spec, open_stage) -> None:
 @pytest.mark.parametrize("tied", [False, True])
 def test_parameters_are_counted_as_the_model_counts_them(tied: bool) -> None:
     from transformers import LlamaForCausalLM
-    from trenchcoat_trainer.sources.teacher import count_parameters
+    from trenchcoat_trainer.checkpoints.teacher import count_parameters
 
     config = make_config(tie_word_embeddings=tied, attention_bias=True, mlp_bias=True)
     assert count_parameters(config) == sum(weight.numel() for weight in LlamaForCausalLM(config).parameters())

@@ -10,7 +10,7 @@ from trenchcoat_trainer.errors import NotFoundError
 from trenchcoat_trainer.store import Entry, FolderStore, Store
 from trenchcoat_trainer.store.base import CHUNK_BYTES
 
-from tests.trainer.minio_server import BUCKET
+from tests.minio_server import BUCKET
 
 
 @pytest.fixture(params=["folder", "s3"])

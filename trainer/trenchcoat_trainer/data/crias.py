@@ -11,9 +11,9 @@ from trenchcoat_trainer.data.layout import HIDDEN, boundary_path, sequences_per_
 from trenchcoat_trainer.data.order import Order, Piece
 from trenchcoat_trainer.data.prefetch import DEPTH, prefetch
 from trenchcoat_trainer.data.tokens import TokenData
-from trenchcoat_trainer.recycling import RecycledMemory
-from trenchcoat_trainer.stages.context import StageContext
-from trenchcoat_trainer.tensors import byte_view
+from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.tensors.recycling import RecycledMemory
+from trenchcoat_trainer.tensors.serialization import byte_view
 
 
 @dataclass(frozen=True, slots=True)

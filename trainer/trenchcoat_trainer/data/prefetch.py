@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
-from trenchcoat_trainer.in_order import in_order
+from trenchcoat_trainer.runtime.in_order import in_order
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

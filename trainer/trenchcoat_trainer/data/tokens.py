@@ -9,7 +9,7 @@ import torch
 from trenchcoat_trainer.data.layout import TOKENS, sequences_per_token_object, token_path
 from trenchcoat_trainer.data.order import Order, Piece
 from trenchcoat_trainer.data.prefetch import prefetch
-from trenchcoat_trainer.stages.context import StageContext
+from trenchcoat_trainer.runtime.context import StageContext
 
 CACHED_OBJECTS = 32
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from trenchcoat_trainer.stages.stop import StopRequest
+from trenchcoat_trainer.runtime.stop import StopRequest
 
 
 def add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

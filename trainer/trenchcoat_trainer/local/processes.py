@@ -9,8 +9,8 @@ from typing import IO
 from trenchcoat_api.artifacts import Artifact
 
 from trenchcoat_trainer.local.schedule import visible_devices
-from trenchcoat_trainer.processes import RankProcesses, stage_command, start_ranks
-from trenchcoat_trainer.stages.termination import ENV_TERMINATION_LOG
+from trenchcoat_trainer.runtime.processes import RankProcesses, stage_command, start_ranks
+from trenchcoat_trainer.runtime.termination import ENV_TERMINATION_LOG
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 

@@ -21,8 +21,8 @@ from trenchcoat_trainer.errors import NotFoundError
 from trenchcoat_trainer.local.display import Display
 from trenchcoat_trainer.local.processes import StageProcesses, start
 from trenchcoat_trainer.local.schedule import Machine, admit, least_used, ready
-from trenchcoat_trainer.stages.context import read_manifest
-from trenchcoat_trainer.stages.stop import StopRequest
+from trenchcoat_trainer.runtime.context import read_manifest
+from trenchcoat_trainer.runtime.stop import StopRequest
 from trenchcoat_trainer.store import Store, open_store
 
 POLL_SECONDS = 0.2

@@ -1,1 +1,1 @@
-"""Where the teacher and the text come from."""
+"""Where the text comes from, and how it becomes token ids."""

@@ -19,7 +19,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from trenchcoat_trainer.errors import StageError
-from trenchcoat_trainer.in_order import in_order
+from trenchcoat_trainer.runtime.in_order import in_order
 
 ENV_PROCESSES = "TRENCHCOAT_TOKENIZE_PROCESSES"
 MAX_PROCESSES = 16

@@ -16,7 +16,7 @@ from trenchcoat_api.spec import Data
 
 from trenchcoat_trainer.errors import BadInputError, StageError
 from trenchcoat_trainer.sources.formats import check_text
-from trenchcoat_trainer.sources.hub import HttpError
+from trenchcoat_trainer.store.hub import HttpError
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

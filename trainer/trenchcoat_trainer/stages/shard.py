@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from trenchcoat_trainer.headers import build_header
-from trenchcoat_trainer.shard_layout import EMBEDDINGS, HEAD, TEACHER, layer_path
-from trenchcoat_trainer.sources.teacher import EMBEDDING, KEPT_FILES, Teacher, open_teacher
-from trenchcoat_trainer.stages.context import StageContext
+from trenchcoat_trainer.checkpoints.shard_layout import EMBEDDINGS, HEAD, TEACHER, layer_path
+from trenchcoat_trainer.checkpoints.teacher import EMBEDDING, KEPT_FILES, Teacher, open_teacher
+from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.store.parts import Span
+from trenchcoat_trainer.tensors.headers import build_header
 
 logger = logging.getLogger(__name__)
 

@@ -20,13 +20,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trenchcoat_api.artifacts import DataFacts, Facts
 from trenchcoat_api.crias import cria_ranges
 
+from trenchcoat_trainer.checkpoints.teacher import CONFIG, TOKENIZER_FILES, Teacher, open_teacher
 from trenchcoat_trainer.data.layout import token_path
 from trenchcoat_trainer.data.packing import Packer
 from trenchcoat_trainer.errors import BadInputError
+from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.sources.encoding import Batch, Encoder, Piece, cut, encode_batches, usable_processes
-from trenchcoat_trainer.sources.teacher import CONFIG, TOKENIZER_FILES, Teacher, open_teacher
 from trenchcoat_trainer.sources.text import Text, open_text
-from trenchcoat_trainer.stages.context import StageContext
 
 logger = logging.getLogger(__name__)
 

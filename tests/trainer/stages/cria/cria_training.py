@@ -10,7 +10,7 @@ from trenchcoat_trainer.data import Batch
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.stages.cria.transfer import TransferPhase, finish_layer
 
-from tests.trainer.tiny_student import ATTENTION, make_cria, make_teacher
+from tests.trainer.helpers.tiny_student import ATTENTION, make_cria, make_teacher
 
 SEQUENCES = 12
 TOKENS = 29

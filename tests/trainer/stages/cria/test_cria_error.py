@@ -5,8 +5,8 @@ import torch
 from trenchcoat_trainer.attention import naive
 from trenchcoat_trainer.stages.cria.error import layer_errors
 
+from tests.trainer.helpers.tiny_student import ATTENTION, make_cria, make_teacher
 from tests.trainer.stages.cria.cria_training import batches, boundaries, make_spec, train_transfer
-from tests.trainer.tiny_student import ATTENTION, make_cria, make_teacher
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from trenchcoat_trainer.stages.cria.fused import FusedCria
 from trenchcoat_trainer.stages.cria.lora import LoraPhase, block_step, layerwise_step
 from trenchcoat_trainer.stages.cria.transfer import transfer_step
 
+from tests.trainer.helpers.tiny_student import ATTENTION, make_cria, make_teacher
 from tests.trainer.stages.cria.cria_training import boundaries, make_spec
-from tests.trainer.tiny_student import ATTENTION, make_cria, make_teacher
 
 WEIGHTS = {"mse_weight": 1000.0, "xent_weight": 1.0}
 KEEP_ONE = ATTENTION.model_copy(update={"keep_softmax_layers": [1]})

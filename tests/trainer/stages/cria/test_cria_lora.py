@@ -8,8 +8,8 @@ from trenchcoat_trainer.models.adapters import adapted_modules
 from trenchcoat_trainer.stages.cria.lora import LoraPhase, block_step, layerwise_step, teacher
 from trenchcoat_trainer.stages.cria.transfer import transfer_step
 
+from tests.trainer.helpers.tiny_student import make_cria, make_teacher
 from tests.trainer.stages.cria.cria_training import batches, boundaries, make_spec
-from tests.trainer.tiny_student import make_cria, make_teacher
 
 WEIGHTS = {"mse_weight": 1000.0, "xent_weight": 1.0}
 FAST = {"batchSize": 4, "microBatchSize": 1, "learningRate": "1e-2"}

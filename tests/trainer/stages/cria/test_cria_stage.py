@@ -3,13 +3,13 @@
 import pytest
 import torch
 from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.checkpoints.shards import load_config
 from trenchcoat_trainer.errors import BadInputError, PreemptedError
 from trenchcoat_trainer.models.maps import initial_maps, student_config
-from trenchcoat_trainer.shards import load_config
+from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.stages import cria as cria_stage
-from trenchcoat_trainer.stages.context import StageContext
 
-from tests.trainer.trainer_samples import StopAfter
+from tests.trainer.helpers.trainer_samples import StopAfter
 
 
 def run(

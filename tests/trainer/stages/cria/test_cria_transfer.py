@@ -11,8 +11,8 @@ from trenchcoat_trainer.errors import DivergedError
 from trenchcoat_trainer.stages.cria.plateau import Plateau
 from trenchcoat_trainer.stages.cria.transfer import TransferPhase, drops_window, transfer_step
 
+from tests.trainer.helpers.tiny_student import ATTENTION, make_cria, make_teacher
 from tests.trainer.stages.cria.cria_training import boundaries, make_spec, train_transfer
-from tests.trainer.tiny_student import ATTENTION, make_cria, make_teacher
 
 
 @pytest.fixture(scope="module")

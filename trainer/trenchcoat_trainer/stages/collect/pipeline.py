@@ -3,8 +3,8 @@
 import torch
 import torch.distributed as dist
 
-from trenchcoat_trainer.stages.context import StageContext
-from trenchcoat_trainer.stages.ranks import tell_stop, told_stop
+from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.runtime.ranks import tell_stop, told_stop
 
 _STOP, _GO_ON = 0, 1
 

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from trenchcoat_trainer.checkpoints.shards import TORCH_DTYPES
+from trenchcoat_trainer.checkpoints.teacher import EMBEDDING, Teacher, open_teacher
+from trenchcoat_trainer.checkpoints.teacher_layers import TeacherLayers
 from trenchcoat_trainer.data import TokenData
 from trenchcoat_trainer.data.layout import HIDDEN, boundary_path, sequences_per_hidden_object
 from trenchcoat_trainer.data.order import Order
 from trenchcoat_trainer.errors import PreemptedError
-from trenchcoat_trainer.shards import TORCH_DTYPES
-from trenchcoat_trainer.sources.teacher import EMBEDDING, Teacher, open_teacher
+from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.runtime.ranks import choose_device, joined
 from trenchcoat_trainer.stages.collect.pipeline import Pipeline, split_layers
 from trenchcoat_trainer.stages.collect.writing import BackgroundWriter
-from trenchcoat_trainer.stages.context import StageContext
-from trenchcoat_trainer.stages.ranks import choose_device, joined
-from trenchcoat_trainer.teacher import TeacherLayers
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from trenchcoat_api.artifacts import StoredObject
 
-from trenchcoat_trainer.stages.writer import ArtifactWriter
+from trenchcoat_trainer.runtime.writer import ArtifactWriter
 
 THREADS = 4
 PENDING = 8

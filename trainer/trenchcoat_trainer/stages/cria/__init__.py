@@ -13,26 +13,26 @@ import torch.nn.functional as F
 from trenchcoat_api.artifacts import Facts
 from trenchcoat_api.crias import CriaRange
 
+from trenchcoat_trainer.checkpoints.shards import load_cria_weights, load_embeddings
 from trenchcoat_trainer.data import CriaData
 from trenchcoat_trainer.errors import OutOfMemoryError
 from trenchcoat_trainer.models.cria import CriaModel
-from trenchcoat_trainer.shards import load_cria_weights, load_embeddings
-from trenchcoat_trainer.stages.context import StageContext
+from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.runtime.progress import format_loss
+from trenchcoat_trainer.runtime.ranks import choose_device
+from trenchcoat_trainer.runtime.training import Cursor
 from trenchcoat_trainer.stages.cria.error import layer_errors
 from trenchcoat_trainer.stages.cria.fused import fuse_for_gpu
 from trenchcoat_trainer.stages.cria.lora import LoraPhase, block_step, layerwise_step
 from trenchcoat_trainer.stages.cria.phase import Loop
 from trenchcoat_trainer.stages.cria.transfer import TransferPhase, transfer_step
-from trenchcoat_trainer.stages.progress import format_loss
-from trenchcoat_trainer.stages.ranks import choose_device
-from trenchcoat_trainer.stages.student import (
+from trenchcoat_trainer.students.artifacts import (
     ADAPTERS,
     FEATURE_MAPS,
     load_student_config,
     untrained_maps,
     weight_dtype,
 )
-from trenchcoat_trainer.stages.training import Cursor
 
 logger = logging.getLogger(__name__)
 

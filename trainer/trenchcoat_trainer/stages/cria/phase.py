@@ -12,8 +12,8 @@ from trenchcoat_api.crias import CriaRange
 from trenchcoat_trainer.data import Batch, CriaData
 from trenchcoat_trainer.errors import DivergedError
 from trenchcoat_trainer.layers.prefetch import on_device
-from trenchcoat_trainer.stages.context import StageContext
-from trenchcoat_trainer.stages.training import CHECKPOINT_SECONDS, CHECKPOINT_SHARE, Cursor
+from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.runtime.training import CHECKPOINT_SECONDS, CHECKPOINT_SHARE, Cursor
 
 
 class Phase(Protocol):

@@ -15,17 +15,17 @@ import torch.nn.functional as F
 from trenchcoat_api.artifacts import Facts, Perplexity
 
 from trenchcoat_trainer.attention import linear_share
+from trenchcoat_trainer.checkpoints.shards import load_rest_weights
 from trenchcoat_trainer.data import TokenData
 from trenchcoat_trainer.errors import BadInputError
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.models.cria import CriaModel
-from trenchcoat_trainer.shards import load_rest_weights
-from trenchcoat_trainer.stages.context import StageContext
+from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.runtime.ranks import choose_device
 from trenchcoat_trainer.stages.evaluate.saved import SavedStates
 from trenchcoat_trainer.stages.evaluate.states import HiddenStates
 from trenchcoat_trainer.stages.evaluate.variants import PARTS, STAGES, cria_of_each
-from trenchcoat_trainer.stages.ranks import choose_device
-from trenchcoat_trainer.stages.student import load_student_config, stitch_adapters
+from trenchcoat_trainer.students.artifacts import load_student_config, stitch_adapters
 
 logger = logging.getLogger(__name__)
 

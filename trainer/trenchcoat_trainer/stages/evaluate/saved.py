@@ -7,8 +7,8 @@ from typing import Any, Self
 
 import torch
 
-from trenchcoat_trainer.stages.checkpoint import Checkpoint
-from trenchcoat_trainer.stages.training import CHECKPOINT_SECONDS
+from trenchcoat_trainer.runtime.checkpoint import Checkpoint
+from trenchcoat_trainer.runtime.training import CHECKPOINT_SECONDS
 
 HIDDEN = "hidden"
 THREADS = 2

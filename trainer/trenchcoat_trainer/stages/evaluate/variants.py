@@ -7,12 +7,12 @@ from itertools import groupby
 import torch
 from trenchcoat_api.crias import CriaRange
 
+from trenchcoat_trainer.checkpoints.shards import load_cria_weights
 from trenchcoat_trainer.models.adapters import merge_adapters
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.models.cria import CriaModel
-from trenchcoat_trainer.shards import load_cria_weights
-from trenchcoat_trainer.stages.context import StageContext
-from trenchcoat_trainer.stages.student import (
+from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.students.artifacts import (
     Adapters,
     cria_adapters,
     trained_maps,

@@ -12,15 +12,15 @@ import torch
 from trenchcoat_api.artifacts import Perplexity
 
 import trenchcoat_trainer.attention.hybrid
+from trenchcoat_trainer.checkpoints.shards import TEACHER, load_rest_weights, teacher_files
 from trenchcoat_trainer.errors import MissingInputError
 from trenchcoat_trainer.models import configuration_trenchcoat, modeling_trenchcoat
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatLlamaForCausalLM
-from trenchcoat_trainer.shards import TEACHER, load_rest_weights, teacher_files
-from trenchcoat_trainer.stages.context import StageContext
+from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.stages.export.card import model_card
 from trenchcoat_trainer.stages.export.files import File, plan_files
-from trenchcoat_trainer.stages.student import (
+from trenchcoat_trainer.students.artifacts import (
     Tensors,
     cria_adapters,
     layer_weights,
@@ -28,7 +28,7 @@ from trenchcoat_trainer.stages.student import (
     stitch_adapters,
     trained_maps,
 )
-from trenchcoat_trainer.tensors import pack
+from trenchcoat_trainer.tensors.serialization import pack
 
 INDEX = "model.safetensors.index.json"
 AUTO_MAP = {

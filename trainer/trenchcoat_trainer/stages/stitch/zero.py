@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from torch import nn
 from trenchcoat_api.spec import Stitch, TrenchcoatSpec
 
+from trenchcoat_trainer.checkpoints.shards import load_rest_weights
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.models.maps import MAP_NAMES
 from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatDecoderLayer as LAYER
 from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatLlamaForCausalLM
-from trenchcoat_trainer.shards import load_rest_weights
-from trenchcoat_trainer.stages.context import StageContext
-from trenchcoat_trainer.stages.ranks import joined
+from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.runtime.ranks import joined
 from trenchcoat_trainer.stages.stitch.memory import Held, layer_parameters
-from trenchcoat_trainer.stages.student import (
+from trenchcoat_trainer.students.artifacts import (
     Tensors,
     cria_adapters,
     layer_weights,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import urllib3
-from trenchcoat_trainer.processes import free_port
+from trenchcoat_trainer.runtime.processes import free_port
 from trenchcoat_trainer.store import S3Store
 
 from tests.components import built

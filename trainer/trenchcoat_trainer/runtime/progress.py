@@ -12,7 +12,7 @@ from typing import Any
 import rich.progress
 from trenchcoat_api.artifacts import Artifact, Progress
 
-from trenchcoat_trainer.stages.clock import Clock
+from trenchcoat_trainer.runtime.clock import Clock
 from trenchcoat_trainer.store import Store
 
 logger = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 from trenchcoat_api.stages import Stage
 
 from trenchcoat_trainer.errors import BadInputError, OutOfMemoryError, StageError
-from trenchcoat_trainer.stages.opening import check_inputs, open_context
-from trenchcoat_trainer.stages.stop import StopRequest
-from trenchcoat_trainer.stages.termination import write_termination_log
+from trenchcoat_trainer.runtime.opening import check_inputs, open_context
+from trenchcoat_trainer.runtime.stop import StopRequest
+from trenchcoat_trainer.runtime.termination import write_termination_log
 
 logger = logging.getLogger(__name__)
 

@@ -13,14 +13,14 @@ from trenchcoat_api.crias import CriaRange
 from trenchcoat_api.spec import TrenchcoatSpec
 
 from trenchcoat_trainer.errors import CorruptObjectError, MissingInputError, NotFoundError
-from trenchcoat_trainer.recycling import RecycledMemory
-from trenchcoat_trainer.stages.checkpoint import Checkpoint
-from trenchcoat_trainer.stages.checksums import digest_of
-from trenchcoat_trainer.stages.objects import ObjectIndex
-from trenchcoat_trainer.stages.progress import ProgressReporter
-from trenchcoat_trainer.stages.stop import StopRequest
-from trenchcoat_trainer.stages.writer import ArtifactWriter
+from trenchcoat_trainer.runtime.checkpoint import Checkpoint
+from trenchcoat_trainer.runtime.checksums import digest_of
+from trenchcoat_trainer.runtime.objects import ObjectIndex
+from trenchcoat_trainer.runtime.progress import ProgressReporter
+from trenchcoat_trainer.runtime.stop import StopRequest
+from trenchcoat_trainer.runtime.writer import ArtifactWriter
 from trenchcoat_trainer.store import Store
+from trenchcoat_trainer.tensors.recycling import RecycledMemory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,7 +100,7 @@ class StageContext:
         Raises:
             CorruptObjectError: size or checksum differ from the manifest.
         """
-        from trenchcoat_trainer.tensors import unpack
+        from trenchcoat_trainer.tensors.serialization import unpack
 
         return unpack(self._read(artifact, path, memory))[0]
 

@@ -23,15 +23,15 @@ import yaml
 from minio import Minio
 from trenchcoat_api.artifacts import Artifact, Manifest, StoredObject
 from trenchcoat_api.spec import TrenchcoatSpec
-from trenchcoat_trainer.processes import free_port
+from trenchcoat_trainer.runtime.processes import free_port
 from trenchcoat_trainer.store import FolderStore, Store, open_store
 
 TIMEOUT = 600.0
 """Seconds; on a machine that does much else every start takes long."""
 PRELOADED = [
-    "tests.trainer.deepspeed_on_cpu",
-    "tests.trainer.killing",
-    "tests.trainer.trainer_samples",
+    "tests.trainer.helpers.deepspeed_on_cpu",
+    "tests.trainer.helpers.killing",
+    "tests.trainer.helpers.trainer_samples",
     "trenchcoat_trainer.cli",
     "trenchcoat_trainer.stages.collect",
     "trenchcoat_trainer.stages.cria",
@@ -41,7 +41,7 @@ PRELOADED = [
     "trenchcoat_trainer.stages.tokenize",
 ]
 WRITE_EVERYTHING = {
-    "trenchcoat_trainer.stages.writer.JOURNAL_SECONDS": 0.0,
+    "trenchcoat_trainer.runtime.writer.JOURNAL_SECONDS": 0.0,
     "trenchcoat_trainer.stages.cria.phase.CHECKPOINT_SECONDS": 0.0,
     "trenchcoat_trainer.stages.cria.phase.CHECKPOINT_SHARE": 1e9,
     "trenchcoat_trainer.stages.stitch.CHECKPOINT_SECONDS": 0.0,
@@ -73,8 +73,8 @@ class Killer:
 
     def watch(self) -> None:
         """Put points into the program of this process."""
+        from trenchcoat_trainer.runtime.training import Cursor
         from trenchcoat_trainer.stages.collect.pipeline import Pipeline
-        from trenchcoat_trainer.stages.training import Cursor
 
         self._before(Cursor, "note", "step")
         self._before(Pipeline, "go_on", "batch")

@@ -9,12 +9,12 @@ from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import INPUTS, Stage
 
 from trenchcoat_trainer.errors import BadInputError
-from trenchcoat_trainer.stages.checkpoint import Checkpoint
-from trenchcoat_trainer.stages.clock import Clock
-from trenchcoat_trainer.stages.context import StageContext, read_manifest
-from trenchcoat_trainer.stages.progress import ProgressReporter
-from trenchcoat_trainer.stages.stop import StopRequest
-from trenchcoat_trainer.stages.writer import ArtifactWriter
+from trenchcoat_trainer.runtime.checkpoint import Checkpoint
+from trenchcoat_trainer.runtime.clock import Clock
+from trenchcoat_trainer.runtime.context import StageContext, read_manifest
+from trenchcoat_trainer.runtime.progress import ProgressReporter
+from trenchcoat_trainer.runtime.stop import StopRequest
+from trenchcoat_trainer.runtime.writer import ArtifactWriter
 from trenchcoat_trainer.store import Store, open_store
 
 

@@ -17,11 +17,11 @@ from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_trainer.cli import main
 from trenchcoat_trainer.errors import PreemptedError
-from trenchcoat_trainer.processes import free_port
+from trenchcoat_trainer.runtime.processes import free_port
+from trenchcoat_trainer.runtime.ranks import joined
+from trenchcoat_trainer.runtime.stop import StopRequest
+from trenchcoat_trainer.runtime.termination import write_termination_log
 from trenchcoat_trainer.stages import tokenize
-from trenchcoat_trainer.stages.ranks import joined
-from trenchcoat_trainer.stages.stop import StopRequest
-from trenchcoat_trainer.stages.termination import write_termination_log
 from trenchcoat_trainer.store import FolderStore
 
 from tests.waiting import until
@@ -203,7 +203,9 @@ def test_a_signal_stops_a_stage_which_goes_on_when_started_again(make_spec, tmp_
     file = write_spec(spec, tmp_path)
     run("tokenize", file, tmp_path)
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["trenchcoat_trainer.stages.collect", "tests.trainer.trainer_samples"])
+    processes.set_forkserver_preload(
+        ["trenchcoat_trainer.stages.collect", "tests.trainer.helpers.trainer_samples"]
+    )
     child = processes.Process(target=collect_in_child, args=(file, tmp_path))
     child.start()
     progress = tmp_path / "store" / spec.store.bucket / Artifacts(spec).collect.progress_path

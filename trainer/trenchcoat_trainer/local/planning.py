@@ -59,7 +59,7 @@ def read_model(spec: TrenchcoatSpec, store: Path | None, config: Path | None) ->
         StoreError: the store cannot be used.
         OSError: `config` cannot be read.
     """
-    from trenchcoat_trainer.sources.teacher import Teacher, open_teacher
+    from trenchcoat_trainer.checkpoints.teacher import Teacher, open_teacher
     from trenchcoat_trainer.store import FolderStore, open_store
 
     if config is None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from trenchcoat_trainer.stages.stop import StopRequest
+from trenchcoat_trainer.runtime.stop import StopRequest
 
 LAYERS = 5
 ROPE = {

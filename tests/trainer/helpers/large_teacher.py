@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 from transformers import LlamaForCausalLM
-from trenchcoat_trainer.headers import TensorRange, build_header
+from trenchcoat_trainer.tensors.headers import TensorRange, build_header
 
-from tests.trainer.trainer_samples import make_config, save_tokenizer
+from tests.trainer.helpers.trainer_samples import make_config, save_tokenizer
 
 RUN_AND_TELL_MEMORY = """
 import re, sys

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load, save_file
-from trenchcoat_trainer.headers import TensorRange, build_header, parse_header, read_header
 from trenchcoat_trainer.store import FolderStore
-from trenchcoat_trainer.tensors import pack, unpack
+from trenchcoat_trainer.tensors.headers import TensorRange, build_header, parse_header, read_header
+from trenchcoat_trainer.tensors.serialization import pack, unpack
 
 TENSORS = {
     "bf16": torch.randn(3, 5).bfloat16(),

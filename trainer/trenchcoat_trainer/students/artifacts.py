@@ -4,12 +4,12 @@ import torch
 from trenchcoat_api.crias import CriaRange
 from trenchcoat_api.spec import DType, Lora
 
+from trenchcoat_trainer.checkpoints.shards import TORCH_DTYPES, layer_path, load_config, load_object
 from trenchcoat_trainer.errors import BadInputError
 from trenchcoat_trainer.models.adapters import merge_adapters
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.models.maps import initial_maps, student_config
-from trenchcoat_trainer.shards import TORCH_DTYPES, layer_path, load_config, load_object
-from trenchcoat_trainer.stages.context import StageContext
+from trenchcoat_trainer.runtime.context import StageContext
 
 FEATURE_MAPS = "feature_maps.safetensors"
 """Object of a cria artifact: ``layers.N.w_q``, ``layers.N.w_k``, ``layers.N.window_factor``, fp32.

@@ -7,8 +7,8 @@ import torch
 from trenchcoat_api.crias import CriaRange
 from trenchcoat_api.spec import DType
 
-from trenchcoat_trainer.shard_layout import EMBEDDINGS, HEAD, TEACHER, layer_path
-from trenchcoat_trainer.stages.context import StageContext
+from trenchcoat_trainer.checkpoints.shard_layout import EMBEDDINGS, HEAD, TEACHER, layer_path
+from trenchcoat_trainer.runtime.context import StageContext
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig

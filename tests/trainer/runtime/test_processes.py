@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from trenchcoat_api.exitcodes import ExitCode
-from trenchcoat_trainer import processes
-from trenchcoat_trainer.processes import RankProcesses, run_ranks, start_ranks
-from trenchcoat_trainer.stages.stop import StopRequest
+from trenchcoat_trainer.runtime import processes
+from trenchcoat_trainer.runtime.processes import RankProcesses, run_ranks, start_ranks
+from trenchcoat_trainer.runtime.stop import StopRequest
 
 from tests.waiting import until
 

@@ -23,8 +23,8 @@ from trenchcoat_api.artifacts import (
 )
 
 from trenchcoat_trainer.errors import NotFoundError
-from trenchcoat_trainer.stages.clock import Clock
-from trenchcoat_trainer.stages.objects import pack_list
+from trenchcoat_trainer.runtime.clock import Clock
+from trenchcoat_trainer.runtime.objects import pack_list
 from trenchcoat_trainer.store import Readable, S3Store, Store
 from trenchcoat_trainer.store.parts import Piece, plan_parts
 
@@ -68,7 +68,7 @@ class ArtifactWriter:
 
     def write_tensors(self, path: str, tensors: dict[str, torch.Tensor]) -> StoredObject:
         """Write tensors as one safetensors object."""
-        from trenchcoat_trainer.tensors import pack
+        from trenchcoat_trainer.tensors.serialization import pack
 
         return self.write(path, pack(tensors))
 

@@ -11,9 +11,9 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from trenchcoat_trainer.errors import BadInputError, NotFoundError, StageError
-from trenchcoat_trainer.sources.hub import HubRepository
+from trenchcoat_trainer.store.hub import HubRepository
 
-from tests.trainer.hub_server import HubHandler
+from tests.trainer.helpers.hub_server import HubHandler
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

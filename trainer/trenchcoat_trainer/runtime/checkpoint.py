@@ -26,7 +26,7 @@ class Checkpoint:
 
     def save(self, tensors: dict[str, torch.Tensor], state: dict[str, Any], name: str = "state") -> None:
         """Replace the checkpoint; `state` must be JSON. Ranks that keep one each give it a `name`."""
-        from trenchcoat_trainer.tensors import pack
+        from trenchcoat_trainer.tensors.serialization import pack
 
         self._store.write(self._path(name), pack(tensors, {_STATE: json.dumps(state)}))
 
@@ -36,7 +36,7 @@ class Checkpoint:
         Raises:
             CorruptObjectError: it cannot be read.
         """
-        from trenchcoat_trainer.tensors import unpack
+        from trenchcoat_trainer.tensors.serialization import unpack
 
         path = self._path(name)
         if not self._store.exists(path):

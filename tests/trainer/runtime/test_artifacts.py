@@ -10,12 +10,12 @@ import torch
 from trenchcoat_api.artifacts import Artifacts, Facts, Progress
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.errors import CorruptObjectError, MissingInputError, NotFoundError
-from trenchcoat_trainer.stages import objects, progress, writer
-from trenchcoat_trainer.stages.checkpoint import Checkpoint
-from trenchcoat_trainer.stages.clock import Clock
-from trenchcoat_trainer.stages.context import read_manifest
-from trenchcoat_trainer.stages.progress import Curve, ProgressReporter
-from trenchcoat_trainer.stages.writer import ArtifactWriter
+from trenchcoat_trainer.runtime import objects, progress, writer
+from trenchcoat_trainer.runtime.checkpoint import Checkpoint
+from trenchcoat_trainer.runtime.clock import Clock
+from trenchcoat_trainer.runtime.context import read_manifest
+from trenchcoat_trainer.runtime.progress import Curve, ProgressReporter
+from trenchcoat_trainer.runtime.writer import ArtifactWriter
 from trenchcoat_trainer.store import Entry, FolderStore
 
 

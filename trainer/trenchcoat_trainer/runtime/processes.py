@@ -17,7 +17,7 @@ from typing import IO
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.stages import Stage
 
-from trenchcoat_trainer.stages.stop import StopRequest
+from trenchcoat_trainer.runtime.stop import StopRequest
 
 AFTER_FAILURE_SECONDS = 15.0
 """How long ranks may take to end once another has failed; they may wait for it in a collective operation."""

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from trenchcoat_trainer.headers import TensorRange, parse_header
+from trenchcoat_trainer.tensors.headers import TensorRange, parse_header
 
 DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,

@@ -12,8 +12,8 @@ from trenchcoat_api.artifacts import ModelFacts
 from trenchcoat_api.spec import TrenchcoatSpec
 
 from trenchcoat_trainer.errors import BadInputError
-from trenchcoat_trainer.headers import TensorRange, read_header
 from trenchcoat_trainer.store import FolderStore, Readable, Store
+from trenchcoat_trainer.tensors.headers import TensorRange, read_header
 
 if TYPE_CHECKING:
     import torch
@@ -174,7 +174,7 @@ class Teacher:
         """
         import torch
 
-        from trenchcoat_trainer.tensors import DTYPES, byte_view
+        from trenchcoat_trainer.tensors.serialization import DTYPES, byte_view
 
         stored = self.find(name)
         if stored.place.dtype not in DTYPES:
@@ -274,7 +274,7 @@ def open_teacher(spec: TrenchcoatSpec, store: Store) -> Teacher:
         case "file":
             place, prefix = FolderStore(Path(rest)), ""
         case "hf":
-            from trenchcoat_trainer.sources.hub import HubRepository
+            from trenchcoat_trainer.store.hub import HubRepository
 
             place, prefix = HubRepository(rest, spec.model.revision), ""
         case _:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store, _get_default_store
 
 from trenchcoat_trainer.errors import StageError
-from trenchcoat_trainer.stages.stop import StopRequest
+from trenchcoat_trainer.runtime.stop import StopRequest
 
 JOIN_TIMEOUT = timedelta(minutes=30)
 """Pods of one PyTorchJob may have to wait for nodes and images for a while."""

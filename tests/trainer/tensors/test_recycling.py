@@ -4,7 +4,7 @@ import threading
 
 import numpy as np
 import torch
-from trenchcoat_trainer.recycling import RecycledMemory
+from trenchcoat_trainer.tensors.recycling import RecycledMemory
 
 SIZE = 1 << 16
 

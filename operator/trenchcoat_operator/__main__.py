@@ -10,7 +10,8 @@ from prometheus_client import start_http_server
 from trenchcoat_operator import handlers
 from trenchcoat_operator.kubernetes.client import Cluster
 from trenchcoat_operator.loop.queue import WorkQueue
-from trenchcoat_operator.loop.worker import Reconciler, Worker
+from trenchcoat_operator.loop.reconciler import Reconciler
+from trenchcoat_operator.loop.worker import Worker
 from trenchcoat_operator.metrics.recorder import Metrics
 from trenchcoat_operator.settings import Settings, SettingsError
 

@@ -14,7 +14,7 @@ from demo.environment import Environment
 from demo.watch import condition
 from trenchcoat_api import constants
 from trenchcoat_operator.kubernetes.client import Cluster
-from trenchcoat_operator.loop.worker import Reconciler
+from trenchcoat_operator.loop.reconciler import Reconciler
 from trenchcoat_operator.metrics.recorder import Metrics
 from trenchcoat_operator.model.key import Key
 from trenchcoat_operator.reconcile.assessment.assess import MANIFEST_GRACE

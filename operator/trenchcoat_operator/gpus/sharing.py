@@ -1,79 +1,13 @@
 """Which waiting Jobs may start on the GPUs that are free now, shared fairly among all Trenchcoats."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from heapq import heapify, heappop, heappush
 
-from trenchcoat_operator.gpus.placement import admits
-from trenchcoat_operator.model.capacity import BoundPod, Capacity, Contender, Demand, Node, Placement
-
-Free = dict[str, int]
-"""Free GPUs by node."""
-
-
-class _Nodes:
-    """Nodes, and which of them let pods on: asked for each pod that is placed, found out once."""
-
-    def __init__(self, nodes: Iterable[Node]) -> None:
-        self._nodes = tuple(nodes)
-        self._able: list[tuple[Placement, tuple[str, ...]]] = []
-
-    def able(self, placement: Placement) -> tuple[str, ...]:
-        """Names of those that let pods on."""
-        for known, names in self._able:
-            if known is placement or known == placement:
-                return names
-        names = tuple(node.name for node in self._nodes if admits(node, placement))
-        self._able.append((placement, names))
-        return names
-
-
-def free(capacity: Capacity, resource: str) -> Free:
-    """GPUs of each node that neither a bound pod nor a Job already made will use."""
-    return _free(capacity, _Nodes(capacity.nodes), resource)[0]
-
-
-def unplaced(capacity: Capacity) -> frozenset[str]:
-    """Jobs already made whose pods do not all fit any more: somebody else took the GPUs meanwhile."""
-    nodes = _Nodes(capacity.nodes)
-    resources = {demand.resource for demand in capacity.promised}
-    return frozenset(owner for resource in resources for owner in _free(capacity, nodes, resource)[1])
-
-
-def _free(capacity: Capacity, nodes: _Nodes, resource: str) -> tuple[Free, set[str]]:
-    left = {node.name: node.allocatable.get(resource, 0) for node in capacity.nodes if node.usable}
-    for pod in capacity.bound:
-        if pod.node in left:
-            left[pod.node] -= pod.requests.get(resource, 0)
-    homeless = set()
-    # The largest first: a Job made now is among these at the next look, and must not take, for the count, the
-    # place that a larger pod of an earlier Job was counted on.
-    wanted = [demand for demand in capacity.promised if demand.resource == resource]
-    for demand in sorted(wanted, key=lambda demand: -demand.gpus):
-        for _ in range(demand.pods):
-            if not _place(nodes, left, demand):
-                homeless.add(demand.owner)
-    return left, homeless
-
-
-def _place(nodes: _Nodes, left: Free, demand: Demand) -> bool:
-    # The fullest node that fits, so that nodes with many free GPUs stay whole for larger pods.
-    fitting = [name for name in nodes.able(demand.placement) if left.get(name, 0) >= demand.gpus]
-    if not fitting:
-        return False
-    chosen = min(fitting, key=lambda name: (left[name], name))
-    left[chosen] -= demand.gpus
-    return True
-
-
-def _place_all(nodes: _Nodes, left: Free, demand: Demand) -> bool:
-    """Place all pods, or none."""
-    tried = dict(left)
-    if not all(_place(nodes, tried, demand) for _ in range(demand.pods)):
-        return False
-    left.update(tried)
-    return True
+from trenchcoat_operator.gpus import reasons
+from trenchcoat_operator.gpus.places import Free, Nodes, could_ever_fit, count_free, place, place_all
+from trenchcoat_operator.model.capacity import Capacity, Contender, Demand
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +42,9 @@ def grant(capacity: Capacity, asking: Contender, now: datetime, patience: timede
     due = tuple(other.name for other in capacity.contenders if sharing.due_after(other, asking))
     if granted == demand.pods:
         return Grant(granted, due=due)
-    never = not _could_ever_fit(capacity.nodes, demand, together=asking.gang)
+    never = not could_ever_fit(capacity.nodes, demand, together=asking.gang)
     others = sum(sharing.granted.values()) - granted
-    return Grant(granted, _why_not_more(capacity, asking, sharing.kept_for, others, never), never, due)
+    return Grant(granted, reasons.why_not_more(capacity, asking, sharing.kept_for, others, never), never, due)
 
 
 class _Sharing:
@@ -118,7 +52,7 @@ class _Sharing:
 
     def __init__(self, capacity: Capacity, contenders: tuple[Contender, ...]) -> None:
         self._capacity = capacity
-        self._nodes = _Nodes(capacity.nodes)
+        self._nodes = Nodes(capacity.nodes)
         self._contenders = contenders
         self._free: dict[str, Free] = {}
         self._held = {contender.name: contender.held for contender in contenders}
@@ -136,7 +70,7 @@ class _Sharing:
         ]
         for _, name, gang in sorted(waited, key=lambda item: item[:2]):
             left = self._left(gang.demand.resource)
-            if _place_all(self._nodes, left, gang.demand):
+            if place_all(self._nodes, left, gang.demand):
                 self._give(gang, gang.demand.pods)
             elif not self.kept_for:
                 places = _reservation(self._capacity, self._nodes, left, gang.demand)
@@ -158,7 +92,7 @@ class _Sharing:
             *_, turn = heappop(turns)
             left = self._left(turn.demand.resource)
             pods = turn.demand.pods if turn.gang else 1
-            fits = _place_all if turn.gang else _place
+            fits = place_all if turn.gang else place
             if not fits(self._nodes, left, turn.demand):
                 continue
             self._give(turn, pods)
@@ -185,7 +119,7 @@ class _Sharing:
 
     def _left(self, resource: str) -> Free:
         if resource not in self._free:
-            self._free[resource] = _free(self._capacity, self._nodes, resource)[0]
+            self._free[resource] = count_free(self._capacity, self._nodes, resource)[0]
         return self._free[resource]
 
     def _give(self, contender: Contender, pods: int) -> None:
@@ -193,7 +127,7 @@ class _Sharing:
         self._held[contender.name] += pods * contender.demand.gpus
 
 
-def _reservation(capacity: Capacity, nodes: _Nodes, left: Free, demand: Demand) -> Mapping[str, int]:
+def _reservation(capacity: Capacity, nodes: Nodes, left: Free, demand: Demand) -> Mapping[str, int]:
     """GPUs to keep by node, where a gang will fit once Jobs of this operator end; none where it never will.
 
     The nodes with the most free GPUs come first: what is kept there can only grow, so the gang gets its place
@@ -213,81 +147,3 @@ def _reservation(capacity: Capacity, nodes: _Nodes, left: Free, demand: Demand) 
             kept[name] = pods * demand.gpus
             missing -= pods
     return kept if not missing else {}
-
-
-def room_by(
-    nodes: Iterable[Node], bound: Iterable[BoundPod], demands: Sequence[Demand], told_by: datetime
-) -> datetime | None:
-    """When pods should be gone that were told to end, on nodes that some of the demands may go to.
-
-    Args:
-        nodes: All nodes.
-        bound: What pods hold of them.
-        demands: What waits for a node.
-        told_by: Only pods count that were told before, so that on a busy cluster nobody waits for ever.
-    """
-    known = _Nodes(nodes)
-    ends = [
-        pod.gone_by
-        for pod in bound
-        if pod.gone_by is not None
-        and pod.ends_since is not None
-        and pod.ends_since <= told_by
-        and any(
-            pod.requests.get(demand.resource) and pod.node in known.able(demand.placement)
-            for demand in demands
-        )
-    ]
-    return max(ends, default=None)
-
-
-def _could_ever_fit(nodes: tuple[Node, ...], demand: Demand, *, together: bool) -> bool:
-    """Whether the pods would fit if every node were ready and empty: together, or each for itself."""
-    able = [node for node in nodes if admits(node, demand.placement, ever=True)]
-    places = sum(node.allocatable.get(demand.resource, 0) // demand.gpus for node in able)
-    return places >= (demand.pods if together else 1)
-
-
-def _why_not_more(capacity: Capacity, asking: Contender, kept_for: str, others: int, never: bool) -> str:
-    demand = asking.demand
-    owners = [node for node in capacity.nodes if node.allocatable.get(demand.resource, 0) > 0]
-    if not owners:
-        return f"no node has {demand.resource}"
-    if not any(node.usable for node in owners):
-        return f"no ready node has {demand.resource}"
-    admitting = [node for node in owners if admits(node, demand.placement)]
-    if not admitting:
-        return (
-            f"none of the {_nodes(len(owners))} with {demand.resource} matches the pods' nodeSelector, node "
-            "affinity and tolerations"
-        )
-    wanted = f"a free {demand.resource}"
-    if asking.gang:
-        each = (
-            f" with {demand.gpus} {demand.resource} each" if demand.gpus > 1 else f" with a {demand.resource}"
-        )
-        wanted = f"room for {demand.pods} pods{each} at once"
-        if never:
-            largest = max(node.allocatable.get(demand.resource, 0) for node in admitting)
-            return (
-                f"the cluster has no {wanted}: {_nodes(len(admitting))} with at most {largest}; add nodes, "
-                "or lower the stage's nodes or gpusPerNode"
-            )
-    if kept_for == asking.name:
-        return f"waits for {wanted}; {demand.resource} that come free are kept for it"
-    if kept_for:
-        return f"free {demand.resource} are kept for Trenchcoat {kept_for}, whose gang has waited longest"
-    if others:
-        return f"free {demand.resource} go first to Trenchcoats that hold fewer"
-    if asking.gang:
-        now_free = sum(
-            count // demand.gpus
-            for name, count in free(capacity, demand.resource).items()
-            if count > 0 and any(node.name == name for node in admitting)
-        )
-        return f"waits for {wanted}: {now_free} of them fit now"
-    return f"0 of {_nodes(len(admitting))} have {wanted}"
-
-
-def _nodes(count: int) -> str:
-    return "1 node" if count == 1 else f"{count} nodes"

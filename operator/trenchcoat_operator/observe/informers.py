@@ -11,6 +11,7 @@ from trenchcoat_api import constants
 from trenchcoat_api.artifacts import Artifacts
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 
+from trenchcoat_operator.gpus.contenders import Wish, wishes
 from trenchcoat_operator.kubernetes import client
 from trenchcoat_operator.kubernetes.client import Cluster, NotFoundError, Object
 from trenchcoat_operator.kubernetes.informer import Informer, Place
@@ -18,7 +19,6 @@ from trenchcoat_operator.model import views
 from trenchcoat_operator.model.capacity import BoundPod, Demand, Node
 from trenchcoat_operator.model.observed import Child, ChildKind, Pod
 from trenchcoat_operator.model.plan import Action, Apply, Delete
-from trenchcoat_operator.reconcile.starting.release import Wish, wishes
 from trenchcoat_operator.settings import Settings
 
 log = logging.getLogger(__name__)

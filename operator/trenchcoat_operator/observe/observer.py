@@ -8,6 +8,7 @@ from datetime import datetime
 from trenchcoat_api import constants
 from trenchcoat_api.resource import Trenchcoat
 
+from trenchcoat_operator.gpus.places import UNSCHEDULABLE_GRACE
 from trenchcoat_operator.kubernetes import client
 from trenchcoat_operator.kubernetes.client import Cluster, ForbiddenError, NotFoundError
 from trenchcoat_operator.kubernetes.informer import Place
@@ -17,7 +18,6 @@ from trenchcoat_operator.model.plan import Action, Apply
 from trenchcoat_operator.observe.informers import Informers, Job, place_of
 from trenchcoat_operator.observe.store import StoreLook
 from trenchcoat_operator.observe.surroundings import Surroundings
-from trenchcoat_operator.reconcile.assessment.assess import UNSCHEDULABLE_GRACE
 from trenchcoat_operator.settings import Settings
 from trenchcoat_operator.storage.access import Stores
 from trenchcoat_operator.works import graph

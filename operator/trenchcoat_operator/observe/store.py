@@ -7,7 +7,6 @@ from trenchcoat_api.artifacts import Artifact, Deletion, Manifest, Progress
 from trenchcoat_api.resource import Trenchcoat
 
 from trenchcoat_operator.model.observed import Child, Problem, StoreView
-from trenchcoat_operator.reconcile.stopping import retention
 from trenchcoat_operator.storage.access import Stores
 from trenchcoat_operator.storage.s3 import StoreError, StoreReader
 from trenchcoat_operator.works import graph, superseded
@@ -119,7 +118,7 @@ class StoreLook:
     def _read_superseded(self, reader: StoreReader, built: graph.Graph) -> None:
         """Read what may have to be deleted of former specs' artifacts."""
         for work in superseded.works(self._trenchcoat, built):
-            if not self._deleted and work.stage not in retention.INTERMEDIATE:
+            if not self._deleted and work.stage not in graph.INTERMEDIATE:
                 continue
             manifest = self._stores.manifest(reader, work.artifact)
             deletion = reader.deletion(work.artifact) if manifest is None else None

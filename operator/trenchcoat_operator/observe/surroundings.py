@@ -13,13 +13,13 @@ from trenchcoat_api.spec import Retention, TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import ConditionType
 
-from trenchcoat_operator.gpus import sharing
+from trenchcoat_operator.gpus import places
+from trenchcoat_operator.gpus.contenders import waiting
 from trenchcoat_operator.kubernetes.client import ForbiddenError
 from trenchcoat_operator.kubernetes.informer import Place
 from trenchcoat_operator.model.capacity import BoundPod, Capacity, Contender, Demand, Node
 from trenchcoat_operator.model.observed import Peers
 from trenchcoat_operator.observe.informers import Informers, Job, OwnPod, Tenant
-from trenchcoat_operator.reconcile.starting.release import waiting
 from trenchcoat_operator.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Surroundings:
         if counted is None:
             return None
         demands = [demand for _, demands in job.templates for demand in demands]
-        return sharing.room_by(*counted, demands, told_by)
+        return places.room_by(*counted, demands, told_by)
 
     def _counted(self, pods: list[OwnPod]) -> tuple[tuple[Node, ...], tuple[BoundPod, ...]] | None:
         """All nodes, and what pods hold of them, those of ours among them; None where nobody counts GPUs."""

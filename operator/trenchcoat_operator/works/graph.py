@@ -10,6 +10,9 @@ from trenchcoat_api.pods import PodOverrides
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import DISTRIBUTED, INPUTS, READS, Stage
 
+INTERMEDIATE = (Stage.COLLECT, Stage.SHARD)
+"""Stages whose artifacts nobody needs once those of the stages after them are there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Work:

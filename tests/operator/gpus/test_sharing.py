@@ -1,11 +1,12 @@
-"""Free GPUs, and who gets them."""
+"""Who gets free GPUs."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from trenchcoat_operator.gpus import sharing as rules
-from trenchcoat_operator.gpus.sharing import Grant, free, unplaced
+from trenchcoat_operator.gpus import sharing
+from trenchcoat_operator.gpus.places import free
+from trenchcoat_operator.gpus.sharing import Grant
 from trenchcoat_operator.model.capacity import (
     BoundPod,
     Capacity,
@@ -23,7 +24,7 @@ PATIENCE = timedelta(minutes=5)
 
 
 def grant(capacity: Capacity, asking: Contender) -> Grant:
-    return rules.grant(capacity, asking, NOW, PATIENCE)
+    return sharing.grant(capacity, asking, NOW, PATIENCE)
 
 
 def asks(pods: int, name: str = "ml/me", held: int = 0, minutes: int = 0, **placement: object) -> Contender:
@@ -39,40 +40,6 @@ def gang(
 
 
 TWO = (Node("a", {GPU: 1}), Node("b", {GPU: 1}))
-
-
-def test_bound_pods_and_promised_ones_take_gpus() -> None:
-    capacity = Capacity(nodes=(Node("a", {GPU: 8}), Node("b", {GPU: 4})))
-    assert free(capacity, GPU) == {"a": 8, "b": 4}
-    capacity = replace(capacity, bound=(BoundPod("a", {GPU: 2}), BoundPod("gone", {GPU: 9})))
-    assert free(capacity, GPU) == {"a": 6, "b": 4}
-    # Promised pods are thought of on the fullest node that fits, and those that fit nowhere take nothing.
-    assert free(replace(capacity, promised=(Demand(GPU, 1, 3),)), GPU) == {"a": 6, "b": 1}
-    assert free(replace(capacity, promised=(Demand(GPU, 1, 7),)), GPU) == {"a": 6, "b": 4}
-    assert free(replace(capacity, promised=(Demand("amd.com/gpu", 1, 1),)), GPU) == {"a": 6, "b": 4}
-
-
-def test_room_is_made_by_pods_that_were_told_to_end_before() -> None:
-    def ending(node: str, seconds: int, grace: int, resource: str = GPU) -> BoundPod:
-        told = NOW + timedelta(seconds=seconds)
-        return BoundPod(node, {resource: 1}, False, told, told + timedelta(seconds=grace))
-
-    nodes = (*TWO, Node("other", {GPU: 1}, {"pool": "other"}))
-    here = Demand(GPU, 1, 1)
-    elsewhere = Demand(GPU, 1, 1, Placement({"pool": "other"}))
-    bound = (
-        BoundPod("a", {GPU: 1}),
-        ending("a", -10, 30),
-        ending("b", 0, 120),
-        ending("a", 1, 600),  # told too late
-        ending("b", -10, 600, "amd.com/gpu"),
-        ending("gone", -10, 600),
-        ending("other", -20, 25),
-    )
-    assert rules.room_by(nodes, bound, [here], NOW) == NOW + timedelta(seconds=120)
-    assert rules.room_by(nodes, bound, [elsewhere], NOW) == NOW + timedelta(seconds=5)
-    assert rules.room_by(nodes, bound[:1], [here], NOW) is None
-    assert rules.room_by(nodes, bound, [], NOW) is None
 
 
 def test_all_that_fit_are_granted() -> None:
@@ -209,9 +176,3 @@ def test_nothing_is_kept_for_a_gang_that_waits_for_pods_of_others() -> None:
     half = Capacity(nodes=TWO, bound=(BoundPod("a", {GPU: 1}, ours=False),))
     waits = gang(2, 1, waited=PATIENCE * 2)
     assert grant(replace(half, contenders=(waits,)), asks(3)).pods == 1
-
-
-def test_a_job_whose_gpus_somebody_else_took_is_named() -> None:
-    promised = (Demand(GPU, 1, 1, owner="ml/fits"), Demand(GPU, 2, 1, owner="ml/half"))
-    assert unplaced(Capacity(nodes=TWO, promised=promised)) == {"ml/half"}
-    assert unplaced(Capacity(nodes=TWO, promised=promised[1:])) == frozenset()

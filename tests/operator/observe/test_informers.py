@@ -8,6 +8,7 @@ from queue import Queue
 from typing import Any
 
 import pytest
+from trenchcoat_operator.gpus.places import UNSCHEDULABLE_GRACE
 from trenchcoat_operator.kubernetes.client import (
     CONFIG_MAPS,
     JOBS,
@@ -23,7 +24,6 @@ from trenchcoat_operator.model.observed import ChildKind
 from trenchcoat_operator.model.plan import Apply, Delete
 from trenchcoat_operator.observe.informers import Informers
 from trenchcoat_operator.observe.observer import Observer
-from trenchcoat_operator.reconcile.assessment.assess import UNSCHEDULABLE_GRACE
 from trenchcoat_operator.settings import Settings
 from trenchcoat_operator.storage.access import Stores
 

@@ -7,11 +7,10 @@ from enum import StrEnum
 
 from trenchcoat_api.exitcodes import ExitCode
 
-from trenchcoat_operator.model.observed import Child, Pod, Problem
+from trenchcoat_operator.model.observed import Child, Pod
+from trenchcoat_operator.reconcile.assessment.lost import is_lost, lingers
 
 MESSAGE_LIMIT = 1000
-LOST_POD_GRACE = timedelta(seconds=30)
-"""A pod that should be gone for so long is on a node that does not answer."""
 
 
 class FailureClass(StrEnum):
@@ -62,23 +61,6 @@ _PREEMPTED_REASONS = {"Evicted", "NodeLost", "Preempting", "Shutdown", "NodeShut
 _WEIGHT = list(FailureClass)
 
 
-def is_lost(pod: Pod, now: datetime) -> bool:
-    """Whether a pod that was told to end is on a node that does not answer."""
-    due = _lost_from(pod)
-    return due is not None and now > due
-
-
-def _lost_from(pod: Pod) -> datetime | None:
-    if pod.gone_by is None or pod.finished_at is not None:
-        return None
-    return pod.gone_by + LOST_POD_GRACE
-
-
-def lost_from(child: Child) -> datetime | None:
-    """When the first of a child's pods that were told to end will count as lost, if it is there then."""
-    return min((due for pod in child.pods if (due := _lost_from(pod)) is not None), default=None)
-
-
 def classify(child: Child, now: datetime) -> Outcome:
     """Say how a failed child failed, from what was recorded, its pods and its own condition."""
     if child.outcome in set(FailureClass):
@@ -89,9 +71,9 @@ def classify(child: Child, now: datetime) -> Outcome:
     for code, failure in _BY_EXIT_CODE.items():
         # Job's own condition outlives the pods: "Container x for pod y failed with exit code 65 matching ..."
         if child.reason == "PodFailurePolicy" and f"exit code {code:d} " in child.message:
-            return Outcome(failure, _short(child.message))
+            return Outcome(failure, short(child.message))
     message = child.message or "it failed and its pods are gone"
-    return Outcome(FailureClass.FAILED, _short(message))
+    return Outcome(FailureClass.FAILED, short(message))
 
 
 def _explaining(ends: list[tuple[Pod, Outcome]]) -> list[Outcome]:
@@ -137,11 +119,6 @@ def may_be_excused(child: Child, outcome: Outcome) -> bool:
     return not outcome.failure.permanent and not outcome.failure.free and lingers(child)
 
 
-def lingers(child: Child) -> bool:
-    """Whether pods of a child that is over still run: they may write a checkpoint."""
-    return any(pod.phase == "Running" for pod in child.pods)
-
-
 def _pod_outcome(pod: Pod, now: datetime) -> Outcome | None:
     if is_lost(pod, now):
         return Outcome(FailureClass.PREEMPTED, f"node {pod.node} of pod {pod.name} does not answer")
@@ -169,7 +146,7 @@ def _pod_outcome(pod: Pod, now: datetime) -> Outcome | None:
     if not said and pod.exit_code == ExitCode.TERMINATED:
         said = f"pod {pod.name} was told to end while it started"
     failure = _BY_EXIT_CODE.get(_known(pod.exit_code), FailureClass.FAILED)
-    return Outcome(failure, _short(said or f"pod {pod.name} ended with exit code {pod.exit_code}"))
+    return Outcome(failure, short(said or f"pod {pod.name} ended with exit code {pod.exit_code}"))
 
 
 def _known(code: int) -> ExitCode:
@@ -181,36 +158,6 @@ def _last_line(text: str) -> str:
     return lines[-1] if lines else ""
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """A message that may be long, cut where it is too long to be told."""
     return text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 1] + "…"
-
-
-_IMAGE_REASONS = {
-    "ErrImagePull",
-    "ImagePullBackOff",
-    "InvalidImageName",
-    "ErrImageNeverPull",
-    "ImageInspectError",
-    "RegistryUnavailable",
-}
-_CONTAINER_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
-
-
-def pod_problem(child: Child) -> Problem | None:
-    """What keeps a child's pods from starting and will keep them until somebody mends it."""
-    for pod in sorted(child.pods, key=lambda pod: pod.name):
-        if pod.waiting_reason in _IMAGE_REASONS:
-            return Problem(
-                "ImagePullFailed",
-                _short(
-                    f"pod {pod.name}: {pod.waiting_reason}: {pod.waiting_message or 'no image'}"
-                    f"; set spec.pods.{child.stage}.image, or the operator's trainerImage, to an image that "
-                    "the node can pull"
-                ),
-            )
-        if pod.waiting_reason in _CONTAINER_REASONS:
-            return Problem(
-                "ContainerConfigError",
-                _short(f"pod {pod.name}: {pod.waiting_reason}: {pod.waiting_message}"),
-            )
-    return None

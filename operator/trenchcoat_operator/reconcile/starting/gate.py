@@ -7,7 +7,7 @@ from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import State
 
 from trenchcoat_operator.model.observed import Problem
-from trenchcoat_operator.reconcile.assessment.assess import Assessment
+from trenchcoat_operator.reconcile.assessment.standing import Assessment
 
 REASON = "CriaErrorTooHigh"
 

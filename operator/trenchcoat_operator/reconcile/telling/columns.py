@@ -7,8 +7,7 @@ from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import CriaStatus, StageStatus, State
 
-from trenchcoat_operator.model.observed import Observed
-from trenchcoat_operator.reconcile.assessment.assess import Assessment
+from trenchcoat_operator.reconcile.situation import Situation
 from trenchcoat_operator.reconcile.telling import rows
 
 # Rough shares of a run's time; only the PROGRESS column rests on them.
@@ -61,15 +60,15 @@ def loss(stages: list[StageStatus]) -> str:
 def progress(stages: list[StageStatus]) -> str:
     """Share of the whole run that is done."""
     total = sum(_WEIGHTS[Stage(row.name)] for row in stages)
-    done = sum(_WEIGHTS[Stage(row.name)] * rows.fraction(row) for row in stages)
+    done = sum(_WEIGHTS[Stage(row.name)] * _share(row) for row in stages)
     return texts.percent(done / total) if total else ""
 
 
-def eta(assessments: tuple[Assessment, ...], observed: Observed) -> str:
+def eta(situation: Situation) -> str:
     """Time until the running stage is done; empty while unknown."""
     left = []
-    for assessment in assessments:
-        report = observed.store.progress.get(assessment.work.key)
+    for assessment in situation.assessments:
+        report = situation.look.observed.store.progress.get(assessment.work.key)
         if assessment.state is State.RUNNING and report is not None and report.eta_seconds is not None:
             left.append((assessment.work.stage, report.eta_seconds, report.fraction))
     if not left:
@@ -80,10 +79,15 @@ def eta(assessments: tuple[Assessment, ...], observed: Observed) -> str:
         waiting = sum(
             assessment.work.stage is Stage.CRIA
             and assessment.state not in (State.SUCCEEDED, State.RUNNING, State.FAILED)
-            for assessment in assessments
+            for assessment in situation.assessments
         )
         # A Cria that waits takes about as long as those that run: estimated from what they have left.
         whole = [seconds / (1 - share) for _, seconds, share in crias if share < 1]
         if whole:
             longest += ceil(waiting / len(crias)) * (sum(whole) / len(whole))
     return texts.duration(longest)
+
+
+def _share(row: StageStatus) -> float:
+    """The share of a row's work that is done."""
+    return 1.0 if row.state is State.SUCCEEDED else rows.fraction(row)

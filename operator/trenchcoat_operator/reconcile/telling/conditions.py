@@ -5,22 +5,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from trenchcoat_api import texts
-from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
-from trenchcoat_api.status import (
-    Condition,
-    ConditionType,
-    StageStatus,
-    State,
-    TrenchcoatStatus,
-    WaitingReason,
-)
+from trenchcoat_api.status import Condition, ConditionType, StageStatus, State, WaitingReason
 
-from trenchcoat_operator.model.observed import Observed, Problem
-from trenchcoat_operator.reconcile.assessment.assess import Assessment
+from trenchcoat_operator.model.observed import Problem
 from trenchcoat_operator.reconcile.assessment.failures import FailureClass
+from trenchcoat_operator.reconcile.situation import Situation
 from trenchcoat_operator.reconcile.starting import gate
-from trenchcoat_operator.works.graph import Graph
 
 _MESSAGE_LIMIT = 32_000
 
@@ -41,18 +32,44 @@ class Verdict:
     message: str = ""
 
 
-def _yes(flag: bool) -> str:
-    return "True" if flag else "False"
+Verdicts = dict[ConditionType, Verdict]
 
 
-def accepted(graph: Graph, assessments: tuple[Assessment, ...], observed: Observed) -> Verdict:
+def conditions(situation: Situation, stages: list[StageStatus], problem: Problem | None) -> list[Condition]:
+    """All conditions.
+
+    Args:
+        situation: What was worked out.
+        stages: Rows of the status.
+        problem: What a person must mend, if anything.
+    """
+    look = situation.look
+    wanted = {ConditionType.ACCEPTED: _accepted(situation)} | _of_stages(stages)
+    complete = bool(stages) and all(row.state is State.SUCCEEDED for row in stages)
+    if complete:
+        problem = None
+        wanted |= {
+            ConditionType.SUCCEEDED: Verdict("True", "Complete", "all stages are complete"),
+            ConditionType.RECONCILING: Verdict("False", "Complete"),
+        }
+    elif look.trenchcoat.spec.suspend:
+        wanted |= _suspended(situation)
+    else:
+        wanted |= _in_progress(situation, stages, problem)
+    wanted[ConditionType.STALLED] = (
+        Verdict("True", problem.reason, problem.message) if problem else Verdict("False", "NothingStalls")
+    )
+    return merge(look.former.conditions, wanted, look.trenchcoat.metadata.generation, look.now)
+
+
+def _accepted(situation: Situation) -> Verdict:
     """Whether the spec, the store, the model and the text can work."""
-    problem = observed.store.problem
+    graph, problem = situation.look.graph, situation.look.observed.store.problem
     if problem is not None:
         return Verdict("False", problem.reason, problem.message)
     if graph.fault:
         return Verdict("False", FailureClass.BAD_INPUT.value, graph.fault)
-    tokenize = next(item for item in assessments if item.work.stage is Stage.TOKENIZE)
+    tokenize = next(item for item in situation.assessments if item.work.stage is Stage.TOKENIZE)
     if tokenize.manifest is not None:
         facts = tokenize.manifest.facts
         words = []
@@ -62,78 +79,52 @@ def accepted(graph: Graph, assessments: tuple[Assessment, ...], observed: Observ
             words.append(f"{facts.data.sequences} training sequences")
         return Verdict("True", "Valid", ", ".join(words))
     if tokenize.state is State.FAILED and tokenize.last_outcome is not None:
-        invalid = tokenize.last_outcome.failure is FailureClass.BAD_INPUT
-        reason = FailureClass.BAD_INPUT.value if invalid else "NotValidated"
-        return Verdict(_yes(False) if invalid else "Unknown", reason, tokenize.message)
+        if tokenize.last_outcome.failure is FailureClass.BAD_INPUT:
+            return Verdict("False", FailureClass.BAD_INPUT.value, tokenize.message)
+        return Verdict("Unknown", "NotValidated", tokenize.message)
     return Verdict("Unknown", "Validating", "the tokenize stage reads the model and the text")
 
 
-def verdicts(
-    trenchcoat: Trenchcoat,
-    first: Verdict,
-    stages: list[StageStatus],
-    problem: Problem | None,
-    *,
-    busy: bool,
-    goes_on: bool,
-) -> dict[ConditionType, Verdict]:
-    """All conditions.
-
-    Args:
-        trenchcoat: The Trenchcoat.
-        first: The verdict on its spec.
-        stages: Rows of the status.
-        problem: What a person must mend, if anything.
-        busy: Whether any Job of it is there.
-        goes_on: Whether one of them, or of those about to be made, comes further without a person.
-    """
+def _of_stages(stages: list[StageStatus]) -> Verdicts:
     rows = {row.name: row for row in stages}
-    result = {ConditionType.ACCEPTED: first}
+    result = {}
     for kind, stage in _OF_STAGE.items():
         row = rows[stage.value]
-        result[kind] = Verdict(
-            _yes(row.state is State.SUCCEEDED),
-            row.source.value if row.source else row.state.value,
-            row.message,
-        )
+        reason = row.source.value if row.source else row.state.value
+        result[kind] = Verdict(_yes(row.state is State.SUCCEEDED), reason, row.message)
         if row.name == Stage.STITCH and row.waiting_reason is WaitingReason.GATE:
             result[kind] = Verdict("False", gate.REASON, row.message)
-    complete = bool(stages) and all(row.state is State.SUCCEEDED for row in stages)
-    suspended = trenchcoat.spec.suspend and not complete
-    if complete:
-        result[ConditionType.SUCCEEDED] = Verdict("True", "Complete", "all stages are complete")
-        result[ConditionType.RECONCILING] = Verdict("False", "Complete")
-    elif suspended:
-        message = "spec.suspend is true" if not busy else "spec.suspend is true: Jobs are being stopped"
-        result[ConditionType.SUCCEEDED] = Verdict("False", "Suspended", message)
-        result[ConditionType.RECONCILING] = Verdict(_yes(busy), "Suspended", message)
-    else:
-        reason = problem.reason if problem else "InProgress"
-        at_work = [row.name for row in stages if row.state in (State.RUNNING, State.STARTING)]
-        message = problem.message if problem else " and ".join(at_work)
-        result[ConditionType.SUCCEEDED] = Verdict("False", reason, message)
-        reconciling = goes_on or problem is None
-        result[ConditionType.RECONCILING] = Verdict(
-            _yes(reconciling), "InProgress" if reconciling else "Stalled", " and ".join(at_work)
-        )
-    stalled = problem is not None and not complete
-    result[ConditionType.STALLED] = Verdict(
-        _yes(stalled),
-        problem.reason if problem and stalled else "NothingStalls",
-        problem.message if problem and stalled else "",
-    )
     return result
 
 
-def rejected(status: TrenchcoatStatus, problem: Problem, now: datetime) -> TrenchcoatStatus:
-    """The status when the API server took no object of the plan's: nothing goes on until that is mended."""
-    verdict = Verdict("False", problem.reason, problem.message)
-    wanted = {item.type: Verdict(item.status, item.reason, item.message) for item in status.conditions} | {
-        ConditionType.SUCCEEDED: verdict,
-        ConditionType.STALLED: Verdict("True", problem.reason, problem.message),
+def _suspended(situation: Situation) -> Verdicts:
+    busy = bool(situation.at_work())
+    message = "spec.suspend is true" if not busy else "spec.suspend is true: Jobs are being stopped"
+    return {
+        ConditionType.SUCCEEDED: Verdict("False", "Suspended", message),
+        ConditionType.RECONCILING: Verdict(_yes(busy), "Suspended", message),
     }
-    changed = merge(status.conditions, wanted, status.observed_generation, now)
-    return status.model_copy(update={"conditions": changed})
+
+
+def _in_progress(situation: Situation, stages: list[StageStatus], problem: Problem | None) -> Verdicts:
+    at_work = " and ".join(row.name for row in stages if row.state in (State.RUNNING, State.STARTING))
+    goes_on = problem is None or _goes_on(situation)
+    return {
+        ConditionType.SUCCEEDED: Verdict("False", problem.reason, problem.message)
+        if problem
+        else Verdict("False", "InProgress", at_work),
+        ConditionType.RECONCILING: Verdict(_yes(goes_on), "InProgress" if goes_on else "Stalled", at_work),
+    }
+
+
+def _goes_on(situation: Situation) -> bool:
+    """Whether a Job, or one of those about to be made, comes further without a person."""
+    stuck = {item.work.key for item in situation.assessments if item.problem is not None}
+    return bool(situation.released.start) or any(child.key not in stuck for child in situation.at_work())
+
+
+def _yes(flag: bool) -> str:
+    return "True" if flag else "False"
 
 
 def merge(

@@ -17,7 +17,25 @@ from trenchcoat_api.status import (
 )
 
 from trenchcoat_operator.model.plan import Action, Apply, Condemn, Delete, Event, ForcePod, Restore, Stop
-from trenchcoat_operator.reconcile.assessment.assess import Assessment
+from trenchcoat_operator.reconcile.assessment.standing import Assessment
+from trenchcoat_operator.reconcile.situation import Situation
+
+
+def of_look(situation: Situation, actions: tuple[Action, ...], status: TrenchcoatStatus) -> tuple[Event, ...]:
+    """Everything that is worth an event.
+
+    Args:
+        situation: What was worked out.
+        actions: What is done now.
+        status: The new status.
+    """
+    look = situation.look
+    return (
+        *of_conditions(look.former.conditions, status.conditions, look.trenchcoat),
+        *of_failures(situation.assessments),
+        *of_actions(actions, texts.timestamp(look.now)),
+        *of_rows(look.former, status),
+    )
 
 
 def _subject(row: Row) -> str:

@@ -10,11 +10,11 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from trenchcoat_api import texts
-from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
-from trenchcoat_api.status import AttemptStatus, CriaStatus, StageStatus, TrenchcoatStatus
+from trenchcoat_api.status import CriaStatus, StageStatus, TrenchcoatStatus
 
-from trenchcoat_operator.model.observed import Observed, Pod
+from trenchcoat_operator.model.observed import Pod
+from trenchcoat_operator.reconcile.look import Look
 
 LAG = timedelta(seconds=2)
 """Kubelets report the start and the end of a container somewhat later."""
@@ -27,26 +27,18 @@ Key = tuple[str, int]
 """Content key and number of the attempt."""
 
 
-def account(
-    status: TrenchcoatStatus,
-    desired: Trenchcoat,
-    observed: Observed,
-    now: datetime,
-    *,
-    last_look: bool = False,
-) -> TrenchcoatStatus:
+def account(status: TrenchcoatStatus, look: Look, *, last_look: bool = False) -> TrenchcoatStatus:
     """Add the GPU seconds since the last count to a status; one that did not change may wait for more.
 
     On a last look it does not wait: something is being stopped, and its pods may not be there again.
     """
-    former = desired.status
+    former = look.former
     since = datetime.fromisoformat(former.accounted_at) if former.accounted_at else _NEVER
-    until = (now - LAG).replace(microsecond=0)
+    until = (look.now - LAG).replace(microsecond=0)
     spent: defaultdict[Key, float] = defaultdict(float)
-    for child in observed.children:
-        if child.owned:
-            for pod in child.pods:
-                spent[child.key, child.attempt] += _spent(desired, pod, since, until)
+    for child in look.children:
+        for pod in child.pods:
+            spent[child.key, child.attempt] += _spent(look, pod, since, until)
     total = sum(spent.values())
     if not total or (status == former and until - since < EVERY and not last_look):
         return status
@@ -68,19 +60,18 @@ def account(
     )
 
 
-def is_open(status: TrenchcoatStatus, desired: Trenchcoat, observed: Observed) -> bool:
+def is_open(status: TrenchcoatStatus, look: Look) -> bool:
     """Whether pods that ended are still to be counted."""
     since = datetime.fromisoformat(status.accounted_at) if status.accounted_at else _NEVER
     return any(
-        pod.finished_at is not None and _spent(desired, pod, since, pod.finished_at) > 0
-        for child in observed.children
-        if child.owned
+        pod.finished_at is not None and _spent(look, pod, since, pod.finished_at) > 0
+        for child in look.children
         for pod in child.pods
     )
 
 
-def _spent(desired: Trenchcoat, pod: Pod, since: datetime, until: datetime) -> float:
-    gpus = pod.extended.get(desired.spec.scheduling.gpu_resource, 0)
+def _spent(look: Look, pod: Pod, since: datetime, until: datetime) -> float:
+    gpus = pod.extended.get(look.trenchcoat.spec.scheduling.gpu_resource, 0)
     if not gpus or pod.started_at is None:
         return 0.0
     if pod.finished_at is None and pod.phase != "Running":
@@ -104,20 +95,3 @@ def _with_spent(row: Row, spent: dict[Key, float]) -> Row:
     return row.model_copy(
         update={"gpu_seconds": _added(row.gpu_seconds, sum(mine.values())), "attempts": attempts}
     )
-
-
-def attempts(
-    former: list[AttemptStatus], seen: list[tuple[int, str]], limit: int = 10
-) -> list[AttemptStatus]:
-    """The latest attempts: those that are seen, and those whose Jobs are gone as they stood before.
-
-    Args:
-        former: As they stood in the status.
-        seen: Number and outcome of each attempt that is there; an empty outcome leaves what stood before.
-        limit: How many to keep.
-    """
-    by_number = {item.number: item for item in former}
-    for number, outcome in seen:
-        item = by_number.get(number, AttemptStatus(number=number))
-        by_number[number] = item.model_copy(update={"outcome": outcome or item.outcome})
-    return [by_number[number] for number in sorted(by_number)][-limit:]

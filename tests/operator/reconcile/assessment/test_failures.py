@@ -7,7 +7,7 @@ import pytest
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.stages import Stage
 from trenchcoat_operator.model.observed import Child, ChildKind, ChildPhase, Pod
-from trenchcoat_operator.reconcile.assessment.failures import FailureClass, Outcome, classify, pod_problem
+from trenchcoat_operator.reconcile.assessment.failures import FailureClass, Outcome, classify
 
 CHILD = Child(
     kind=ChildKind.JOB,
@@ -150,26 +150,3 @@ def test_what_is_permanent_and_what_is_free() -> None:
 
 def test_long_messages_are_cut() -> None:
     assert len(verdict(replace(CHILD, pods=(ended(1, "x" * 5000),))).message) == 1000
-
-
-@pytest.mark.parametrize(
-    ("reason", "expected"),
-    [
-        ("ErrImagePull", "ImagePullFailed"),
-        ("ImagePullBackOff", "ImagePullFailed"),
-        ("InvalidImageName", "ImagePullFailed"),
-        ("ErrImageNeverPull", "ImagePullFailed"),
-        ("CreateContainerConfigError", "ContainerConfigError"),
-    ],
-)
-def test_pods_that_cannot_start(reason: str, expected: str) -> None:
-    pod = Pod(name="p", phase="Pending", waiting_reason=reason, waiting_message="why")
-    problem = pod_problem(replace(CHILD, phase=ChildPhase.ACTIVE, pods=(pod,)))
-    assert problem is not None
-    assert problem.reason == expected
-    assert "why" in problem.message
-
-
-def test_pods_that_merely_start() -> None:
-    pod = Pod(name="p", phase="Pending", waiting_reason="")
-    assert pod_problem(replace(CHILD, phase=ChildPhase.ACTIVE, pods=(pod,))) is None

@@ -15,7 +15,7 @@ from trenchcoat_operator.model.observed import ChildPhase, Observed, Problem, St
 from trenchcoat_operator.model.plan import Purge, SetFinalizer
 from trenchcoat_operator.reconcile.assessment.assess import MANIFEST_GRACE
 from trenchcoat_operator.reconcile.decide import reconcile
-from trenchcoat_operator.reconcile.stopping.retention import PATIENCE
+from trenchcoat_operator.reconcile.stopping.farewell import PATIENCE
 
 from tests.operator import world
 from tests.operator.simulation import Cluster, run, settle, succeeded, trenchcoat

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 from trenchcoat_api.stages import Stage
 from trenchcoat_operator.model.observed import Child, Observed, Pod, StoreView
-from trenchcoat_operator.reconcile.stopping.children import deletions
+from trenchcoat_operator.reconcile.look import Look
+from trenchcoat_operator.reconcile.stopping.unwanted import deletions
 from trenchcoat_operator.works import graph
 
 from tests.operator import world
@@ -28,7 +29,7 @@ def child(*pods: Pod, former: bool) -> Child:
 
 def reasons(seen: Child) -> list[str]:
     observed = Observed(children=(seen,), store=StoreView(None, MANIFESTS))
-    return [action.reason for action in deletions(OWNER, GRAPH, observed, world.SETTINGS, world.NOW)]
+    return [action.reason for action in deletions(Look.at(OWNER, observed, world.SETTINGS, world.NOW))]
 
 
 @pytest.mark.parametrize("pods", [(), (WAITS,), (PREEMPTED, WAITS)])

@@ -1,0 +1,161 @@
+"""One pass: look, decide, act."""
+
+import threading
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from trenchcoat_api.resource import Trenchcoat
+
+from trenchcoat_operator.apply.applier import Applier
+from trenchcoat_operator.kubernetes.client import ApiError, Cluster
+from trenchcoat_operator.kubernetes.informer import Place
+from trenchcoat_operator.kubernetes.versions import Versions
+from trenchcoat_operator.loop.trenchcoats import GoneError, Trenchcoats
+from trenchcoat_operator.loop.waiting import Waiting
+from trenchcoat_operator.metrics.recorder import Metrics
+from trenchcoat_operator.model.key import Key
+from trenchcoat_operator.model.observed import Observed, Problem, StoreView
+from trenchcoat_operator.model.plan import Plan
+from trenchcoat_operator.observe.informers import Informers
+from trenchcoat_operator.observe.observer import Observer
+from trenchcoat_operator.reconcile.decide import reconcile
+from trenchcoat_operator.reconcile.telling.events import of_conditions
+from trenchcoat_operator.reconcile.telling.refusals import rejected
+from trenchcoat_operator.settings import Settings
+from trenchcoat_operator.storage.access import Stores
+from trenchcoat_operator.storage.s3 import StoreError
+
+_REJECTIONS = (400, 403, 422)
+DUE_SECONDS = 0.1
+"""Two that see GPUs free for each other do not wake each other without pause."""
+
+
+class Reconciler:
+    """Brings one Trenchcoat a step on."""
+
+    def __init__(
+        self, cluster: Cluster, settings: Settings, metrics: Metrics, wake: Callable[[Key, float], None]
+    ) -> None:
+        """`wake` is called with a Trenchcoat that should be looked at, and after how many seconds."""
+        self._settings = settings
+        self._metrics = metrics
+        stores = Stores(cluster, metrics.read)
+        self._informers = Informers(cluster, settings, self._notice)
+        self._observer = Observer(cluster, self._informers, settings, stores)
+        self._versions = Versions()
+        self._applier = Applier(cluster, stores, self._versions)
+        self._trenchcoats = Trenchcoats(cluster, self._informers, self._versions, self._applier)
+        self._sharing = threading.Lock()
+        self._wake = wake
+        self._waiting = Waiting()
+
+    def all_keys(self) -> list[Key]:
+        """All Trenchcoats that are served.
+
+        Raises:
+            ApiError: they could not be listed.
+        """
+        return self._trenchcoats.all_keys(self._settings.namespaces)
+
+    def saw(self, key: Key, version: str) -> None:
+        """A Trenchcoat is said to be at this resource version: no older one may be decided upon."""
+        self._versions.note(key, version)
+
+    def retain(self, keys: Collection[Key]) -> None:
+        """Forget what is not among all keys any more."""
+        self._versions.retain(keys)
+        self._metrics.retain(keys)
+
+    def step(self, key: Key) -> float | None:
+        """Look, decide and act once; returns the seconds until the next look, if time alone asks for it.
+
+        Raises:
+            ApiError: the API server could not be read or written.
+            StoreError: an artifact could not be deleted.
+        """
+        try:
+            trenchcoat = self._trenchcoats.read(key)
+        except GoneError:
+            self._metrics.forget(key)
+            trenchcoat = None
+        if trenchcoat is None:
+            self._waiting.note(key, waits=False)
+            return None
+        plan = self._pass(trenchcoat)
+        self._waiting.note(key, waits=plan.waits_for_gpus)
+        for name in plan.due:
+            namespace, _, other = name.partition("/")
+            self._wake(Key(namespace, other), DUE_SECONDS)
+        self._metrics.acted(plan.actions)
+        if not trenchcoat.metadata.deletion_timestamp:
+            self._applier.report(trenchcoat, plan)
+            self._metrics.reported(trenchcoat, plan.status)
+        return plan.look_again
+
+    def start(self) -> None:
+        """Follow the cluster from now on, not only from the first step."""
+        self._informers.start()
+
+    def stop(self) -> None:
+        """End what goes on between steps; none may follow."""
+        self._informers.stop()
+
+    def scout(self) -> Key | None:
+        """One of the Trenchcoats that wait for GPUs, each in turn: its look serves all."""
+        return self._waiting.scout()
+
+    def _notice(self, owner: Place, gave_back: bool) -> None:
+        """Wake a Trenchcoat whose children changed, and one that waits for GPUs if a pod gave some back."""
+        self._wake(Key(*owner), 0.0)
+        scout = self.scout() if gave_back else None
+        if scout is not None:
+            self._wake(scout, 0.0)
+
+    def _pass(self, trenchcoat: Trenchcoat) -> Plan:
+        """Look, decide, and do what the plan says; returns the plan, of which nothing is told yet."""
+        observed = self._observer.look(trenchcoat)
+        plan = self._decide(trenchcoat, observed)
+        try:
+            if not plan.needs_surroundings:
+                self._act(trenchcoat, plan)
+                return plan
+            # One Trenchcoat at a time takes GPUs and begins with artifacts, so that none is taken twice.
+            with self._sharing:
+                observed = self._observer.look_around(trenchcoat, observed)
+                plan = self._decide(trenchcoat, observed)
+                if self._observer.is_made(trenchcoat, observed, plan.actions):
+                    observed = self._observer.look_around(trenchcoat, observed)
+                    plan = self._decide(trenchcoat, observed)
+                self._act(trenchcoat, plan)
+        except ApiError as error:
+            if error.status in _REJECTIONS:
+                self._tell_rejection(trenchcoat, plan, error)
+            raise
+        return plan
+
+    def _decide(self, trenchcoat: Trenchcoat, observed: Observed) -> Plan:
+        return reconcile(trenchcoat, observed, self._settings, datetime.now(UTC))
+
+    def _act(self, trenchcoat: Trenchcoat, plan: Plan) -> None:
+        if trenchcoat.metadata.deletion_timestamp:
+            self._applier.tell(trenchcoat, plan)  # before the finalizer goes, and the Trenchcoat with it
+        try:
+            self._applier.act(trenchcoat, plan)
+        except StoreError as error:
+            if not trenchcoat.metadata.deletion_timestamp:
+                raise
+            # A store that refuses to delete must not keep the Trenchcoat for ever.
+            plan = self._decide(trenchcoat, Observed(store=StoreView(Problem(error.reason, error.message))))
+            if not plan.actions:
+                raise
+            self._applier.tell(trenchcoat, plan)
+            self._applier.act(trenchcoat, plan)
+        self._informers.see(trenchcoat.metadata.namespace, plan.actions)
+
+    def _tell_rejection(self, trenchcoat: Trenchcoat, plan: Plan, error: ApiError) -> None:
+        """What the plan asks for is not taken, and will not be the next time: a person must know."""
+        problem = Problem("Rejected", f"the API server does not take what was to be made: {error.message}")
+        status = rejected(trenchcoat.status, problem, datetime.now(UTC))
+        told = of_conditions(trenchcoat.status.conditions, status.conditions, trenchcoat)
+        self._applier.report(trenchcoat, replace(plan, status=status, events=tuple(told)))

@@ -1,0 +1,19 @@
+"""What is made for the works that start: their Jobs, and the ConfigMap that their pods read."""
+
+from trenchcoat_operator.children import jobs, specs
+from trenchcoat_operator.model.plan import Apply
+from trenchcoat_operator.reconcile.assessment.standing import Assessment
+from trenchcoat_operator.reconcile.look import Look
+from trenchcoat_operator.reconcile.starting.release import Release
+
+
+def creations(look: Look, assessments: tuple[Assessment, ...], released: Release) -> list[Apply]:
+    """The objects to make, the ConfigMap first."""
+    attempts = {item.work.key: item.attempt for item in assessments}
+    result = []
+    if released.start and specs.spec_name(look.trenchcoat) not in look.observed.config_maps:
+        result.append(Apply(specs.spec_config_map(look.trenchcoat)))
+    for work in released.start:
+        job = jobs.build(look.trenchcoat, work, attempts[work.key] + 1, look.settings.pods)
+        result.append(Apply(job))
+    return result

@@ -1,0 +1,44 @@
+"""Children that failed, ran for too long or lost a node: the verdict is written onto them, and they end."""
+
+from trenchcoat_operator.model.plan import Action, ForcePod, RecordOutcome, Stop
+from trenchcoat_operator.reconcile.assessment.deadlines import deadline_exceeded, deadline_of
+from trenchcoat_operator.reconcile.assessment.lost import is_lost
+from trenchcoat_operator.reconcile.assessment.standing import Assessment
+from trenchcoat_operator.reconcile.look import Look
+
+
+def verdicts(assessments: tuple[Assessment, ...]) -> list[RecordOutcome]:
+    """How tries failed, where it does not stand on them yet."""
+    return [
+        RecordOutcome(child.kind, child.name, outcome.failure.value, outcome.message)
+        for assessment in assessments
+        for child, outcome in assessment.unrecorded
+    ]
+
+
+def past_deadline(look: Look) -> list[Action]:
+    """Children that ran for longer than they may: the verdict is recorded first, so that it is never lost."""
+    wanted = {work.key: work for work in look.graph.works}
+    result: list[Action] = []
+    for child in look.children:
+        work = wanted.get(child.key)
+        if not child.active or child.terminating or child.stopped or work is None:
+            continue
+        deadline = deadline_of(work, look.trenchcoat, child)
+        if deadline is None or look.now < deadline:
+            continue
+        outcome = deadline_exceeded(work, look.trenchcoat)
+        result.append(RecordOutcome(child.kind, child.name, outcome.failure.value, outcome.message))
+        result.append(Stop(child.kind, child.name, outcome.message))
+    return result
+
+
+def lost_pods(look: Look) -> list[ForcePod]:
+    """Pods that should have ended long ago: their nodes do not answer."""
+    lost = [
+        ForcePod(pod.name, pod.node)
+        for child in look.observed.children
+        for pod in child.pods
+        if is_lost(pod, look.now)
+    ]
+    return sorted(lost, key=lambda action: action.name)

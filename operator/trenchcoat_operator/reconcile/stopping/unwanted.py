@@ -1,0 +1,87 @@
+"""Children and ConfigMaps that are not wanted, or not so: they are deleted, and what is wanted made anew."""
+
+from trenchcoat_operator.children import jobs, specs
+from trenchcoat_operator.gpus import places
+from trenchcoat_operator.gpus.places import UNSCHEDULABLE_GRACE
+from trenchcoat_operator.model.observed import Child, ChildKind
+from trenchcoat_operator.model.plan import Delete
+from trenchcoat_operator.reconcile.look import Look
+from trenchcoat_operator.works.graph import Work
+
+
+def deletions(look: Look) -> list[Delete]:
+    """What is deleted, and why."""
+    wanted = {work.key: work for work in look.graph.works}
+    homeless = _homeless(look)
+    result: list[Delete] = []
+    going = set()
+    for child in look.children:
+        if child.terminating:
+            continue
+        reason = _reason(look, child, wanted.get(child.key))
+        if not reason and child.name in homeless:
+            reason = "the GPUs that were free for it are taken; it waits for others"
+        if reason:
+            going.add(child.name)
+            result.append(Delete(child.kind, child.name, reason))
+    needed = {child.spec_name for child in look.observed.children if child.active and child.name not in going}
+    needed.add(specs.spec_name(look.trenchcoat))
+    for name in sorted(look.observed.config_maps - needed):
+        result.append(Delete("ConfigMap", name, "no Job reads it any more"))
+    return result
+
+
+def _reason(look: Look, child: Child, work: Work | None) -> str:
+    """Why a child is not wanted; empty when it is."""
+    if look.store_is_known and work is None:
+        return "the spec no longer asks for its artifact"
+    if child.active and look.trenchcoat.spec.suspend:
+        return "spec.suspend is true"
+    if (
+        look.store_is_known
+        and work is not None
+        and child.active
+        and child.waiting
+        and child.template != jobs.template_hash(look.trenchcoat, work, look.settings.pods)
+    ):
+        return "its pod settings changed while it waited"
+    if child.kind is ChildKind.PYTORCH_JOB and child.active and any(pod.disrupted for pod in child.pods):
+        # Its other pods cannot go on without the one that is gone; their ends would count as failures.
+        return "the cluster ended a pod of it; it starts again from its checkpoint"
+    return ""
+
+
+def stuck(look: Look) -> list[Child]:
+    """Children with a pod that has waited for a node for long, where this operator counts GPUs itself."""
+    if look.trenchcoat.spec.scheduling.queue_name:
+        return []
+    return [
+        child
+        for child in look.children
+        if child.active and not child.terminating and _stuck_for_long(child, look)
+    ]
+
+
+def _stuck_for_long(child: Child, look: Look) -> bool:
+    return any(
+        pod.waits_for_node
+        and pod.unschedulable_since is not None
+        and look.now - pod.unschedulable_since >= UNSCHEDULABLE_GRACE
+        for pod in child.pods
+    )
+
+
+def _homeless(look: Look) -> set[str]:
+    """Stuck children whose GPUs somebody else has taken.
+
+    A gang of which some pods run and others find no place goes as a whole: it would hold GPUs that another
+    half-placed gang waits for.
+    """
+    if look.observed.capacity is None or not look.observed.capacity.known:
+        return set()
+    waiting = stuck(look)
+    if not waiting:
+        return set()
+    unplaced = places.unplaced(look.observed.capacity)
+    namespace = look.trenchcoat.metadata.namespace
+    return {child.name for child in waiting if f"{namespace}/{child.name}" in unplaced}

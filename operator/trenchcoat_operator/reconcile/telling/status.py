@@ -1,0 +1,67 @@
+"""The whole status."""
+
+from trenchcoat_api.artifacts import Artifacts, ModelFacts
+from trenchcoat_api.estimate import TERAFLOPS, estimate
+from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_api.stages import Stage
+from trenchcoat_api.status import EstimateStatus, TrenchcoatStatus
+
+from trenchcoat_operator.reconcile.situation import Situation
+from trenchcoat_operator.reconcile.telling import columns, table
+from trenchcoat_operator.reconcile.telling.conditions import conditions
+from trenchcoat_operator.reconcile.telling.problem import first_problem
+from trenchcoat_operator.works import superseded
+
+
+def status(situation: Situation) -> TrenchcoatStatus:
+    """What is told of a Trenchcoat; the GPU seconds as they stood, for they are counted afterwards."""
+    look = situation.look
+    trenchcoat, former, store = look.trenchcoat, look.former, look.observed.store
+    stages, crias = table.rows(situation)
+    problem = first_problem(situation)
+    # While the store cannot be read, what it told before is told on.
+    known = look.store_is_known
+    manifests = [item.manifest for item in situation.assessments if item.manifest is not None]
+    by_stage = {manifest.stage: manifest for manifest in manifests}
+    evaluate = by_stage.get(Stage.EVALUATE)
+    tokenize = store.told.get(Artifacts(trenchcoat.spec).tokenize.key)
+    crias_running = sum(child.stage is Stage.CRIA and child.running for child in look.observed.children)
+    return TrenchcoatStatus(
+        observed_generation=trenchcoat.metadata.generation,
+        stage=columns.stage(trenchcoat, stages, crias, stalled=problem is not None),
+        crias_done=columns.crias_done(crias),
+        loss=columns.loss(stages),
+        progress=columns.progress(stages),
+        eta=columns.eta(situation),
+        max_crias_running=max(former.max_crias_running, crias_running),
+        stored_bytes=sum(manifest.size for manifest in manifests) if known else former.stored_bytes,
+        export_uri=next((row.uri for row in stages if row.name == Stage.EXPORT), ""),
+        model=tokenize.facts.model if tokenize else (former.model if not known else None),
+        data=tokenize.facts.data if tokenize else (former.data if not known else None),
+        conditions=conditions(situation, stages, problem),
+        stages=stages,
+        crias=crias,
+        superseded=superseded.remembered(trenchcoat, look.graph, store),
+        perplexities=evaluate.facts.perplexities if evaluate else ([] if known else former.perplexities),
+        gpu_seconds=former.gpu_seconds,
+        accounted_at=former.accounted_at,
+        estimate=_estimate(trenchcoat, tokenize.facts.model) if tokenize else former.estimate,
+    )
+
+
+def _estimate(trenchcoat: Trenchcoat, model: ModelFacts | None) -> EstimateStatus | None:
+    """What the run needs, as far as the model tells."""
+    if model is None:
+        return None
+    try:
+        needs = estimate(trenchcoat.spec, model)
+    except ValueError:
+        return None  # spec.layersPerCria does not fit the model, which the conditions tell
+    return EstimateStatus(
+        tokens=needs.tokens,
+        activation_bytes=needs.activation_bytes,
+        weight_bytes=needs.weight_bytes,
+        cria_weight_bytes=needs.cria_weight_bytes,
+        collect_gpu_hours=f"{needs.gpu_hours(needs.collect_flop, TERAFLOPS):.3g}",
+        cria_gpu_hours=f"{needs.gpu_hours(needs.cria_flop, TERAFLOPS):.3g}",
+    )

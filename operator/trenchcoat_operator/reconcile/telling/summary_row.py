@@ -1,0 +1,67 @@
+"""The row of the cria stage, which sums up the Crias."""
+
+from typing import Any
+
+from trenchcoat_api import texts
+from trenchcoat_api.stages import Stage
+from trenchcoat_api.status import CriaStatus, Source, StageStatus, State
+
+from trenchcoat_operator.reconcile.telling.rows import MESSAGE_LIMIT, fraction
+
+_ORDER_OF_TELLING = (
+    State.FAILED,
+    State.RUNNING,
+    State.STARTING,
+    State.WAITING,
+    State.SUSPENDED,
+    State.BLOCKED,
+)
+
+
+def crias_row(crias: list[CriaStatus]) -> StageStatus:
+    """The row of the cria stage, which sums up the Crias."""
+    done = [cria for cria in crias if cria.state is State.SUCCEEDED]
+    begun = [cria.started_at for cria in crias if cria.started_at]
+    values: dict[str, Any] = {"state": State.SUCCEEDED, "started_at": min(begun, default="")}
+    if len(done) < len(crias):
+        state = next(state for state in _ORDER_OF_TELLING if any(cria.state is state for cria in crias))
+        teller = next(cria for cria in crias if cria.state is state)
+        counts = [f"{len(done)} of {len(crias)} done"]
+        counts += [
+            f"{count} {state.lower()}"
+            for state in _ORDER_OF_TELLING
+            if (count := sum(cria.state is state for cria in crias))
+        ]
+        message = ", ".join(counts)
+        waiting = next((cria for cria in crias if cria.state is State.WAITING), None)
+        if state is State.FAILED:
+            message += f"; Cria {teller.index}: {teller.message}"
+        elif waiting is not None:
+            message += f"; Cria {waiting.index}: {waiting.message}"
+        elif state is State.BLOCKED:
+            message = teller.message
+        running = [cria for cria in crias if cria.state is State.RUNNING]
+        values |= {
+            "state": state,
+            "message": message[:MESSAGE_LIMIT],
+            "waiting_reason": waiting.waiting_reason if waiting and state is State.WAITING else None,
+            "waiting_since": waiting.waiting_since if waiting and state is State.WAITING else "",
+            "progress": texts.percent(
+                sum(fraction(cria) for cria in crias) / len(crias),
+            ),
+            "loss": next((cria.loss for cria in running if cria.loss), ""),
+            "last_failure": next((cria.last_failure for cria in crias if cria.last_failure), ""),
+        }
+    else:
+        reused = all(cria.source is Source.REUSED for cria in crias)
+        values |= {
+            "progress": "100%",
+            "source": Source.REUSED if reused else Source.COMPUTED,
+            "completed_at": max(cria.completed_at for cria in crias),
+            "seconds": f"{sum(float(cria.seconds or 0) for cria in crias):.1f}",
+        }
+    spent = sum(float(cria.gpu_seconds or 0) for cria in crias)
+    values["gpu_seconds"] = f"{spent:.0f}" if spent else ""
+    values["bytes"] = sum(cria.bytes for cria in crias)
+    values["attempt"] = max((cria.attempt for cria in crias), default=0)
+    return StageStatus(name=Stage.CRIA.value, **values)

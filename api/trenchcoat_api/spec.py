@@ -107,7 +107,7 @@ class Data(Camel):
     source: DataSource = Field(
         description=(
             "The text: s3://BUCKET/GLOB in the store of spec.store or file:///GLOB, files ending in "
-            ".parquet, or in .jsonl or .txt, plain or compressed with .gz or .zst; or "
+            ".parquet, or in .jsonl (.ndjson, .json) or .txt, plain or compressed with .gz or .zst; or "
             "hf://datasets/OWNER/NAME, a data set of the Hugging Face hub."
         ),
     )

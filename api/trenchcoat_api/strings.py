@@ -69,28 +69,31 @@ SecretKey = Annotated[
     Text(r"[-._a-zA-Z0-9]+", "write a key of the Secret: letters, digits, -, _ and ."),
 ]
 
+_PATH = "[^ ]+( +[^ ]+)*"
+"""May have blanks within: people's folders do."""
+
 ModelSource = Annotated[
     str,
     Field(max_length=1024),
     Text(
-        r"hf://[^/ ]+/[^/ ]+|s3://[^/ ]+/[^ ]+|file:///[^ ]+",
+        rf"hf://[^/ ]+/[^/ ]+|s3://[^/ ]+/{_PATH}|file:///{_PATH}",
         "write hf://OWNER/NAME, s3://BUCKET/PREFIX or file:///FOLDER",
     ),
 ]
 
-_NO_TEXT = (".arrow", ".csv", ".tsv", ".json", ".bz2", ".xz", ".zip", ".tar")
+_NO_TEXT = (".arrow", ".csv", ".tsv", ".bz2", ".xz", ".zip", ".tar")
 
 DataSource = Annotated[
     str,
     Field(max_length=1024),
     Text(
-        r"hf://datasets/[^/ ]+/[^/ ]+|s3://[^/ ]+/[^ ]+|file:///[^ ]+",
+        rf"hf://datasets/[^/ ]+/[^/ ]+|s3://[^/ ]+/{_PATH}|file:///{_PATH}",
         "write s3://BUCKET/GLOB, file:///GLOB or hf://datasets/OWNER/NAME",
     ),
     Text(
         "",
-        "text is read from .parquet, .jsonl and .txt, the latter two perhaps compressed with .gz or .zst: "
-        "convert the files",
+        "text is read from .parquet, .jsonl (also .ndjson or .json) and .txt, the latter perhaps compressed "
+        "with .gz or .zst: convert the files",
         cel=" && ".join(f"!self.endsWith('{ending}')" for ending in _NO_TEXT),
         holds=lambda text: not text.endswith(_NO_TEXT),
     ),

@@ -74,7 +74,7 @@ class Hub(HubHandler):
         self.requests[self.case].append((path, self.headers.get("Authorization")))
         if "/me/gated" in path:
             self._gated(path)
-        elif match := re.match(r"/api/datasets/me/(text|lines)/(revision|tree)/([^/]+)/?(.*)", path):
+        elif match := re.match(r"/api/datasets/me/(text|lines|script)/(revision|tree)/([^/]+)/?(.*)", path):
             name, kind, revision, prefix = match.groups()
             commit = {"main": SECOND}.get(revision, revision)
             if not (self.folder / name / commit).is_dir():
@@ -83,9 +83,9 @@ class Hub(HubHandler):
                 self._json([item for item in self._files(name, commit) if item["path"].startswith(prefix)])
             else:
                 self._json({"id": f"me/{name}", "sha": commit, "private": False, "tags": [], "siblings": []})
-        elif match := re.match(r"/api/datasets/me/(text|lines)$", path):
+        elif match := re.match(r"/api/datasets/me/(text|lines|script)$", path):
             self._json({"id": f"me/{match[1]}", "sha": SECOND, "private": False, "tags": [], "siblings": []})
-        elif match := re.match(r"/datasets/me/(text|lines)/resolve/([^/]+)/(.*)", path):
+        elif match := re.match(r"/datasets/me/(text|lines|script)/resolve/([^/]+)/(.*)", path):
             self._file(match[1], {"main": SECOND}.get(match[2], match[2]), match[3])
         else:
             self._error(401, "RepoNotFound")
@@ -146,6 +146,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[http.server.Thread
     make_commit(folder / "text" / SECOND, 3)
     lines = "".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS[:10])
     (folder / "lines" / SECOND).mkdir(parents=True)
+    (folder / "script" / SECOND).mkdir(parents=True)
+    (folder / "script" / SECOND / "script.py").write_text("import datasets")
     (folder / "lines" / SECOND / "train.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     handler = type("BoundHub", (Hub,), {"folder": folder, "requests": {}})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -173,6 +175,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "dev": ({"split": "dev"}, "split 'dev', cannot be read"),
     "config": ({"config": "other"}, "configuration 'other', split 'train', cannot be read"),
     "body": ({"textField": "body"}, r"has no field 'body' \(it has .*text.*\): set spec.data.textField"),
+    "script": ({"name": "me/script"}, "is a script, which is never run: .* refs/convert/parquet"),
     "id": ({"textField": "id"}, "field 'id' is no string"),
 }
 

@@ -1,5 +1,6 @@
 """Documents from files of every kind."""
 
+import codecs
 import gzip
 import io
 import json
@@ -34,6 +35,24 @@ def parquet(rows: list[dict], kind: pa.DataType | None = None, **options) -> byt
     return sink.getvalue()
 
 
+def not_utf8(kind: pa.DataType) -> bytes:
+    """A Parquet file whose second value is no UTF-8, which the library writes without a look."""
+    offsets = pa.py_buffer(b"".join(number.to_bytes(4, "little") for number in (0, 2, 4)))
+    values = pa.Array.from_buffers(kind, 2, [None, offsets, pa.py_buffer(b"ok\xff\xfe")])
+    sink = io.BytesIO()
+    pq.write_table(pa.table([values], ["text"]), sink)
+    return sink.getvalue()
+
+
+def long_window(data: bytes) -> bytes:
+    """As `zstd --long=31` packs a stream."""
+    options = zstandard.ZstdCompressionParameters(compression_level=1, window_log=31, enable_ldm=True)
+    packer = zstandard.ZstdCompressor(compression_params=options).compressobj()
+    packed = packer.compress(data) + packer.flush()
+    assert zstandard.get_frame_parameters(packed).window_size == 1 << 31
+    return packed
+
+
 def damaged(data: bytes) -> bytes:
     """A file whose first page has a flipped bit."""
     return data[:60] + bytes([data[60] ^ 1]) + data[61:]
@@ -60,6 +79,15 @@ def read(make_spec, tmp_path: Path):
         ("a.jsonl", bytes),
         ("a.jsonl.gz", gzip.compress),
         ("a.jsonl.zst", zstandard.ZstdCompressor().compress),
+        ("a.jsonl.zst", long_window),
+        # Names that others use for the same.
+        ("a.json.gz", gzip.compress),
+        ("a.ndjson", bytes),
+        ("A.JSONL", bytes),
+        ("A.JSONL.GZ", gzip.compress),
+        # With a byte-order mark, as some systems write it.
+        ("a.jsonl", lambda data: codecs.BOM_UTF8 + data),
+        ("a.jsonl.gz", lambda data: gzip.compress(codecs.BOM_UTF8 + data)),
         # Compressors that work in parallel write several frames.
         ("b.jsonl.gz", lambda data: gzip.compress(data[:20]) + gzip.compress(data[20:])),
         (
@@ -80,6 +108,20 @@ def test_parquet_gives_the_same_documents(read, tmp_path: Path, compression: str
     data = parquet(rows, kind, compression=compression, row_group_size=37)
     (tmp_path / "a.parquet").write_bytes(data)
     assert read("a.parquet") == [*DOCUMENTS, *DOCUMENTS * 50]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
+def test_parquet_without_the_mark_of_text_is_read_all_the_same(
+    read, tmp_path: Path, kind: pa.DataType
+) -> None:
+    """As writers do that know no strings, such as older ones of Spark, Hive and Impala."""
+    (tmp_path / "a.parquet").write_bytes(parquet([{"text": text.encode()} for text in DOCUMENTS], kind))
+    assert read("a.parquet") == DOCUMENTS
+
+
+def test_a_byte_order_mark_is_no_text(read, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(codecs.BOM_UTF8 + "wört".encode())
+    assert read("a.txt") == ["wört"]
 
 
 def test_parquet_takes_the_column_that_is_named(read, tmp_path: Path) -> None:
@@ -215,23 +257,27 @@ def test_text_in_another_bucket_of_the_store_is_found(make_spec, tmp_path: Path)
     ("name", "content", "message"),
     [
         ("a.csv", b"text", "whose name ends in none of"),
-        ("a.parquet", b"PAR1", "is no Parquet file, or damaged"),
+        ("a.parquet", b"PAR1", "is no Parquet file, damaged"),
         (
             "a.parquet",
             parquet([{"body": "x"}]),
             r"has no column 'text' \(it has body\): set spec.data.textField",
         ),
-        (
-            "a.parquet",
-            parquet([{"text": "x"}, {"text": "y"}], pa.binary()),
-            "row 1: field 'text' is no string",
-        ),
-        ("a.parquet", damaged(parquet([{"text": "x" * 999}])), "is no Parquet file, or damaged"),
+        ("a.parquet", parquet([{"text": 3}], pa.int64()), "row 1: field 'text' is no string"),
+        ("a.parquet", not_utf8(pa.string()), "row 2: field 'text' is not UTF-8"),
+        ("a.parquet", not_utf8(pa.binary()), "row 2: field 'text' is not UTF-8"),
+        ("a.parquet", damaged(parquet([{"text": "x" * 999}])), "is no Parquet file, damaged"),
         ("a.jsonl.gz", gzip.compress(jsonl(DOCUMENTS * 99))[:-20], "cannot be unpacked"),
         ("a.jsonl.gz", b"no gzip at all", "cannot be unpacked"),
         ("a.jsonl.zst", b"no zstd at all", "cannot be unpacked"),
         ("a.jsonl.zst", zstandard.ZstdCompressor().compress(jsonl(DOCUMENTS * 99))[:-20], "is cut short"),
         ("a.jsonl", b'{"text": "\xff"}', "is not UTF-8"),
+        ("a.jsonl", b"[" * 100_000, "line 1, is not JSON"),
+        ("a.jsonl", b'["text"]', "line 1, has no field 'text'"),
+        ("a.json", b'[\n{"text": "x"}\n]', "line 1, is not JSON .* every line must be a record of its own"),
+        ("a.txt", "plain".encode("utf-16-le"), "holds a NUL.* UTF-16, convert it"),
+        ("a.jsonl", '{"text": "x"}'.encode("utf-16-le"), "line 1, holds a NUL.* UTF-16, convert it"),
+        ("a.txt", "plain".encode("utf-16"), "is not UTF-8"),
     ],
 )
 def test_files_that_cannot_be_read_are_named(

@@ -154,6 +154,18 @@ def rewrite_config(**changes: object) -> Change:
     return change
 
 
+def rewrite_tokenizer(**changes: object) -> Change:
+    def change(folder: Path) -> None:
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer | changes))
+
+    return change
+
+
+WORDS = {"type": "WordLevel", "vocab": {"<s>": 0, "</s>": 1, "the": 2}, "unk_token": "[UNK]"}
+"""A model of tokenizers that knows one word, and no token for any other."""
+
+
 def remove(pattern: str) -> Change:
     def change(folder: Path) -> None:
         for file in folder.glob(pattern):
@@ -184,6 +196,10 @@ def forget_a_layer(folder: Path) -> None:
         (remove("config.json"), "has no config.json"),
         (remove("tokenizer*"), "has no tokenizer"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "the tokenizer of .* cannot be loaded"),
+        (rewrite_tokenizer(model={"type": "Nonesuch"}), "the tokenizer of .* cannot be loaded"),
+        (rewrite_tokenizer(version="9.0"), "the tokenizer of .* cannot be loaded"),
+        (rewrite_tokenizer(model=WORDS, pre_tokenizer=None), "tokenizer cannot encode the text .*UNK"),
+        (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), "tokenizer .* cannot be loaded"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json .* is not JSON"),
         (remove("model-00002-*"), r"lacks model-00002-of-\d+\.safetensors"),
         (remove("*.safetensors*"), "has no model.safetensors"),

@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from tokenizers import Tokenizer
 
-from trenchcoat_trainer.errors import StageError
+from trenchcoat_trainer.errors import BadInputError, StageError
 from trenchcoat_trainer.runtime.in_order import in_order
 
 ENV_PROCESSES = "TRENCHCOAT_TOKENIZE_PROCESSES"
@@ -63,13 +63,23 @@ class Encoder:
     """Id that ends a document."""
 
     def encode(self, tokenizer: Tokenizer, pieces: list[Piece]) -> list[np.ndarray]:
-        """Token ids of each piece, int32, with the tokenizer's marks at the begin and end of a document."""
+        """Token ids of each piece, int32, with the tokenizer's marks at the begin and end of a document.
+
+        Raises:
+            BadInputError: the tokenizer has no tokens for a text.
+        """
         ids: list[list[int]] = [[] for _ in pieces]
         for begins in (True, False):
             chosen = [index for index, piece in enumerate(pieces) if piece.begins is begins]
             if chosen:
                 texts = [pieces[index].text for index in chosen]
-                encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=begins)
+                try:
+                    encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=begins)
+                except Exception as error:  # the library raises bare ones
+                    raise BadInputError(
+                        f"the teacher's tokenizer cannot encode the text ({error}): give it a tokenizer.json "
+                        "that has a token for everything"
+                    ) from error
                 for index, encoding in zip(chosen, encoded, strict=True):
                     ids[index] = encoding.ids
         return [np.asarray(self._ended(piece, own), np.int32) for piece, own in zip(pieces, ids, strict=True)]

@@ -4,24 +4,36 @@ Memory is bounded whatever a file holds: plain text is cut into documents, a rec
 Parquet may be MAX_DOCUMENT_BYTES long, and a Parquet file is read a few rows at a time.
 """
 
+from __future__ import annotations
+
+import codecs
 import gzip
 import io
 import json
 import zlib
 from collections.abc import Iterator
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, cast
 
 import zstandard
 
-from trenchcoat_trainer.errors import BadInputError
+from trenchcoat_trainer.errors import BadInputError, StageError
 from trenchcoat_trainer.store import Readable
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 PARQUET = ".parquet"
-SUFFIXES = (PARQUET, *(f"{kind}{packing}" for kind in (".jsonl", ".txt") for packing in ("", ".gz", ".zst")))
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+PLAIN = ".txt"
+PACKINGS = (".gz", ".zst", "")
+SUFFIXES = (PARQUET, *(f"{kind}{packing}" for kind in (*JSON_LINES, PLAIN) for packing in reversed(PACKINGS)))
+"""In small letters; names may have large ones."""
 PLAIN_DOCUMENT_CHARACTERS = 16_384
 """Plain text has no marks between documents: it is cut at blank lines into pieces of about this size."""
 MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
 """A record of JSONL or value of Parquet is held in memory as a whole: longer ones are refused."""
+MAX_WINDOW_BYTES = 1 << 31
+"""How far back a .zst file may refer, which its reader holds in memory: all that `zstd --long=31` makes."""
 UNPACKED_BYTES = 1024
 """What is unpacked of a .zst file at a time: text that repeats itself may be thousands of times as long."""
 PARQUET_ROWS = 64
@@ -37,19 +49,30 @@ def read_documents(store: Readable, path: str, text_field: str) -> Iterator[str]
         BadInputError: the file cannot be unpacked or read; the message names the file and the line.
     """
     name = f"{store.name}/{path}"
-    if path.endswith(PARQUET):
+    suffix = suffix_of(path)
+    if suffix == PARQUET:
         yield from _parquet(store, path, text_field, name)
         return
     try:
         with _unpacked(path, store.stream(path)) as source:
-            if ".jsonl" in _suffix(path):
+            if suffix is not None and suffix.startswith(JSON_LINES):
                 yield from _jsonl(source, text_field, name)
             else:
-                yield from _plain(io.TextIOWrapper(source, encoding="utf-8"))
+                yield from _plain(io.TextIOWrapper(source, encoding="utf-8-sig"), name)
     except UnicodeDecodeError as error:
         raise BadInputError(f"{name} is not UTF-8 ({error}): convert it") from error
     except (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError) as error:
+        if "requires too much memory" in str(error):
+            raise BadInputError(
+                f"{name} refers further back than {MAX_WINDOW_BYTES:,} bytes: pack it anew, with zstd "
+                "--long=31 at most"
+            ) from error
         raise BadInputError(f"{name} cannot be unpacked ({error}): it is damaged, replace it") from error
+
+
+def suffix_of(path: str) -> str | None:
+    """The ending that tells what kind of text a file holds, in small letters; None where it is no text's."""
+    return next((suffix for suffix in SUFFIXES if path.lower().endswith(suffix)), None)
 
 
 def check_text(text: object, field: str, place: str) -> str:
@@ -67,14 +90,10 @@ def check_text(text: object, field: str, place: str) -> str:
     return text
 
 
-def _suffix(path: str) -> str:
-    return next(suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if path.endswith(suffix))
-
-
 def _unpacked(path: str, chunks: Iterator[bytes]) -> IO[bytes]:
-    if path.endswith(".gz"):
+    if path.lower().endswith(".gz"):
         return cast(IO[bytes], io.BufferedReader(gzip.GzipFile(fileobj=_buffered(chunks)), 1 << 20))
-    return _buffered(_frames(chunks) if path.endswith(".zst") else chunks)
+    return _buffered(_frames(chunks) if path.lower().endswith(".zst") else chunks)
 
 
 def _frames(chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -83,7 +102,9 @@ def _frames(chunks: Iterator[bytes]) -> Iterator[bytes]:
     for chunk in chunks:
         view, at = memoryview(chunk), 0
         while at < len(view):
-            unpacker = unpacker or zstandard.ZstdDecompressor().decompressobj()
+            unpacker = (
+                unpacker or zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES).decompressobj()
+            )
             piece = view[at : at + UNPACKED_BYTES]
             at += len(piece)
             yield unpacker.decompress(piece)
@@ -107,28 +128,42 @@ def _jsonl(source: IO[bytes], field: str, name: str) -> Iterator[str]:
                 f"{name}, line {number}, is longer than {MAX_DOCUMENT_BYTES:,} bytes: cut the document, or "
                 "give it as plain text (.txt)"
             )
+        place = f"{name}, line {number}"
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        _refuse_nul(b"\0" in line, place)
         if not line.strip():
             continue
         try:
-            text = json.loads(line.decode("utf-8"))[field]
+            record = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError:
             raise
-        except ValueError as error:
-            raise BadInputError(f"{name}, line {number}, is not JSON ({error}): correct the file") from error
-        except (KeyError, TypeError) as error:
+        except (ValueError, RecursionError) as error:
             raise BadInputError(
-                f"{name}, line {number}, has no field {field!r}: set spec.data.textField to the text's field"
+                f"{place}, is not JSON ({error}): correct the file; every line must be a record of its own"
             ) from error
-        if text := check_text(text, field, f"{name}, line {number}"):
+        if not isinstance(record, dict) or field not in record:
+            raise BadInputError(
+                f"{place}, has no field {field!r}: set spec.data.textField to the text's field"
+            )
+        if text := check_text(record[field], field, place):
             yield text
 
 
-def _plain(lines: io.TextIOWrapper) -> Iterator[str]:
+def _refuse_nul(found: bool, place: str) -> None:
+    if found:
+        raise BadInputError(
+            f"{place}, holds a NUL, which text does not: it may be UTF-16, convert it to UTF-8"
+        )
+
+
+def _plain(lines: io.TextIOWrapper, name: str) -> Iterator[str]:
     longest = 4 * PLAIN_DOCUMENT_CHARACTERS
     parts: list[str] = []
     size = 0
     # A line may be as long as the file.
     while line := lines.readline(longest):
+        _refuse_nul("\0" in line, name)
         parts.append(line)
         size += len(line)
         at_blank = size >= PLAIN_DOCUMENT_CHARACTERS and not line.strip()
@@ -140,7 +175,6 @@ def _plain(lines: io.TextIOWrapper) -> Iterator[str]:
 
 
 def _parquet(store: Readable, path: str, field: str, name: str) -> Iterator[str]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
@@ -160,7 +194,7 @@ def _parquet(store: Readable, path: str, field: str, name: str) -> Iterator[str]
         for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=[field], use_threads=False):
             for value in batch.column(0):
                 row += 1
-                text = check_text(value.as_py(), field, f"{name}, row {row}")
+                text = _parquet_text(value, field, f"{name}, row {row}")
                 if len(text) > MAX_DOCUMENT_BYTES:
                     raise BadInputError(
                         f"{name}, row {row}, is longer than {MAX_DOCUMENT_BYTES:,} characters: cut the "
@@ -168,9 +202,24 @@ def _parquet(store: Readable, path: str, field: str, name: str) -> Iterator[str]
                     )
                 if text:
                     yield text
-    except (pa.ArrowException, OSError) as error:
+    except StageError:
+        raise  # what this has found, or the store
+    except Exception as error:  # whatever the library makes of a file that it cannot read
         raise BadInputError(
-            f"{name} is no Parquet file, or damaged ({' '.join(str(error).split())}): replace it"
+            f"{name} is no Parquet file, damaged, or of a kind that cannot be read "
+            f"({' '.join(str(error).split())}): write it anew"
+        ) from error
+
+
+def _parquet_text(value: pa.Scalar, field: str, place: str) -> str:
+    """The text of a value; columns without the mark that says so may hold text, too."""
+    try:
+        text = value.as_py()
+        return check_text(text.decode() if isinstance(text, bytes) else text, field, place)
+    except UnicodeDecodeError as error:
+        raise BadInputError(
+            f"{place}: field {field!r} is not UTF-8 ({error.reason} at byte {error.start}): convert it, or "
+            "set spec.data.textField to the text's field"
         ) from error
 
 

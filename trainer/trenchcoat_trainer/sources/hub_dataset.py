@@ -88,7 +88,7 @@ class HubDataset:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        from datasets.exceptions import DatasetNotFoundError, DatasetsError
+        from datasets.exceptions import DatasetNotFoundError
 
         name = f"spec.data.source hf://datasets/{self._repository}"
         try:
@@ -110,8 +110,15 @@ class HubDataset:
             ) from error
         except (HttpError, OSError) as error:
             raise StageError(f"the hub failed for {name}: {error}; it is tried again") from error
-        except (ValueError, DatasetsError) as error:
+        except StageError:
+            raise  # what this has found
+        except Exception as error:
             # The library says which configurations or splits there are, or what it cannot read.
+            if "scripts are no longer supported" in str(error):
+                raise BadInputError(
+                    f"{name} is a script, which is never run: name a data set of files, or set "
+                    "spec.data.revision to refs/convert/parquet, where the hub has made files of it"
+                ) from error
             raise BadInputError(
                 f"{name}, configuration {self._data.config!r}, split {self._data.split!r}, cannot be read "
                 f"({' '.join(str(error).split())}): correct spec.data"

@@ -4,17 +4,21 @@ A source has parts, files or shards of a data set, that can be read each by itse
 the middle opens no part that it has read.
 """
 
-import re
+import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from trenchcoat_api.spec import TrenchcoatSpec
 
 from trenchcoat_trainer.errors import BadInputError
-from trenchcoat_trainer.sources.formats import SUFFIXES, read_documents
-from trenchcoat_trainer.store import FolderStore, Readable, Store
+from trenchcoat_trainer.sources.formats import read_documents
+from trenchcoat_trainer.sources.matching import match_text
+from trenchcoat_trainer.sources.places import open_place
+from trenchcoat_trainer.store import Readable, Store
+
+logger = logging.getLogger(__name__)
 
 HUB = "hf://datasets/"
 
@@ -43,18 +47,19 @@ class TextFiles:
     """The files that spec.data.source names, in order of path; a part each."""
 
     store: Readable
-    paths: tuple[str, ...]
+    files: tuple[tuple[str, int], ...]
+    """Path and bytes of each."""
     text_field: str
 
     @property
     def parts(self) -> int:
         """Number of files."""
-        return len(self.paths)
+        return len(self.files)
 
     @property
     def version(self) -> str | None:
-        """Files have none."""
-        return None
+        """Paths and sizes, as JSON."""
+        return json.dumps(self.files)
 
     def part(self, index: int) -> Iterator[str]:
         """Every document of a file, in order; empty ones are left out.
@@ -62,17 +67,17 @@ class TextFiles:
         Raises:
             BadInputError: the file cannot be unpacked or read; the message names the file and the line.
         """
-        return read_documents(self.store, self.paths[index], self.text_field)
+        return read_documents(self.store, self.files[index][0], self.text_field)
 
 
 def open_text(spec: TrenchcoatSpec, store: Store, version: str | None = None) -> Text:
     """Find the text of spec.data.source; `store` is that of spec.store, for s3:// sources.
 
-    A source without wildcards may name a file, or a folder, of which all text files are taken. `version` is
-    that of an earlier attempt, which is then read again even if the source has a newer one.
+    `version` is that of an earlier attempt, which is then read again even if the source has a newer one.
 
     Raises:
-        BadInputError: no file matches, or one that does is of an unknown kind; or there is no such data set.
+        BadInputError: no file matches, or one that does is of an unknown kind; one that an earlier attempt
+            has read is gone; or there is no such data set.
         StoreError: its store cannot be used.
     """
     source = spec.data.source
@@ -80,42 +85,29 @@ def open_text(spec: TrenchcoatSpec, store: Store, version: str | None = None) ->
         from trenchcoat_trainer.sources.hub_dataset import HubDataset
 
         return HubDataset(source.removeprefix(HUB), spec.data, version)
-    scheme, _, rest = source.partition("://")
-    place: Readable
-    if scheme == "s3":
-        bucket, _, pattern = rest.partition("/")
-        place = store.in_bucket(bucket)
-    else:
-        place, pattern = FolderStore(Path("/")), rest.lstrip("/")
-    literal = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
-    listed = [entry.path for entry in place.list(literal)]
-    if literal == pattern and pattern not in listed:
-        folder = pattern.rstrip("/") + "/"
-        paths = [path for path in listed if path.startswith(folder) and path.endswith(SUFFIXES)]
-    else:
-        wanted = re.compile(_regex(pattern))
-        paths = [path for path in listed if wanted.fullmatch(path)]
-    if not paths:
-        raise BadInputError(
-            f"spec.data.source {source} matches no text file: correct it, or put the text there"
-        )
-    for path in paths:
-        if not path.endswith(SUFFIXES):
+    place, pattern = open_place("spec.data.source", source, store)
+    sizes = match_text(source, place, pattern)
+    if version is not None:
+        sizes = _as_before(source, dict(json.loads(version)), sizes)
+    return TextFiles(place, tuple(sizes.items()), spec.data.text_field)
+
+
+def _as_before(source: str, before: dict[str, int], now: dict[str, int]) -> dict[str, int]:
+    """The files of an earlier attempt, which are read on though others have come.
+
+    Raises:
+        BadInputError: one is gone or has changed.
+    """
+    for path, size in before.items():
+        if now.get(path) != size:
+            what = "is gone" if path not in now else f"has {now[path]} bytes in place of {size}"
             raise BadInputError(
-                f"spec.data.source {source} matches {path}, whose name ends in none of "
-                f"{', '.join(SUFFIXES)}: narrow the pattern or rename the file"
+                f"spec.data.source {source}: {path} {what} since an earlier attempt has read the text in "
+                "part: put it back, or give the text another name and set spec.data.source to it"
             )
-    return TextFiles(place, tuple(paths), spec.data.text_field)
-
-
-def _regex(pattern: str) -> str:
-    """A glob as a regular expression: * and ? stay within a folder, ** crosses folders."""
-    parts = re.findall(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|[^*?]", pattern)
-    special = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return "".join(special.get(part) or _set_or_literal(part) for part in parts)
-
-
-def _set_or_literal(part: str) -> str:
-    if len(part) > 1 and part.startswith("["):
-        return "[^" + part[2:] if part.startswith("[!") else part
-    return re.escape(part)
+    if added := [path for path in now if path not in before]:
+        logger.warning(
+            "%s: %d files have come since the text began to be read, such as %s: they are left out",
+            source, len(added), added[0],
+        )  # fmt: skip
+    return before

@@ -108,10 +108,10 @@ def _load_tokenizer(teacher: Teacher) -> PreTrainedTokenizerBase:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except Exception as error:  # the library raises whatever it meets, bare Exceptions among it
             raise BadInputError(
-                f"the tokenizer of {teacher.source} cannot be loaded ({error}): give it a valid "
-                "tokenizer.json"
+                f"the tokenizer of {teacher.source} cannot be loaded ({' '.join(str(error).split())}): give "
+                "it a tokenizer.json that this version of the tokenizers library knows"
             ) from error
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise BadInputError(

@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -11,6 +11,43 @@ from trenchcoat_trainer.errors import NotFoundError, StoreError
 from trenchcoat_trainer.store.base import CHUNK_BYTES, Entry
 
 _UNFINISHED = ".unfinished-"
+
+
+def _walk(top: Path) -> Iterator[tuple[str, list[str]]]:
+    """Every folder below `top` with the names of its files; links are followed, loops of them once.
+
+    Raises:
+        StoreError: a folder cannot be read.
+    """
+    above: dict[str, frozenset[str]] = {}
+    for folder, below, names in os.walk(top, onerror=_raise_unreadable, followlinks=True):
+        way = above.pop(folder, frozenset()) | {os.path.realpath(folder)}
+        below[:] = [name for name in below if os.path.realpath(os.path.join(folder, name)) not in way]
+        above.update((os.path.join(folder, name), way) for name in below)
+        yield folder, names
+
+
+def _raise_unreadable(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise StoreError(
+            f"{error.filename} cannot be read ({error.strerror}): check its permissions"
+        ) from error
+
+
+def _size(file: Path) -> int | None:
+    """Bytes of a file, 0 of a link that leads nowhere; none where it was deleted since its folder was read.
+
+    Raises:
+        StoreError: the system does not say.
+    """
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        if file.is_symlink():
+            return 0
+        if isinstance(error, FileNotFoundError):
+            return None
+        raise StoreError(f"{file} cannot be read ({error.strerror}): check its permissions") from error
 
 
 class FolderStore:
@@ -55,13 +92,14 @@ class FolderStore:
         """All objects whose path begins with `prefix`, in order of path."""
         top = self.root / prefix.rpartition("/")[0]
         found = []
-        for folder, _, names in os.walk(top, followlinks=True):
+        for folder, names in _walk(top):
             for name in names:
                 file = Path(folder, name)
                 path = file.relative_to(self.root).as_posix()
                 if path.startswith(prefix) and not name.startswith(_UNFINISHED):
-                    with suppress(FileNotFoundError):  # deleted since its folder was read
-                        found.append(Entry(path, file.stat().st_size))
+                    size = _size(file)
+                    if size is not None:
+                        found.append(Entry(path, size))
         yield from sorted(found, key=lambda entry: entry.path)
 
     def write(self, path: str, data: bytes) -> None:

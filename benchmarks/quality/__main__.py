@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Quality of linearization, measured on one GPU within ten minutes.
 
-    python benchmarks/quality_corpus.py --out build/quality        # once, where there are apt and a network
-    python benchmarks/quality.py --prepared build/quality          # where there is a GPU
+    python benchmarks/quality/corpus.py --out build/quality        # once, where there are apt and a network
+    python benchmarks/quality --prepared build/quality             # where there is a GPU
 
 Trains a teacher (a Llama of 12 layers and 88M parameters) on documentation packages of Debian and linearizes
-it by the product's own stages, once for each variant of quality_variants.py, several at a time. Results are
-written after every variant, so that a run that is cut short has lost nothing: quality_GPU.json and
-quality_GPU.md below --results (quality_GPU_adamw with --teacher adamw, the ordinary optimiser); the same
-command, with the same --work, goes on from there. `--smoke` is the same at toy size on any machine;
+it by the product's own stages, once for each variant of variants.py, several at a time. Results are
+written after every variant, so that a run that is cut short has lost nothing: GPU.json and GPU.md
+below --results (GPU_adamw with --teacher adamw, the ordinary optimiser); the same command, with the same
+--work, goes on from there. `--smoke` is the same at toy size on any machine;
 `--render FILE` writes the Markdown of a JSON file anew.
 """
 
@@ -28,10 +28,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from quality_report import render
-from quality_variants import SMOKE, Place, Size, Variant, run_variant, variants
+from report import render
+from variants import SMOKE, Place, Size, Variant, run_variant, variants
 
 PACKAGES = ("torch", "triton", "transformers", "peft", "deepspeed")
+RESULTS = Path(__file__).parent / "results"
 CHECK = "check of the kernels"
 
 
@@ -40,9 +41,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--prepared", type=Path, default=Path("build/quality"), help="from quality_corpus.py")
+    parser.add_argument("--prepared", type=Path, default=Path("build/quality"), help="from corpus.py")
     parser.add_argument("--work", type=Path, default=Path("build/quality/run"), help="teacher and stores")
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), help="folder to write to")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
     parser.add_argument("--budget", type=float, default=570.0, help="seconds after which nothing is started")
     parser.add_argument(
         "--teacher", choices=["muon", "adamw"], default="muon", help="the optimiser that trains the teacher"
@@ -241,7 +242,7 @@ class Benchmark:
         self._results |= {"gpu": gpu, "cores": os.cpu_count(), "versions": versions}
 
     def _teacher(self) -> dict[str, Any]:
-        from quality_teacher import Recipe, read_tokens, train
+        from teacher import Recipe, read_tokens, train
 
         facts = self._place.teacher / "quality.json"
         if not facts.exists():
@@ -325,7 +326,7 @@ class Benchmark:
         gpu = self._results["gpu"].removeprefix("NVIDIA").strip().split(" ")[0].lower()
         name = "smoke" if self._arguments.smoke else gpu
         suffix = "" if self._arguments.teacher == "muon" else f"_{self._arguments.teacher}"
-        return self._arguments.results / f"quality_{name}{suffix}.json"
+        return self._arguments.results / f"{name}{suffix}.json"
 
     def _write(self) -> None:
         self._results["totalSeconds"] = round(self._earlier + self._seconds(), 1)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Prepare the text and the tokenizer of benchmarks/quality.py from documentation packages of Debian 12.
+"""Prepare the text and the tokenizer of benchmarks/quality from documentation packages of Debian 12.
 
-    python benchmarks/quality_corpus.py --out build/quality
+    python benchmarks/quality/corpus.py --out build/quality
 
 Needs apt and the network; what it leaves (about 20 MB) can be carried to a machine that has neither:
 `corpus.jsonl.zst`, one JSON record {"path", "text"} per document, in the order of a hash so that any part of

@@ -1,13 +1,13 @@
-"""The Markdown of benchmarks/quality.py's results."""
+"""The Markdown of benchmarks/quality's results."""
 
 from typing import Any
 
-from quality_variants import FAULTS
+from variants import FAULTS
 
 REFERENCE = (
     "The percentages are what compares: they are against the teacher at hand, and the reference was not run "
     "on this one. "
-    "The reference's own attention code on such a teacher gave (issue 4): teacher 14.62, untrained 737, "
+    "The reference's own attention code on such a teacher gave: teacher 14.62, untrained 737, "
     "transfer 17.90 after 1M tokens and 17.56 after 4M, then LoRA end to end (4M, r 8, lr 1e-4) 17.26, "
     "18% above the teacher; 18.41 with the linear part zeroed; with logit-KL, lr 2e-3 and r 32 17.15."
 )

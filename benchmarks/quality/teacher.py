@@ -1,4 +1,4 @@
-"""The teacher of benchmarks/quality.py: a Llama trained in minutes on one GPU, saved as Hugging Face does."""
+"""The teacher of benchmarks/quality: a Llama trained in minutes on one GPU, saved as Hugging Face does."""
 
 import itertools
 import time

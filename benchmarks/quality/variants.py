@@ -1,4 +1,4 @@
-"""The linearizations that benchmarks/quality.py compares, and running one of them by the product's stages."""
+"""The linearizations that benchmarks/quality compares, and running one of them by the product's stages."""
 
 import fcntl
 import json
@@ -155,7 +155,7 @@ def run_variant(variant: Variant, size: Size, place: Place) -> dict[str, Any]:
     Artifacts that another variant has made, or is making, are not made twice.
     """
     import yaml
-    from quality_faults import switched_on
+    from faults import switched_on
     from trenchcoat_api.artifacts import Artifacts, Manifest
     from trenchcoat_api.crias import cria_ranges
     from trenchcoat_api.resource import Trenchcoat

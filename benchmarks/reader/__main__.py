@@ -1,6 +1,6 @@
 """How fast a Cria Job reads its activations from a real MinIO on this machine, and in how much memory.
 
-`python benchmarks/reader.py` measures three things, each in processes of their own:
+`python benchmarks/reader` measures three things, each in processes of their own:
 
 - reading alone: an epoch of 4 MiB sequences, as fast as it goes; medians of several epochs
 - waiting: attention transfer of a Cria of the demo's teacher, and its share of time spent on waiting for data
@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 import yaml
@@ -64,7 +64,7 @@ WIDE_SPEC: dict[str, Any] = {
 WIDE_LENGTH = 1024
 
 # The demo's teacher and settings: examples/tiny_teacher.py and examples/tiny.yaml.
-TINY_SPEC_FILE = Path(__file__).parents[1] / "examples" / "tiny.yaml"
+TINY_SPEC_FILE = Path(__file__).parents[2] / "examples" / "tiny.yaml"
 
 
 def tiny_config() -> LlamaConfig:

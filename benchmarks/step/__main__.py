@@ -1,6 +1,6 @@
 """Measure one Cria of Llama 3.1 405B on this GPU: the steps' time and memory, attention alone, gradients.
 
-    python benchmarks/cria_step.py            # writes benchmarks/results/cria_step_<gpu>.{json,md}
+    python benchmarks/step            # writes results/<gpu>.{json,md} beside this file
 
 Weights and inputs are random; teacher forward, our steps and a materialised plain-torch step run in the same
 process, interleaved, and every time is the median over the rounds.
@@ -537,12 +537,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("cria_step.py needs a CUDA GPU with about 80 GB")
+        raise SystemExit("this needs a CUDA GPU with about 80 GB")
     results = measure(args)
     gpu = results["hardware"].lower().replace("nvidia ", "").split()[0]
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f"cria_step_{gpu}.json").write_text(json.dumps(results, indent=2) + "\n")
-    (args.out / f"cria_step_{gpu}.md").write_text(table(results))
+    (args.out / f"{gpu}.json").write_text(json.dumps(results, indent=2) + "\n")
+    (args.out / f"{gpu}.md").write_text(table(results))
     print(table(results))
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """How fast the stitch trains on one device, by the product's own step.
 
-    python benchmarks/stitch.py --compare        # every way of running it, each in a fresh process
-    python benchmarks/stitch.py --micro-batch 8 --checkpointing off
+    python benchmarks/stitch --compare        # every way of running it, each in a fresh process
+    python benchmarks/stitch --micro-batch 8 --checkpointing off
 
 Makes a random Llama of the size asked for (88M parameters unless told otherwise), shards it by the shard
 stage, sets DeepSpeed up as the stitch stage does and times its steps. Prints one JSON object a line: tokens

@@ -14,6 +14,7 @@ from demo.environment import Environment
 from demo.watch import condition
 from trenchcoat_api import constants
 from trenchcoat_operator.kubernetes.client import Cluster
+from trenchcoat_operator.kubernetes.transport import Request
 from trenchcoat_operator.loop.reconciler import Reconciler
 from trenchcoat_operator.metrics.recorder import Metrics
 from trenchcoat_operator.model.key import Key
@@ -36,10 +37,10 @@ class Killed(BaseException):
 class Mortal(Cluster):
     """The API server, as an operator sees it who dies right after a write."""
 
-    def _call(self, method: str, path: str, **more: Any) -> Any:
-        answer = super()._call(method, path, **more)
-        if method != "GET":
-            raise Killed(f"{method} {path} {more.get('body')}")
+    def _call(self, request: Request) -> Any:
+        answer = super()._call(request)
+        if request.method != "GET":
+            raise Killed(f"{request} {request.body}")
         return answer
 
 

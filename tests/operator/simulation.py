@@ -24,7 +24,7 @@ from trenchcoat_operator.model import views
 from trenchcoat_operator.model.capacity import BoundPod, Capacity, Demand, Node
 from trenchcoat_operator.model.observed import Child, ChildKind, ChildPhase, Observed, Pod, StoreView
 from trenchcoat_operator.model.plan import Plan
-from trenchcoat_operator.observe import informers, surroundings
+from trenchcoat_operator.observe import kept, peers, surroundings
 from trenchcoat_operator.reconcile.decide import reconcile
 from trenchcoat_operator.works import graph, superseded
 
@@ -126,13 +126,13 @@ class Cluster:
         own = tenant.metadata.name
         store = self._store(tenant)
         jobs = [self._job(child) for child in self.children.values() if child.active]
-        others = [informers.Tenant.of(other) for other in self.tenants.values() if other.metadata.name != own]
+        others = [kept.Tenant.of(other) for other in self.tenants.values() if other.metadata.name != own]
         return Observed(
             children=tuple(child for child in self.children.values() if self.owners[child.name] == own),
             config_maps=frozenset(self.config_maps[own]),
             store=store,
             capacity=self._capacity(others),
-            peers=surroundings._peers(tenant, store.told, jobs, others),
+            peers=peers.peers(tenant, store.told, jobs, others),
         )
 
     def _store(self, tenant: Trenchcoat) -> StoreView:
@@ -146,9 +146,9 @@ class Cluster:
         remains = frozenset(keys & (self.objects | set(self.deletions)))
         return StoreView(None, manifests, {}, deletions, remains)
 
-    def _job(self, child: Child) -> informers.Job:
+    def _job(self, child: Child) -> kept.Job:
         owner = self.owners[child.name]
-        return informers.Job(
+        return kept.Job(
             child=child,
             place=("ml", child.name),
             uid=f"uid-of-{child.name}",
@@ -159,7 +159,7 @@ class Cluster:
             templates=(),
         )
 
-    def _capacity(self, others: list[informers.Tenant]) -> Capacity:
+    def _capacity(self, others: list[kept.Tenant]) -> Capacity:
         bound, promised = [], []
         held: defaultdict[tuple[str, str], Counter[Stage]] = defaultdict(Counter)
         gpus: Counter[tuple[str, str]] = Counter()
@@ -178,7 +178,7 @@ class Cluster:
             nodes=tuple(Node(f"n{number}", {GPU: count}) for number, count in enumerate(self.gpus)),
             bound=tuple(bound),
             promised=tuple(promised),
-            contenders=tuple(surroundings._contenders(others, held, gpus)),
+            contenders=tuple(surroundings.contenders(others, held, gpus)),
         )
 
     # What is done

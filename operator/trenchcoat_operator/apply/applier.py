@@ -9,8 +9,9 @@ from trenchcoat_api import constants
 from trenchcoat_api.resource import Metadata, Trenchcoat
 from trenchcoat_api.status import TrenchcoatStatus
 
-from trenchcoat_operator.kubernetes import client
-from trenchcoat_operator.kubernetes.client import AlreadyExistsError, ApiError, Cluster, NotFoundError
+from trenchcoat_operator.kubernetes import kinds
+from trenchcoat_operator.kubernetes.client import Cluster
+from trenchcoat_operator.kubernetes.errors import AlreadyExistsError, ApiError, NotFoundError
 from trenchcoat_operator.kubernetes.versions import Versions
 from trenchcoat_operator.model.key import Key
 from trenchcoat_operator.model.plan import (
@@ -75,7 +76,7 @@ class Applier:
         """Write a status; that of a Trenchcoat which is gone need not be."""
         try:
             written = self._cluster.write_status(
-                client.TRENCHCOATS, metadata.namespace, metadata.name, metadata.uid, status
+                kinds.TRENCHCOATS, metadata.namespace, metadata.name, metadata.uid, status
             )
         except NotFoundError:
             return
@@ -92,13 +93,13 @@ class Applier:
                 self._make(namespace, manifest)
             case Delete(kind=kind, name=name, reason=reason):
                 log.info("deletes %s %s/%s: %s", kind, namespace, name, reason)
-                self._cluster.delete(client.KINDS[kind], namespace, name, at_once=kind == "ConfigMap")
+                self._cluster.delete(kinds.KINDS[kind], namespace, name, at_once=kind == "ConfigMap")
             case ForcePod(name=name, node=node):
                 log.warning("gives up pod %s/%s: node %s does not answer", namespace, name, node)
                 self._give_up(namespace, name)
             case RecordOutcome(kind=kind, name=name, outcome=outcome, message=message):
                 log.info("%s %s/%s failed: %s: %s", kind, namespace, name, outcome, message)
-                self._record(client.KINDS[kind], namespace, name, outcome, message)
+                self._record(kinds.KINDS[kind], namespace, name, outcome, message)
             case Stop(kind=kind, name=name, reason=reason):
                 log.info("stops %s %s/%s: %s", kind, namespace, name, reason)
                 self._stop(kind, namespace, name)
@@ -130,7 +131,7 @@ class Applier:
         past: dict[str, Any] = {"activeDeadlineSeconds": 1}
         change = {"spec": past if kind == "Job" else {"runPolicy": past}}
         try:
-            self._cluster.merge(client.KINDS[kind], namespace, name, change)
+            self._cluster.merge(kinds.KINDS[kind], namespace, name, change)
         except NotFoundError:
             return
 
@@ -144,7 +145,7 @@ class Applier:
         finalizers = [*others, constants.FINALIZER] if present else others
         change = {"metadata": {"finalizers": finalizers, "resourceVersion": metadata.resource_version}}
         try:
-            written = self._cluster.merge(client.TRENCHCOATS, metadata.namespace, metadata.name, change)
+            written = self._cluster.merge(kinds.TRENCHCOATS, metadata.namespace, metadata.name, change)
         except NotFoundError:
             return
         self._note(metadata, written)
@@ -157,7 +158,7 @@ class Applier:
         """
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         try:
-            self._cluster.create(client.KINDS[kind], manifest)
+            self._cluster.create(kinds.KINDS[kind], manifest)
         except AlreadyExistsError:
             log.info("%s %s/%s is there already", kind, namespace, name)
         else:
@@ -173,9 +174,9 @@ class Applier:
             self._cluster.fail_pod(namespace, name, "NodeLost", "its node does not answer")
         except NotFoundError:
             return
-        self._cluster.delete(client.PODS, namespace, name, at_once=True)
+        self._cluster.delete(kinds.PODS, namespace, name, at_once=True)
 
-    def _record(self, kind: client.Kind, namespace: str, name: str, outcome: str, message: str) -> None:
+    def _record(self, kind: kinds.Kind, namespace: str, name: str, outcome: str, message: str) -> None:
         annotations = {
             constants.ANNOTATION_OUTCOME: outcome,
             constants.ANNOTATION_OUTCOME_MESSAGE: message,
@@ -188,7 +189,7 @@ class Applier:
     def _tell(self, trenchcoat: Trenchcoat, event: Event) -> None:
         """Make the event; told twice it is made once, for its name follows from what it tells."""
         try:
-            self._cluster.create(client.EVENTS, event_object(trenchcoat, event, datetime.now(UTC)))
+            self._cluster.create(kinds.EVENTS, event_object(trenchcoat, event, datetime.now(UTC)))
         except AlreadyExistsError:
             return
         except ApiError as error:

@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable, Collection, Hashable
 from typing import Generic, TypeVar
 
-from trenchcoat_operator.kubernetes.client import ApiError, Cluster, Kind, Object
+from trenchcoat_operator.kubernetes.client import Cluster
+from trenchcoat_operator.kubernetes.errors import ApiError
+from trenchcoat_operator.kubernetes.kinds import Object, Selection
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +31,9 @@ class Informer(Generic[T]):
     def __init__(
         self,
         source: Cluster,
-        kind: Kind,
+        selection: Selection,
         read: Callable[[Object], T | None],
         *,
-        namespace: str = "",
-        labels: str = "",
-        fields: str = "",
         index: Callable[[T], Hashable] | None = None,
         notice: Callable[[T | None, T | None], None] | None = None,
     ) -> None:
@@ -42,17 +41,14 @@ class Informer(Generic[T]):
 
         Args:
             source: The API server.
-            kind: The kind of objects.
+            selection: Which objects.
             read: Reads an object into what is kept of it; None keeps nothing.
-            namespace: Where; everywhere if empty.
-            labels: Label selector.
-            fields: Field selector.
             index: What objects are looked up by.
             notice: Called with what was kept of an object and what is now, where they differ, once the next
                 look has it; None stands for nothing. It is not called for what the first list holds.
         """
-        self._source, self._kind, self._read = source, kind, read
-        self._namespace, self._labels, self._fields = namespace, labels, fields
+        self._source, self._selection, self._read = source, selection, read
+        self._plural = selection.kind.plural
         self._index, self._notice = index, notice
         self._changed = threading.Condition()
         self._items: dict[Place, T] = {}
@@ -69,7 +65,7 @@ class Informer(Generic[T]):
         """Begin to follow, in a thread."""
         with self._changed:
             if self._thread is None:
-                name = f"informer-{self._kind.plural}"
+                name = f"informer-{self._plural}"
                 self._thread = threading.Thread(target=self._run, name=name, daemon=True)
                 self._thread.start()
 
@@ -108,7 +104,7 @@ class Informer(Generic[T]):
             if self._fault is not None:
                 raise self._fault
             if not known:
-                raise ApiError(0, "Unreachable", f"{self._kind.plural} could not be listed in time")
+                raise ApiError(0, "Unreachable", f"{self._plural} could not be listed in time")
         return self._changed
 
     def wait_for(self, made: Collection[Place], seconds: float, *, deleted: Collection[Place] = ()) -> bool:
@@ -139,14 +135,14 @@ class Informer(Generic[T]):
                     return  # its end is what was asked for
                 if error.status == GONE:
                     continue
-                log.warning("%s cannot be followed: %s; again in %.1f s", self._kind.plural, error, pause)
+                log.warning("%s cannot be followed: %s; again in %.1f s", self._plural, error, pause)
                 fault = error
             except Exception as error:
                 if self._stop.is_set():
                     return  # a connection that is shut down under its reader ends in several ways
                 # A thread that ends would leave what it last saw for ever.
-                fault = ApiError(0, "Unreadable", f"{self._kind.plural} cannot be read: {error!r}")
-                log.exception("%s cannot be followed", self._kind.plural)
+                fault = ApiError(0, "Unreadable", f"{self._plural} cannot be read: {error!r}")
+                log.exception("%s cannot be followed", self._plural)
             else:
                 continue
             with self._changed:
@@ -156,9 +152,7 @@ class Informer(Generic[T]):
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _list(self) -> str:
-        bodies, version = self._source.snapshot(
-            self._kind, self._namespace, labels=self._labels, fields=self._fields
-        )
+        bodies, version = self._source.snapshot(self._selection)
         read = {_place(body): self._read(body) for body in bodies}
         with self._changed:
             before, first = self._items, not self._listed
@@ -183,13 +177,7 @@ class Informer(Generic[T]):
         while not self._stop.is_set():
             begun = time.monotonic()
             for event in self._source.changes(
-                self._kind,
-                self._namespace,
-                version,
-                labels=self._labels,
-                fields=self._fields,
-                seconds=_WATCH_SECONDS,
-                opened=self._opened,
+                self._selection, version, seconds=_WATCH_SECONDS, opened=self._opened
             ):
                 body = event["object"]
                 if event["type"] == "ERROR":

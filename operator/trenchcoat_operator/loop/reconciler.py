@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from trenchcoat_api.resource import Trenchcoat
 
 from trenchcoat_operator.apply.applier import Applier
-from trenchcoat_operator.kubernetes.client import ApiError, Cluster
+from trenchcoat_operator.kubernetes.client import Cluster
+from trenchcoat_operator.kubernetes.errors import ApiError
 from trenchcoat_operator.kubernetes.informer import Place
 from trenchcoat_operator.kubernetes.versions import Versions
 from trenchcoat_operator.loop.trenchcoats import GoneError, Trenchcoats

@@ -10,8 +10,10 @@ from trenchcoat_api.resource import InvalidTrenchcoatError, Metadata, Trenchcoat
 from trenchcoat_api.status import TrenchcoatStatus
 
 from trenchcoat_operator.apply.applier import Applier, status_object
-from trenchcoat_operator.kubernetes import client
-from trenchcoat_operator.kubernetes.client import Cluster, NotFoundError
+from trenchcoat_operator.kubernetes import kinds
+from trenchcoat_operator.kubernetes.client import Cluster
+from trenchcoat_operator.kubernetes.errors import NotFoundError
+from trenchcoat_operator.kubernetes.kinds import Selection
 from trenchcoat_operator.kubernetes.versions import Versions
 from trenchcoat_operator.model.key import Key
 from trenchcoat_operator.observe.informers import Informers
@@ -41,7 +43,7 @@ class Trenchcoats:
         """
         found = []
         for namespace in namespaces or ("",):
-            for body in self._cluster.list(client.TRENCHCOATS, namespace):
+            for body in self._cluster.list(Selection(kinds.TRENCHCOATS, namespace)):
                 metadata = body["metadata"]
                 found.append(key := Key(metadata["namespace"], metadata["name"]))
                 self._versions.note(key, metadata["resourceVersion"])
@@ -67,7 +69,7 @@ class Trenchcoats:
 
     def _read_live(self, key: Key) -> Trenchcoat | None:
         try:
-            body = self._cluster.get(client.TRENCHCOATS, key.namespace, key.name)
+            body = self._cluster.get(kinds.TRENCHCOATS, key.namespace, key.name)
         except NotFoundError as error:
             raise GoneError(str(key)) from error
         former = read_status(body.get("status") or {})

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 
-from trenchcoat_operator.kubernetes.client import ApiError
+from trenchcoat_operator.kubernetes.errors import ApiError
 from trenchcoat_operator.loop.queue import WorkQueue
 from trenchcoat_operator.loop.reconciler import Reconciler
 from trenchcoat_operator.metrics.recorder import Metrics

@@ -19,7 +19,7 @@ from trenchcoat_api import constants
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.status import TrenchcoatStatus
 
-from trenchcoat_operator.kubernetes.client import ApiError
+from trenchcoat_operator.kubernetes.errors import ApiError
 from trenchcoat_operator.metrics import samples
 from trenchcoat_operator.metrics.samples import Sample
 from trenchcoat_operator.model.key import Key

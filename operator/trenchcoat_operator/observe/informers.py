@@ -3,22 +3,23 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from trenchcoat_api import constants
-from trenchcoat_api.artifacts import Artifacts
-from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
+from trenchcoat_api.resource import Trenchcoat
 
-from trenchcoat_operator.gpus.contenders import Wish, wishes
-from trenchcoat_operator.kubernetes import client
-from trenchcoat_operator.kubernetes.client import Cluster, NotFoundError, Object
+from trenchcoat_operator.kubernetes import kinds
+from trenchcoat_operator.kubernetes.client import Cluster
+from trenchcoat_operator.kubernetes.errors import NotFoundError
 from trenchcoat_operator.kubernetes.informer import Informer, Place
+from trenchcoat_operator.kubernetes.kinds import Kind, Selection
 from trenchcoat_operator.model import views
-from trenchcoat_operator.model.capacity import BoundPod, Demand, Node
-from trenchcoat_operator.model.observed import Child, ChildKind, Pod
+from trenchcoat_operator.model.capacity import BoundPod, Node
+from trenchcoat_operator.model.observed import ChildKind
 from trenchcoat_operator.model.plan import Action, Apply, Delete
+from trenchcoat_operator.observe import kept
+from trenchcoat_operator.observe.kept import Job, OwnPod, Tenant
 from trenchcoat_operator.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -29,81 +30,7 @@ Notice = Callable[[Place, bool], None]
 _MANAGED = f"{constants.LABEL_MANAGED_BY}={constants.MANAGED_BY}"
 _NOT_MANAGED = f"{constants.LABEL_MANAGED_BY}!={constants.MANAGED_BY}"
 _UNFINISHED = "status.phase!=Succeeded,status.phase!=Failed"
-_OVER = ("Succeeded", "Failed")
 _SEEN_SECONDS = 3.0
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A Job or PyTorchJob of any Trenchcoat."""
-
-    child: Child
-    """Without its pods, and owned by nobody."""
-    place: Place
-    uid: str
-    owner: Place
-    """Its Trenchcoat, by its label."""
-    owners: frozenset[str]
-    """UIDs of its owners."""
-    queued: bool
-    """Whether it carries the label of a queue of Kueue's."""
-    over: int
-    """Pods that are over, by its own count."""
-    templates: tuple[tuple[int, tuple[Demand, ...]], ...]
-    """How many pods it makes from each template, and what those ask for."""
-
-    @property
-    def pods(self) -> int:
-        """Pods of all its templates."""
-        return sum(count for count, _ in self.templates)
-
-    @property
-    def gpus(self) -> int:
-        """Extended resources of all its pods."""
-        return sum(demand.pods * demand.gpus for _, demands in self.templates for demand in demands)
-
-
-@dataclass(frozen=True, slots=True)
-class OwnPod:
-    """A pod of a child."""
-
-    pod: Pod
-    job: Place
-    owner: Place
-    """Its Trenchcoat, by its label."""
-    held: BoundPod | None
-    """What it holds of its node."""
-
-    @property
-    def over(self) -> bool:
-        """Whether it holds nothing any more."""
-        return self.pod.phase in _OVER
-
-
-@dataclass(frozen=True, slots=True)
-class Tenant:
-    """A Trenchcoat."""
-
-    trenchcoat: Trenchcoat
-    artifacts: Artifacts
-    """Of its spec; it remembers keys once they were asked for."""
-    wishes: tuple[Wish, ...]
-    """What it waits for."""
-
-    @classmethod
-    def of(cls, trenchcoat: Trenchcoat) -> Self:
-        """Work out once what every look of the others needs."""
-        return cls(trenchcoat, Artifacts(trenchcoat.spec), wishes(trenchcoat))
-
-    @property
-    def place(self) -> Place:
-        """Namespace and name."""
-        return place_of(self.trenchcoat)
-
-
-def place_of(trenchcoat: Trenchcoat) -> Place:
-    """Namespace and name."""
-    return trenchcoat.metadata.namespace, trenchcoat.metadata.name
 
 
 class Informers:
@@ -113,41 +40,42 @@ class Informers:
         """`notice` is called with a Trenchcoat whose children changed, and whether a pod of it ended."""
         self._places = settings.namespaces or ("",)
         self._notice = notice
-        self._nodes = Informer(cluster, client.NODES, views.node)
-        # Who serves some namespaces sees others' Trenchcoats' pods here, too.
-        self._others = Informer(
-            cluster,
-            client.PODS,
-            partial(_read_others, settings.namespaces),
-            labels="" if settings.namespaces else _NOT_MANAGED,
-            fields=_UNFINISHED,
-        )
         self._counts_gpus = settings.count_gpus
+        self._nodes = Informer(cluster, Selection(kinds.NODES), views.node)
+        # Who serves some namespaces sees others' Trenchcoats' pods here, too.
+        others = Selection(kinds.PODS, labels="" if settings.namespaces else _NOT_MANAGED, fields=_UNFINISHED)
+        self._others = Informer(cluster, others, partial(kept.read_others, settings.namespaces))
+        self._tenants = self._each(
+            kinds.TRENCHCOATS, lambda chosen: Informer(cluster, chosen, kept.read_trenchcoat), labels=""
+        )
+        self._config_maps = self._each(
+            kinds.CONFIG_MAPS,
+            lambda chosen: Informer(cluster, chosen, kept.read_config_map, index=lambda item: item[0]),
+        )
+        self._pods = self._each(
+            kinds.PODS,
+            lambda chosen: Informer(
+                cluster, chosen, kept.read_pod, index=lambda pod: pod.owner, notice=self._pod_changed
+            ),
+        )
 
-        def follow(
-            kind: client.Kind, read: Callable[[Object], T | None], labels: str = _MANAGED, **more: Any
-        ) -> dict[str, Informer[T]]:
-            return {
-                place: Informer(cluster, kind, read, namespace=place, labels=labels, **more)
-                for place in self._places
-            }
-
-        self._tenants = follow(client.TRENCHCOATS, _read_trenchcoat, labels="")
-        self._config_maps = follow(client.CONFIG_MAPS, _read_config_map, index=lambda item: item[0])
-        self._pods = follow(client.PODS, _read_pod, index=lambda pod: pod.owner, notice=self._pod_changed)
-        self._jobs = {
-            kind: follow(
-                client.KINDS[kind],
-                partial(_read_job, kind),
-                index=lambda job: job.owner,
-                notice=self._job_changed,
+        def jobs(kind: ChildKind) -> Callable[[Selection], Informer[Job]]:
+            read = partial(kept.read_job, kind)
+            return lambda chosen: Informer(
+                cluster, chosen, read, index=lambda job: job.owner, notice=self._job_changed
             )
-            for kind in ChildKind
-        }
+
+        self._jobs = {kind: self._each(kinds.KINDS[kind], jobs(kind)) for kind in ChildKind}
         self._written: dict[str, dict[str, Informer[Any]]] = {
             "ConfigMap": self._config_maps,
             **{kind.value: jobs for kind, jobs in self._jobs.items()},
         }
+
+    def _each(
+        self, kind: Kind, follow: Callable[[Selection], Informer[T]], labels: str = _MANAGED
+    ) -> dict[str, Informer[T]]:
+        """An informer for each namespace that is served, or one for all."""
+        return {place: follow(Selection(kind, place, labels)) for place in self._places}
 
     def start(self) -> None:
         """Follow everything from now on, not only what was looked at once."""
@@ -249,59 +177,3 @@ class Informers:
         job = after or before
         assert job is not None  # noqa: S101
         self._notice(job.owner, False)
-
-
-def _owner(body: Object) -> Place:
-    metadata = body["metadata"]
-    return metadata["namespace"], (metadata.get("labels") or {}).get(constants.LABEL_NAME, "")
-
-
-def _read_others(served: tuple[str, ...], body: Object) -> BoundPod | None:
-    held = views.bound_pod(body)
-    return None if held is not None and held.ours and body["metadata"]["namespace"] in served else held
-
-
-def _read_pod(body: Object) -> OwnPod | None:
-    job = (body["metadata"]["namespace"], views.controller(body))
-    return OwnPod(views.pod(body), job, _owner(body), views.bound_pod(body))
-
-
-def _read_config_map(body: Object) -> tuple[Place, str] | None:
-    if body["metadata"].get("deletionTimestamp"):
-        return None
-    return _owner(body), body["metadata"]["name"]
-
-
-def _read_trenchcoat(body: Object) -> Tenant | None:
-    try:
-        trenchcoat = Trenchcoat.from_object(body)
-    except InvalidTrenchcoatError:
-        return None  # told in its own status; it wants nothing
-    return Tenant.of(trenchcoat)
-
-
-def _read_job(kind: ChildKind, body: Object) -> Job | None:
-    child = views.child(kind, body, "", ())
-    if child is None:
-        return None
-    metadata = body["metadata"]
-    place = (metadata["namespace"], child.name)
-    templates = views.templates(kind, body) if child.active else []
-    return Job(
-        child=child,
-        place=place,
-        uid=str(metadata["uid"]),
-        owner=_owner(body),
-        owners=frozenset(str(item.get("uid")) for item in metadata.get("ownerReferences") or []),
-        queued=constants.LABEL_KUEUE_QUEUE in (metadata.get("labels") or {}),
-        over=views.finished_pods(kind, body),
-        templates=tuple((count, _demands(count, spec, place)) for count, spec in templates),
-    )
-
-
-def _demands(pods: int, spec: Object, job: Place) -> tuple[Demand, ...]:
-    return tuple(
-        Demand(resource, pods, gpus, views.placement(spec), "/".join(job))
-        for resource, gpus in views.extended_requests(spec).items()
-        if gpus
-    )

@@ -9,13 +9,16 @@ from trenchcoat_api import constants
 from trenchcoat_api.resource import Trenchcoat
 
 from trenchcoat_operator.gpus.places import UNSCHEDULABLE_GRACE
-from trenchcoat_operator.kubernetes import client
-from trenchcoat_operator.kubernetes.client import Cluster, ForbiddenError, NotFoundError
+from trenchcoat_operator.kubernetes import kinds
+from trenchcoat_operator.kubernetes.client import Cluster
+from trenchcoat_operator.kubernetes.errors import ForbiddenError, NotFoundError
 from trenchcoat_operator.kubernetes.informer import Place
+from trenchcoat_operator.kubernetes.kinds import Selection
 from trenchcoat_operator.model import workloads
 from trenchcoat_operator.model.observed import Child, ChildKind, Observed, Pod, Queued
 from trenchcoat_operator.model.plan import Action, Apply
-from trenchcoat_operator.observe.informers import Informers, Job, place_of
+from trenchcoat_operator.observe.informers import Informers
+from trenchcoat_operator.observe.kept import Job, place_of
 from trenchcoat_operator.observe.store import StoreLook
 from trenchcoat_operator.observe.surroundings import Surroundings
 from trenchcoat_operator.settings import Settings
@@ -132,8 +135,10 @@ class Observer:
         for first in range(0, len(jobs), _UIDS_PER_LIST):
             uids = ",".join(job.uid for job in jobs[first : first + _UIDS_PER_LIST])
             try:
-                labels = f"{constants.LABEL_KUEUE_JOB_UID} in ({uids})"
-                for body in self._cluster.list(client.WORKLOADS, namespace, labels=labels, cached=True):
+                jobs_workloads = Selection(
+                    kinds.WORKLOADS, namespace, f"{constants.LABEL_KUEUE_JOB_UID} in ({uids})"
+                )
+                for body in self._cluster.list(jobs_workloads, cached=True):
                     result[workloads.job_uid(body)] = workloads.queued(body)
             except NotFoundError:
                 return {}, False

@@ -1,4 +1,4 @@
-"""One look at what Trenchcoats share: the cluster's GPUs, and the artifacts of one store."""
+"""One look at what is around a Trenchcoat: the GPUs of the cluster, and the other Trenchcoats."""
 
 import logging
 from collections import Counter, defaultdict
@@ -6,20 +6,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 
-from trenchcoat_api.artifacts import Artifacts, Manifest
-from trenchcoat_api.crias import CriaRange, cria_ranges
+from trenchcoat_api.artifacts import Manifest
 from trenchcoat_api.resource import Trenchcoat
-from trenchcoat_api.spec import Retention, TrenchcoatSpec
 from trenchcoat_api.stages import Stage
-from trenchcoat_api.status import ConditionType
 
 from trenchcoat_operator.gpus import places
 from trenchcoat_operator.gpus.contenders import waiting
-from trenchcoat_operator.kubernetes.client import ForbiddenError
+from trenchcoat_operator.kubernetes.errors import ForbiddenError
 from trenchcoat_operator.kubernetes.informer import Place
 from trenchcoat_operator.model.capacity import BoundPod, Capacity, Contender, Demand, Node
 from trenchcoat_operator.model.observed import Peers
-from trenchcoat_operator.observe.informers import Informers, Job, OwnPod, Tenant
+from trenchcoat_operator.observe.informers import Informers
+from trenchcoat_operator.observe.kept import Job, OwnPod, Tenant
+from trenchcoat_operator.observe.peers import peers
 from trenchcoat_operator.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -48,9 +47,7 @@ class Surroundings:
             for tenant in self._informers.tenants()
             if tenant.trenchcoat.metadata.uid != trenchcoat.metadata.uid
         ]
-        return self._capacity(jobs, others), _peers(trenchcoat, told, jobs, others)
-
-    # GPUs
+        return self._capacity(jobs, others), peers(trenchcoat, told, jobs, others)
 
     def room_by(self, job: Job, told_by: datetime) -> datetime | None:
         """When pods should be gone that were told to end by then, and hold what a Job's pods wait for.
@@ -101,7 +98,7 @@ class Surroundings:
             nodes=nodes,
             bound=held_by_pods,
             promised=tuple(promised),
-            contenders=tuple(_contenders(others, held, gpus)),
+            contenders=tuple(contenders(others, held, gpus)),
         )
 
 
@@ -115,68 +112,17 @@ def _promised(job: Job, seen: int) -> Iterator[Demand]:
             yield from (replace(demand, pods=pods) for demand in demands)
 
 
-def _contenders(
+def contenders(
     others: list[Tenant], held: Mapping[Place, Mapping[Stage, int]], gpus: Mapping[Place, int]
 ) -> Iterator[Contender]:
+    """The other Trenchcoats that wait for GPUs.
+
+    Args:
+        others: All others.
+        held: Their Jobs that are made and not over, by stage.
+        gpus: Their GPUs.
+    """
     for other in others:
         found = waiting(other.wishes, held.get(other.place, {}), gpus.get(other.place, 0))
         if found is not None:
             yield found
-
-
-# Artifacts
-
-
-def _store(spec: TrenchcoatSpec) -> tuple[str, str, str]:
-    return spec.store.endpoint.rstrip("/"), spec.store.bucket, spec.store.prefix
-
-
-def _peers(
-    trenchcoat: Trenchcoat, told: Mapping[str, Manifest], jobs: list[Job], others: list[Tenant]
-) -> Peers:
-    store = _store(trenchcoat.spec)
-    sharing = {other.place: other for other in others if _store(other.trenchcoat.spec) == store}
-    elsewhere = {other.place for other in others} - set(sharing)
-    at_work = {
-        job.child.key: "/".join(job.owner)
-        for job in jobs
-        # A deleted Trenchcoat's Job may still write a checkpoint, nobody knows to which store.
-        if trenchcoat.metadata.uid not in job.owners and job.owner not in elsewhere
-    }
-    users: dict[str, str] = {}
-    keepers: dict[str, str] = {}
-    mine = Artifacts(trenchcoat.spec)
-    for place, other in sorted(sharing.items()):
-        if other.trenchcoat.metadata.deletion_timestamp:
-            continue
-        name = "/".join(place)
-        for stage, key in _keys(other, mine, told):
-            users.setdefault(key, name)
-            if _keeps(other.trenchcoat, stage):
-                keepers.setdefault(key, name)
-    return Peers(at_work, users, keepers)
-
-
-def _keys(other: Tenant, mine: Artifacts, told: Mapping[str, Manifest]) -> Iterator[tuple[Stage, str]]:
-    """Artifacts of another Trenchcoat; those of Crias can equal ours only if the model and text are ours."""
-    artifacts = other.artifacts
-    crias: list[CriaRange] = []
-    manifest = told.get(mine.tokenize.key)
-    if artifacts.tokenize.key == mine.tokenize.key and manifest and manifest.facts.model is not None:
-        try:
-            crias = cria_ranges(manifest.facts.model.layers, other.trenchcoat.spec.layers_per_cria)
-        except ValueError:
-            crias = []  # the other's status says that its spec does not fit the model
-    wanted = artifacts.all(crias) if crias else [artifacts.tokenize, artifacts.collect, artifacts.shard]
-    for artifact in wanted:
-        yield artifact.stage, artifact.key
-
-
-def _keeps(other: Trenchcoat, stage: Stage) -> bool:
-    """Whether an artifact must not be deleted because another Trenchcoat has it, by that one's own status."""
-    if other.spec.retention is not Retention.DELETE_INTERMEDIATE:
-        return True
-    if other.status.observed_generation != other.metadata.generation:
-        return True  # it is not known yet what its spec, as it is now, needs
-    over = ConditionType.CRIAS_TRAINED if stage is Stage.COLLECT else ConditionType.SUCCEEDED
-    return not any(item.type is over and item.status == "True" for item in other.status.conditions)

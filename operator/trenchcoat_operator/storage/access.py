@@ -10,8 +10,9 @@ from trenchcoat_api.artifacts import Artifact, Manifest
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
 
-from trenchcoat_operator.kubernetes import client
-from trenchcoat_operator.kubernetes.client import Cluster, ForbiddenError, NotFoundError
+from trenchcoat_operator.kubernetes import kinds
+from trenchcoat_operator.kubernetes.client import Cluster
+from trenchcoat_operator.kubernetes.errors import ForbiddenError, NotFoundError
 from trenchcoat_operator.storage.cache import ManifestCache, Readers, SecretCache
 from trenchcoat_operator.storage.s3 import Credentials, ReadObserver, StoreError, StoreReader
 from trenchcoat_operator.works import graph
@@ -88,7 +89,7 @@ class Stores:
         if kept is not None:
             return kept
         try:
-            body = self._cluster.get(client.SECRETS, namespace, name)
+            body = self._cluster.get(kinds.SECRETS, namespace, name)
         except NotFoundError as error:
             raise SecretError(
                 "SecretNotFound",

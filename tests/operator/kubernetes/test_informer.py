@@ -7,8 +7,9 @@ from queue import Queue
 from typing import Any
 
 import pytest
-from trenchcoat_operator.kubernetes.client import PODS, ApiError, NotFoundError
+from trenchcoat_operator.kubernetes.errors import ApiError, NotFoundError
 from trenchcoat_operator.kubernetes.informer import Informer
+from trenchcoat_operator.kubernetes.kinds import PODS, Selection
 
 from tests.waiting import until
 
@@ -31,9 +32,7 @@ class Api:
             raise found
         return tuple(found), "100"
 
-    def changes(
-        self, kind: Any, namespace: str, version: str, *, opened: Any, **_: Any
-    ) -> Iterator[dict[str, Any]]:
+    def changes(self, chosen: Any, version: str, *, opened: Any, **_: Any) -> Iterator[dict[str, Any]]:
         self.watched_from.append(version)
         opened(lambda: self.events.put(None))
         while (event := self.events.get(timeout=10)) is not None:
@@ -52,7 +51,7 @@ def following(api: Api, **more: Any) -> Informer[str]:
             raise KeyError("status")
         return None if body.get("uninteresting") else body["metadata"]["name"]
 
-    return Informer(api, PODS, read, **more)
+    return Informer(api, Selection(PODS), read, **more)
 
 
 @pytest.fixture

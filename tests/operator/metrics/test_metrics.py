@@ -15,7 +15,7 @@ from trenchcoat_api.status import (
     TrenchcoatStatus,
     WaitingReason,
 )
-from trenchcoat_operator.kubernetes.client import ApiError, request_labels
+from trenchcoat_operator.kubernetes.errors import ApiError
 from trenchcoat_operator.metrics import samples
 from trenchcoat_operator.metrics.recorder import Metrics
 from trenchcoat_operator.model.key import Key
@@ -241,24 +241,6 @@ def test_errors_by_cause(error, cause):
     metrics = Metrics()
     metrics.passed(1.0, error)
     assert metrics.registry.get_sample_value("trenchcoat_reconcile_errors_total", {"cause": cause}) == 1
-
-
-@pytest.mark.parametrize(
-    ("request_line", "labels"),
-    [
-        (("GET", "/api/v1/nodes"), ("list", "nodes")),
-        (("GET", "/api/v1/namespaces/a/pods"), ("list", "pods")),
-        (("GET", "/api/v1/namespaces/a/secrets/s"), ("get", "secrets")),
-        (("PATCH", "/apis/batch/v1/namespaces/a/jobs/j", "application/apply-patch+yaml"), ("apply", "jobs")),
-        (("PATCH", "/api/v1/namespaces/a/pods/p/status"), ("patch", "pods/status")),
-        (("DELETE", "/apis/kubeflow.org/v1/namespaces/a/pytorchjobs/p"), ("delete", "pytorchjobs")),
-        (("POST", "/api/v1/namespaces/a/events"), ("create", "events")),
-        (("GET", "/api/v1/namespaces/a"), ("get", "namespaces")),
-    ],
-)
-def test_requests_are_told_by_verb_and_resource(request_line, labels):
-    method, path, *content_type = request_line
-    assert request_labels(method, path, *(content_type or ["application/json"])) == labels
 
 
 def test_prometheus_can_read_them():

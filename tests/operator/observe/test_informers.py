@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 from trenchcoat_operator.gpus.places import UNSCHEDULABLE_GRACE
-from trenchcoat_operator.kubernetes.client import (
+from trenchcoat_operator.kubernetes.errors import ApiError, NotFoundError
+from trenchcoat_operator.kubernetes.kinds import (
     CONFIG_MAPS,
     JOBS,
     NODES,
     PODS,
     PYTORCH_JOBS,
     TRENCHCOATS,
-    ApiError,
     Kind,
-    NotFoundError,
+    Selection,
 )
 from trenchcoat_operator.model.observed import ChildKind
 from trenchcoat_operator.model.plan import Apply, Delete
@@ -43,25 +43,21 @@ class Api:
         self.watches: dict[tuple[Kind, str, str], Queue[Body | None]] = {}
         self.opened = threading.Condition()
 
-    def snapshot(
-        self, kind: Kind, namespace: str, *, labels: str, fields: str
-    ) -> tuple[tuple[Body, ...], str]:
-        if kind in self.without:
+    def snapshot(self, chosen: Selection) -> tuple[tuple[Body, ...], str]:
+        if chosen.kind in self.without:
             raise NotFoundError(404, "NotFound", "no such kind")
         found = tuple(
             body
             for other, body in self.objects
-            if other == kind and namespace in ("", body["metadata"].get("namespace"))
-            if selects(labels, body)
+            if other == chosen.kind and chosen.namespace in ("", body["metadata"].get("namespace"))
+            if selects(chosen.labels, body)
         )
         return found, "1"
 
-    def changes(
-        self, kind: Kind, namespace: str, version: str, *, labels: str, opened: Any, **_: Any
-    ) -> Iterator[Body]:
+    def changes(self, chosen: Selection, version: str, *, opened: Any, **_: Any) -> Iterator[Body]:
         events: Queue[Body | None] = Queue()
         with self.opened:
-            self.watches[kind, namespace, labels] = events
+            self.watches[chosen.kind, chosen.namespace, chosen.labels] = events
             self.opened.notify_all()
         opened(lambda: events.put(None))
         while (event := events.get(timeout=10)) is not None:
@@ -264,8 +260,8 @@ def test_who_waits_for_a_node_is_told_of_pods_that_end_there(following) -> None:
 
 def test_a_refusal_is_told(following) -> None:
     class Refusing(Api):
-        def snapshot(self, kind: Kind, *_: Any, **__: Any) -> Any:
-            raise ApiError(403, "Forbidden", f"cannot list {kind.plural}")
+        def snapshot(self, chosen: Selection) -> Any:
+            raise ApiError(403, "Forbidden", f"cannot list {chosen.kind.plural}")
 
     informers, _ = following(Refusing())
     with pytest.raises(ApiError, match="cannot list nodes"):

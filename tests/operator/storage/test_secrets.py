@@ -4,7 +4,7 @@ import base64
 from typing import Any
 
 import pytest
-from trenchcoat_operator.kubernetes.client import NotFoundError
+from trenchcoat_operator.kubernetes.errors import NotFoundError
 from trenchcoat_operator.storage import access
 from trenchcoat_operator.storage.access import SecretError, Stores
 from trenchcoat_operator.storage.cache import SECRET_SECONDS, SecretCache

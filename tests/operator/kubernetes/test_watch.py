@@ -1,6 +1,6 @@
-"""The client's own parts."""
+"""A stream of changes, cut anywhere."""
 
-from trenchcoat_operator.kubernetes.client import lines
+from trenchcoat_operator.kubernetes.watch import lines
 
 
 def test_lines_come_whole_however_the_stream_is_cut() -> None:

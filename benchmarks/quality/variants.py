@@ -160,7 +160,7 @@ def run_variant(variant: Variant, size: Size, place: Place) -> dict[str, Any]:
     from trenchcoat_api.crias import cria_ranges
     from trenchcoat_api.resource import Trenchcoat
     from trenchcoat_api.stages import Stage
-    from trenchcoat_trainer.runtime.program import run_stage
+    from trenchcoat_trainer.program import run_stage
     from trenchcoat_trainer.runtime.stop import StopRequest
 
     place.store.mkdir(parents=True, exist_ok=True)

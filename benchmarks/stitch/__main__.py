@@ -32,7 +32,7 @@ from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.checkpoints.shards import TORCH_DTYPES
 from trenchcoat_trainer.data import TokenData
 from trenchcoat_trainer.data.layout import TOKENS, sequences_per_token_object, token_path
-from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.runtime.context import Place, StageContext
 from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.runtime.ranks import choose_device
 from trenchcoat_trainer.stages import shard, stitch
@@ -105,7 +105,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Train and time; what `main` prints."""
     spec = make_spec(arguments, folder)
     make_inputs(arguments, spec, folder)
-    context = open_context(spec, Stage.STITCH, folder=folder, rank=0, world_size=1)
+    context = open_context(spec, Stage.STITCH, folder=folder, place=Place())
     device = choose_device(0)
     deepspeed = stitch.import_deepspeed(device)
     with stitch.process_group(deepspeed, context, device):

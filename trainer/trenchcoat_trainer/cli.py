@@ -91,7 +91,7 @@ def _run_stage(arguments: argparse.Namespace) -> int:
     # slower. Set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Late, because it loads torch, and a stop may be requested meanwhile.
-    from trenchcoat_trainer.runtime.program import run_program
+    from trenchcoat_trainer.program import run_program
 
     return run_program(
         arguments.stage, arguments.spec, cria=arguments.cria, folder=arguments.store, stop=stop

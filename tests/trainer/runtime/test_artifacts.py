@@ -13,7 +13,7 @@ from trenchcoat_trainer.errors import CorruptObjectError, MissingInputError, Not
 from trenchcoat_trainer.runtime import objects, progress, writer
 from trenchcoat_trainer.runtime.checkpoint import Checkpoint
 from trenchcoat_trainer.runtime.clock import Clock
-from trenchcoat_trainer.runtime.context import read_manifest
+from trenchcoat_trainer.runtime.inputs import read_manifest
 from trenchcoat_trainer.runtime.progress import Curve, ProgressReporter
 from trenchcoat_trainer.runtime.writer import ArtifactWriter
 from trenchcoat_trainer.store import Entry, FolderStore

@@ -9,7 +9,7 @@ import pytest
 import torch
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
-from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.runtime.context import Place, StageContext
 from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.stages import collect, cria, shard, tokenize
 
@@ -50,7 +50,7 @@ def collected_store(training_spec: TrenchcoatSpec, tmp_path_factory: pytest.Temp
     folder = tmp_path_factory.mktemp("collected")
     for stage in (tokenize, collect, shard):
         name = Stage(stage.__name__.rsplit(".", 1)[1])
-        stage.run(open_context(training_spec, name, folder=folder, rank=0, world_size=1))
+        stage.run(open_context(training_spec, name, folder=folder, place=Place()))
     return folder
 
 
@@ -62,7 +62,7 @@ def trained_store(
     folder = tmp_path_factory.mktemp("trained") / "store"
     shutil.copytree(collected_store, folder)
     for index in range(3):
-        cria.run(open_context(training_spec, Stage.CRIA, cria=index, folder=folder, rank=0, world_size=1))
+        cria.run(open_context(training_spec, Stage.CRIA, cria=index, folder=folder, place=Place()))
     return folder
 
 
@@ -79,7 +79,7 @@ def stitched_store(
 
 def write_random_stitch(spec: TrenchcoatSpec, folder: Path) -> None:
     """Complete the stitch with random adapters."""
-    context = open_context(spec, Stage.STITCH, folder=folder, rank=0, world_size=1)
+    context = open_context(spec, Stage.STITCH, folder=folder, place=Place())
     generator = torch.Generator().manual_seed(0)
     shapes = {"q_proj": (64, 64), "k_proj": (32, 64), "v_proj": (32, 64), "o_proj": (64, 64)}
     adapters = {}

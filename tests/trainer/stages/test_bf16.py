@@ -4,6 +4,7 @@ import pytest
 import torch
 from trenchcoat_api.spec import DType
 from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.runtime.context import Place
 from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.stages import collect, cria, evaluate, export, shard, stitch, tokenize
 from trenchcoat_trainer.students.artifacts import stitch_adapters, trained_maps
@@ -18,7 +19,7 @@ def test_every_stage_runs_in_bf16(training_spec, change, tmp_path):
 
     def run(module, **options):
         stage = Stage(module.__name__.rsplit(".", 1)[1])
-        context = open_context(spec, stage, folder=tmp_path, rank=0, world_size=1, **options)
+        context = open_context(spec, stage, folder=tmp_path, place=Place(), **options)
         module.run(context)
         return context
 

@@ -24,6 +24,7 @@ from trenchcoat_trainer.checkpoints.shards import (
 from trenchcoat_trainer.checkpoints.teacher_layers import TeacherLayers
 from trenchcoat_trainer.data import CriaData, TokenData, layout
 from trenchcoat_trainer.errors import PreemptedError
+from trenchcoat_trainer.runtime.context import Place
 from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.runtime.processes import free_port
 from trenchcoat_trainer.runtime.stop import StopRequest
@@ -50,7 +51,7 @@ def run_rank(
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     layout.HIDDEN_BYTES = hidden_bytes(spec)
-    context = open_context(spec, Stage.COLLECT, folder=folder, rank=rank, world_size=world_size, stop=stop)
+    context = open_context(spec, Stage.COLLECT, folder=folder, place=Place(rank, world_size), stop=stop)
     try:
         collect.run(context)
     except PreemptedError as error:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.runtime.context import Place
 from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.stages import cria, evaluate, export
 
@@ -56,7 +57,7 @@ def test_through_training_evaluation_and_export(
     folder = shutil.copytree(collected_store, tmp_path / "store")
 
     def run(stage, module, **options):
-        context = open_context(spec, stage, folder=folder, rank=0, world_size=1, **options)
+        context = open_context(spec, stage, folder=folder, place=Place(), **options)
         module.run(context)
         return context
 

@@ -8,7 +8,7 @@ from trenchcoat_api.crias import CriaRange
 from trenchcoat_api.spec import DType
 
 from trenchcoat_trainer.checkpoints.shard_layout import EMBEDDINGS, HEAD, TEACHER, layer_path
-from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.runtime.inputs import Inputs
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
@@ -31,7 +31,7 @@ TORCH_DTYPES = {DType.BFLOAT16: torch.bfloat16, DType.FLOAT32: torch.float32}
 
 
 def load_cria_weights(
-    context: StageContext, cria: CriaRange, device: str | torch.device = "cpu"
+    inputs: Inputs, cria: CriaRange, device: str | torch.device = "cpu"
 ) -> dict[str, torch.Tensor]:
     """The weights of a Cria's decoder layers in spec.dtype, by Hugging Face's names (model.layers.N...).
 
@@ -43,48 +43,48 @@ def load_cria_weights(
     """
     weights: dict[str, torch.Tensor] = {}
     for layer in cria.layers:
-        weights |= load_object(context, layer_path(cria, layer), device)
+        weights |= load_object(inputs, layer_path(cria, layer), device)
     return weights
 
 
-def load_rest_weights(context: StageContext, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
+def load_rest_weights(inputs: Inputs, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
     """model.embed_tokens.weight, model.norm.weight and, unless tied, lm_head.weight, in spec.dtype.
 
     Raises:
         MissingInputError: the shard stage is not complete.
         CorruptObjectError: an object is not what the manifest says.
     """
-    return load_object(context, EMBEDDINGS, device) | load_object(context, HEAD, device)
+    return load_object(inputs, EMBEDDINGS, device) | load_object(inputs, HEAD, device)
 
 
-def load_embeddings(context: StageContext, device: str | torch.device = "cpu") -> torch.Tensor:
+def load_embeddings(inputs: Inputs, device: str | torch.device = "cpu") -> torch.Tensor:
     """model.embed_tokens.weight alone, in spec.dtype: [vocabulary, hidden size]."""
-    return load_object(context, EMBEDDINGS, device)["model.embed_tokens.weight"]
+    return load_object(inputs, EMBEDDINGS, device)["model.embed_tokens.weight"]
 
 
-def load_config(context: StageContext) -> "LlamaConfig":
+def load_config(inputs: Inputs) -> "LlamaConfig":
     """The teacher's configuration."""
     from transformers import LlamaConfig
 
-    fields = json.loads(context.read_object(context.artifacts.shard, TEACHER + "config.json"))
+    fields = json.loads(inputs.read_object(inputs.artifacts.shard, TEACHER + "config.json"))
     config = LlamaConfig.from_dict(fields)
     if not isinstance(config, LlamaConfig):
         raise TypeError(f"{TEACHER}config.json describes no Llama")
     return config
 
 
-def teacher_files(context: StageContext) -> list[str]:
+def teacher_files(inputs: Inputs) -> list[str]:
     """Paths of the tokenizer and configuration files, relative to the shard artifact, below teacher/."""
-    paths = context.object_paths(context.artifacts.shard)
+    paths = inputs.object_paths(inputs.artifacts.shard)
     return [path for path in paths if path.startswith(TEACHER)]
 
 
-def load_object(context: StageContext, path: str, device: str | torch.device) -> dict[str, torch.Tensor]:
+def load_object(inputs: Inputs, path: str, device: str | torch.device) -> dict[str, torch.Tensor]:
     """The tensors of one object of the shard artifact, in spec.dtype.
 
     Raises:
         CorruptObjectError: size or checksum differ from the manifest.
     """
-    dtype = TORCH_DTYPES[context.spec.dtype]
-    tensors = context.read_tensors(context.artifacts.shard, path)
+    dtype = TORCH_DTYPES[inputs.spec.dtype]
+    tensors = inputs.read_tensors(inputs.artifacts.shard, path)
     return {name: tensor.to(device, dtype) for name, tensor in tensors.items()}

@@ -11,7 +11,7 @@ from trenchcoat_trainer.data.layout import HIDDEN, boundary_path, sequences_per_
 from trenchcoat_trainer.data.order import Order, Piece
 from trenchcoat_trainer.data.prefetch import DEPTH, prefetch
 from trenchcoat_trainer.data.tokens import TokenData
-from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.runtime.inputs import Inputs
 from trenchcoat_trainer.tensors.recycling import RecycledMemory
 from trenchcoat_trainer.tensors.serialization import byte_view
 
@@ -31,7 +31,7 @@ class CriaData:
 
     def __init__(
         self,
-        context: StageContext,
+        inputs: Inputs,
         cria: CriaRange,
         embed: Callable[[torch.Tensor], torch.Tensor],
         with_targets: bool,
@@ -39,7 +39,7 @@ class CriaData:
         """Open the data of a Cria.
 
         Args:
-            context: The stage's context.
+            inputs: What earlier stages left.
             cria: Which Cria.
             embed: Turns token ids, int64 [batch, tokens], to embeddings: the inputs of Cria 0, which are not
                 stored. Called in the consumer's thread.
@@ -48,16 +48,16 @@ class CriaData:
         Raises:
             MissingInputError: tokenize, or collect where its boundaries are needed, is not complete.
         """
-        self._context = context
+        self._inputs = inputs
         self._embed = embed
-        self._collect = context.artifacts.collect
-        self._inputs = cria.index if cria.index > 0 else None
-        self._targets = cria.index + 1 if with_targets and cria.index + 1 < len(context.crias) else None
-        self._tokens = TokenData(context)
-        model = context.manifest(context.artifacts.tokenize).facts.model
+        self._collect = inputs.artifacts.collect
+        self._entry = cria.index if cria.index > 0 else None
+        self._exit = cria.index + 1 if with_targets and cria.index + 1 < len(inputs.crias) else None
+        self._tokens = TokenData(inputs)
+        model = inputs.manifest(inputs.artifacts.tokenize).facts.model
         if model is None:
             raise ValueError("the manifest of tokenize has no facts of the model")
-        spec = context.spec
+        spec = inputs.spec
         self.sequences: int = self._tokens.sequences
         size = sequences_per_hidden_object(spec.data.sequence_length, model.hidden_size, spec.dtype)
         self._order = Order(self.sequences, size, spec.seed)
@@ -80,7 +80,7 @@ class CriaData:
         rows = (row for group in prefetch(self._read, pieces) for row in zip(*group, strict=True))
         while batch := list(islice(rows, batch_size)):
             first, *rest = (self._stack(part) for part in zip(*batch, strict=True))
-            inputs = self._embed(first.long()) if self._inputs is None else first
+            inputs = self._embed(first.long()) if self._entry is None else first
             yield Batch(inputs, rest[0] if rest else None)
 
     def _stack(self, rows: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -96,16 +96,16 @@ class CriaData:
         return batch
 
     def _read(self, piece: Piece) -> list[list[torch.Tensor]]:
-        if self._inputs is None:
+        if self._entry is None:
             first = piece.group * self._order.group_size
             parts = [self._tokens.read(first, first + self._order.length(piece.group))]
         else:
-            parts = [self._boundary(self._inputs, piece.group)]
-        if self._targets is not None:
-            parts.append(self._boundary(self._targets, piece.group))
+            parts = [self._boundary(self._entry, piece.group)]
+        if self._exit is not None:
+            parts.append(self._boundary(self._exit, piece.group))
         # Views: the one copy is made when a batch is put together.
         return [[part[row] for row in piece.rows.tolist()] for part in parts]
 
     def _boundary(self, boundary: int, group: int) -> torch.Tensor:
         path = boundary_path(boundary, group)
-        return self._context.read_tensors(self._collect, path, self._object_memory)[HIDDEN]
+        return self._inputs.read_tensors(self._collect, path, self._object_memory)[HIDDEN]

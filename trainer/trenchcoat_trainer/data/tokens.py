@@ -9,7 +9,7 @@ import torch
 from trenchcoat_trainer.data.layout import TOKENS, sequences_per_token_object, token_path
 from trenchcoat_trainer.data.order import Order, Piece
 from trenchcoat_trainer.data.prefetch import prefetch
-from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.runtime.inputs import Inputs
 
 CACHED_OBJECTS = 32
 
@@ -17,22 +17,22 @@ CACHED_OBJECTS = 32
 class TokenData:
     """The packed sequences that the tokenize stage made of one split of the text."""
 
-    def __init__(self, context: StageContext, split: str = "train") -> None:
+    def __init__(self, inputs: Inputs, split: str = "train") -> None:
         """`split` is train or held_out.
 
         Raises:
             MissingInputError: the tokenize stage is not complete.
         """
-        self._context = context
+        self._inputs = inputs
         self._split = split
-        self._artifact = context.artifacts.tokenize
-        facts = context.manifest(self._artifact).facts.data
+        self._artifact = inputs.artifacts.tokenize
+        facts = inputs.manifest(self._artifact).facts.data
         if facts is None or split not in ("train", "held_out"):
             raise ValueError(f"the manifest of {self._artifact.name} has no facts of the split {split!r}")
         self.sequences: int = facts.sequences if split == "train" else facts.held_out_sequences
-        self.sequence_length = context.spec.data.sequence_length
+        self.sequence_length = inputs.spec.data.sequence_length
         self._group_size = sequences_per_token_object(self.sequence_length)
-        self._order = Order(self.sequences, self._group_size, context.spec.seed)
+        self._order = Order(self.sequences, self._group_size, inputs.spec.seed)
         self._cache: OrderedDict[int, torch.Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -96,4 +96,4 @@ class TokenData:
         return tokens
 
     def _read_object(self, index: int) -> torch.Tensor:
-        return self._context.read_tensors(self._artifact, token_path(self._split, index))[TOKENS]
+        return self._inputs.read_tensors(self._artifact, token_path(self._split, index))[TOKENS]

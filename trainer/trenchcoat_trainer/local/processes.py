@@ -57,44 +57,49 @@ class StageProcesses:
         return f"{how} and left no message; see {self.logs / self.artifact.name}*.log"
 
 
+@dataclass(frozen=True, slots=True)
+class RunFiles:
+    """Where the stages of one run find their spec and leave what they make."""
+
+    spec: Path
+    """The Trenchcoat in YAML."""
+    store: Path
+    """The folder that stands for the store."""
+    logs: Path
+    """An existing folder for what stages print."""
+
+
 def termination_log(logs: Path, artifact: Artifact) -> Path:
     """Where the rank that fails first writes why."""
     return logs / f"{artifact.name}.failure"
 
 
 def start(
-    artifact: Artifact,
-    *,
-    spec_file: Path,
-    store: Path,
-    logs: Path,
-    workers: int,
-    threads: int,
-    gpu: int | None = None,
+    artifact: Artifact, files: RunFiles, *, workers: int, threads: int, gpu: int | None = None
 ) -> StageProcesses:
-    """Start the processes of a stage; their output goes to `logs`.
+    """Start the processes of a stage.
 
     Args:
         artifact: What the stage makes.
-        spec_file: The Trenchcoat in YAML.
-        store: The folder that stands for the store.
-        logs: An existing folder.
+        files: Those of the run; output goes to its logs.
         workers: Number of ranks.
         threads: CPU threads of each rank.
         gpu: The only GPU that the stage may use; None for all.
     """
-    failure = termination_log(logs, artifact)
+    failure = termination_log(files.logs, artifact)
     failure.unlink(missing_ok=True)
     environment = dict(os.environ) | {"OMP_NUM_THREADS": str(threads), ENV_TERMINATION_LOG: str(failure)}
     if gpu is not None:
         environment[_VISIBLE] = visible_devices(gpu, os.environ.get(_VISIBLE))
     cria = None if artifact.cria is None else artifact.cria.index
     suffixes = [f".{rank}" for rank in range(workers)] if workers > 1 else [""]
-    outputs: list[IO[bytes]] = [(logs / f"{artifact.name}{suffix}.log").open("wb") for suffix in suffixes]
+    outputs: list[IO[bytes]] = [
+        (files.logs / f"{artifact.name}{suffix}.log").open("wb") for suffix in suffixes
+    ]
     ranks = start_ranks(
-        stage_command(artifact.stage, spec_file, store=store, cria=cria),
+        stage_command(artifact.stage, files.spec, store=files.store, cria=cria),
         workers,
         environment=environment,
         outputs=outputs,
     )
-    return StageProcesses(artifact, logs, ranks, outputs, gpu)
+    return StageProcesses(artifact, files.logs, ranks, outputs, gpu)

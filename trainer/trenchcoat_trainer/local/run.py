@@ -19,9 +19,9 @@ from trenchcoat_api.summary import StageTime, Summary
 
 from trenchcoat_trainer.errors import NotFoundError
 from trenchcoat_trainer.local.display import Display
-from trenchcoat_trainer.local.processes import StageProcesses, start
+from trenchcoat_trainer.local.processes import RunFiles, StageProcesses, start
 from trenchcoat_trainer.local.schedule import Machine, admit, least_used, ready
-from trenchcoat_trainer.runtime.context import read_manifest
+from trenchcoat_trainer.runtime.inputs import read_manifest
 from trenchcoat_trainer.runtime.stop import StopRequest
 from trenchcoat_trainer.store import Store, open_store
 
@@ -90,7 +90,7 @@ def run_locally(
     logs = store / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     machine = Machine(gpus=torch.cuda.device_count(), cores=os.cpu_count() or 1)
-    run = _LocalRun(spec, spec_file, store, logs, machine, parallel_crias, stop)
+    run = _LocalRun(spec, RunFiles(spec_file, store, logs), machine, parallel_crias, stop)
     with Display(console) as display:
         run.execute(display)
     return LocalResult(run.summary(), run.export_folder())
@@ -100,21 +100,17 @@ class _LocalRun:
     def __init__(
         self,
         spec: TrenchcoatSpec,
-        spec_file: Path,
-        folder: Path,
-        logs: Path,
+        files: RunFiles,
         machine: Machine,
         parallel_crias: int,
         stop: StopRequest,
     ) -> None:
         self._spec = spec
-        self._spec_file = spec_file
-        self._folder = folder
-        self._logs = logs
+        self._files = files
         self._machine = machine
         self._parallel = min(parallel_crias, spec.scheduling.max_parallel_crias)
         self._stop = stop
-        self._store: Store = open_store(spec, folder)
+        self._store: Store = open_store(spec, files.store)
         self._record = _Record()
         self._running: dict[str, StageProcesses] = {}
         self._crias = 0
@@ -153,7 +149,7 @@ class _LocalRun:
     def export_folder(self) -> Path | None:
         """Where the Hugging Face checkpoint stands; none when the spec has no export."""
         exports = [artifact for artifact in self._wanted() if artifact.stage is Stage.EXPORT]
-        return self._folder / self._spec.store.bucket / exports[0].prefix if exports else None
+        return self._files.store / self._spec.store.bucket / exports[0].prefix if exports else None
 
     def _wanted(self) -> list[Artifact]:
         artifacts = Artifacts(self._spec)
@@ -198,9 +194,7 @@ class _LocalRun:
             sharing = self._parallel if artifact.stage is Stage.CRIA else workers
             self._running[artifact.key] = start(
                 artifact,
-                spec_file=self._spec_file,
-                store=self._folder,
-                logs=self._logs,
+                self._files,
                 workers=workers,
                 threads=max(1, self._machine.cores // sharing),
                 gpu=self._gpu_for(artifact.stage),

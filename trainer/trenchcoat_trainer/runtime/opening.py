@@ -1,6 +1,5 @@
 """Making the context of a stage from a spec and the environment."""
 
-import os
 from pathlib import Path
 
 from trenchcoat_api.artifacts import Artifact, Artifacts
@@ -11,7 +10,8 @@ from trenchcoat_api.stages import INPUTS, Stage
 from trenchcoat_trainer.errors import BadInputError
 from trenchcoat_trainer.runtime.checkpoint import Checkpoint
 from trenchcoat_trainer.runtime.clock import Clock
-from trenchcoat_trainer.runtime.context import StageContext, read_manifest
+from trenchcoat_trainer.runtime.context import Place, StageContext
+from trenchcoat_trainer.runtime.inputs import read_manifest
 from trenchcoat_trainer.runtime.progress import ProgressReporter
 from trenchcoat_trainer.runtime.stop import StopRequest
 from trenchcoat_trainer.runtime.writer import ArtifactWriter
@@ -25,8 +25,7 @@ def open_context(
     cria: int | None = None,
     folder: Path | None = None,
     stop: StopRequest | None = None,
-    rank: int | None = None,
-    world_size: int | None = None,
+    place: Place | None = None,
 ) -> StageContext:
     """Open the store and gather what a stage needs.
 
@@ -36,8 +35,7 @@ def open_context(
         cria: Index of the Cria; the cria stage alone.
         folder: The folder that stands for the store, if any.
         stop: Where a wish to stop is noted.
-        rank: Number of this process; RANK of the environment, or 0.
-        world_size: Number of processes; WORLD_SIZE of the environment, or 1.
+        place: Which of the stage's processes this is; None for what the environment says.
 
     Raises:
         BadInputError: the spec does not fit the model, or there is no such Cria.
@@ -49,8 +47,7 @@ def open_context(
     crias = [] if stage is Stage.TOKENIZE else read_crias(spec, store)
     chosen = _choose(crias, stage, cria)
     artifact = _artifact(artifacts, stage, crias, chosen)
-    rank = int(os.environ.get("RANK", "0")) if rank is None else rank
-    world_size = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
+    place = place or Place.from_environment()
     clock = Clock(store, artifact)
     return StageContext(
         spec=spec,
@@ -59,9 +56,9 @@ def open_context(
         artifact=artifact,
         cria=chosen,
         crias=crias,
-        rank=rank,
-        world_size=world_size,
-        progress=ProgressReporter(store, artifact, clock, silent=rank > 0),
+        rank=place.rank,
+        world_size=place.world_size,
+        progress=ProgressReporter(store, artifact, clock, silent=place.rank > 0),
         stop=stop or StopRequest(),
         writer=ArtifactWriter(store, artifact, clock),
         checkpoint=Checkpoint(store, artifact),

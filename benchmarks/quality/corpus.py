@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import zstandard
-from trenchcoat_trainer.stages.tokenize import is_held_out
+from trenchcoat_trainer.stages.tokenize.reading import is_held_out
 
 HELD_OUT_PERCENT = 2
 VOCABULARY = 4096

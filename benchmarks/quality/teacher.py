@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from trenchcoat_trainer.sources.text import SUFFIXES
-from trenchcoat_trainer.stages.tokenize import is_held_out
+from trenchcoat_trainer.stages.tokenize.reading import is_held_out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,7 @@ SMALL_BOUNDARIES = {"trenchcoat_trainer.data.layout.HIDDEN_BYTES": 2 * 64 * 64 *
 """Two sequences in an object of hidden states."""
 SMALL_TOKENS = {
     "trenchcoat_trainer.data.layout.TOKEN_BYTES": 2 * 64 * 4,
-    "trenchcoat_trainer.stages.tokenize.BATCH_DOCUMENTS": 8,
+    "trenchcoat_trainer.stages.tokenize.reading.BATCH_DOCUMENTS": 8,
     "trenchcoat_trainer.data.packing.SHUFFLE_TOKENS": 8 * 64,
 }
 STITCH_KINDS = "step|checkpoint: (half|after)|object: half|manifest: after"

@@ -17,7 +17,8 @@ from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.sources import encoding
 from trenchcoat_trainer.sources.text import TextFiles
 from trenchcoat_trainer.stages import tokenize
-from trenchcoat_trainer.stages.tokenize import is_held_out
+from trenchcoat_trainer.stages.tokenize import reading
+from trenchcoat_trainer.stages.tokenize.reading import is_held_out
 
 from tests.trainer.helpers.trainer_samples import StopAfter, make_config, make_documents, save_teacher
 
@@ -88,7 +89,7 @@ def test_a_stopped_tokenization_goes_on_and_gives_the_same_bytes(
     piece_characters: int,
 ) -> None:
     monkeypatch.setattr(encoding, "PIECE_CHARACTERS", piece_characters)
-    monkeypatch.setattr(tokenize, "BATCH_DOCUMENTS", 7)
+    monkeypatch.setattr(reading, "BATCH_DOCUMENTS", 7)
     monkeypatch.setattr(layout, "TOKEN_BYTES", 64 * 4 * 5)
     monkeypatch.setattr(packing, "SHUFFLE_TOKENS", 64 * 10)
     spec = make_spec(data={"tokens": ALL})
@@ -108,7 +109,7 @@ def test_a_stopped_tokenization_goes_on_and_gives_the_same_bytes(
 def test_what_was_read_before_a_stop_is_not_opened_again(
     make_spec, open_stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenize, "BATCH_DOCUMENTS", 10)
+    monkeypatch.setattr(reading, "BATCH_DOCUMENTS", 10)
     spec = make_spec(data={"tokens": ALL})
     with pytest.raises(PreemptedError):
         tokenize.run(open_stage(spec, Stage.TOKENIZE, stop=StopAfter(20)))  # a file has 150 documents
@@ -123,7 +124,7 @@ def test_the_bytes_do_not_depend_on_processes_and_pieces(
     make_spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A document of many pieces among others, encoded here, in two processes and in three."""
-    monkeypatch.setattr(tokenize, "BATCH_DOCUMENTS", 16)
+    monkeypatch.setattr(reading, "BATCH_DOCUMENTS", 16)
     long = " ".join(make_documents(60, seed=3))
     documents = [*make_documents(60), long, *make_documents(60, seed=1)]
     (tmp_path / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in documents))
@@ -251,7 +252,7 @@ def test_the_bytes_do_not_depend_on_batches(
 ) -> None:
     manifests = []
     for size in (1, 1024):
-        monkeypatch.setattr(tokenize, "BATCH_DOCUMENTS", size)
+        monkeypatch.setattr(reading, "BATCH_DOCUMENTS", size)
         context = open_context(make_spec(), Stage.TOKENIZE, folder=tmp_path / str(size))
         tokenize.run(context)
         manifests.append(finished(context))

@@ -1,0 +1,48 @@
+"""The spec of a Trenchcoat, field for field as users write it in YAML.
+
+The descriptions become the custom resource's own documentation (`kubectl explain trenchcoat.spec`).
+There are no floats: the Kubernetes API convention is a decimal in a string.
+"""
+
+from trenchcoat_api.spec.attention import Attention, DType, KeyMaps
+from trenchcoat_api.spec.operation import Retention, Scheduling, StagePods
+from trenchcoat_api.spec.sources import Data, Model, SecretKeyRef, SecretRef, Store
+from trenchcoat_api.spec.stages import Collect, Evaluate, Export, Gates
+from trenchcoat_api.spec.training import (
+    CriaLora,
+    Lora,
+    Objective,
+    Plateau,
+    ProjectionName,
+    Stitch,
+    StitchLora,
+    Transfer,
+)
+from trenchcoat_api.spec.trenchcoat import TrenchcoatSpec
+
+__all__ = [
+    "Attention",
+    "Collect",
+    "CriaLora",
+    "DType",
+    "Data",
+    "Evaluate",
+    "Export",
+    "Gates",
+    "KeyMaps",
+    "Lora",
+    "Model",
+    "Objective",
+    "Plateau",
+    "ProjectionName",
+    "Retention",
+    "Scheduling",
+    "SecretKeyRef",
+    "SecretRef",
+    "StagePods",
+    "Stitch",
+    "StitchLora",
+    "Store",
+    "Transfer",
+    "TrenchcoatSpec",
+]

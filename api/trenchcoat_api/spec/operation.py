@@ -1,0 +1,74 @@
+"""How a run is operated: its share of the cluster, its pods, and what becomes of its artifacts."""
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from trenchcoat_api.base import Camel
+from trenchcoat_api.pods import PodOverrides
+from trenchcoat_api.rules import Rule
+from trenchcoat_api.strings import ExtendedResource, Label, Name
+
+
+class Scheduling(Camel):
+    """How the Jobs share the cluster with other tenants."""
+
+    rules = (
+        Rule(
+            cel="!has(self.workloadPriorityClassName) || has(self.queueName)",
+            holds=lambda scheduling: not scheduling.workload_priority_class_name or scheduling.queue_name,
+            message="workloadPriorityClassName is Kueue's: set queueName, or use priorityClassName",
+            field="workloadPriorityClassName",
+        ),
+    )
+
+    max_parallel_crias: int = Field(
+        default=1000, description="Cria Jobs at one time, at most.", ge=1, le=1000
+    )
+    gpu_resource: ExtendedResource = Field(
+        default="nvidia.com/gpu", description="Name of the extended resource that counts GPUs."
+    )
+    queue_name: Label | None = Field(
+        default=None,
+        description="Kueue LocalQueue in the Trenchcoat's namespace; Kueue then decides when Jobs start.",
+    )
+    workload_priority_class_name: Label | None = Field(
+        default=None,
+        description=(
+            "Kueue WorkloadPriorityClass: the order in the queue, and who gives way; pods' priority is not "
+            "changed by it."
+        ),
+    )
+    priority_class_name: Name | None = Field(
+        default=None,
+        description="PriorityClass of all pods; Kueue's too, unless workloadPriorityClassName is set.",
+    )
+    max_attempts: int = Field(
+        default=3,
+        description="Tries of a stage before it counts as failed; preemptions are free.",
+        ge=1,
+        le=100,
+    )
+
+
+class Retention(StrEnum):
+    """What becomes of artifacts that this Trenchcoat made or used; those that others use are always kept."""
+
+    KEEP = "Keep"
+    """All stay in the store."""
+    DELETE_INTERMEDIATE = "DeleteIntermediate"
+    """Activations go once all Crias are trained, shards once all stages are complete."""
+    DELETE = "Delete"
+    """All go when the Trenchcoat is deleted."""
+
+
+class StagePods(Camel):
+    """Pod settings by stage."""
+
+    tokenize: PodOverrides = Field(default_factory=PodOverrides, description="The tokenization Job.")
+    collect: PodOverrides = Field(default_factory=PodOverrides, description="The collection PyTorchJob.")
+    shard: PodOverrides = Field(default_factory=PodOverrides, description="The sharding Job.")
+    cria: PodOverrides = Field(default_factory=PodOverrides, description="Each Cria Job.")
+    stitch: PodOverrides = Field(default_factory=PodOverrides, description="The stitching PyTorchJob.")
+    evaluate: PodOverrides = Field(default_factory=PodOverrides, description="The evaluation Job.")
+    export: PodOverrides = Field(default_factory=PodOverrides, description="The export Job.")

@@ -1,0 +1,50 @@
+"""The stages that train nothing, and the bounds of quality between stages."""
+
+from pydantic import Field
+
+from trenchcoat_api.base import Camel
+from trenchcoat_api.strings import PositiveDecimal
+
+
+class Collect(Camel):
+    """Collection: the teacher runs once, its hidden states at Cria boundaries are stored."""
+
+    nodes: int = Field(default=1, description="Pods of the PyTorchJob.", ge=1, le=1000)
+    gpus_per_node: int = Field(default=1, description="GPUs of each pod; 0 runs on CPUs.", ge=0, le=64)
+    batch_size: int = Field(default=1, description="Sequences per forward pass.", ge=1, le=65_536)
+
+
+class Evaluate(Camel):
+    """Evaluation on held-out text: the teacher and the student after every stage, by one code."""
+
+    enabled: bool = Field(default=True, description="Whether to evaluate.")
+    batch_size: int = Field(default=4, description="Sequences per forward pass.", ge=1, le=65_536)
+
+
+class Export(Camel):
+    """Export: a Hugging Face checkpoint that anyone can load."""
+
+    enabled: bool = Field(default=True, description="Whether to export.")
+    max_shard_bytes: int = Field(
+        default=5_000_000_000, description="Largest safetensors file.", ge=1_000_000, le=1_000_000_000_000
+    )
+
+
+class Gates(Camel):
+    """Bounds of quality; they decide whether a run goes on, never what it computes."""
+
+    max_cria_error: PositiveDecimal | None = Field(
+        default=None,
+        description=(
+            "Stitching waits while a layer of any Cria errs by more: the norm of the difference of the "
+            "student's and the teacher's attention outputs after attention transfer, divided by the norm of "
+            "the teacher's, such as 0.3. Raise it, or set the annotation trenchcoat.dev/override-gate to "
+            '"true", to go on all the same.'
+        ),
+    )
+    max_loss_growth: PositiveDecimal = Field(
+        default="100",
+        description=(
+            "A Cria counts as diverged, and stops, when a layer's loss is more than this times its first."
+        ),
+    )

@@ -1,0 +1,170 @@
+"""How the student is trained: attention transfer, LoRA by Cria, the stitch."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from trenchcoat_api.base import Camel
+from trenchcoat_api.presets import SHIPPED, preset_field
+from trenchcoat_api.rules import Rule, Unique
+from trenchcoat_api.strings import Decimal, PositiveDecimal, Share, where_decimals
+
+_MICRO_BATCH = Rule(
+    cel="self.microBatchSize < 1 || self.batchSize % self.microBatchSize == 0",
+    holds=lambda phase: phase.batch_size % phase.micro_batch_size == 0,
+    message="microBatchSize does not divide batchSize: set it to a divisor, or change batchSize",
+    field="microBatchSize",
+)
+
+
+class Plateau(Camel):
+    """Learning-rate schedule by layer: cut when a layer's loss stops falling."""
+
+    factor: Share = Field(default="0.1", description="The rate is multiplied by this at a cut.")
+    patience: int = Field(
+        default=10, description="Checks without improvement before a cut.", ge=0, le=100_000
+    )
+    every: int = Field(default=16, description="Optimiser steps between checks.", ge=1, le=100_000)
+    min_learning_rate: PositiveDecimal = Field(default="1e-5", description="The rate never falls below this.")
+
+
+class Transfer(Camel):
+    """Attention transfer: feature maps and window factors learn to imitate softmax attention."""
+
+    rules = (
+        _MICRO_BATCH,
+        Rule(
+            cel=where_decimals(
+                "double(self.plateau.minLearningRate) <= double(self.learningRate)",
+                "self.plateau.minLearningRate",
+                "self.learningRate",
+            ),
+            holds=lambda transfer: float(transfer.plateau.min_learning_rate) <= float(transfer.learning_rate),
+            message="plateau.minLearningRate is above learningRate: lower it, or raise learningRate",
+            field="plateau.minLearningRate",
+        ),
+        Rule(
+            cel=where_decimals(
+                "double(self.mseWeight) > 0.0 || double(self.xentWeight) > 0.0",
+                "self.mseWeight",
+                "self.xentWeight",
+            ),
+            holds=lambda transfer: float(transfer.mse_weight) > 0 or float(transfer.xent_weight) > 0,
+            message=(
+                "mseWeight and xentWeight are both 0, which leaves no loss: raise one, or set epochs to 0 to "
+                "switch transfer off"
+            ),
+            field="mseWeight",
+        ),
+    )
+
+    epochs: int = preset_field(
+        SHIPPED.transfer_epochs, "Passes over the activations; 0 switches it off.", ge=0, le=1000
+    )
+    learning_rate: PositiveDecimal = Field(default="1e-2", description="Learning rate of AdamW.")
+    plateau: Plateau = Field(default_factory=Plateau, description="Learning-rate schedule, by layer.")
+    batch_size: int = Field(default=8, description="Sequences per optimiser step.", ge=1, le=65_536)
+    micro_batch_size: int = Field(default=1, description="Sequences per forward pass.", ge=1, le=65_536)
+    clip: Decimal = Field(
+        default="1.0", description="Largest gradient norm, by layer; 0 switches clipping off."
+    )
+    mse_weight: Decimal = Field(
+        default="1000", description="Weight of the squared error of attention outputs."
+    )
+    xent_weight: Decimal = Field(default="1", description="Weight of the cross-entropy of attention maps.")
+    window_dropout: Share = Field(
+        default="0",
+        description=(
+            "Probability, below 1, that an optimiser step drops the window: linear attention alone must then "
+            "imitate the teacher over all keys, so that it does not leave the work to the window."
+        ),
+    )
+
+
+class ProjectionName(StrEnum):
+    """An attention projection that an adapter may stand on."""
+
+    Q_PROJ = "q_proj"
+    K_PROJ = "k_proj"
+    V_PROJ = "v_proj"
+    O_PROJ = "o_proj"
+
+
+class Lora(Camel):
+    """Low-rank adapters."""
+
+    rank: int = Field(default=8, description="Rank of the adapters.", ge=1, le=1024)
+    alpha: int = Field(default=16, description="Adapters are scaled by alpha / rank.", ge=1, le=65_536)
+    dropout: Share = Field(default="0.05", description="Dropout on the adapters' input.")
+    target_modules: Annotated[list[ProjectionName], Unique()] = Field(
+        default=[ProjectionName.Q_PROJ, ProjectionName.V_PROJ],
+        description="Attention projections that get an adapter.",
+        min_length=1,
+        max_length=4,
+    )
+
+
+class StitchLora(Lora):
+    """Low-rank adapters of the stitch; smaller ones, on all four projections."""
+
+    rank: int = Field(default=4, description="Rank of the adapters.", ge=1, le=1024)
+    alpha: int = Field(default=8, description="Adapters are scaled by alpha / rank.", ge=1, le=65_536)
+    target_modules: Annotated[list[ProjectionName], Unique()] = Field(
+        default=list(ProjectionName),
+        description="Attention projections that get an adapter.",
+        min_length=1,
+        max_length=4,
+    )
+
+
+class Objective(StrEnum):
+    """What LoRA by Cria matches."""
+
+    LAYERWISE = "layerwise"
+    """Each layer's hybrid output and map with adapters against the teacher's without; teacher forced."""
+    BLOCK = "block"
+    """The Cria's own output, hybrid outputs passed on, against the stored next boundary."""
+
+
+class CriaLora(Camel):
+    """LoRA by Cria: adapters on one Cria's attention projections, hybrid attention in place."""
+
+    rules = (_MICRO_BATCH,)
+
+    epochs: int = preset_field(
+        SHIPPED.cria_lora_epochs, "Passes over the activations; 0 switches it off.", ge=0, le=1000
+    )
+    objective: Objective = Field(
+        default=Objective.LAYERWISE,
+        description=(
+            "layerwise: every layer's attention against the teacher's, teacher forced. "
+            "block: the Cria's output, run as at inference, against the stored next boundary."
+        ),
+    )
+    learning_rate: PositiveDecimal = Field(default="1e-4", description="Learning rate of AdamW.")
+    batch_size: int = Field(default=8, description="Sequences per optimiser step.", ge=1, le=65_536)
+    micro_batch_size: int = Field(default=1, description="Sequences per forward pass.", ge=1, le=65_536)
+    clip: Decimal = Field(default="1.0", description="Largest gradient norm; 0 switches clipping off.")
+    lora: Lora = Field(default_factory=Lora, description="The adapters.")
+
+
+class Stitch(Camel):
+    """Stitching: end-to-end LoRA over the whole model with the language-modelling loss."""
+
+    rules = (_MICRO_BATCH,)
+
+    nodes: int = Field(default=1, description="Pods of the PyTorchJob.", ge=1, le=1000)
+    gpus_per_node: int = Field(default=1, description="GPUs of each pod; 0 runs on CPUs.", ge=0, le=64)
+    epochs: int = preset_field(
+        SHIPPED.stitch_epochs, "Passes over the text; 0 switches it off.", ge=0, le=1000
+    )
+    learning_rate: PositiveDecimal = Field(default="1e-4", description="Learning rate of AdamW.")
+    batch_size: int = Field(
+        default=8, description="Sequences per optimiser step, over all ranks.", ge=1, le=65_536
+    )
+    micro_batch_size: int = Field(
+        default=1, description="Sequences per rank and forward pass.", ge=1, le=65_536
+    )
+    clip: Decimal = Field(default="1.0", description="Largest gradient norm; 0 switches clipping off.")
+    lora: StitchLora = Field(default_factory=StitchLora, description="The adapters.")

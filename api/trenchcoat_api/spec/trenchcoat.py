@@ -1,0 +1,110 @@
+"""The spec of a Trenchcoat as a whole, and what must hold between its parts."""
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from trenchcoat_api.base import Camel
+from trenchcoat_api.presets import PRESETS, Preset, with_preset
+from trenchcoat_api.rules import Rule
+from trenchcoat_api.spec.attention import Attention, DType
+from trenchcoat_api.spec.operation import Retention, Scheduling, StagePods
+from trenchcoat_api.spec.sources import Data, Model, Store
+from trenchcoat_api.spec.stages import Collect, Evaluate, Export, Gates
+from trenchcoat_api.spec.training import CriaLora, Objective, ProjectionName, Stitch, Transfer
+
+_SEQUENCE = Data.model_fields["sequence_length"].default
+_WINDOW = Attention.model_fields["window"].default
+
+
+class TrenchcoatSpec(Camel):
+    """What to linearize, with what, and where the results go; defaults are the published settings."""
+
+    rules = (
+        Rule(
+            cel="!has(self.data.tokens) || self.data.tokens >= self.data.sequenceLength",
+            holds=lambda spec: spec.data.tokens >= spec.data.sequence_length,
+            message=(
+                f"data.tokens is less than data.sequenceLength ({_SEQUENCE} unless set), so that no sequence "
+                "would be full: raise data.tokens, or lower data.sequenceLength"
+            ),
+            field="data.tokens",
+        ),
+        Rule(
+            cel="!self.evaluate.enabled || self.data.heldOutTokens >= self.data.sequenceLength",
+            holds=lambda spec: (
+                not spec.evaluate.enabled or spec.data.held_out_tokens >= spec.data.sequence_length
+            ),
+            message=(
+                f"data.heldOutTokens is less than data.sequenceLength ({_SEQUENCE} unless set), so that "
+                "there would be nothing to evaluate on: raise it, or set evaluate.enabled to false"
+            ),
+            field="data.heldOutTokens",
+        ),
+        Rule(
+            cel="self.data.sequenceLength > self.attention.window",
+            holds=lambda spec: spec.data.sequence_length > spec.attention.window,
+            message=(
+                f"attention.window ({_WINDOW} unless set) covers the whole data.sequenceLength ({_SEQUENCE} "
+                "unless set), so that linear attention would see nothing: lower attention.window, or raise "
+                "data.sequenceLength"
+            ),
+            field="attention.window",
+        ),
+        Rule(
+            cel="self.criaLora.objective != 'layerwise' || !('o_proj' in self.criaLora.lora.targetModules)",
+            holds=lambda spec: (
+                spec.cria_lora.objective is not Objective.LAYERWISE
+                or ProjectionName.O_PROJ not in spec.cria_lora.lora.target_modules
+            ),
+            message=(
+                "criaLora.lora.targetModules has o_proj, which the objective layerwise cannot train (it "
+                "compares attention before o_proj): remove it, or set criaLora.objective to block"
+            ),
+            field="criaLora.lora.targetModules",
+        ),
+    )
+
+    model: Model = Field(description="The teacher.")
+    data: Data = Field(description="The text.")
+    preset: Preset = Field(
+        default=Preset.SHIPPED,
+        description=(
+            "Values of data.tokens, transfer.epochs, criaLora.epochs and stitch.epochs where they are not "
+            + "set. "
+            + " ".join(f"{name.value}: {values.describe()}." for name, values in PRESETS.items())
+        ),
+    )
+    store: Store = Field(description="The S3 store that holds all artifacts.")
+    layers_per_cria: int = Field(
+        default=9, description="Consecutive decoder layers per Cria.", ge=1, le=10_000
+    )
+    dtype: DType = Field(default=DType.BFLOAT16, description="Number format of weights and activations.")
+    seed: int = Field(
+        default=0, description="Seed of initial values and of the order of data.", ge=0, le=2**31 - 1
+    )
+    attention: Attention = Field(default_factory=Attention, description="The student's hybrid attention.")
+    collect: Collect = Field(default_factory=Collect, description="Multi-node collection of activations.")
+    transfer: Transfer = Field(default_factory=Transfer, description="Attention transfer, by Cria.")
+    cria_lora: CriaLora = Field(default_factory=CriaLora, description="LoRA by Cria.")
+    stitch: Stitch = Field(default_factory=Stitch, description="End-to-end LoRA on several nodes.")
+    evaluate: Evaluate = Field(default_factory=Evaluate, description="Perplexity on held-out text.")
+    export: Export = Field(default_factory=Export, description="The Hugging Face checkpoint.")
+    gates: Gates = Field(default_factory=Gates, description="Bounds of quality that a run must keep to.")
+    scheduling: Scheduling = Field(default_factory=Scheduling, description="How the Jobs share the cluster.")
+    pods: StagePods = Field(default_factory=StagePods, description="Pod settings by stage.")
+    retention: Retention = Field(
+        default=Retention.KEEP,
+        description=(
+            "Keep leaves all artifacts in the store. DeleteIntermediate deletes activations once all Crias "
+            "are trained, and shards once all stages are complete. Delete deletes all artifacts when the "
+            "Trenchcoat is deleted. Both hold for artifacts of former specs, too. What another Trenchcoat "
+            "uses is kept."
+        ),
+    )
+    suspend: bool = Field(default=False, description="Stops all Jobs after a checkpoint; false resumes.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, fields: Any) -> Any:
+        return with_preset(fields) if isinstance(fields, dict) else fields

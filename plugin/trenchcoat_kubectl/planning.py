@@ -8,10 +8,10 @@ from pathlib import Path
 from rich.console import Console
 from trenchcoat_api.artifacts import Artifact, Artifacts, ModelFacts
 from trenchcoat_api.estimate import estimate, layer_parameters
+from trenchcoat_api.plan import needs_table, stage_table
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import State
-from trenchcoat_trainer.local.planning import needs_table, stage_table
 
 from trenchcoat_kubectl.commands import RESOURCE, read
 from trenchcoat_kubectl.kubectl import Kubectl, PluginError

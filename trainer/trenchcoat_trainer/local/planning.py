@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
-from trenchcoat_api.artifacts import Artifacts, ModelFacts
-from trenchcoat_api.estimate import TERAFLOPS, Estimate, estimate
+from trenchcoat_api.artifacts import ModelFacts
+from trenchcoat_api.estimate import TERAFLOPS, estimate
 from trenchcoat_api.exitcodes import ExitCode
+from trenchcoat_api.plan import needs_table, stage_table
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 from trenchcoat_api.spec import TrenchcoatSpec
 
@@ -69,69 +69,3 @@ def read_model(spec: TrenchcoatSpec, store: Path | None, config: Path | None) ->
     except json.JSONDecodeError as error:
         raise BadInputError(f"--config {config} is not JSON: {error}") from error
     return Teacher(source=str(config), store=FolderStore(config.parent), prefix="").facts()
-
-
-def stage_table(spec: TrenchcoatSpec, needs: Estimate) -> Table:
-    """One row a stage."""
-    table = Table(title="Stages", title_justify="left")
-    for column in ("stage", "runs as", "GPUs", "leaves", "artifact"):
-        table.add_column(column)
-    artifacts = Artifacts(spec)
-    crias = list(needs.crias)
-    collect, stitch = spec.collect, spec.stitch
-    table.add_row("tokenize", "Job", "-", f"{needs.tokens:,} tokens", artifacts.tokenize.key)
-    table.add_row(
-        "collect",
-        f"PyTorchJob, {collect.nodes} pods",
-        str(collect.nodes * collect.gpus_per_node),
-        f"{_bytes(needs.activation_bytes)} of activations at {len(crias) - 1} boundaries",
-        artifacts.collect.key,
-    )
-    table.add_row("shard", "Job", "-", f"{_bytes(needs.weight_bytes)} of weights", artifacts.shard.key)
-    table.add_row(
-        "cria",
-        f"{len(crias)} Jobs, at most {min(len(crias), spec.scheduling.max_parallel_crias)} at a time",
-        "1 each",
-        f"feature maps and adapters of layers {crias[0]} to {crias[-1]}",
-        ", ".join(artifacts.cria(cria).key[:6] for cria in crias[:2]) + ", ...",
-    )
-    table.add_row(
-        "stitch",
-        f"PyTorchJob, {stitch.nodes} pods",
-        str(stitch.nodes * stitch.gpus_per_node),
-        "end-to-end adapters",
-        artifacts.stitch(crias).key,
-    )
-    if spec.evaluate.enabled:
-        table.add_row("evaluate", "Job", "1", "perplexities", artifacts.evaluate(crias).key)
-    if spec.export.enabled:
-        table.add_row(
-            "export", "Job", "-", f"{_bytes(needs.weight_bytes)} checkpoint", artifacts.export(crias).key
-        )
-    return table
-
-
-def needs_table(spec: TrenchcoatSpec, needs: Estimate, teraflops: float) -> Table:
-    """What it costs."""
-    table = Table(title="Needs", title_justify="left", show_header=False)
-    table.add_row("store", _bytes(needs.activation_bytes + 2 * needs.weight_bytes))
-    table.add_row("GPU memory for a Cria's weights", _bytes(needs.cria_weight_bytes))
-    table.add_row(
-        f"GPU-hours of collection, at least, at {teraflops:.0f} TFLOP/s",
-        f"{needs.gpu_hours(needs.collect_flop, teraflops):.2f}",
-    )
-    hours = needs.gpu_hours(needs.cria_flop, teraflops)
-    table.add_row(
-        f"GPU-hours of all Crias, at least ({spec.transfer.epochs} + {spec.cria_lora.epochs} epochs)",
-        f"{hours:.2f}",
-    )
-    table.add_row("decode state of a sequence (fp32)", _bytes(needs.decode_state_bytes))
-    table.add_row("smaller than a key/value cache from", f"{needs.cache_tokens:,} tokens")
-    return table
-
-
-def _bytes(count: float) -> str:
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count / 1e3:.1f} kB"

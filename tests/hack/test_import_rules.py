@@ -1,0 +1,71 @@
+"""The import rules of pyproject.toml, over the product as it is and with one import too many."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).parents[2]
+PACKAGES = {
+    "api": "trenchcoat_api",
+    "operator": "trenchcoat_operator",
+    "plugin": "trenchcoat_kubectl",
+    "trainer": "trenchcoat_trainer",
+}
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the product's code, with its rules."""
+    for folder in PACKAGES:
+        shutil.copytree(
+            TOP / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+        )
+    shutil.copy(TOP / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def check(tree: Path) -> tuple[int, str]:
+    """Exit code and output of the linter there."""
+    path = os.pathsep.join(str(tree / folder) for folder in PACKAGES)
+    program = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--no-cache", "--no-logo"],
+        cwd=tree,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_product_keeps_them(tree: Path) -> None:
+    code, told = check(tree)
+    assert code == 0, told
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "rule"),
+    [
+        ("api/trenchcoat_api/stages.py", "import trenchcoat_operator", "The API stands on nothing"),
+        ("api/trenchcoat_api/stages.py", "import torch", "The API stands on nothing"),
+        (
+            "operator/trenchcoat_operator/settings.py",
+            "import trenchcoat_trainer",
+            "The operator needs neither",
+        ),
+        ("plugin/trenchcoat_kubectl/cli.py", "import trenchcoat_operator", "The plugin for kubectl"),
+        ("trainer/trenchcoat_trainer/errors.py", "import kopf", "The trainer needs neither"),
+    ],
+)
+def test_an_import_too_many_breaks_it(tree: Path, file: str, line: str, rule: str) -> None:
+    with (tree / file).open("a") as code:
+        code.write(f"\n{line}\n")
+    exit_code, told = check(tree)
+    assert exit_code == 1, told
+    broken = [text for text in told.splitlines() if text.endswith("BROKEN")]
+    assert any(text.startswith(rule) for text in broken), told

@@ -60,6 +60,23 @@ def test_the_product_keeps_them(tree: Path) -> None:
         ),
         ("plugin/trenchcoat_kubectl/cli.py", "import trenchcoat_operator", "The plugin for kubectl"),
         ("trainer/trenchcoat_trainer/errors.py", "import kopf", "The trainer needs neither"),
+        (
+            "operator/trenchcoat_operator/model/plan.py",
+            "import trenchcoat_operator.observe.observer",
+            "The operator's floors",
+        ),
+        (
+            "operator/trenchcoat_operator/reconcile/look.py",
+            "import trenchcoat_operator.reconcile.telling.status",
+            "A decision's floors",
+        ),
+        ("operator/trenchcoat_operator/gpus/sharing.py", "import minio", "Decisions are pure"),
+        (
+            "trainer/trenchcoat_trainer/stages/shard.py",
+            "import trenchcoat_trainer.stages.tokenize",
+            "A stage knows no other",
+        ),
+        ("trainer/trenchcoat_trainer/store/base.py", "import torch", "The store holds bytes"),
     ],
 )
 def test_an_import_too_many_breaks_it(tree: Path, file: str, line: str, rule: str) -> None:
@@ -69,3 +86,10 @@ def test_an_import_too_many_breaks_it(tree: Path, file: str, line: str, rule: st
     assert exit_code == 1, told
     broken = [text for text in told.splitlines() if text.endswith("BROKEN")]
     assert any(text.startswith(rule) for text in broken), told
+
+
+def test_a_new_room_of_the_operator_needs_its_floor(tree: Path) -> None:
+    (tree / "operator/trenchcoat_operator/attic.py").write_text("")
+    exit_code, told = check(tree)
+    assert exit_code == 1
+    assert "attic" in told

@@ -1,5 +1,7 @@
 """Collection: what is stored is exactly what the teacher computes, however it is spread and interrupted."""
 
+import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from trenchcoat_api.artifacts import Manifest
 from trenchcoat_api.exitcodes import ExitCode
@@ -23,7 +26,7 @@ from trenchcoat_trainer.checkpoints.shards import (
 )
 from trenchcoat_trainer.checkpoints.teacher_layers import TeacherLayers
 from trenchcoat_trainer.data import CriaData, TokenData, layout
-from trenchcoat_trainer.errors import PreemptedError
+from trenchcoat_trainer.errors import BadInputError, PreemptedError
 from trenchcoat_trainer.runtime.context import Place
 from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.runtime.processes import free_port
@@ -286,3 +289,48 @@ def test_layers_are_split_evenly_and_in_order(layers: int, ranks: int) -> None:
     parts = split_layers(layers, ranks)
     assert [layer for part in parts for layer in part] == list(range(layers))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def spoil(folder: Path, name: str, value: float) -> None:
+    """Set numbers of a teacher's tensor to a value."""
+    file = folder / json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"][name]
+    tensors = load_file(file)
+    tensors[name].view(-1)[3:].fill_(value)
+    save_file(tensors, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("model.layers.1.mlp.up_proj.weight", math.nan, r"tensor model\.layers\.1\.mlp\.up_proj\.weight"),
+        ("model.embed_tokens.weight", math.inf, r"tensor model\.embed_tokens\.weight"),
+        # Collection runs neither the last Cria's layers nor the head.
+        ("model.layers.4.self_attn.q_proj.weight", math.nan, r"tensor model\.layers\.4\.self_attn"),
+        ("model.norm.weight", math.nan, r"tensor model\.norm\.weight"),
+        ("lm_head.weight", -math.inf, r"tensor lm_head\.weight"),
+        # Numbers, each of them, but too large to compute with.
+        ("model.layers.2.mlp.down_proj.weight", 3e38, "hidden states after layer 2 are not finite"),
+    ],
+)
+@pytest.mark.parametrize("layers_per_cria", [2, 5])
+def test_a_teacher_that_is_no_number_somewhere_is_told(
+    make_spec,
+    open_stage,
+    tmp_path: Path,
+    teacher_folder: Path,
+    layers_per_cria: int,
+    name: str,
+    value: float,
+    message: str,
+) -> None:
+    folder = Path(shutil.copytree(teacher_folder, tmp_path / "spoilt"))
+    spoil(folder, name, value)
+    spec = make_spec(model={"source": folder.as_uri()}, data={"tokens": 640}, layersPerCria=layers_per_cria)
+    tokenize.run(open_stage(spec, Stage.TOKENIZE))
+    context = open_stage(spec, Stage.COLLECT)
+    if layers_per_cria == 5 and math.isfinite(value):
+        collect.run(context)  # of a single Cria nothing is run
+        return
+    with pytest.raises(BadInputError, match=message):
+        collect.run(context)
+    assert not list(context.store.list(context.artifact.prefix + "boundary"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaForCausalLM
 from trenchcoat_api.artifacts import Manifest
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.data import TokenData, layout, packing
@@ -175,6 +175,11 @@ def remove(pattern: str) -> Change:
     return change
 
 
+def shrink_vocabulary(folder: Path) -> None:
+    remove("*.safetensors*")(folder)
+    LlamaForCausalLM(make_config(vocab_size=5)).save_pretrained(folder)
+
+
 def pickle_only(folder: Path) -> None:
     remove("*.safetensors*")(folder)
     (folder / "pytorch_model.bin").write_bytes(b"")
@@ -193,7 +198,7 @@ def forget_a_layer(folder: Path) -> None:
         (rewrite_config(model_type="mistral"), "a model of type 'mistral': only Llama"),
         (rewrite_config(quantization_config={"bits": 4}), "is quantized"),
         (rewrite_config(num_hidden_layers=1), "spec.layersPerCria is 2, but the model has 1 decoder layers"),
-        (rewrite_config(vocab_size=5), "its embedding has 5 rows"),
+        (shrink_vocabulary, "its embedding has 5 rows"),
         (remove("config.json"), "has no config.json"),
         (remove("tokenizer*"), "has no tokenizer"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "the tokenizer of .* cannot be loaded"),

@@ -36,7 +36,7 @@ def test_views_and_transposed_tensors_can_be_packed() -> None:
 
 def test_ranges_of_a_file_are_where_the_library_put_the_bytes(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "x.safetensors")
-    ranges = read_header(FolderStore(tmp_path), "x.safetensors")
+    ranges = read_header(FolderStore(tmp_path), "x.safetensors", (tmp_path / "x.safetensors").stat().st_size)
     data = (tmp_path / "x.safetensors").read_bytes()
     place = ranges["int"]
     assert data[place.offset : place.offset + place.length] == TENSORS["int"].numpy().tobytes()
@@ -44,8 +44,9 @@ def test_ranges_of_a_file_are_where_the_library_put_the_bytes(tmp_path: Path) ->
 
 def test_a_header_longer_than_the_first_request_is_read_whole(tmp_path: Path) -> None:
     many = {f"a.rather.long.name.of.a.tensor.{index}": torch.zeros(1) for index in range(5000)}
-    save_file(many, tmp_path / "x.safetensors")
-    assert read_header(FolderStore(tmp_path), "x.safetensors").keys() == many.keys()
+    file = tmp_path / "x.safetensors"
+    save_file(many, file)
+    assert read_header(FolderStore(tmp_path), "x.safetensors", file.stat().st_size).keys() == many.keys()
 
 
 def test_a_header_of_ours_is_read_by_the_library() -> None:

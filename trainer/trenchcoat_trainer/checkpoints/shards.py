@@ -8,6 +8,7 @@ from trenchcoat_api.crias import CriaRange
 from trenchcoat_api.spec import DType
 
 from trenchcoat_trainer.checkpoints.shard_layout import EMBEDDINGS, HEAD, TEACHER, layer_path
+from trenchcoat_trainer.checkpoints.teacher import llama_config
 from trenchcoat_trainer.runtime.inputs import Inputs
 
 if TYPE_CHECKING:
@@ -64,13 +65,8 @@ def load_embeddings(inputs: Inputs, device: str | torch.device = "cpu") -> torch
 
 def load_config(inputs: Inputs) -> "LlamaConfig":
     """The teacher's configuration."""
-    from transformers import LlamaConfig
-
     fields = json.loads(inputs.read_object(inputs.artifacts.shard, TEACHER + "config.json"))
-    config = LlamaConfig.from_dict(fields)
-    if not isinstance(config, LlamaConfig):
-        raise TypeError(f"{TEACHER}config.json describes no Llama")
-    return config
+    return llama_config(fields, f"{TEACHER}config.json")
 
 
 def teacher_files(inputs: Inputs) -> list[str]:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trenchcoat_api.artifacts import ModelFacts
 from trenchcoat_api.spec import TrenchcoatSpec
 
-from trenchcoat_trainer.errors import BadInputError
-from trenchcoat_trainer.store import FolderStore, Readable, Store
+from trenchcoat_trainer.errors import BadInputError, NotFoundError
+from trenchcoat_trainer.sources.places import open_place
+from trenchcoat_trainer.store import Readable, Store
 from trenchcoat_trainer.tensors.headers import TensorRange, read_header
 
 if TYPE_CHECKING:
     import torch
     from transformers import LlamaConfig
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -54,6 +58,9 @@ _MATRICES = (
     "mlp.up_proj",
     "mlp.down_proj",
 )
+BUFFER = "rotary_emb.inv_freq"
+"""Ends the names of tensors that older checkpoints hold and nobody reads."""
+WEIGHT_TYPES = ("F16", "BF16", "F32", "F64")
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
@@ -105,23 +112,34 @@ class Teacher:
 
     @cached_property
     def config(self) -> LlamaConfig:
-        """The configuration, with defaults for what config.json leaves out."""
-        from transformers import LlamaConfig
+        """The configuration, with defaults for what config.json leaves out.
 
-        config = LlamaConfig.from_dict(self.fields)
-        if not isinstance(config, LlamaConfig):
-            raise TypeError("LlamaConfig.from_dict returned a tuple")
-        return config
+        Raises:
+            BadInputError: a field has a value that no Llama can have.
+        """
+        return llama_config(self.fields, f"{CONFIG} of {self.source}")
 
     @cached_property
     def tensor_files(self) -> dict[str, str]:
         """The file that holds each tensor, by the tensor's name.
 
         Raises:
-            BadInputError: there are no safetensors files, or one that the index names is missing.
+            BadInputError: there are no safetensors files, the index is none, or names one that is missing.
         """
+        if SINGLE in self.files:
+            if INDEX in self.files:
+                logger.warning(
+                    "%s has %s beside %s: it alone is read, as transformers does; delete the one not meant",
+                    self.source, SINGLE, INDEX,
+                )  # fmt: skip
+            return dict.fromkeys(self._header(SINGLE), SINGLE)
         if INDEX in self.files:
-            named: dict[str, str] = self._json(INDEX)["weight_map"]
+            named = self._json(INDEX).get("weight_map")
+            if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()):
+                raise BadInputError(
+                    f"{INDEX} of {self.source} has no weight_map that names a file for every tensor: save "
+                    "the checkpoint anew"
+                )
             for file in sorted(set(named.values())):
                 if file not in self.files:
                     raise BadInputError(
@@ -129,16 +147,7 @@ class Teacher:
                         "complete the checkpoint"
                     )
             return named
-        if SINGLE in self.files:
-            return dict.fromkeys(self._header(SINGLE), SINGLE)
-        if any(name.endswith((".bin", ".pt", ".pth")) for name in self.files):
-            raise BadInputError(
-                f"spec.model.source {self.source} has its weights in pickle files only, which are never "
-                "opened because they may run code: convert it to safetensors (save_pretrained does)"
-            )
-        raise BadInputError(
-            f"spec.model.source {self.source} has no {SINGLE} and no {INDEX}: name a checkpoint"
-        )
+        raise BadInputError(f"spec.model.source {self.source} {_what_else(self.files)}")
 
     @property
     def layers(self) -> int:
@@ -170,15 +179,13 @@ class Teacher:
         """One tensor on the CPU, converted to `dtype`; only its own bytes are read.
 
         Raises:
-            BadInputError: it is missing, cut short or of a type that weights do not have.
+            BadInputError: it is missing or cut short.
         """
         import torch
 
         from trenchcoat_trainer.tensors.serialization import DTYPES, byte_view
 
         stored = self.find(name)
-        if stored.place.dtype not in DTYPES:
-            raise BadInputError(f"tensor {name} of {self.source} has the unknown type {stored.place.dtype}")
         tensor = torch.empty(stored.place.shape, dtype=DTYPES[stored.place.dtype])
         target, done = byte_view(tensor), 0
         for chunk in self.store.stream(self.prefix + stored.file, stored.place.offset, stored.place.length):
@@ -199,23 +206,29 @@ class Teacher:
             if f"{start}{part}.weight" not in self.tensor_files:
                 self.find(f"{start}{part}.weight")
         wanted = (name for name in self.tensor_files if name.startswith(start))
-        return sorted(name for name in wanted if not name.endswith("rotary_emb.inv_freq"))
+        return sorted(name for name in wanted if not name.endswith(BUFFER))
 
     def head_names(self) -> list[str]:
         """Names of the final norm and, unless it is tied to the embedding, the head."""
         return [NORM] if self.fields.get("tie_word_embeddings") else [NORM, HEAD]
 
     def check(self) -> None:
-        """Find out from the configuration and the index alone whether the checkpoint is complete.
+        """Find out from the configuration, the index and the headers whether the checkpoint is complete.
 
         Raises:
-            BadInputError: it is not; the message says what is missing.
+            BadInputError: it is not, or a file is damaged; the message says what is missing.
         """
         for layer in range(self.layers):
             self.layer_names(layer)
         for name in (EMBEDDING, *self.head_names()):
-            if name not in self.tensor_files:
-                self.find(name)
+            self.find(name)
+        for name in self.tensor_files:
+            stored = self.find(name)
+            if stored.place.dtype not in WEIGHT_TYPES and not name.endswith(BUFFER):
+                raise BadInputError(
+                    f"tensor {name} of {self.source} has the type {stored.place.dtype}: name the checkpoint "
+                    "with 16- or 32-bit weights"
+                )
 
     def facts(self) -> ModelFacts:
         """Sizes of the model."""
@@ -238,7 +251,12 @@ class Teacher:
             )
         try:
             value = json.loads(self.store.read(self.prefix + name))
-        except ValueError as error:
+        except NotFoundError as error:
+            raise BadInputError(
+                f"{name} of {self.source} cannot be opened, though it is listed (a link to nowhere?): "
+                "put the file there"
+            ) from error
+        except (ValueError, RecursionError) as error:
             raise BadInputError(f"{name} of {self.source} is not JSON ({error}): correct it") from error
         if not isinstance(value, dict):
             raise BadInputError(f"{name} of {self.source} holds no JSON object: correct it")
@@ -251,9 +269,11 @@ class Teacher:
     def _header(self, file: str) -> dict[str, TensorRange]:
         if file not in self._headers:
             try:
-                self._headers[file] = read_header(self.store, self.prefix + file)
-            except ValueError as error:
-                raise BadInputError(f"{file} of {self.source} is no safetensors file ({error})") from error
+                self._headers[file] = read_header(self.store, self.prefix + file, self.files[file])
+            except (ValueError, NotFoundError) as error:
+                raise BadInputError(
+                    f"{file} of {self.source} is no whole safetensors file ({error}): fetch or save it anew"
+                ) from error
         return self._headers[file]
 
 
@@ -265,26 +285,51 @@ def open_teacher(spec: TrenchcoatSpec, store: Store) -> Teacher:
         StoreError: its store cannot be used.
     """
     source = spec.model.source
-    scheme, _, rest = source.partition("://")
-    match scheme:
-        case "s3":
-            bucket, _, folder = rest.partition("/")
-            place: Readable = store.in_bucket(bucket)
-            prefix = folder.rstrip("/") + "/"
-        case "file":
-            place, prefix = FolderStore(Path(rest)), ""
-        case "hf":
-            from trenchcoat_trainer.store.hub import HubRepository
+    if source.startswith("hf://"):
+        from trenchcoat_trainer.store.hub import HubRepository
 
-            place, prefix = HubRepository(rest, spec.model.revision), ""
-        case _:
-            raise BadInputError(f"spec.model.source {source} has an unknown scheme: use hf, s3 or file")
+        place: Readable = HubRepository(source.removeprefix("hf://"), spec.model.revision)
+        prefix = ""
+    else:
+        place, folder = open_place("spec.model.source", source, store)
+        prefix = folder.rstrip("/") + "/"
     teacher = Teacher(source, place, prefix)
     if not teacher.files:
         raise BadInputError(
             f"spec.model.source {source} holds no files: correct it, or put the checkpoint there"
         )
     return teacher
+
+
+def llama_config(fields: dict[str, Any], name: str) -> LlamaConfig:
+    """A Llama's configuration from what config.json holds; `name` is how messages call that.
+
+    Raises:
+        BadInputError: a field has a value that no Llama can have.
+    """
+    from transformers import LlamaConfig
+
+    try:
+        config = LlamaConfig.from_dict(fields)
+    except Exception as error:  # the library's checks raise of every kind
+        raise BadInputError(
+            f"{name} cannot be that of a Llama ({' '.join(str(error).split())}): correct it"
+        ) from error
+    if not isinstance(config, LlamaConfig):
+        raise TypeError("LlamaConfig.from_dict returned a tuple")
+    return config
+
+
+def _what_else(files: Iterable[str]) -> str:
+    """Why there are no weights to read among these files, and the remedy."""
+    if any(name.endswith((".bin", ".pt", ".pth")) for name in files):
+        return (
+            "has its weights in pickle files only, which are never opened because they may run code: convert "
+            "it to safetensors (save_pretrained does)"
+        )
+    if any(name.lower().endswith(".gguf") for name in files):
+        return "has its weights in GGUF only, which is not read: name the checkpoint that it was made of"
+    return f"has no {SINGLE} and no {INDEX}: name a checkpoint"
 
 
 def head_dim(config: LlamaConfig) -> int:

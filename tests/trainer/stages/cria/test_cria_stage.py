@@ -4,6 +4,7 @@ import pytest
 import torch
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.checkpoints.shards import load_config
+from trenchcoat_trainer.data import CriaData
 from trenchcoat_trainer.errors import BadInputError, PreemptedError
 from trenchcoat_trainer.models.maps import initial_maps, student_config
 from trenchcoat_trainer.runtime.context import StageContext
@@ -92,6 +93,19 @@ def test_no_epochs_leave_what_was_there_before_training(open_training, training_
     config = student_config(load_config(context), spec.attention)
     assert torch.equal(tensors["layers.4.w_k"], initial_maps(config, 4, seed=0)["w_k"])
     assert tensors["base_model.model.model.layers.4.self_attn.q_proj.lora_B.weight"].abs().max() == 0
+    assert context.manifest(context.artifact).facts.losses == {}
+
+
+@pytest.mark.parametrize("objective", ["layerwise", "block"])
+def test_a_cria_that_keeps_softmax_attention_is_done_at_once(
+    open_training, training_spec, change, objective, monkeypatch
+):
+    spec = change(training_spec, attention={"keepSoftmaxLayers": [2, 3]}, criaLora={"objective": objective})
+    monkeypatch.setattr(CriaData, "batches", lambda *_, **__: pytest.fail("there is nothing to train"))
+    context = run(open_training, spec, index=1)
+    assert not [name for name in results(context) if name.endswith("w_q")]
+    changed = [tensor for name, tensor in results(context).items() if "lora_B" in name]
+    assert changed and not any(tensor.any() for tensor in changed)
     assert context.manifest(context.artifact).facts.losses == {}
 
 

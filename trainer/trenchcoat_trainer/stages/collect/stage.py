@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from trenchcoat_trainer.checkpoints.finite import require_finite
 from trenchcoat_trainer.checkpoints.shards import TORCH_DTYPES
 from trenchcoat_trainer.checkpoints.teacher import EMBEDDING, Teacher, open_teacher
 from trenchcoat_trainer.checkpoints.teacher_layers import TeacherLayers
@@ -19,6 +20,7 @@ from trenchcoat_trainer.data.order import Order
 from trenchcoat_trainer.errors import PreemptedError
 from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.runtime.ranks import choose_device, joined
+from trenchcoat_trainer.stages.collect.finite import FiniteWatch
 from trenchcoat_trainer.stages.collect.pipeline import Pipeline, split_layers
 from trenchcoat_trainer.stages.collect.writing import BackgroundWriter
 
@@ -31,7 +33,7 @@ def run(context: StageContext) -> None:
     """Make the objects of every inner boundary.
 
     Raises:
-        BadInputError: the checkpoint lacks a tensor.
+        BadInputError: the checkpoint lacks a tensor, or weights or hidden states are not finite.
         PreemptedError: a stop was requested on any rank; objects that are done stay.
     """
     device = choose_device(context.rank)
@@ -46,6 +48,8 @@ def _collect(context: StageContext, device: torch.device) -> None:
     order = Order(tokens.sequences, _object_size(context, teacher), context.spec.seed)
     pipeline = Pipeline(context, device)
     groups = pipeline.agree([g for g in range(order.groups) if not _is_done(context, boundaries, g)])
+    if groups or not boundaries:
+        _check_unused(context, teacher, max(boundaries, default=-1) + 1, device)
     if boundaries and groups:
         worker = _Worker(context, teacher, tokens, pipeline, boundaries, device)
         worker.run(order, groups)
@@ -53,6 +57,25 @@ def _collect(context: StageContext, device: torch.device) -> None:
     if context.rank == 0:
         context.writer.finish()
     pipeline.barrier()
+
+
+def _check_unused(context: StageContext, teacher: Teacher, first: int, device: torch.device) -> None:
+    """Look at the weights that collection does not run, each rank a share: Crias would find out only later.
+
+    Args:
+        context: the stage's context.
+        teacher: the checkpoint.
+        first: the first layer that is not run.
+        device: where to look.
+
+    Raises:
+        BadInputError: one is not finite.
+    """
+    names = [name for layer in range(first, teacher.layers) for name in teacher.layer_names(layer)]
+    names += [*teacher.head_names(), *([EMBEDDING] if first == 0 else [])]
+    for name in names[context.rank :: context.world_size]:
+        weight = teacher.read_tensor(name, TORCH_DTYPES[context.spec.dtype]).to(device)
+        require_finite({name: weight}, teacher.source)
 
 
 def _object_size(context: StageContext, teacher: Teacher) -> int:
@@ -94,6 +117,7 @@ class _Worker:
         self._dtype = TORCH_DTYPES[context.spec.dtype]
         self._hidden_size = teacher.config.hidden_size
         own = split_layers(max(boundaries) + 1, context.world_size)[context.rank]
+        self._watch = FiniteWatch(list(own), device)
         self._part = _load_part(teacher, own, self._dtype, device, with_embedding=context.rank == 0)
 
     def run(self, order: Order, groups: list[int]) -> None:
@@ -109,6 +133,7 @@ class _Worker:
                     path = boundary_path(boundary, group)
                     if context.writer.recorded(path) is None:
                         writer.submit(path, {HIDDEN: hidden})
+        self._watch.check()
         context.writer.save_journal()
         if self._pipeline.stopped:
             # No rank may leave while another waits for what it has sent.
@@ -127,21 +152,28 @@ class _Worker:
             hidden = self._receive(start, stop)
             if hidden is None:
                 return None
+            self._watch.note(0, hidden)
             layers = self._part.layers
-            for layer, state in zip(layers.indices, layers.states(hidden), strict=True):
+            for index, (layer, state) in enumerate(
+                zip(layers.indices, layers.states(hidden), strict=True), 1
+            ):
                 hidden = state
+                self._watch.note(index, hidden)
                 if layer in self._boundaries:
                     states.setdefault(self._boundaries[layer], []).append(hidden.cpu())
             self._pipeline.send(hidden)
             fraction = (done + (stop - first) / (last - first)) / groups
             tokens = (stop - start) * length
             self._context.progress.update(PHASE, done, groups, fraction=fraction, tokens=tokens)
+        if states:  # they are on the CPU, so that the device has been waited for
+            self._watch.check()
         return {boundary: torch.cat(parts) for boundary, parts in states.items()}
 
     def _receive(self, start: int, stop: int) -> torch.Tensor | None:
         """What enters this rank's layers for a batch, or none after a stop."""
         if not self._pipeline.go_on():
             return None
+        self._watch.check()  # of the last batch; to go on was asked of the device, too
         if self._part.embedding is not None:
             ids = self._tokens.read(start, stop).long().to(self._device)
             return functional.embedding(ids, self._part.embedding)
@@ -155,9 +187,12 @@ def _load_part(
     part = TeacherLayers(teacher.config, layers, dtype)
     for index in layers:
         names = teacher.layer_names(index)
-        part.load_layer(index, {name: teacher.read_tensor(name, dtype).to(device) for name in names})
+        weights = {name: teacher.read_tensor(name, dtype).to(device) for name in names}
+        require_finite(weights, teacher.source)
+        part.load_layer(index, weights)
         logger.info("layer %d of %d-%d is loaded", index, layers[0], layers[-1])
     embedding = None
     if with_embedding:
         embedding = teacher.read_tensor(EMBEDDING, dtype).to(device)
+        require_finite({EMBEDDING: embedding}, teacher.source)
     return _Part(part.to(device).eval(), embedding)

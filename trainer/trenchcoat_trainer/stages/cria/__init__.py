@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from trenchcoat_api.artifacts import Facts
 from trenchcoat_api.crias import CriaRange
 
+from trenchcoat_trainer.checkpoints.finite import require_finite
 from trenchcoat_trainer.checkpoints.shards import load_cria_weights, load_embeddings
 from trenchcoat_trainer.data import CriaData
 from trenchcoat_trainer.errors import OutOfMemoryError
+from trenchcoat_trainer.models.adapters import inject_adapters
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.runtime.progress import format_loss
@@ -56,6 +58,9 @@ def train(context: StageContext) -> None:
     """Set up, run both phases from the last checkpoint on, save."""
     spec, cria = context.spec, context.cria
     model = load_cria(context, cria)
+    if not model.maps():
+        leave_as_it_is(context, model)
+        return
     data = CriaData(context, cria, embedding(context, cria), with_targets=spec.cria_lora.objective == "block")
     plan = [(phase.epochs, phase.batch_size) for phase in (spec.transfer, spec.cria_lora)]
     loop = Loop(context, data, plan, next(model.parameters()).device)
@@ -119,13 +124,25 @@ def train(context: StageContext) -> None:
     )
 
 
+def leave_as_it_is(context: StageContext, model: CriaModel) -> None:
+    """Finish a Cria all of whose layers keep softmax attention: there is nothing to train."""
+    logger.info("Cria %d keeps softmax attention in all its layers: nothing to train", context.cria.index)
+    spec = context.spec
+    adapters = inject_adapters(model, spec.cria_lora.lora, seed=spec.seed, purpose="cria")
+    context.writer.write_tensors(FEATURE_MAPS, {})
+    context.writer.write_tensors(ADAPTERS, {name: p.detach() for name, p in adapters.items()})
+    context.writer.finish(Facts())
+
+
 def load_cria(context: StageContext, cria: CriaRange) -> CriaModel:
     """Load the Cria's frozen weights, and its maps as they are before training, onto the device."""
     config, device = load_student_config(context), choose_device(context.rank)
+    weights = load_cria_weights(context, cria, device)
+    require_finite(weights, context.spec.model.source)
     return CriaModel.build(
         config,
         cria,
-        load_cria_weights(context, cria, device),
+        weights,
         untrained_maps(context, config, cria),
         dtype=weight_dtype(context),
         device=device,

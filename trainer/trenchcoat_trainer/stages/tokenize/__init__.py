@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from trenchcoat_api.artifacts import DataFacts, Facts
-from trenchcoat_api.crias import cria_ranges
 
-from trenchcoat_trainer.checkpoints.teacher import Teacher, open_teacher
+from trenchcoat_trainer.checkpoints.checks import check_teacher
+from trenchcoat_trainer.checkpoints.teacher import open_teacher
 from trenchcoat_trainer.data.layout import token_path
 from trenchcoat_trainer.data.packing import Packer
 from trenchcoat_trainer.errors import BadInputError
@@ -38,22 +38,13 @@ def run(context: StageContext) -> None:
             spec.layersPerCria; or the text is missing, damaged or shorter than one sequence.
     """
     teacher = open_teacher(context.spec, context.store)
-    check_teacher(teacher, context.spec.layers_per_cria)
+    check_teacher(teacher, context.spec)
     packers = {split: _make_packer(context, split) for split in SPLITS}
     position, version = _restore(context, packers)
     text = open_text(context.spec, context.store, version)
     _pack(context, text, Tokenizer(teacher), packers, position)
     data = _finish(context, packers)
     context.writer.finish(Facts(model=teacher.facts(), data=data))
-
-
-def check_teacher(teacher: Teacher, layers_per_cria: int) -> None:
-    """Raise BadInputError unless the teacher is a complete Llama that can be cut into such Crias."""
-    try:
-        cria_ranges(teacher.layers, layers_per_cria)
-    except ValueError as error:
-        raise BadInputError(str(error)) from error
-    teacher.check()
 
 
 def _make_packer(context: StageContext, split: str) -> Packer:

@@ -1,0 +1,35 @@
+"""Hidden states that are no numbers: noted on the device, read where the host waits for it anyway."""
+
+import torch
+
+from trenchcoat_trainer.errors import BadInputError
+
+
+class FiniteWatch:
+    """Sees from which of a rank's layers on hidden states are not finite."""
+
+    def __init__(self, layers: list[int], device: torch.device) -> None:
+        """`layers`: the rank's own, by their number in the whole model; a rank may have none."""
+        self._layers = layers
+        self._finite = torch.ones(1 + len(layers), dtype=torch.bool, device=device)
+
+    def note(self, index: int, hidden: torch.Tensor) -> None:
+        """Take note of states: index 0 for what enters the rank, then one for what leaves each layer."""
+        self._finite[index] &= hidden.isfinite().all()
+
+    def check(self) -> None:
+        """Wait for the device, and see what was noted.
+
+        Raises:
+            BadInputError: some states were not finite; the message says from which layer on.
+        """
+        finite = self._finite.tolist()
+        if all(finite):
+            return
+        index = finite.index(False)
+        first = self._layers[0] if self._layers else 0
+        where = f"after layer {self._layers[index - 1]}" if index else f"that enter layer {first}"
+        raise BadInputError(
+            f"the teacher's hidden states {where} are not finite (NaN or infinity), so that no Cria could be "
+            "trained on them: its checkpoint is damaged, or its config.json belongs to another model"
+        )

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from trenchcoat_api.base import Camel
 from trenchcoat_api.crias import CriaRange
-from trenchcoat_api.spec import Attention, Data, KeyMaps, Transfer, TrenchcoatSpec
+from trenchcoat_api.spec import Attention, Data, Form, KeyMaps, Transfer, TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 
 CODE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1)
@@ -274,9 +274,14 @@ def content_key(stage: Stage, fields: dict[str, Any], inputs: tuple[str, ...]) -
     return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_LENGTH]
 
 
-_ADDED_LATER: dict[type[Camel], dict[str, str | None]] = {
+_ADDED_LATER: dict[type[Camel], dict[str, str | int | None]] = {
     Data: {"config": None, "split": "train", "revision": "main"},
-    Attention: {"key_maps": KeyMaps.PER_QUERY_HEAD.value},
+    Attention: {
+        "key_maps": KeyMaps.PER_QUERY_HEAD.value,
+        "form": Form.LOLCATS.value,
+        "first_tokens": 0,
+        "wide": None,
+    },
     Transfer: {"window_dropout": "0"},
 }
 """Fields younger than the first release, with the value at which they change nothing."""

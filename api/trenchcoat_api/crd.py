@@ -15,6 +15,9 @@ from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.status import TrenchcoatStatus
 from trenchcoat_api.strings import DECIMAL_PATTERN
 
+_ABSENT = object()
+"""Default, while the definition is made, of an object with rules that may be left out as a whole."""
+
 # A pattern on metadata.name would say less, and below metadata the API server takes no rules.
 _NAME_RULE = {
     "rule": matches("self.metadata.name", NAME.pattern),
@@ -60,7 +63,10 @@ def _structural(node: Any, definitions: dict[str, Any]) -> Any:
     if "anyOf" in node:
         (variant,) = [item for item in node["anyOf"] if item != {"type": "null"}]
         rest = {key: value for key, value in node.items() if key not in ("anyOf", "default")}
-        return _structural({**variant, **rest}, definitions)
+        made = _structural({**variant, **rest}, definitions)
+        if VALIDATIONS in made and "properties" in made:
+            made["default"] = _ABSENT
+        return made
 
     result: dict[str, Any] = {}
     for key, value in node.items():
@@ -92,6 +98,9 @@ def _with_object_defaults(schema: dict[str, Any]) -> dict[str, Any]:
     """
     for name, child in schema.get("properties", {}).items():
         _with_object_defaults(child)
+        if child.get("default") is _ABSENT:
+            del child["default"]
+            continue
         optional = name not in schema.get("required", [])
         if (
             optional

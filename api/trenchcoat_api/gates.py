@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from math import inf, isnan
 
 from trenchcoat_api.artifacts import Facts, Manifest
-from trenchcoat_api.spec import TrenchcoatSpec
+from trenchcoat_api.layer_kinds import SOFTMAX, chooses_softmax, layer_kind
+from trenchcoat_api.spec import Attention, TrenchcoatSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +44,24 @@ def excesses(
     if spec.gates.max_cria_error is None:
         return []
     bound = float(spec.gates.max_cria_error)
-    kept = set(spec.attention.keep_softmax_layers)
     found = []
     for manifest in manifests:
-        if manifest.cria is None or kept.issuperset(layers[manifest.cria]):
-            continue  # a Cria that keeps softmax attention throughout is the teacher's own
+        if manifest.cria is None:
+            continue
         worst = worst_layer(manifest.facts)
         if worst is None:
-            found.append(Excess(manifest.cria, None))
+            if not _may_keep_softmax(spec.attention, layers[manifest.cria]):
+                found.append(Excess(manifest.cria, None))
         elif not worst[1] <= bound:
             found.append(Excess(manifest.cria, worst[1], worst[0]))
     return sorted(found, key=lambda excess: excess.cria)
+
+
+def _may_keep_softmax(attention: Attention, layers: range) -> bool:
+    """Whether all these layers may be the teacher's own, so that there is no error to measure."""
+    if chooses_softmax(attention):
+        return True  # every version that chooses layers measures those that it did not choose
+    return all(layer_kind(attention, layer, ()) == SOFTMAX for layer in layers)
 
 
 def explain(spec: TrenchcoatSpec, found: list[Excess], override: str) -> str:

@@ -46,6 +46,17 @@ Share = Annotated[
 ]
 """A Decimal below 1."""
 
+PositiveShare = Annotated[
+    _Decimal,
+    Text(
+        DECIMAL_PATTERN,
+        'write a number greater than 0 and less than 1 as a string, such as "0.25"',
+        cel="double(self) > 0.0 && double(self) < 1.0",
+        holds=lambda text: 0 < float(text) < 1,
+    ),
+]
+"""A Share that is not 0."""
+
 Name = Annotated[
     str,
     Field(min_length=1, max_length=253),

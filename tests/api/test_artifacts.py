@@ -39,6 +39,13 @@ def test_keys_are_those_of_the_first_release():
             "perKeyValueHead",
             {Stage.CRIA, Stage.STITCH, Stage.EVALUATE, Stage.EXPORT},
         ),
+        ("spec.attention", {"form": "window"}, {Stage.CRIA, Stage.STITCH, Stage.EVALUATE, Stage.EXPORT}),
+        (
+            "spec.attention.wide",
+            {"layers": [0]},
+            {Stage.CRIA, Stage.STITCH, Stage.EVALUATE, Stage.EXPORT},
+        ),
+        ("spec.attention.firstTokens", 0, set()),
         ("spec.transfer.windowDropout", "0.5", {Stage.CRIA, Stage.STITCH, Stage.EVALUATE, Stage.EXPORT}),
         ("spec.preset", "paper", {Stage.CRIA, Stage.STITCH, Stage.EVALUATE, Stage.EXPORT}),
         ("spec.preset", "shipped", set()),

@@ -74,3 +74,12 @@ def test_the_api_server_leaves_to_the_preset_what_the_user_has_not_set():
 def test_strings_that_look_like_numbers_are_quoted():
     # Kubernetes reads YAML 1.2, where a bare 1e-4 is a float; the schema says string.
     assert "default: '1e-4'" in render()
+
+
+def test_the_api_server_adds_no_object_that_may_be_left_out_as_a_whole():
+    attention = versions_schema()["properties"]["spec"]["properties"]["attention"]
+    assert "wide" not in apply_defaults(attention, {})
+    assert apply_defaults(attention, {"wide": {"share": "0.25"}})["wide"] == {
+        "share": "0.25",
+        "target": "recall",
+    }

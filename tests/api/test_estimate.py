@@ -51,6 +51,33 @@ def test_maps_per_key_value_head_make_the_decode_state_smaller():
     assert found.decode_state_bytes * 16 == estimate(published(), LLAMA_405B).decode_state_bytes
 
 
+def with_attention(**attention):
+    fields = published().model_dump(by_alias=True)
+    return type(published()).model_validate({**fields, "attention": attention})
+
+
+def test_a_windows_state_is_its_keys_and_values():
+    found = estimate(with_attention(form="window", window=128), LLAMA_405B)
+    assert found.decode_state_bytes == 126 * (4 + 128) * 2 * 8 * 128 * 2
+    assert found.cache_tokens == 4 + 128
+
+
+def test_a_window_has_no_attention_transfer():
+    trained = estimate(published(), LLAMA_405B)
+    found = estimate(with_attention(form="window"), LLAMA_405B)
+    assert trained.cria_flop - found.cria_flop == pytest.approx(2 * trained.collect_flop)
+
+
+def test_wide_layers_have_a_state_of_their_own_size():
+    narrow, wide = 126 - 31, 31  # a quarter, rounded down
+    found = estimate(
+        with_attention(form="window", window=64, wide={"share": "0.25", "window": 1088}), LLAMA_405B
+    )
+    assert found.decode_state_bytes == (narrow * 68 + wide * 1092) * 2 * 8 * 128 * 2
+    found = estimate(with_attention(form="window", window=64, wide={"share": "0.25"}), LLAMA_405B)
+    assert found.decode_state_bytes == narrow * 68 * 2 * 8 * 128 * 2
+
+
 def test_layers_that_do_not_divide():
     spec = trenchcoat("spec.layersPerCria", 8).spec
     found = estimate(spec, LLAMA_405B)

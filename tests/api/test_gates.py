@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import pytest
 from trenchcoat_api.artifacts import Facts, Manifest
 from trenchcoat_api.gates import excesses, explain
+from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 
 from tests.api.specs import trenchcoat
@@ -53,6 +54,15 @@ def test_an_error_that_was_not_measured_does_not_pass():
 def test_an_error_that_is_no_number_does_not_pass(error):
     spec = trenchcoat("spec.gates", {"maxCriaError": "9"}).spec
     assert len(excesses(spec, LAYERS, [trained(0, layer0="0.1", layer1=error)])) == 1
+
+
+def test_a_cria_whose_layers_were_all_chosen_to_keep_softmax_has_no_error_to_measure():
+    fields = {"maxCriaError": "0.3"}
+    for wide, passes in (({"share": "0.5"}, True), ({"layers": [0, 1]}, True), ({"layers": [0]}, False)):
+        spec = trenchcoat("spec.gates", fields).spec.model_dump(by_alias=True)
+        spec["attention"]["wide"] = wide
+        found = excesses(TrenchcoatSpec.model_validate(spec), LAYERS, [trained(0), BAD])
+        assert [excess.cria for excess in found] == ([1] if passes else [0, 1])
 
 
 def test_a_cria_of_softmax_layers_is_the_teachers_own():

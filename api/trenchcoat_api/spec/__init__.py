@@ -4,7 +4,7 @@ The descriptions become the custom resource's own documentation (`kubectl explai
 There are no floats: the Kubernetes API convention is a decimal in a string.
 """
 
-from trenchcoat_api.spec.attention import Attention, DType, KeyMaps
+from trenchcoat_api.spec.attention import Attention, DType, Form, KeyMaps, Wide, WideTarget
 from trenchcoat_api.spec.operation import Retention, Scheduling, StagePods
 from trenchcoat_api.spec.sources import Data, Model, SecretKeyRef, SecretRef, Store
 from trenchcoat_api.spec.stages import Collect, Evaluate, Export, Gates
@@ -28,6 +28,7 @@ __all__ = [
     "Data",
     "Evaluate",
     "Export",
+    "Form",
     "Gates",
     "KeyMaps",
     "Lora",
@@ -45,4 +46,6 @@ __all__ = [
     "Store",
     "Transfer",
     "TrenchcoatSpec",
+    "Wide",
+    "WideTarget",
 ]

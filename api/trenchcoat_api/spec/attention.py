@@ -1,12 +1,14 @@
-"""The form of the student: its hybrid attention and its numbers."""
+"""The form of the student: the attention that takes the place of softmax, and its numbers."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trenchcoat_api.base import Camel
-from trenchcoat_api.rules import Unique
+from trenchcoat_api.presets import PRESET_MARK
+from trenchcoat_api.rules import Rule, Unique
+from trenchcoat_api.strings import PositiveShare
 
 
 class DType(StrEnum):
@@ -25,31 +27,174 @@ class KeyMaps(StrEnum):
     """Every key/value head: the query heads of a group share the map, and one linear state in decode."""
 
 
-class Attention(Camel):
-    """The form of the student's hybrid attention."""
+class Form(StrEnum):
+    """What takes the place of softmax attention over all tokens."""
 
+    LOLCATS = "lolcats"
+    """Exact softmax over a terraced window, linear attention with learned feature maps before it."""
+    WINDOW = "window"
+    """Exact softmax over the first tokens and the last ones: nothing to train in attention transfer."""
+
+
+class WideTarget(StrEnum):
+    """What the wide layers are chosen for."""
+
+    RECALL = "recall"
+    """Finding again what stood far back."""
+    PERPLEXITY = "perplexity"
+    """Predicting the next token of held-out text."""
+
+
+LayerNumbers = Annotated[list[Annotated[int, Field(ge=0, le=10_000)]], Unique(), Field(max_length=1000)]
+"""Decoder layers, counted from 0, none twice."""
+
+FIRST_TOKENS = {Form.LOLCATS: 0, Form.WINDOW: 4}
+"""Tokens at the start that every query sees, by form, where the spec does not say."""
+
+
+class Wide(Camel):
+    """Layers that see further back than the others."""
+
+    rules = (
+        Rule(
+            cel="has(self.layers) != has(self.share)",
+            holds=lambda wide: (wide.layers is None) != (wide.share is None),
+            message=(
+                "layers names the wide layers and share has them chosen, and there must be one of the two: "
+                "set layers or share, and not both"
+            ),
+            field="layers",
+        ),
+    )
+
+    layers: Annotated[LayerNumbers, Field(min_length=1)] | None = Field(
+        default=None, description="The decoder layers, counted from 0."
+    )
+    share: PositiveShare | None = Field(
+        default=None,
+        description="In place of layers: how much of the model is wide; the run itself chooses the layers.",
+    )
+    target: WideTarget = Field(
+        default=WideTarget.RECALL,
+        description=(
+            "What a share of the layers is chosen for. recall: finding again what stood far back. "
+            "perplexity: predicting the next token."
+        ),
+    )
+    window: int | None = Field(
+        default=None,
+        description=(
+            "Last tokens that these layers see, their own included; form window alone. Not set: they keep "
+            "softmax attention over all tokens, and the cache that grows with it."
+        ),
+        ge=1,
+        le=1_048_576,
+    )
+
+
+class Attention(Camel):
+    """The form of the student's attention."""
+
+    rules = (
+        Rule(
+            cel="self.form != 'lolcats' || !has(self.firstTokens) || self.firstTokens == 0",
+            holds=lambda attention: attention.form is not Form.LOLCATS or attention.first_tokens == 0,
+            message=(
+                "firstTokens is for form window alone, for lolcats sees the first tokens by linear "
+                "attention: remove firstTokens, or set form to window"
+            ),
+            field="firstTokens",
+        ),
+        Rule(
+            cel="self.form == 'window' || !has(self.wide) || !has(self.wide.window)",
+            holds=lambda attention: (
+                attention.form is Form.WINDOW or attention.wide is None or attention.wide.window is None
+            ),
+            message=(
+                "wide.window is for form window alone: remove wide.window, so that the wide layers keep "
+                "softmax attention, or set form to window"
+            ),
+            field="wide.window",
+        ),
+        Rule(
+            cel=(
+                "self.form != 'window' || !has(self.wide) || !has(self.wide.window) || "
+                "self.wide.window > self.window"
+            ),
+            holds=lambda attention: (
+                attention.form is not Form.WINDOW
+                or attention.wide is None
+                or attention.wide.window is None
+                or attention.wide.window > attention.window
+            ),
+            message=(
+                "wide.window is no more than window, the other layers': raise wide.window, or lower window"
+            ),
+            field="wide.window",
+        ),
+    )
+
+    form: Form = Field(
+        default=Form.LOLCATS,
+        description=(
+            "What takes the place of softmax attention. lolcats: softmax over a terraced window, linear "
+            "attention with learned feature maps before it. window: softmax over the first tokens and the "
+            "last ones, which has nothing to train in attention transfer."
+        ),
+    )
     window: int = Field(
         default=64,
-        description="Terrace block: a query sees its own block and the one before exactly.",
+        description=(
+            "lolcats: terrace block; a query sees its own block and the one before exactly. window: last "
+            "tokens that a query sees, its own included."
+        ),
         ge=1,
         le=4096,
     )
+    first_tokens: int = Field(
+        default=FIRST_TOKENS[Form.LOLCATS],
+        description=(
+            "Tokens at the start of a sequence that every query sees; form window alone, there 4 unless set."
+        ),
+        ge=0,
+        le=4096,
+        json_schema_extra={PRESET_MARK: True},
+    )
+    wide: Wide | None = Field(
+        default=None,
+        description=(
+            "Layers that see further back than the others; none by default. A layer in keepSoftmaxLayers "
+            "keeps softmax attention all the same."
+        ),
+    )
     feature_dim: int = Field(
         default=64,
-        description="Columns of each feature map's matrix; features are twice as many.",
+        description="Columns of each feature map's matrix, form lolcats; features are twice as many.",
         ge=1,
         le=1024,
     )
     key_maps: KeyMaps = Field(
         default=KeyMaps.PER_QUERY_HEAD,
         description=(
-            "perQueryHead: a key feature map for every query head, as published. perKeyValueHead: one for "
-            "every key/value head, which makes the decode state smaller by the number of query heads in a "
-            "group."
+            "Form lolcats. perQueryHead: a key feature map for every query head, as published. "
+            "perKeyValueHead: one for every key/value head, which makes the decode state smaller by the "
+            "number of query heads in a group."
         ),
     )
-    keep_softmax_layers: Annotated[list[Annotated[int, Field(ge=0, le=10_000)]], Unique()] = Field(
+    keep_softmax_layers: LayerNumbers = Field(
         default_factory=list,
         description="Decoder layers, counted from 0, that keep their softmax attention.",
-        max_length=1000,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_form(cls, fields: Any) -> Any:
+        """What is behind sees a number alone; what the spec does not set goes by the form."""
+        if not isinstance(fields, dict) or any(
+            fields.get(name) is not None for name in ("firstTokens", "first_tokens")
+        ):
+            return fields
+        form = fields.get("form", Form.LOLCATS)
+        known = isinstance(form, str) and form in FIRST_TOKENS
+        rest = {name: value for name, value in fields.items() if name != "firstTokens"}
+        return {**rest, "first_tokens": FIRST_TOKENS[Form(form)]} if known else fields

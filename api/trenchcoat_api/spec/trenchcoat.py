@@ -46,8 +46,8 @@ class TrenchcoatSpec(Camel):
             holds=lambda spec: spec.data.sequence_length > spec.attention.window,
             message=(
                 f"attention.window ({_WINDOW} unless set) covers the whole data.sequenceLength ({_SEQUENCE} "
-                "unless set), so that linear attention would see nothing: lower attention.window, or raise "
-                "data.sequenceLength"
+                "unless set), so that training would see nothing before the window: lower attention.window, "
+                "or raise data.sequenceLength"
             ),
             field="attention.window",
         ),
@@ -83,7 +83,7 @@ class TrenchcoatSpec(Camel):
     seed: int = Field(
         default=0, description="Seed of initial values and of the order of data.", ge=0, le=2**31 - 1
     )
-    attention: Attention = Field(default_factory=Attention, description="The student's hybrid attention.")
+    attention: Attention = Field(default_factory=Attention, description="The student's attention.")
     collect: Collect = Field(default_factory=Collect, description="Multi-node collection of activations.")
     transfer: Transfer = Field(default_factory=Transfer, description="Attention transfer, by Cria.")
     cria_lora: CriaLora = Field(default_factory=CriaLora, description="LoRA by Cria.")

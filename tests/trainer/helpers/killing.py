@@ -42,8 +42,8 @@ PRELOADED = [
 ]
 WRITE_EVERYTHING = {
     "trenchcoat_trainer.runtime.writer.JOURNAL_SECONDS": 0.0,
-    "trenchcoat_trainer.stages.cria.phase.CHECKPOINT_SECONDS": 0.0,
-    "trenchcoat_trainer.stages.cria.phase.CHECKPOINT_SHARE": 1e9,
+    "trenchcoat_trainer.stages.cria.loop.CHECKPOINT_SECONDS": 0.0,
+    "trenchcoat_trainer.stages.cria.loop.CHECKPOINT_SHARE": 1e9,
     "trenchcoat_trainer.stages.stitch.CHECKPOINT_SECONDS": 0.0,
     "trenchcoat_trainer.stages.tokenize.CHECKPOINT_SECONDS": 0.0,
     "trenchcoat_trainer.stages.evaluate.saved.CHECKPOINT_SECONDS": 0.0,

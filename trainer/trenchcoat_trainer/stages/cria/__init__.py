@@ -6,7 +6,6 @@ Leaves ``feature_maps.safetensors`` and ``adapters.safetensors``; a phase of 0 e
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +21,11 @@ from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.runtime.progress import format_loss
 from trenchcoat_trainer.runtime.ranks import choose_device
-from trenchcoat_trainer.runtime.training import Cursor
 from trenchcoat_trainer.stages.cria.error import layer_errors
 from trenchcoat_trainer.stages.cria.fused import fuse_for_gpu
+from trenchcoat_trainer.stages.cria.loop import Loop
 from trenchcoat_trainer.stages.cria.lora import LoraPhase, block_step, layerwise_step
-from trenchcoat_trainer.stages.cria.phase import Loop
-from trenchcoat_trainer.stages.cria.transfer import TransferPhase, transfer_step
+from trenchcoat_trainer.stages.cria.transfer import TransferPhase, TransferStep, transfer_step
 from trenchcoat_trainer.students.artifacts import (
     ADAPTERS,
     FEATURE_MAPS,
@@ -56,71 +54,64 @@ def run(context: StageContext) -> None:
 
 def train(context: StageContext) -> None:
     """Set up, run both phases from the last checkpoint on, save."""
-    spec, cria = context.spec, context.cria
-    model = load_cria(context, cria)
+    model = load_cria(context, context.cria)
     if not model.maps():
         leave_as_it_is(context, model)
         return
-    data = CriaData(context, cria, embedding(context, cria), with_targets=spec.cria_lora.objective == "block")
-    plan = [(phase.epochs, phase.batch_size) for phase in (spec.transfer, spec.cria_lora)]
-    loop = Loop(context, data, plan, next(model.parameters()).device)
-    saved = context.checkpoint.load()
-    tensors, state = saved if saved else ({}, {"phase": "transfer", "cursor": {}, "facts": {}})
-    facts: dict[str, Any] = state["facts"]
-    losses: dict[str, float] = facts.setdefault("losses", {})
-
+    loop = Loop(context, open_data(context), next(model.parameters()).device)
     fused = fuse_for_gpu(model)
-    transfer = TransferPhase(
-        model,
-        spec.transfer,
-        spec.transfer.epochs * data.steps(spec.transfer.batch_size),
-        fused.transfer_step if fused else transfer_step,
-        max_growth=float(spec.gates.max_loss_growth),
-        seed=spec.seed,
-    )
-    if state["phase"] == "transfer":
-        cursor = Cursor(**state["cursor"])
-        if saved:
-            logger.info("going on from step %d of attention transfer", cursor.done)
-            transfer.restore(tensors, state["state"])
-            context.progress.go_on(transfer.name, state["curve"])
-        loop.run(transfer, cursor, {}, facts)
-        maps, best = transfer.finish()
-        if cursor.initial is not None:
-            losses.update(transferInitial=cursor.initial, transfer=best)
-        batches = data.batches(epoch=spec.transfer.epochs, batch_size=spec.transfer.micro_batch_size)
-        facts["layerErrors"] = layer_errors(model, batches)
-        tensors, state, saved = {}, {"phase": "lora", "cursor": {}}, None
-    else:
-        maps = {name: tensors[f"maps.{name}"] for name in model.maps()}
-        model.set_maps(maps)
+
+    if loop.maps is None:
+        loop.maps = train_maps(context, model, loop, fused.transfer_step if fused else transfer_step)
+    else:  # an earlier attempt has trained them
+        model.set_maps(loop.maps)
         model.requires_grad_(False)
-        loop.skip(transfer)
 
     lora = LoraPhase(
         model,
-        spec,
+        context.spec,
         fused.layerwise_step if fused else layerwise_step,
         fused.block_step if fused else block_step,
     )
-    cursor = Cursor(**state["cursor"])
-    if saved:
-        logger.info("going on from step %d of LoRA", cursor.done)
-        lora.restore(tensors, state["state"])
-        context.progress.go_on(lora.name, state["curve"])
-    loop.run(lora, cursor, {f"maps.{name}": tensor for name, tensor in maps.items()}, facts)
-    if spec.cria_lora.epochs:
-        losses.update(loraInitial=cursor.initial, lora=cursor.final)
+    cursor = loop.run(lora)
+    if lora.epochs:
+        loop.losses.update(loraInitial=cursor.initial, lora=cursor.final)
 
-    context.writer.write_tensors(FEATURE_MAPS, maps)
+    context.writer.write_tensors(FEATURE_MAPS, loop.maps)
     context.writer.write_tensors(ADAPTERS, {name: p.detach() for name, p in lora.adapters.items()})
-    context.writer.finish(
-        Facts(
-            losses={name: format_loss(loss) for name, loss in losses.items()},
-            curve=context.progress.curve.formatted(),
-            # A checkpoint of an earlier version has none.
-            layer_errors={name: format_loss(error) for name, error in facts.get("layerErrors", {}).items()},
-        )
+    context.writer.finish(facts_of(context, loop))
+
+
+def train_maps(
+    context: StageContext, model: CriaModel, loop: Loop, step: TransferStep
+) -> dict[str, torch.Tensor]:
+    """Run attention transfer; returns the best maps, which are in place, and notes how good they are."""
+    settings = context.spec.transfer
+    transfer = TransferPhase(
+        model,
+        settings,
+        settings.epochs * loop.data.steps(settings.batch_size),
+        step,
+        max_growth=float(context.spec.gates.max_loss_growth),
+        seed=context.spec.seed,
+    )
+    cursor = loop.run(transfer)
+    maps, best = transfer.finish()
+    if cursor.initial is not None:
+        loop.losses.update(transferInitial=cursor.initial, transfer=best)
+    batches = loop.data.batches(epoch=settings.epochs, batch_size=settings.micro_batch_size)
+    loop.facts["layerErrors"] = layer_errors(model, batches)
+    return maps
+
+
+def facts_of(context: StageContext, loop: Loop) -> Facts:
+    """Losses of both phases, the curve of the last, and the maps' errors, as the manifest wants them."""
+    # A checkpoint of an earlier version has no errors.
+    errors = loop.facts.get("layerErrors", {})
+    return Facts(
+        losses={name: format_loss(loss) for name, loss in loop.losses.items()},
+        curve=context.progress.curve.formatted(),
+        layer_errors={name: format_loss(error) for name, error in errors.items()},
     )
 
 
@@ -147,6 +138,12 @@ def load_cria(context: StageContext, cria: CriaRange) -> CriaModel:
         dtype=weight_dtype(context),
         device=device,
     )
+
+
+def open_data(context: StageContext) -> CriaData:
+    """Open the Cria's inputs, and the next boundary where the objective compares with it."""
+    with_targets = context.spec.cria_lora.objective == "block"
+    return CriaData(context, context.cria, embedding(context, context.cria), with_targets=with_targets)
 
 
 def embedding(context: StageContext, cria: CriaRange) -> Callable[[torch.Tensor], torch.Tensor]:

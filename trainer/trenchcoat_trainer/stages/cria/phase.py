@@ -1,19 +1,14 @@
-"""What attention transfer and LoRA by Cria have in common, and the loop that runs either."""
+"""What attention transfer and LoRA by Cria have in common: how they are run, and when they have diverged."""
 
-import itertools
 import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from trenchcoat_api.crias import CriaRange
 
-from trenchcoat_trainer.data import Batch, CriaData
+from trenchcoat_trainer.data import Batch
 from trenchcoat_trainer.errors import DivergedError
-from trenchcoat_trainer.layers.prefetch import on_device
-from trenchcoat_trainer.runtime.context import StageContext
-from trenchcoat_trainer.runtime.training import CHECKPOINT_SECONDS, CHECKPOINT_SHARE, Cursor
 
 
 class Phase(Protocol):
@@ -34,106 +29,6 @@ class Phase(Protocol):
 
     def restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         """Go on from what `tensors` and `state` returned."""
-
-
-class Loop:
-    """Runs the phases of one Cria after another, with progress, checkpoints and stopping on request."""
-
-    def __init__(
-        self,
-        context: StageContext,
-        data: CriaData,
-        phases: Sequence[tuple[int, int]],
-        device: torch.device,
-    ) -> None:
-        """`phases` gives epochs and batch size of each phase, to tell which share of the whole is done."""
-        self._context = context
-        self._device = device
-        self._data = data
-        self._total = sum(epochs * data.steps(batch_size) for epochs, batch_size in phases)
-        self._saved_at = time.monotonic()
-        self._interval = CHECKPOINT_SECONDS
-        self._before = 0
-
-    def run(
-        self, phase: Phase, cursor: Cursor, carried: dict[str, torch.Tensor], facts: dict[str, Any]
-    ) -> None:
-        """Run `phase` from `cursor` to its end.
-
-        Args:
-            phase: what to train.
-            cursor: where to begin; moved on.
-            carried: tensors of earlier phases, kept in every checkpoint.
-            facts: JSON of earlier phases, likewise.
-
-        Raises:
-            PreemptedError: a stop was requested; a checkpoint is written.
-            DivergedError: a loss is not a number, or grew beyond its bound.
-        """
-        context, data = self._context, self._data
-        per_epoch = data.steps(phase.batch_size)
-        tokens_per_sequence = context.spec.data.sequence_length
-        done = facts.get("losses", {})
-        while cursor.epoch < phase.epochs:
-            batches = data.batches(epoch=cursor.epoch, batch_size=phase.batch_size, start_step=cursor.step)
-            for batch in copied_ahead(batches, self._device):
-                cursor.note(phase.step(batch, epoch=cursor.epoch, step=cursor.step))
-                context.progress.update(
-                    phase.name,
-                    cursor.done,
-                    phase.epochs * per_epoch,
-                    fraction=(self._before + cursor.done) / self._total,
-                    losses={**({} if cursor.final is None else {phase.name: cursor.final}), **done},
-                    tokens=len(batch.inputs) * tokens_per_sequence,
-                )
-                if context.stop.requested or self._due():
-                    self._save(phase, cursor, carried, facts)
-                    context.stop.check()
-            cursor.epoch, cursor.step = cursor.epoch + 1, 0
-        self._before += cursor.done
-
-    def skip(self, phase: Phase) -> None:
-        """Count `phase` as done: an earlier attempt finished it."""
-        self._before += phase.epochs * self._data.steps(phase.batch_size)
-
-    def _due(self) -> bool:
-        return time.monotonic() - self._saved_at >= self._interval
-
-    def _save(
-        self, phase: Phase, cursor: Cursor, carried: dict[str, torch.Tensor], facts: dict[str, Any]
-    ) -> None:
-        began = time.monotonic()
-        state = {
-            "phase": phase.name,
-            "cursor": vars(cursor),
-            "state": phase.state(),
-            "facts": facts,
-            "curve": self._context.progress.curve.state(),
-        }
-        self._context.checkpoint.save({**carried, **phase.tensors()}, state)
-        self._saved_at = time.monotonic()
-        self._interval = max(CHECKPOINT_SECONDS, (self._saved_at - began) / CHECKPOINT_SHARE)
-
-
-def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Yield `batches` on `device`; to a GPU the next one is copied while the current one computes."""
-    if device.type != "cuda":
-        yield from batches
-        return
-    first = next(batches, None)
-    if first is None:
-        return
-    every = itertools.chain([first], batches)
-    if first.targets is None:
-        for inputs in on_device((batch.inputs.pin_memory() for batch in every), device):
-            yield Batch(inputs, None)
-        return
-    # Both run in step, so that the tee holds a batch or two.
-    left, right = itertools.tee(every)
-    inputs_ahead = on_device((batch.inputs.pin_memory() for batch in left), device)
-    targets_ahead = on_device((batch.targets.pin_memory() for batch in right), device)
-    for inputs, targets in zip(inputs_ahead, targets_ahead, strict=True):
-        yield Batch(inputs, targets)
 
 
 class GrowthBound:

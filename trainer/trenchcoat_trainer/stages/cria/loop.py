@@ -1,0 +1,103 @@
+"""Running the phases of one Cria from the last checkpoint on, with progress and further checkpoints."""
+
+import logging
+import time
+from typing import Any
+
+import torch
+
+from trenchcoat_trainer.data import CriaData
+from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.runtime.training import CHECKPOINT_SECONDS, CHECKPOINT_SHARE, Cursor
+from trenchcoat_trainer.stages.cria.copying import copied_ahead
+from trenchcoat_trainer.stages.cria.phase import Phase
+
+logger = logging.getLogger(__name__)
+
+_MAPS = "maps."
+
+
+class Loop:
+    """Runs one phase after another, and keeps in every checkpoint what those before it have left."""
+
+    def __init__(self, context: StageContext, data: CriaData, device: torch.device) -> None:
+        """Read the last checkpoint, if there is one."""
+        spec = context.spec
+        self.data = data
+        self._context = context
+        self._device = device
+        self._steps = {
+            name: settings.epochs * data.steps(settings.batch_size)
+            for name, settings in (("transfer", spec.transfer), ("lora", spec.cria_lora))
+        }
+        self._saved_at = time.monotonic()
+        self._interval = CHECKPOINT_SECONDS
+        self._tensors, self._state = context.checkpoint.load() or ({}, {})
+        self.facts: dict[str, Any] = self._state.get("facts", {})
+        """What was found so far, as JSON."""
+        self.losses: dict[str, float] = self.facts.setdefault("losses", {})
+        """Losses of phases that are done, by name."""
+        self.maps: dict[str, torch.Tensor] | None = None
+        """The maps that attention transfer left; none before it is done."""
+        if self._state.get("phase") == "lora":
+            kept = ((name, tensor) for name, tensor in self._tensors.items() if name.startswith(_MAPS))
+            self.maps = {name.removeprefix(_MAPS): tensor for name, tensor in kept}
+
+    def run(self, phase: Phase) -> Cursor:
+        """Run `phase` to its end, from the checkpoint on if that is its own; returns where it ended.
+
+        Raises:
+            PreemptedError: a stop was requested; a checkpoint is written.
+            DivergedError: a loss is not a number, or grew beyond its bound.
+        """
+        context, data = self._context, self.data
+        cursor = self._restore(phase)
+        while cursor.epoch < phase.epochs:
+            batches = data.batches(epoch=cursor.epoch, batch_size=phase.batch_size, start_step=cursor.step)
+            for batch in copied_ahead(batches, self._device):
+                cursor.note(phase.step(batch, epoch=cursor.epoch, step=cursor.step))
+                self._report(phase, cursor, len(batch.inputs))
+                if context.stop.requested or self._is_due():
+                    self._save(phase, cursor)
+                    context.stop.check()
+            cursor.epoch, cursor.step = cursor.epoch + 1, 0
+        return cursor
+
+    def _restore(self, phase: Phase) -> Cursor:
+        if self._state.get("phase") != phase.name:
+            return Cursor()
+        cursor = Cursor(**self._state["cursor"])
+        logger.info("going on from step %d of %s", cursor.done, phase.name)
+        phase.restore(self._tensors, self._state["state"])
+        self._context.progress.go_on(phase.name, self._state["curve"])
+        self._tensors, self._state = {}, {}
+        return cursor
+
+    def _report(self, phase: Phase, cursor: Cursor, sequences: int) -> None:
+        before = 0 if phase.name == "transfer" else self._steps["transfer"]
+        own = {} if cursor.final is None else {phase.name: cursor.final}
+        self._context.progress.update(
+            phase.name,
+            cursor.done,
+            self._steps[phase.name],
+            fraction=(before + cursor.done) / sum(self._steps.values()),
+            losses={**own, **self.losses},
+            tokens=sequences * self._context.spec.data.sequence_length,
+        )
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._saved_at >= self._interval
+
+    def _save(self, phase: Phase, cursor: Cursor) -> None:
+        began = time.monotonic()
+        state = {
+            "phase": phase.name,
+            "cursor": vars(cursor),
+            "state": phase.state(),
+            "facts": self.facts,
+            "curve": self._context.progress.curve.state(),
+        }
+        maps = {_MAPS + name: tensor for name, tensor in (self.maps or {}).items()}
+        self._context.checkpoint.save({**maps, **phase.tensors()}, state)
+        self._saved_at = time.monotonic()
+        self._interval = max(CHECKPOINT_SECONDS, (self._saved_at - began) / CHECKPOINT_SHARE)

@@ -13,6 +13,7 @@ PACKAGES = {
     "api": "trenchcoat_api",
     "operator": "trenchcoat_operator",
     "plugin": "trenchcoat_kubectl",
+    "s3": "trenchcoat_s3",
     "trainer": "trenchcoat_trainer",
 }
 
@@ -58,6 +59,7 @@ def test_the_product_keeps_them(tree: Path) -> None:
             "import trenchcoat_trainer",
             "The operator needs neither",
         ),
+        ("s3/trenchcoat_s3/faults.py", "import trenchcoat_api", "What both know of S3"),
         ("plugin/trenchcoat_kubectl/cli.py", "import trenchcoat_operator", "The plugin for kubectl"),
         ("trainer/trenchcoat_trainer/errors.py", "import kopf", "The trainer needs neither"),
         (

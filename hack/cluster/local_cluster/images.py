@@ -49,7 +49,7 @@ class Image:
 def _python_image(name: str) -> Image:
     requirements = REPO / "requirements"
     heavy = (REPO / name / "Dockerfile", requirements / "bootstrap.txt", requirements / f"{name}.txt")
-    code = (REPO / "pyproject.toml", REPO / "api", REPO / name)
+    code = (REPO / "pyproject.toml", REPO / "api", REPO / "s3", REPO / name)
     return Image(name, (*heavy, *code), needs=("base",), dependencies=heavy)
 
 

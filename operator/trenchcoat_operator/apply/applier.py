@@ -31,6 +31,7 @@ from trenchcoat_operator.model.plan import (
     StoreAction,
 )
 from trenchcoat_operator.storage.access import Stores
+from trenchcoat_operator.storage.deletions import Deletions
 
 log = logging.getLogger(__name__)
 
@@ -110,18 +111,18 @@ class Applier:
                 self._act_in_store(trenchcoat, action)
 
     def _act_in_store(self, trenchcoat: Trenchcoat, action: StoreAction) -> None:
-        reader = self._stores.open(trenchcoat)
+        deletions = Deletions(self._stores.open(trenchcoat))
         log.info("%s: %s %s", trenchcoat.metadata.name, type(action).__name__, action.artifact.prefix)
         match action:
             case Condemn(artifact=artifact, manifest=manifest):
-                reader.condemn(artifact, manifest)
+                deletions.condemn(artifact, manifest)
                 self._stores.manifests.drop(artifact)
             case Restore(artifact=artifact):
-                reader.restore(artifact)
+                deletions.restore(artifact)
             case Purge(artifact=artifact, manifest=manifest):
-                reader.purge(artifact, manifest, PURGE_SECONDS)
+                deletions.purge(artifact, manifest, PURGE_SECONDS)
             case Forget(artifact=artifact):
-                reader.forget(artifact)
+                deletions.forget(artifact)
 
     def _stop(self, kind: str, namespace: str, name: str) -> None:
         """Let a deadline of one second end it: its controller then stops its pods and calls it failed.

@@ -25,7 +25,7 @@ from trenchcoat_operator.reconcile.telling.events import of_conditions
 from trenchcoat_operator.reconcile.telling.refusals import rejected
 from trenchcoat_operator.settings import Settings
 from trenchcoat_operator.storage.access import Stores
-from trenchcoat_operator.storage.s3 import StoreError
+from trenchcoat_operator.storage.errors import StoreError
 
 _REJECTIONS = (400, 403, 422)
 DUE_SECONDS = 0.1

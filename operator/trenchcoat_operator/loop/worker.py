@@ -10,7 +10,7 @@ from trenchcoat_operator.loop.reconciler import Reconciler
 from trenchcoat_operator.metrics.recorder import Metrics
 from trenchcoat_operator.model.key import Key
 from trenchcoat_operator.settings import Settings
-from trenchcoat_operator.storage.s3 import StoreError
+from trenchcoat_operator.storage.errors import StoreError
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ from trenchcoat_api.resource import Trenchcoat
 
 from trenchcoat_operator.model.observed import Child, Problem, StoreView
 from trenchcoat_operator.storage.access import Stores
-from trenchcoat_operator.storage.s3 import StoreError, StoreReader
+from trenchcoat_operator.storage.errors import StoreError
+from trenchcoat_operator.storage.reader import StoreReader
 from trenchcoat_operator.works import graph, superseded
 
 _SILENCE = timedelta(seconds=30)

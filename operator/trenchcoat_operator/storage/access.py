@@ -9,17 +9,15 @@ from trenchcoat_api import constants
 from trenchcoat_api.artifacts import Artifact, Manifest
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
+from trenchcoat_s3.connection import Credentials
 
 from trenchcoat_operator.kubernetes import kinds
 from trenchcoat_operator.kubernetes.client import Cluster
 from trenchcoat_operator.kubernetes.errors import ForbiddenError, NotFoundError
 from trenchcoat_operator.storage.cache import ManifestCache, Readers, SecretCache
-from trenchcoat_operator.storage.s3 import Credentials, ReadObserver, StoreError, StoreReader
+from trenchcoat_operator.storage.errors import SecretError
+from trenchcoat_operator.storage.reader import ReadObserver, StoreReader
 from trenchcoat_operator.works import graph
-
-
-class SecretError(StoreError):
-    """A Secret that cannot be used."""
 
 
 class Stores:

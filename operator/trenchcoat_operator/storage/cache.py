@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 from trenchcoat_api.artifacts import Artifact, Manifest
 from trenchcoat_api.spec import Store
+from trenchcoat_s3.connection import Credentials
 
-from trenchcoat_operator.storage.s3 import Credentials, ReadObserver, StoreReader
+from trenchcoat_operator.storage.bucket import Bucket
+from trenchcoat_operator.storage.reader import ReadObserver, StoreReader
 
 ABSENT_SECONDS = 60.0
 """How long it may take until what came from outside the cluster is seen."""
@@ -126,7 +128,7 @@ class Readers:
         with self._lock:
             reader = self._readers.get(place)
             if reader is None:
-                reader = self._readers[place] = StoreReader(store, credentials, self._observe)
+                reader = self._readers[place] = StoreReader(Bucket(store, credentials), self._observe)
             self._readers.move_to_end(place)
             while len(self._readers) > self._limit:
                 self._readers.popitem(last=False)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 
 import pytest
 from trenchcoat_api.artifacts import Artifact, Artifacts, DeletionPhase
 from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_operator.storage.bucket import Bucket
 from trenchcoat_operator.storage.cache import ABSENT_SECONDS, ManifestCache
-from trenchcoat_operator.storage.s3 import Credentials, StoreError, StoreReader
+from trenchcoat_operator.storage.deletions import Deletions
+from trenchcoat_operator.storage.errors import StoreError
+from trenchcoat_operator.storage.reader import StoreReader
+from trenchcoat_s3.connection import Credentials
 
 from tests.minio_server import ACCESS_KEY, BUCKET, SECRET_KEY, minio_or_skip
 from tests.operator import world
@@ -25,7 +28,7 @@ def owner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trenchcoat]:
 
 @pytest.fixture
 def reader(owner: Trenchcoat) -> StoreReader:
-    return StoreReader(owner.spec.store, Credentials(ACCESS_KEY, SECRET_KEY))
+    return StoreReader(Bucket(owner.spec.store, Credentials(ACCESS_KEY, SECRET_KEY)))
 
 
 @pytest.fixture
@@ -35,36 +38,36 @@ def artifact(owner: Trenchcoat, reader: StoreReader) -> Artifact:
     manifest = world.manifest(made).model_dump_json(by_alias=True).encode()
     objects = {f"boundary-01/{n:05d}": b"x" for n in range(7)} | {"checkpoint/state": b"y"}
     for path, data in (objects | {"manifest.json": manifest}).items():
-        reader._client.put_object(BUCKET, made.prefix + path, io.BytesIO(data), len(data))
+        reader.bucket.put(made.prefix + path, data)
     return made
 
 
 def names(reader: StoreReader, artifact: Artifact) -> set[str]:
-    return {name.removeprefix(artifact.prefix) for name in reader._objects(artifact)}
+    return {name.removeprefix(artifact.prefix) for name in reader.bucket.list(artifact.prefix)}
 
 
 def test_condemned_purged_and_forgotten(reader: StoreReader, artifact: Artifact) -> None:
     manifest = reader.manifest(artifact)
     assert manifest is not None and reader.deletion(artifact) is None
-    reader.condemn(artifact, manifest)
+    Deletions(reader).condemn(artifact, manifest)
     assert reader.manifest(artifact) is None
     condemned = reader.deletion(artifact)
     assert condemned is not None
     assert (condemned.phase, condemned.manifest) == (DeletionPhase.CONDEMNED, manifest)
     assert len(names(reader, artifact)) == 9
-    assert reader.purge(artifact, manifest, seconds=30)
+    assert Deletions(reader).purge(artifact, manifest, seconds=30)
     purged = reader.deletion(artifact)
     assert purged is not None and purged.phase is DeletionPhase.PURGED
     assert names(reader, artifact) == {"deleted.json"}
     assert reader.holds_any(artifact)
-    reader.forget(artifact)
+    Deletions(reader).forget(artifact)
     assert not reader.holds_any(artifact)
 
 
 def test_a_condemned_one_is_given_back(reader: StoreReader, artifact: Artifact) -> None:
     manifest = reader.manifest(artifact)
-    reader.condemn(artifact, manifest)
-    reader.restore(artifact)
+    Deletions(reader).condemn(artifact, manifest)
+    Deletions(reader).restore(artifact)
     assert reader.manifest(artifact) == manifest
     assert reader.deletion(artifact) is None
 
@@ -72,11 +75,11 @@ def test_a_condemned_one_is_given_back(reader: StoreReader, artifact: Artifact) 
 def test_no_more_is_deleted_at_once_than_there_is_time_for(
     reader: StoreReader, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trenchcoat_operator.storage.s3._DELETED_TOGETHER", 3)
+    monkeypatch.setattr("trenchcoat_operator.storage.bucket.DELETED_TOGETHER", 3)
     manifest = reader.manifest(artifact)
-    reader.condemn(artifact, manifest)
+    Deletions(reader).condemn(artifact, manifest)
     left = [len(names(reader, artifact))]
-    while not reader.purge(artifact, manifest, seconds=0):
+    while not Deletions(reader).purge(artifact, manifest, seconds=0):
         left.append(len(names(reader, artifact)))
         deletion = reader.deletion(artifact)
         assert deletion is not None and deletion.phase is DeletionPhase.PURGING
@@ -86,16 +89,16 @@ def test_no_more_is_deleted_at_once_than_there_is_time_for(
 
 def test_neighbours_are_left_alone(owner: Trenchcoat, reader: StoreReader, artifact: Artifact) -> None:
     other = Artifacts(owner.spec).shard
-    reader._client.put_object(BUCKET, other.prefix + "data", io.BytesIO(b"z"), 1)
-    reader.condemn(artifact, None)
-    assert reader.purge(artifact, None, seconds=30)
+    reader.bucket.put(other.prefix + "data", b"z")
+    Deletions(reader).condemn(artifact, None)
+    assert Deletions(reader).purge(artifact, None, seconds=30)
     assert reader.holds_any(other)
 
 
 def test_a_key_that_may_not_delete_is_named(owner: Trenchcoat, artifact: Artifact) -> None:
-    stranger = StoreReader(owner.spec.store, Credentials("stranger", "wrong-password"))
+    stranger = StoreReader(Bucket(owner.spec.store, Credentials("stranger", "wrong-password")))
     with pytest.raises(StoreError, match=r"spec\.store\.credentialsSecretRef") as caught:
-        stranger.condemn(artifact, None)
+        Deletions(stranger).condemn(artifact, None)
     assert "wrong-password" not in caught.value.message
 
 

@@ -14,7 +14,10 @@ from trenchcoat_api.artifacts import (
     StoredObject,
 )
 from trenchcoat_operator.storage.access import Stores
-from trenchcoat_operator.storage.s3 import Credentials, StoreReader
+from trenchcoat_operator.storage.bucket import Bucket
+from trenchcoat_operator.storage.deletions import Deletions
+from trenchcoat_operator.storage.reader import StoreReader
+from trenchcoat_s3.connection import Credentials
 
 from tests.minio_server import (
     ACCESS_KEY,
@@ -41,7 +44,9 @@ def reads() -> list[str]:
 @pytest.fixture
 def reader(server: MinioServer, reads: list[str]) -> StoreReader:
     spec = trenchcoat(store={"endpoint": server.endpoint, "bucket": BUCKET}).spec
-    return StoreReader(spec.store, Credentials(ACCESS_KEY, SECRET_KEY), lambda what, _: reads.append(what))
+    return StoreReader(
+        Bucket(spec.store, Credentials(ACCESS_KEY, SECRET_KEY)), lambda what, _: reads.append(what)
+    )
 
 
 @pytest.fixture
@@ -77,16 +82,16 @@ def test_what_was_condemned_comes_back_whole(
     server: MinioServer, reader: StoreReader, artifact: Artifact
 ) -> None:
     whole = write(server, artifact)
-    reader.condemn(artifact, reader.manifest(artifact))
+    Deletions(reader).condemn(artifact, reader.manifest(artifact))
     assert reader.manifest(artifact) is None
     note = Deletion.model_validate(stored(server, artifact.deletion_path))
     assert (note.phase, note.manifest) == (DeletionPhase.CONDEMNED, whole)
     told = reader.deletion(artifact)
     assert told is not None and told.manifest is not None
     assert (len(told.manifest.objects), told.manifest.size) == (1, 8003)
-    reader.condemn(artifact, told.manifest)  # as after a look that is too old: nothing is lost
+    Deletions(reader).condemn(artifact, told.manifest)  # as after a look that is too old: nothing is lost
     assert Deletion.model_validate(stored(server, artifact.deletion_path)).manifest == whole
-    reader.restore(artifact)
+    Deletions(reader).restore(artifact)
     assert Manifest.model_validate(stored(server, artifact.manifest_path)) == whole
     assert reader.deletion(artifact) is None
 

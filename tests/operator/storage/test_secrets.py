@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from trenchcoat_operator.kubernetes.errors import NotFoundError
 from trenchcoat_operator.storage import access
-from trenchcoat_operator.storage.access import SecretError, Stores
+from trenchcoat_operator.storage.access import Stores
 from trenchcoat_operator.storage.cache import SECRET_SECONDS, SecretCache
+from trenchcoat_operator.storage.errors import SecretError
 
 from tests.operator.simulation import trenchcoat
 

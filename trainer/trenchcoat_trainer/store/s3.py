@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import urllib3
-from minio import Minio
 from minio.commonconfig import ComposeSource
-from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+from minio.error import S3Error
+from trenchcoat_s3.connection import Credentials, connect
+from trenchcoat_s3.faults import FAILURES, Fault, fault_of, root_cause
 
 from trenchcoat_trainer.errors import NotFoundError, StoreError
 from trenchcoat_trainer.store.base import CHUNK_BYTES, Entry
@@ -31,14 +32,6 @@ PART_BYTES = 16 * 1024 * 1024
 MAX_PARTS = 9_000
 
 _UNSUPPORTED = {"NotImplemented", "MethodNotAllowed"}
-_REFUSED = {
-    "AccessDenied",
-    "AllAccessDisabled",
-    "AuthorizationHeaderMalformed",
-    "InvalidAccessKeyId",
-    "InvalidToken",
-    "SignatureDoesNotMatch",
-}
 
 
 class S3Store:
@@ -49,21 +42,10 @@ class S3Store:
         self._bucket = bucket
         self._options = {"region": region, "access_key": access_key, "secret_key": secret_key}
         self.name = f"s3://{bucket}"
-        scheme, _, host = endpoint.rstrip("/").partition("://")
-        self._client = Minio(
-            host,
-            access_key=access_key,
-            secret_key=secret_key,
-            secure=scheme == "https",
-            region=region,
-            http_client=urllib3.PoolManager(
-                maxsize=POOL_CONNECTIONS,
-                timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS),
-                retries=urllib3.Retry(
-                    total=RETRIES, backoff_factor=0.5, status_forcelist=[500, 502, 503, 504]
-                ),
-            ),
-        )
+        retries = urllib3.Retry(total=RETRIES, backoff_factor=0.5, status_forcelist=[500, 502, 503, 504])
+        timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
+        http = urllib3.PoolManager(maxsize=POOL_CONNECTIONS, timeout=timeout, retries=retries)
+        self._client = connect(endpoint, region, Credentials(access_key, secret_key), http)
 
     def in_bucket(self, bucket: str) -> "S3Store":
         """Another bucket of the same store."""
@@ -239,42 +221,33 @@ class S3Store:
     def _errors(self, path: str) -> Iterator[None]:
         try:
             yield
-        except S3Error as error:
+        except FAILURES as error:
             raise self._translated(error, path) from error
-        except urllib3.exceptions.HTTPError as error:
-            raise StoreError(
-                f"spec.store.endpoint {self._endpoint} cannot be reached ({_root_cause(error)}): "
-                "correct the address or start the store"
-            ) from error
-        except (InvalidResponseError, ServerError) as error:
-            raise StoreError(
-                f"spec.store.endpoint {self._endpoint} does not answer as an S3 store does ({error}): "
-                "correct the address"
-            ) from error
-        except MinioException as error:
-            raise StoreError(
-                f"the store at {self._endpoint} failed for {path or 'the bucket'}: {error}"
-            ) from error
 
-    def _translated(self, error: S3Error, path: str) -> Exception:
-        if error.code == "NoSuchKey":
-            return NotFoundError(path, self.name)
-        if error.code == "NoSuchBucket":
-            return self._no_bucket()
-        if error.code in _REFUSED:
-            return StoreError(
-                f"the store at {self._endpoint} refused the credentials for bucket {self._bucket!r} "
-                f"({error.code}): correct accessKey and secretKey in the Secret of "
-                "spec.store.credentialsSecretRef, or its rights on the bucket"
-            )
-        return StoreError(
-            f"the store at {self._endpoint} failed for {path or 'the bucket'}: {error.code}, {error.message}"
-        )
-
-
-def _root_cause(error: BaseException) -> str:
-    reason = getattr(error, "reason", None)
-    return str(reason if isinstance(reason, BaseException) else error)
+    def _translated(self, error: Exception, path: str) -> Exception:
+        match fault_of(error):
+            case Fault.NO_OBJECT:
+                return NotFoundError(path, self.name)
+            case Fault.NO_BUCKET:
+                return self._no_bucket()
+            case Fault.REFUSED if isinstance(error, S3Error):
+                return StoreError(
+                    f"the store at {self._endpoint} refused the credentials for bucket {self._bucket!r} "
+                    f"({error.code}): correct accessKey and secretKey in the Secret of "
+                    "spec.store.credentialsSecretRef, or its rights on the bucket"
+                )
+            case Fault.NO_S3:
+                return StoreError(
+                    f"spec.store.endpoint {self._endpoint} does not answer as an S3 store does ({error}): "
+                    "correct the address"
+                )
+            case Fault.UNREACHABLE:
+                return StoreError(
+                    f"spec.store.endpoint {self._endpoint} cannot be reached ({root_cause(error)}): "
+                    "correct the address or start the store"
+                )
+        said = f"{error.code}, {error.message}" if isinstance(error, S3Error) else error
+        return StoreError(f"the store at {self._endpoint} failed for {path or 'the bucket'}: {said}")
 
 
 class _Pieces(RawIOBase):

@@ -1,0 +1,95 @@
+"""One bucket of an S3 store, used with one access key; nobody waits long for it."""
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import urllib3
+from minio.deleteobjects import DeleteObject
+from minio.error import S3Error
+from trenchcoat_api.spec import Store
+from trenchcoat_s3.connection import Credentials, connect
+from trenchcoat_s3.faults import FAILURES, Fault, fault_of
+
+from trenchcoat_operator.storage.errors import explained, undeletable
+
+Result = TypeVar("Result")
+
+DELETED_TOGETHER = 1000
+"""S3 deletes no more objects in one request."""
+
+_TIMEOUT = urllib3.Timeout(connect=3, read=8)
+
+
+class Bucket:
+    """Small objects, read and written whole. Each method raises StoreError where the store cannot be used."""
+
+    def __init__(self, store: Store, credentials: Credentials) -> None:
+        self._store = store
+        retries = urllib3.Retry(total=1, backoff_factor=0.2)
+        http = urllib3.PoolManager(timeout=_TIMEOUT, maxsize=4, retries=retries)
+        self._client = connect(store.endpoint, store.region, credentials, http)
+
+    def uri(self, path: str) -> str:
+        """An object as people name it."""
+        return f"s3://{self._store.bucket}/{path}"
+
+    def get(self, path: str) -> bytes | None:
+        """The content of an object; None if there is none."""
+        return self._try(lambda: self._get(path))
+
+    def has(self, path: str) -> bool:
+        """Whether there is an object."""
+        return self._try(lambda: self._has(path))
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write an object, replacing the one that was there."""
+        self._try(lambda: self._client.put_object(self._store.bucket, path, io.BytesIO(data), len(data)))
+
+    def remove(self, path: str) -> None:
+        """Delete an object; it need not be there."""
+        self._try(lambda: self._client.remove_object(self._store.bucket, path))
+
+    def remove_all(self, paths: Sequence[str]) -> None:
+        """Delete objects, no more than DELETED_TOGETHER."""
+        batch = [DeleteObject(path) for path in paths]
+        self._try(lambda: self._remove_all(batch))
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Paths of the objects whose paths begin with a prefix, read as they are asked for."""
+        listed = self._client.list_objects(self._store.bucket, prefix=prefix, recursive=True)
+        while (item := self._try(lambda: next(listed, None))) is not None:
+            yield str(item.object_name)
+
+    def _try(self, call: Callable[[], Result]) -> Result:
+        try:
+            return call()
+        except (*FAILURES, OSError, ValueError) as error:
+            raise explained(self._store, error) from error
+
+    def _get(self, path: str) -> bytes | None:
+        try:
+            response = self._client.get_object(self._store.bucket, path)
+        except S3Error as error:
+            if fault_of(error) is Fault.NO_OBJECT:
+                return None
+            raise
+        try:
+            data: bytes = response.read()
+            return data
+        finally:
+            response.close()
+            response.release_conn()
+
+    def _has(self, path: str) -> bool:
+        try:
+            self._client.stat_object(self._store.bucket, path)
+        except S3Error as error:
+            if fault_of(error) is Fault.NO_OBJECT:
+                return False
+            raise
+        return True
+
+    def _remove_all(self, batch: Sequence[DeleteObject]) -> None:
+        for fault in self._client.remove_objects(self._store.bucket, batch):
+            raise undeletable(self._store, str(fault.name), str(fault.code))

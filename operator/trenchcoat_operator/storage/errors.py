@@ -1,0 +1,63 @@
+"""What is told when a store cannot be used: the field of the spec at fault, and the remedy."""
+
+from minio.error import S3Error
+from trenchcoat_api.spec import Store
+from trenchcoat_s3.faults import Fault, fault_of, root_cause
+
+
+class StoreError(Exception):
+    """The store cannot be used; the reason is a condition's, the message names the field and the remedy."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+class UnreadableError(StoreError):
+    """An object that holds something else than it should."""
+
+
+class SecretError(StoreError):
+    """A Secret that cannot be used."""
+
+
+def explained(store: Store, error: Exception) -> StoreError:
+    """What to tell of an error of the client's.
+
+    Args:
+        store: The store as the spec names it.
+        error: What was raised.
+    """
+    fault = fault_of(error)
+    code = error.code if isinstance(error, S3Error) else ""
+    if fault is Fault.NO_BUCKET:
+        return StoreError(
+            "BucketNotFound",
+            f"spec.store.bucket: {store.endpoint} has no bucket {store.bucket!r}: create it, or name "
+            "one that exists",
+        )
+    if fault is Fault.REFUSED:
+        return StoreError(
+            "StoreAccessDenied",
+            f"spec.store.credentialsSecretRef: {store.endpoint} refused the access key for bucket "
+            f"{store.bucket!r} ({code}): put a key that may list, read and write the bucket "
+            f"into Secret {store.credentials_secret_ref.name!r}",
+        )
+    if isinstance(error, S3Error):
+        told = f"answered {code}: {error.message}"
+    elif fault is Fault.NO_S3:
+        told = f"does not answer as an S3 store: set it to the URL of the S3 API ({root_cause(error)})"
+    else:
+        told = f"cannot be reached: check the URL, the name and the network ({root_cause(error)})"
+    return StoreError("StoreUnreachable", f"spec.store.endpoint: {store.endpoint} {told}")
+
+
+def undeletable(store: Store, path: str, code: str) -> StoreError:
+    """What to tell of an object that the store does not let go."""
+    return StoreError(
+        "StoreAccessDenied",
+        f"spec.store.credentialsSecretRef: s3://{store.bucket}/{path} cannot be "
+        f"deleted ({code}): put a key that may delete objects into Secret "
+        f"{store.credentials_secret_ref.name!r}",
+    )

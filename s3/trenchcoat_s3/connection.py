@@ -1,0 +1,37 @@
+"""Opening an S3 store with an access key."""
+
+from dataclasses import dataclass
+
+import urllib3
+from minio import Minio
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """An access key."""
+
+    access_key: str
+    secret_key: str
+
+    def __repr__(self) -> str:
+        return "Credentials(...)"
+
+
+def connect(endpoint: str, region: str, credentials: Credentials, http: urllib3.PoolManager) -> Minio:
+    """A client of the store at a URL; nothing is sent yet.
+
+    Args:
+        endpoint: URL of the S3 API, with http or https.
+        region: Region of the buckets.
+        credentials: The access key.
+        http: Decides how long is waited, how often is tried again, and how many connections are kept.
+    """
+    scheme, _, host = endpoint.rstrip("/").partition("://")
+    return Minio(
+        host,
+        access_key=credentials.access_key,
+        secret_key=credentials.secret_key,
+        secure=scheme == "https",
+        region=region,
+        http_client=http,
+    )

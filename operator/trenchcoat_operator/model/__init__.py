@@ -1,1 +1,1 @@
-"""What the operator saw, as plain values: no client's types, nothing that can change behind one's back."""
+"""What the operator saw, and what it is to do, as plain values that nobody changes behind one's back."""

@@ -134,11 +134,9 @@ class Observer:
         result: dict[str, Queued] = {}
         for first in range(0, len(jobs), _UIDS_PER_LIST):
             uids = ",".join(job.uid for job in jobs[first : first + _UIDS_PER_LIST])
+            theirs = Selection(kinds.WORKLOADS, namespace, f"{constants.LABEL_KUEUE_JOB_UID} in ({uids})")
             try:
-                jobs_workloads = Selection(
-                    kinds.WORKLOADS, namespace, f"{constants.LABEL_KUEUE_JOB_UID} in ({uids})"
-                )
-                for body in self._cluster.list(jobs_workloads, cached=True):
+                for body in self._cluster.list(theirs, cached=True):
                     result[workloads.job_uid(body)] = workloads.queued(body)
             except NotFoundError:
                 return {}, False

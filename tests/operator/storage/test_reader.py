@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from minio.error import S3Error
 from trenchcoat_api.artifacts import Artifacts
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_operator.storage.bucket import Bucket
-from trenchcoat_operator.storage.errors import StoreError, explained
+from trenchcoat_operator.storage.errors import StoreError
 from trenchcoat_operator.storage.reader import StoreReader
 from trenchcoat_s3.connection import Credentials
 
@@ -77,20 +76,3 @@ def test_a_web_server_that_is_no_store(web_page: int) -> None:
     error = fault(at(f"http://127.0.0.1:{web_page}"))
     assert error.reason == "StoreUnreachable"
     assert "S3" in error.message
-
-
-@pytest.mark.parametrize(
-    ("code", "reason", "field"),
-    [
-        ("NoSuchBucket", "BucketNotFound", "spec.store.bucket"),
-        ("AccessDenied", "StoreAccessDenied", "spec.store.credentialsSecretRef"),
-        ("InvalidAccessKeyId", "StoreAccessDenied", "spec.store.credentialsSecretRef"),
-        ("SignatureDoesNotMatch", "StoreAccessDenied", "spec.store.credentialsSecretRef"),
-        ("SlowDown", "StoreUnreachable", "spec.store.endpoint"),
-    ],
-)
-def test_answers_of_a_store(code: str, reason: str, field: str) -> None:
-    refusal = S3Error(None, code, "said so", None, None, None)  # type: ignore[arg-type]
-    error = explained(trenchcoat().spec.store, refusal)
-    assert error.reason == reason
-    assert error.message.startswith(field + ": ")

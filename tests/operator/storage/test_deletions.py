@@ -8,7 +8,6 @@ import pytest
 from trenchcoat_api.artifacts import Artifact, Artifacts, DeletionPhase
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_operator.storage.bucket import Bucket
-from trenchcoat_operator.storage.cache import ABSENT_SECONDS, ManifestCache
 from trenchcoat_operator.storage.deletions import Deletions
 from trenchcoat_operator.storage.errors import StoreError
 from trenchcoat_operator.storage.reader import StoreReader
@@ -100,31 +99,3 @@ def test_a_key_that_may_not_delete_is_named(owner: Trenchcoat, artifact: Artifac
     with pytest.raises(StoreError, match=r"spec\.store\.credentialsSecretRef") as caught:
         Deletions(stranger).condemn(artifact, None)
     assert "wrong-password" not in caught.value.message
-
-
-def test_what_is_deleted_by_hand_is_missed_after_a_minute(reader: StoreReader, artifact: Artifact) -> None:
-    now = [0.0]
-    cache = ManifestCache(clock=lambda: now[0])
-    manifest = world.manifest(artifact)
-    cache.put(reader, artifact, manifest)
-    now[0] = 59.0
-    assert cache.get(reader, artifact) == (manifest, True)
-    now[0] = 61.0
-    assert cache.get(reader, artifact) == (manifest, False)
-    cache.put(reader, artifact, manifest)
-    cache.drop(artifact)
-    assert cache.get(reader, artifact) == (None, False)
-
-
-def test_what_was_not_there_is_asked_for_after_a_moment(reader: StoreReader, artifact: Artifact) -> None:
-    now = [0.0]
-    cache = ManifestCache(clock=lambda: now[0], limit=2)
-    assert not cache.is_absent(reader, artifact)
-    cache.put_absent(reader, artifact)
-    now[0] = ABSENT_SECONDS
-    assert cache.is_absent(reader, artifact)
-    cache.forget_absent(reader, artifact)
-    assert not cache.is_absent(reader, artifact)
-    cache.put_absent(reader, artifact)
-    now[0] += ABSENT_SECONDS + 0.1
-    assert not cache.is_absent(reader, artifact)

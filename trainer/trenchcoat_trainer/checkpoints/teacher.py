@@ -13,8 +13,8 @@ from trenchcoat_api.artifacts import ModelFacts
 from trenchcoat_api.spec import TrenchcoatSpec
 
 from trenchcoat_trainer.errors import BadInputError, NotFoundError
-from trenchcoat_trainer.sources.places import open_place
 from trenchcoat_trainer.store import Readable, Store
+from trenchcoat_trainer.store.places import open_place
 from trenchcoat_trainer.tensors.headers import TensorRange, read_header
 
 if TYPE_CHECKING:

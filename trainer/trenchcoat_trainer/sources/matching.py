@@ -8,8 +8,8 @@ from pathlib import Path
 
 from trenchcoat_trainer.errors import BadInputError
 from trenchcoat_trainer.sources.formats import PACKINGS, SUFFIXES, suffix_of
-from trenchcoat_trainer.sources.places import WILDCARD, literal_folder
 from trenchcoat_trainer.store import FolderStore, Readable
+from trenchcoat_trainer.store.places import WILDCARD, literal_folder
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_trainer.errors import BadInputError
 from trenchcoat_trainer.sources.formats import read_documents
 from trenchcoat_trainer.sources.matching import match_text
-from trenchcoat_trainer.sources.places import open_place
 from trenchcoat_trainer.store import Readable, Store
+from trenchcoat_trainer.store.places import open_place
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from trenchcoat_trainer.errors import BadInputError
-from trenchcoat_trainer.store import FolderStore, Readable, Store
+from trenchcoat_trainer.store.base import Readable, Store
+from trenchcoat_trainer.store.folder import FolderStore
 
 WILDCARD = re.compile(r"[*?\[]")
 

@@ -66,6 +66,14 @@ def test_a_point_of_a_curve_that_differs(tmp_path: Path) -> None:
     assert "DIFFERENT" in told and "1 of" in told
 
 
+def test_of_a_list_the_first_that_differs_stands_for_all(tmp_path: Path) -> None:
+    code, told = compare(save(tmp_path / "before"), save(tmp_path / "after", curve=["3.6", "3.35"]))
+    assert code == 1
+    assert "number  cria-00   curve[0] and 1 more  3.5     3.6" in told
+    assert "curve[1]" not in told
+    assert "; 3 of" in told, "the loss at the end, too"
+
+
 def test_bytes_are_those_of_the_file_not_of_its_manifest(tmp_path: Path) -> None:
     after = save(tmp_path / "after")
     next(after.rglob("maps.safetensors")).write_bytes(b"MAPS")

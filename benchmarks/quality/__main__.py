@@ -136,33 +136,35 @@ def serve(tasks: Any, results: Any, log: Path) -> None:
 
 def use_tiled() -> None:
     """Compute attention in plain torch, module by module: for a machine where the kernels do not run."""
-    from trenchcoat_trainer.attention import transfer
     from trenchcoat_trainer.stages import cria
+    from trenchcoat_trainer.students.lolcats import form, tiled
 
-    transfer.choose_backend = lambda backend, q: "tiled"
+    form.choose_backend = lambda backend, q: tiled
     cria.fuse_for_gpu = lambda model: None
 
 
 def check_kernels() -> dict[str, Any]:
     """Compare the Triton kernels with plain torch on this GPU, at this benchmark's shapes."""
     import torch
-    from trenchcoat_trainer.attention import hybrid_attention, transfer_loss
+    from trenchcoat_trainer.students import Heads, LossWeights
+    from trenchcoat_trainer.students.lolcats.form import LolcatsLayer
 
     if not torch.cuda.is_available():
         return {"attention": "tiled", "reason": "no GPU"}
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 12, 1024, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
-    maps = [torch.randn(12, 64, 64, device="cuda") * 0.05 for _ in range(2)]
-    maps.append(torch.full((12,), -2.2, device="cuda"))
+    maps = {name: torch.randn(12, 64, 64, device="cuda") * 0.05 for name in ("w_q", "w_k")}
+    maps["window_factor"] = torch.full((12,), -2.2, device="cuda")
     found = {}
     for backend in ("tiled", "triton"):
-        own = [tensor.clone().requires_grad_() for tensor in maps]
-        result = transfer_loss(q, k, v, *own, window_size=64, backend=backend)
+        attention = LolcatsLayer(12, 12, 12, 64, 64, window_size=64, backend=backend)
+        own = {name: tensor.clone().requires_grad_() for name, tensor in maps.items()}
+        result = attention.transfer_loss(Heads(q, k, v), own, LossWeights())
         result.loss.backward()
         heads = [tensor.clone().requires_grad_() for tensor in (q, k, v)]
-        y = hybrid_attention(*heads, *maps, window_size=64, backend=backend)
+        y = attention.attend(Heads(*heads), maps)
         y.float().square().sum().backward()
-        parts = [result.loss, result.output, y, *(t.grad for t in own), *(t.grad for t in heads)]
+        parts = [result.loss, result.output, y, *(t.grad for t in own.values()), *(t.grad for t in heads)]
         found[backend] = [part.detach().float() for part in parts]
     errors = [
         ((a - b).norm() / a.norm()).item() for a, b in zip(found["tiled"], found["triton"], strict=True)

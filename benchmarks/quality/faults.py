@@ -11,7 +11,6 @@ from unittest.mock import patch
 import torch
 from torch import nn
 from trenchcoat_trainer.models.cria import CriaModel
-from trenchcoat_trainer.models.maps import MAP_NAMES
 from trenchcoat_trainer.stages import cria as cria_stage
 from trenchcoat_trainer.stages.cria.optimizer import NamedAdamW
 from trenchcoat_trainer.stages.cria.transfer import TransferPhase, transfer_step
@@ -63,9 +62,8 @@ def one_schedule() -> Iterator[None]:
         for index, layer in enumerate(phase._layers):
             phase._schedules[index] = phase._schedules[0]
             if is_best:
-                for name in MAP_NAMES:
-                    full_name = f"layers.{layer}.{name}"
-                    phase._best[full_name].copy_(phase._maps[full_name].detach())
+                for name, parameter in phase._groups[str(layer)].items():
+                    phase._best[name].copy_(parameter.detach())
             phase._adamw.set_rate(str(layer), phase._schedules[0].rate)
         phase._sums, phase._count = [0.0] * len(phase._layers), 0
 

@@ -23,13 +23,12 @@ import torch.nn.functional as F
 from transformers import LlamaConfig
 from transformers import __version__ as transformers_version
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
-from trenchcoat_trainer.attention import distill_loss, hybrid_attention, transfer_loss
 from trenchcoat_trainer.layers import (
     Adapter,
-    FeatureMaps,
+    CriaLayers,
+    Layer,
     LayerShape,
     LayerWeights,
-    LossWeights,
     Rope,
     block_step,
     layerwise_step,
@@ -39,6 +38,8 @@ from trenchcoat_trainer.layers import (
 from trenchcoat_trainer.layers.fused import add_rms_norm
 from trenchcoat_trainer.layers.llama import after_attention, attention_inputs
 from trenchcoat_trainer.layers.prefetch import on_device
+from trenchcoat_trainer.students import Heads, LossWeights, Student
+from trenchcoat_trainer.students.lolcats.form import LolcatsLayer
 
 WINDOW, FEATURE_DIM, CRIAS = 64, 64, 14
 PAPER_TOKENS, EPOCHS = 20_000_000, 2
@@ -58,11 +59,21 @@ def llama_405b(layers: int) -> LlamaConfig:
     )  # fmt: skip
 
 
-def random_maps(heads: int, head_dim: int) -> FeatureMaps:
+def attention(heads: int, kv_heads: int, head_dim: int, backend: str | None = None) -> LolcatsLayer:
+    """Return the attention that is measured."""
+    return LolcatsLayer(heads, kv_heads, heads, head_dim, FEATURE_DIM, WINDOW, backend)
+
+
+def random_maps(heads: int, head_dim: int) -> dict[str, torch.Tensor]:
     """Return untrained maps: leaves on the GPU, in fp32."""
     w_q, w_k = (torch.randn(heads, head_dim, FEATURE_DIM, device="cuda") * head_dim**-0.5 for _ in range(2))
-    factor = torch.full((heads,), -2.1972, device="cuda")
-    return FeatureMaps(w_q.requires_grad_(), w_k.requires_grad_(), factor.requires_grad_())
+    maps = {"w_q": w_q, "w_k": w_k, "window_factor": torch.full((heads,), -2.1972, device="cuda")}
+    return {name: tensor.requires_grad_() for name, tensor in maps.items()}
+
+
+def detached(maps: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the same maps, not to be trained."""
+    return {name: tensor.detach() for name, tensor in maps.items()}
 
 
 class Bench:
@@ -82,26 +93,16 @@ class Bench:
                     part.normal_(std=(1.0 if "self_attn.q" in name else 0.5) * part.shape[1] ** -0.5)
         self.rope = Rope.from_config(self.config, 32768, "cuda")
         heads, head_dim = self.shape.heads, self.shape.head_dim
-        self.maps = [
-            FeatureMaps(
-                torch.randn(heads, head_dim, FEATURE_DIM, device="cuda")
-                .mul_(head_dim**-0.5)
-                .requires_grad_(),
-                torch.randn(heads, head_dim, FEATURE_DIM, device="cuda")
-                .mul_(head_dim**-0.5)
-                .requires_grad_(),
-                torch.full((heads,), -2.1972, device="cuda", requires_grad=True),
-            )
-            for _ in range(layers)
-        ]
-        self.frozen_maps = [FeatureMaps(*(t.detach() for t in m)) for m in self.maps]
+        self.attention = attention(heads, self.shape.kv_heads, head_dim)
+        self.maps = [random_maps(heads, head_dim) for _ in range(layers)]
+        self.frozen_maps = [detached(maps) for maps in self.maps]
         kv = self.shape.kv_heads * head_dim
         self.adapters = [
             {"q_proj": self.adapter(heads * head_dim), "v_proj": self.adapter(kv)} for _ in range(layers)
         ]
         self.inputs = [self.input(1, tokens) for _ in range(input_sets)]
         self.target = self.input(1, tokens)
-        self.weights = LossWeights(window_size=WINDOW)
+        self.weights = LossWeights()
         self.hugging_face, self.rotary = self.modules()
 
     def adapter(self, out: int, rank: int = 8) -> Adapter:
@@ -130,24 +131,28 @@ class Bench:
             x = module(x, position_embeddings=positions)
         return x
 
+    def student(self, all_maps: list[dict[str, torch.Tensor]], adapters: list[dict]) -> CriaLayers:
+        """Return the layers with the student's attention."""
+        rows = zip(self.layers, all_maps, adapters, strict=True)
+        layers = [Layer(weights, Student(self.attention, maps), own) for weights, maps, own in rows]
+        return CriaLayers(self.shape, layers)
+
     @torch.no_grad()
     def fused_teacher(self, x: torch.Tensor) -> torch.Tensor:
         return teacher_forward(self.layers, x, self.rope.first(x.shape[1]), self.shape)
 
     def transfer(self, x: torch.Tensor) -> object:
         rope = self.rope.first(x.shape[1])
-        return transfer_step(self.layers, self.maps, x, rope, self.shape, self.weights)
+        return transfer_step(self.student(self.maps, [{}] * len(self.layers)), x, rope, self.weights)
 
     def layerwise(self, x: torch.Tensor) -> object:
         rope = self.rope.first(x.shape[1])
-        return layerwise_step(self.layers, self.frozen_maps, self.adapters, x, rope, self.shape, self.weights)
+        return layerwise_step(self.student(self.frozen_maps, self.adapters), x, rope, self.weights)
 
     def block(self, x: torch.Tensor, recompute: bool = False) -> object:
         rope = self.rope.first(x.shape[1])
-        return block_step(
-            self.layers, self.frozen_maps, self.adapters, x, self.target[:, : x.shape[1]], rope, self.shape,
-            window_size=WINDOW, recompute=recompute,
-        )  # fmt: skip
+        student, target = self.student(self.frozen_maps, self.adapters), self.target[:, : x.shape[1]]
+        return block_step(student, x, target, rope, recompute=recompute)
 
     @torch.no_grad()
     def materialised(self, x: torch.Tensor) -> None:
@@ -157,7 +162,7 @@ class Bench:
             x, normed = add_rms_norm(x, delta, layer.input_norm, self.shape.eps)
             q, k, v = attention_inputs(layer, normed, rope, self.shape)
             with torch.enable_grad():
-                loss, y = materialised_loss(q, k, v, *maps)
+                loss, y = materialised_loss(q, k, v, *maps.values())
                 loss.backward()
             if i + 1 < len(self.layers):
                 x, delta = after_attention(layer, x, y, self.shape)
@@ -180,7 +185,7 @@ class Bench:
 
     def clear(self) -> None:
         for m in self.maps:
-            for t in m:
+            for t in m.values():
                 t.grad = None
         for adapters in self.adapters:
             for adapter in adapters.values():
@@ -267,17 +272,16 @@ def attention_alone(tokens: int, rounds: int = 15) -> dict[str, float]:
         return torch.randn(1, tokens, h, d, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
 
     q, k, v = new(heads), new(kv_heads), new(kv_heads)
-    maps = random_maps(heads, d)
+    layer, maps, weights = attention(heads, kv_heads, d), random_maps(heads, d), LossWeights()
+    teacher, frozen = Heads(q, k, v), detached(maps)
     g = torch.randn_like(q)
     student = [t.detach().clone().requires_grad_() for t in (q, k, v)]
     plain = [t.detach().clone().requires_grad_() for t in (q, k, v)]
     calls = {
         "sdpa": lambda: F.scaled_dot_product_attention(*plain, is_causal=True, enable_gqa=True),
-        "transfer": lambda: transfer_loss(q, k, v, *maps, window_size=WINDOW).loss,
-        "layerwise": lambda: (
-            distill_loss(*student, q, k, v, *(m.detach() for m in maps), window_size=WINDOW).loss
-        ),
-        "student": lambda: hybrid_attention(*student, *(m.detach() for m in maps), window_size=WINDOW),
+        "transfer": lambda: layer.transfer_loss(teacher, maps, weights).loss,
+        "layerwise": lambda: layer.distill_loss(Heads(*student), teacher, frozen, weights).loss,
+        "student": lambda: layer.attend(Heads(*student), frozen),
     }
     times: dict[str, list[float]] = {}
     for r in range(rounds + 3):
@@ -323,14 +327,14 @@ def gradient_error(dtype: torch.dtype) -> dict[str, float]:
             return storage.transpose(1, 2)[:, :, :tokens]
 
         q, k, v = poisoned(heads), poisoned(2), poisoned(2)
-        maps = [torch.randn(heads, d, FEATURE_DIM, device="cuda").mul_(d**-0.5) for _ in range(2)]
-        maps.append(torch.randn(heads, device="cuda") - 2.0)
-        mine = [m.clone().requires_grad_() for m in maps]
-        truth = [m.double().requires_grad_() for m in maps]
-        transfer_loss(q, k, v, *mine, window_size=WINDOW, backend="triton").loss.backward()
-        exact = [t.double() for t in (q, k, v)]
-        transfer_loss(*exact, *truth, window_size=WINDOW, backend="naive").loss.backward()
-        for name, x, y in zip(FeatureMaps._fields, mine, truth, strict=True):
+        maps = detached(random_maps(heads, d))
+        maps["window_factor"] = torch.randn(heads, device="cuda") - 2.0
+        mine = {name: m.clone().requires_grad_() for name, m in maps.items()}
+        truth = {name: m.double().requires_grad_() for name, m in maps.items()}
+        attention(heads, 2, d, "triton").transfer_loss(Heads(q, k, v), mine, LossWeights()).loss.backward()
+        exact = Heads(*(t.double() for t in (q, k, v)))
+        attention(heads, 2, d, "naive").transfer_loss(exact, truth, LossWeights()).loss.backward()
+        for name, x, y in ((name, mine[name], truth[name]) for name in maps):
             if y.grad.norm() == 0 or tokens <= 2 * WINDOW:
                 assert float(x.grad.norm()) < 1e-6
                 continue

@@ -32,12 +32,17 @@ from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.checkpoints.shards import TORCH_DTYPES
 from trenchcoat_trainer.data import TokenData
 from trenchcoat_trainer.data.layout import TOKENS, sequences_per_token_object, token_path
+from trenchcoat_trainer.models.artifacts import (
+    ADAPTERS,
+    FEATURE_MAPS,
+    load_student_config,
+    untrained_parameters,
+)
 from trenchcoat_trainer.runtime.context import Place, StageContext
 from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.runtime.ranks import choose_device
 from trenchcoat_trainer.stages import shard, stitch
 from trenchcoat_trainer.stages.stitch.memory import choose
-from trenchcoat_trainer.students.artifacts import ADAPTERS, FEATURE_MAPS, load_student_config, untrained_maps
 
 
 def main() -> None:
@@ -195,7 +200,7 @@ def make_inputs(arguments: argparse.Namespace, spec: TrenchcoatSpec, folder: Pat
     for index in range(-(-arguments.layers // spec.layers_per_cria)):
         context = open_context(spec, Stage.CRIA, cria=index, folder=folder)
         student = load_student_config(context)
-        context.writer.write_tensors(FEATURE_MAPS, untrained_maps(context, student, context.cria))
+        context.writer.write_tensors(FEATURE_MAPS, untrained_parameters(context, student, context.cria))
         context.writer.write_tensors(ADAPTERS, {})
         context.writer.finish()
 

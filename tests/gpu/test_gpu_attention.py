@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "trainer" / "attention"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "trainer" / "students" / "lolcats"))
 import attention_problems
 import kernel_checks
-from trenchcoat_trainer.attention import transfer_loss
+from attention_problems import transfer_loss
 
 pytestmark = [
     pytest.mark.gpu,

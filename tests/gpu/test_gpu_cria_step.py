@@ -11,16 +11,18 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "trainer" / "layers"))
 import fused_checks
 from trenchcoat_trainer.layers import (
     Adapter,
-    FeatureMaps,
+    CriaLayers,
+    Layer,
     LayerShape,
     LayerWeights,
-    LossWeights,
     Rope,
     block_step,
     layerwise_step,
     transfer_step,
 )
 from trenchcoat_trainer.layers.prefetch import on_device
+from trenchcoat_trainer.students import LossWeights, Student
+from trenchcoat_trainer.students.lolcats.form import LolcatsLayer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -32,6 +34,7 @@ CONFIG = LlamaConfig(
     hidden_size=HIDDEN, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, head_dim=HEAD_DIM,
     intermediate_size=512, num_hidden_layers=LAYERS, vocab_size=16,
 )  # fmt: skip
+ATTENTION = LolcatsLayer(HEADS, KV_HEADS, key_maps=HEADS, head_dim=HEAD_DIM, feature_dim=32, window_size=64)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
@@ -65,11 +68,13 @@ class Cria:
                 part.copy_(draw(*part.shape) * HIDDEN**-0.5 if part.ndim == 2 else torch.ones(part.shape))
             self.layers.append(layer)
         self.maps = [
-            FeatureMaps(*(t.to(device).requires_grad_() for t in (
-                draw(HEADS, HEAD_DIM, 32) * 0.1, draw(HEADS, HEAD_DIM, 32) * 0.1, draw(HEADS) - 2,
-            )))
+            {
+                "w_q": (draw(HEADS, HEAD_DIM, 32) * 0.1).to(device).requires_grad_(),
+                "w_k": (draw(HEADS, HEAD_DIM, 32) * 0.1).to(device).requires_grad_(),
+                "window_factor": (draw(HEADS) - 2).to(device).requires_grad_(),
+            }
             for _ in range(LAYERS)
-        ]  # fmt: skip
+        ]
         self.adapters = [
             {"q_proj": self.adapter(draw, HEADS, device), "v_proj": self.adapter(draw, KV_HEADS, device)}
             for _ in range(LAYERS)
@@ -82,22 +87,22 @@ class Cria:
         return Adapter(a.to(device).requires_grad_(), b.to(device).requires_grad_(), scale=2.0)
 
     def leaves(self):
-        maps = [x for m in self.maps for x in m]
+        maps = [x for m in self.maps for x in m.values()]
         return maps + [x for adapters in self.adapters for a in adapters.values() for x in (a.a, a.b)]
 
+    def student(self):
+        rows = zip(self.layers, self.maps, self.adapters, strict=True)
+        layers = [Layer(weights, Student(ATTENTION, maps), adapters) for weights, maps, adapters in rows]
+        return CriaLayers(self.shape, layers)
+
     def transfer(self):
-        return transfer_step(self.layers, self.maps, self.hidden, self.rope, self.shape, LossWeights()).loss
+        return transfer_step(self.student(), self.hidden, self.rope, LossWeights()).loss
 
     def layerwise(self):
-        return layerwise_step(
-            self.layers, self.maps, self.adapters, self.hidden, self.rope, self.shape, LossWeights()
-        ).loss
+        return layerwise_step(self.student(), self.hidden, self.rope, LossWeights()).loss
 
     def block(self):
-        target = self.hidden.flip(1)
-        return block_step(
-            self.layers, self.maps, self.adapters, self.hidden, target, self.rope, self.shape, window_size=64
-        )
+        return block_step(self.student(), self.hidden, self.hidden.flip(1), self.rope)
 
 
 @pytest.mark.parametrize("step", ["transfer", "layerwise", "block"])

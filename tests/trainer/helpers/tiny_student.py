@@ -8,7 +8,7 @@ from trenchcoat_api.crias import CriaRange
 from trenchcoat_api.spec import Attention
 from trenchcoat_trainer.models import TrenchcoatLlamaForCausalLM
 from trenchcoat_trainer.models.cria import CriaModel
-from trenchcoat_trainer.models.maps import initial_maps, student_config
+from trenchcoat_trainer.models.student import initial_parameters, student_config
 
 ATTENTION = Attention(window=8, feature_dim=8)
 
@@ -48,7 +48,7 @@ def make_cria(
     maps = {
         f"layers.{layer}.{name}": tensor
         for layer in cria.layers
-        for name, tensor in initial_maps(config, layer, seed=0).items()
+        for name, tensor in initial_parameters(config, layer, seed=0).items()
     }
     return CriaModel.build(config, cria, weights, maps, dtype=torch.float32, device=torch.device("cpu"))
 

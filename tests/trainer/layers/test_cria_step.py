@@ -1,16 +1,17 @@
 """Llama layers as functions equal Hugging Face's, and the steps of a Cria train what they say."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaModel, apply_rotary_pos_emb
-from trenchcoat_trainer.attention import transfer_loss
 from trenchcoat_trainer.layers import (
     Adapter,
-    FeatureMaps,
+    CriaLayers,
+    Layer,
     LayerShape,
     LayerWeights,
-    LossWeights,
     Rope,
     block_step,
     boundary_error,
@@ -19,8 +20,12 @@ from trenchcoat_trainer.layers import (
     teacher_forward,
     transfer_step,
 )
+from trenchcoat_trainer.students import LossWeights, Student
+from trenchcoat_trainer.students.lolcats.form import LolcatsLayer
 
-TOKENS, LAYERS, WINDOW = 50, 3, 8
+TOKENS, LAYERS = 50, 3
+ATTENTION = LolcatsLayer(heads=4, kv_heads=2, key_maps=4, head_dim=16, feature_dim=8, window_size=8)
+NAIVE = replace(ATTENTION, backend="naive")
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32, "rope_theta": 10000.0,
@@ -48,20 +53,26 @@ class Cria:
         self.rope = Rope.from_config(self.config, TOKENS, "cpu")
         self.hidden = torch.randn(2, TOKENS, 32, dtype=dtype)
         self.maps = [
-            FeatureMaps(
-                torch.randn(4, 16, 8, dtype=dtype).mul_(0.2).requires_grad_(),
-                torch.randn(4, 16, 8, dtype=dtype).mul_(0.2).requires_grad_(),
-                torch.full((4,), -2.0, dtype=dtype, requires_grad=True),
-            )
+            {
+                "w_q": torch.randn(4, 16, 8, dtype=dtype).mul_(0.2).requires_grad_(),
+                "w_k": torch.randn(4, 16, 8, dtype=dtype).mul_(0.2).requires_grad_(),
+                "window_factor": torch.full((4,), -2.0, dtype=dtype, requires_grad=True),
+            }
             for _ in range(LAYERS)
         ]
         self.adapters = [{"q_proj": self.adapter(64), "v_proj": self.adapter(32)} for _ in range(LAYERS)]
-        self.weights = LossWeights(window_size=WINDOW)
+        self.weights = LossWeights()
 
     def adapter(self, out, rank=2):
         a, b = torch.randn(rank, 32), torch.randn(out, rank)
         a, b = (x.to(torch.float64).mul_(0.1).requires_grad_() for x in (a, b))
         return Adapter(a, b, scale=2.0)
+
+    def student(self, maps=None, adapters=None):
+        """Return the layers with the student's attention and no adapters, or with what is given."""
+        students = [None if m is None else Student(ATTENTION, m) for m in maps or self.maps]
+        rows = zip(self.layers, students, adapters or [{}] * LAYERS, strict=True)
+        return CriaLayers(self.shape, [Layer(*row) for row in rows])
 
     def boundaries(self):
         """Return the residual stream before every layer and after the last, from Hugging Face's modules."""
@@ -95,44 +106,42 @@ def test_teacher_forward_equals_hugging_face(rope):
 
 def test_transfer_step_is_every_layer_on_the_teachers_own_stream():
     cria = Cria()
-    losses = transfer_step(cria.layers, cria.maps, cria.hidden, cria.rope, cria.shape, cria.weights)
+    losses = transfer_step(cria.student(), cria.hidden, cria.rope, cria.weights)
     for i, stream in enumerate(cria.boundaries()[:-1]):
-        maps = [t.detach().requires_grad_() for t in cria.maps[i]]
-        expected = transfer_loss(*cria.attention_of(i, stream), *maps, window_size=WINDOW, backend="naive")
+        maps = {name: t.detach().requires_grad_() for name, t in cria.maps[i].items()}
+        expected = NAIVE.transfer_loss(cria.attention_of(i, stream), maps)
         expected.loss.backward()
         assert losses.loss[i].item() == pytest.approx(expected.loss.item(), rel=1e-4)
         assert losses.xent[i].item() == pytest.approx(expected.xent.item(), rel=1e-4)
-        for mine, theirs in zip(cria.maps[i], maps, strict=True):
-            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-4)
+        for name, theirs in maps.items():
+            torch.testing.assert_close(cria.maps[i][name].grad, theirs.grad, rtol=1e-3, atol=1e-4)
 
 
 def test_layers_kept_softmax_pass_the_teacher_on():
     cria = Cria()
     mixed = [cria.maps[0], None, cria.maps[2]]
-    losses = transfer_step(cria.layers, mixed, cria.hidden, cria.rope, cria.shape, cria.weights)
-    full = transfer_step(cria.layers, cria.maps, cria.hidden, cria.rope, cria.shape, cria.weights)
+    losses = transfer_step(cria.student(mixed), cria.hidden, cria.rope, cria.weights)
+    full = transfer_step(cria.student(), cria.hidden, cria.rope, cria.weights)
     assert losses.loss[1] == 0
     assert torch.equal(losses.loss[[0, 2]], full.loss[[0, 2]])
 
 
 def test_micro_batches_accumulate():
     cria, whole = Cria(), Cria()
-    transfer_step(whole.layers, whole.maps, whole.hidden, whole.rope, whole.shape, whole.weights)
+    transfer_step(whole.student(), whole.hidden, whole.rope, whole.weights)
     for row in cria.hidden.split(1):
-        transfer_step(cria.layers, cria.maps, row, cria.rope, cria.shape, cria.weights, gradient_scale=0.5)
+        transfer_step(cria.student(), row, cria.rope, cria.weights, gradient_scale=0.5)
     for mine, theirs in zip(cria.maps, whole.maps, strict=True):
-        for x, y in zip(mine, theirs, strict=True):
-            torch.testing.assert_close(x.grad, y.grad)
+        for name in mine:
+            torch.testing.assert_close(mine[name].grad, theirs[name].grad)
 
 
 def test_layerwise_step_without_adapters_is_attention_transfer():
     cria, other = Cria(), Cria()
-    losses = layerwise_step(
-        cria.layers, cria.maps, [{}] * LAYERS, cria.hidden, cria.rope, cria.shape, cria.weights
-    )
-    expected = transfer_step(other.layers, other.maps, other.hidden, other.rope, other.shape, other.weights)
+    losses = layerwise_step(cria.student(), cria.hidden, cria.rope, cria.weights)
+    expected = transfer_step(other.student(), other.hidden, other.rope, other.weights)
     torch.testing.assert_close(losses.loss, expected.loss)
-    torch.testing.assert_close(cria.maps[1].w_q.grad, other.maps[1].w_q.grad)
+    torch.testing.assert_close(cria.maps[1]["w_q"].grad, other.maps[1]["w_q"].grad)
 
 
 @pytest.mark.parametrize("objective", ["layerwise", "block"])
@@ -145,15 +154,10 @@ def test_adapters_learn(objective):
     for _ in range(25):
         optimizer.zero_grad()
         if objective == "layerwise":
-            step = layerwise_step(
-                cria.layers, cria.maps, cria.adapters, cria.hidden, cria.rope, cria.shape, cria.weights
-            )
+            step = layerwise_step(cria.student(adapters=cria.adapters), cria.hidden, cria.rope, cria.weights)
             history.append(step.loss.mean().item())
         else:
-            loss = block_step(
-                cria.layers, cria.maps, cria.adapters, cria.hidden, target, cria.rope, cria.shape,
-                window_size=WINDOW,
-            )  # fmt: skip
+            loss = block_step(cria.student(adapters=cria.adapters), cria.hidden, target, cria.rope)
             history.append(loss.item())
         assert all(x.grad is not None for x in leaves)
         optimizer.step()
@@ -164,10 +168,8 @@ def test_recomputing_changes_nothing():
     gradients = []
     for recompute in (False, True):
         cria = Cria()
-        block_step(
-            cria.layers, cria.maps, cria.adapters, cria.hidden, cria.hidden, cria.rope, cria.shape,
-            window_size=WINDOW, recompute=recompute,
-        )  # fmt: skip
+        student = cria.student(adapters=cria.adapters)
+        block_step(student, cria.hidden, cria.hidden, cria.rope, recompute=recompute)
         gradients.append([a.b.grad for adapters in cria.adapters for a in adapters.values()])
     for kept, again in zip(*gradients, strict=True):
         assert torch.equal(kept, again)
@@ -175,9 +177,7 @@ def test_recomputing_changes_nothing():
 
 def test_softmax_layers_make_the_student_the_teacher():
     cria = Cria()
-    student = student_forward(
-        cria.layers, [None] * LAYERS, [{}] * LAYERS, cria.hidden, cria.rope, cria.shape, window_size=WINDOW
-    )
+    student = student_forward(cria.student([None] * LAYERS), cria.hidden, cria.rope)
     teacher = teacher_forward(cria.layers, cria.hidden, cria.rope, cria.shape)
     assert torch.equal(student, teacher)
     assert boundary_error(student, teacher) == 0

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from trenchcoat_api.spec import Lora
+from trenchcoat_api.spec import Lora, Wide
 from trenchcoat_trainer.models.adapters import adapted_modules, inject_adapters, merge_adapters
-from trenchcoat_trainer.models.maps import initial_maps, student_config
+from trenchcoat_trainer.models.student import initial_parameters, student_config
 
 from tests.trainer.helpers.tiny_student import ATTENTION, make_cria, make_student, make_teacher
 
@@ -59,9 +59,14 @@ def test_adapters_and_maps_start_alike_however_layers_are_grouped():
     assert "base_model.model.model.layers.3.self_attn.o_proj.lora_B.weight" in part
     assert sorted(adapted_modules(second))[0] == "layers.2.self_attn.o_proj"
     config = student_config(teacher.config, ATTENTION)
-    assert torch.equal(second.maps()["layers.3.w_k"], initial_maps(config, 3, seed=0)["w_k"])
-    assert not torch.equal(initial_maps(config, 3, 0)["w_k"], initial_maps(config, 3, 1)["w_k"])
-    assert not torch.equal(initial_maps(config, 3, 0)["w_k"], initial_maps(config, 2, 0)["w_k"])
+    assert torch.equal(second.form_parameters()["layers.3.w_k"], initial_parameters(config, 3, seed=0)["w_k"])
+    assert not torch.equal(initial_parameters(config, 3, 0)["w_k"], initial_parameters(config, 3, 1)["w_k"])
+    assert not torch.equal(initial_parameters(config, 3, 0)["w_k"], initial_parameters(config, 2, 0)["w_k"])
+
+
+def test_wide_layers_without_a_window_keep_softmax():
+    attention = ATTENTION.model_copy(update={"keep_softmax_layers": [3], "wide": Wide(layers=[1])})
+    assert student_config(make_teacher(layers=4).config, attention).keep_softmax_layers == [1, 3]
 
 
 def test_a_softmax_layer_that_does_not_exist_is_named():

@@ -4,10 +4,10 @@ import pytest
 import torch
 from trenchcoat_api.spec import DType
 from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.models.artifacts import stitch_adapters, trained_parameters
 from trenchcoat_trainer.runtime.context import Place
 from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.stages import collect, cria, evaluate, export, shard, stitch, tokenize
-from trenchcoat_trainer.students.artifacts import stitch_adapters, trained_maps
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,7 @@ def test_every_stage_runs_in_bf16(training_spec, change, tmp_path):
     run(collect)
     run(shard)
     trained = run(cria, cria=0)
-    maps = trained_maps(trained, trained.cria)
+    maps = trained_parameters(trained, trained.cria)
     assert {tensor.dtype for tensor in maps.values()} == {torch.float32}
     assert not torch.equal(maps["layers.0.w_q"], maps["layers.0.w_q"].bfloat16().float())
 

@@ -10,16 +10,16 @@ from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.checkpoints.shards import load_rest_weights
 from trenchcoat_trainer.data import TokenData
 from trenchcoat_trainer.models import TrenchcoatLlamaForCausalLM
-from trenchcoat_trainer.stages import evaluate
-from trenchcoat_trainer.stages.evaluate import states
-from trenchcoat_trainer.stages.stitch import next_token_loss
-from trenchcoat_trainer.students.artifacts import (
+from trenchcoat_trainer.models.artifacts import (
     cria_adapters,
     layer_weights,
     load_student_config,
     stitch_adapters,
-    trained_maps,
+    trained_parameters,
 )
+from trenchcoat_trainer.stages import evaluate
+from trenchcoat_trainer.stages.evaluate import states
+from trenchcoat_trainer.stages.stitch import next_token_loss
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def stitched_student(context) -> TrenchcoatLlamaForCausalLM:
         adapters = (cria_adapters(context, cria), stitch_adapters(context))
         for layer in cria.layers:
             state |= layer_weights(context, cria, layer, *adapters)
-        for name, tensor in trained_maps(context, cria).items():
+        for name, tensor in trained_parameters(context, cria).items():
             layer, part = name.rsplit(".", 1)
             state[f"model.{layer}.self_attn.{part}"] = tensor
     model = TrenchcoatLlamaForCausalLM(load_student_config(context)).eval()

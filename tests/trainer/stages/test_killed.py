@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.models.artifacts import ADAPTERS
 from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.stages import collect, shard, tokenize
-from trenchcoat_trainer.students.artifacts import ADAPTERS
 
 from tests.minio_server import ACCESS_KEY, SECRET_KEY, MinioServer
 from tests.trainer.helpers.killing import StageRunner, choose_kills, results

@@ -12,16 +12,16 @@ from trenchcoat_trainer.checkpoints.shards import load_rest_weights
 from trenchcoat_trainer.data import TokenData
 from trenchcoat_trainer.errors import PreemptedError
 from trenchcoat_trainer.models.adapters import inject_adapters
-from trenchcoat_trainer.models.cria import CriaModel
-from trenchcoat_trainer.runtime.processes import free_port
-from trenchcoat_trainer.stages import stitch
-from trenchcoat_trainer.students.artifacts import (
+from trenchcoat_trainer.models.artifacts import (
     cria_adapters,
     layer_weights,
     load_student_config,
     stitch_adapters,
-    trained_maps,
+    trained_parameters,
 )
+from trenchcoat_trainer.models.cria import CriaModel
+from trenchcoat_trainer.runtime.processes import free_port
+from trenchcoat_trainer.stages import stitch
 
 from tests.trainer.helpers.trainer_samples import StopAfter
 
@@ -50,7 +50,7 @@ def train_plainly(context) -> dict[str, torch.Tensor]:
             config,
             cria,
             cria_weights(context, cria, cria_adapters(context, cria)),
-            trained_maps(context, cria),
+            trained_parameters(context, cria),
             dtype=torch.float32,
             device=torch.device("cpu"),
         )

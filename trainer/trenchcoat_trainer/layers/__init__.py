@@ -2,8 +2,8 @@
 
 from trenchcoat_trainer.layers.cria_step import (
     Adapter,
-    FeatureMaps,
-    LossWeights,
+    CriaLayers,
+    Layer,
     StepLosses,
     block_step,
     boundary_error,
@@ -15,10 +15,10 @@ from trenchcoat_trainer.layers.llama import LayerShape, LayerWeights, Rope, teac
 
 __all__ = [
     "Adapter",
-    "FeatureMaps",
+    "CriaLayers",
+    "Layer",
     "LayerShape",
     "LayerWeights",
-    "LossWeights",
     "Rope",
     "StepLosses",
     "block_step",

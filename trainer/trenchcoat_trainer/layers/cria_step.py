@@ -12,14 +12,13 @@ and `layerwise_step`, in a single pass that serves teacher and student.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from trenchcoat_trainer.attention import distill_loss, hybrid_attention, transfer_loss
 from trenchcoat_trainer.layers.fused import add_rms_norm, split_and_rotate
 from trenchcoat_trainer.layers.llama import (
     LayerShape,
@@ -29,20 +28,7 @@ from trenchcoat_trainer.layers.llama import (
     attention_inputs,
     softmax_attention,
 )
-
-
-class FeatureMaps(NamedTuple):
-    """What attention transfer trains in one layer, fp32 masters.
-
-    Attributes:
-        w_q: query feature maps, [heads, head_dim, feature_dim].
-        w_k: key feature maps, [heads or kv_heads, head_dim, feature_dim].
-        window_factor: weight of the window before the sigmoid, [heads].
-    """
-
-    w_q: torch.Tensor
-    w_k: torch.Tensor
-    window_factor: torch.Tensor
+from trenchcoat_trainer.students import Heads, LossWeights, Student, TransferLoss
 
 
 @dataclass(frozen=True)
@@ -72,21 +58,32 @@ Adapters = Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
 """One layer's adapters by projection (q_proj, k_proj, v_proj, o_proj): what each adds for its inputs."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LossWeights:
-    """How attention transfer weighs its losses, and the window it uses.
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer of a Cria as the steps run it.
 
     Attributes:
-        window_size: tokens per block of the terraced window.
-        mse: weight of the outputs' squared error.
-        xent: weight of the maps' cross-entropy.
-        backend: how attention is computed; None chooses by device.
+        weights: frozen.
+        student: its attention, with parameters that are leaves where they train; None keeps it softmax.
+        adapters: by projection; empty for none.
     """
 
-    window_size: int = 64
-    mse: float = 1000.0
-    xent: float = 1.0
-    backend: str | None = None
+    weights: LayerWeights
+    student: Student | None = None
+    adapters: Adapters = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CriaLayers:
+    """A Cria's decoder layers in a row, and their sizes."""
+
+    shape: LayerShape
+    layers: Sequence[Layer]
+
+    @property
+    def last(self) -> int:
+        """Index of the last layer whose attention is the student's; -1 if all keep softmax."""
+        return max((i for i, layer in enumerate(self.layers) if layer.student is not None), default=-1)
 
 
 class StepLosses(NamedTuple):
@@ -99,111 +96,96 @@ class StepLosses(NamedTuple):
 
 @torch.no_grad()
 def transfer_step(
-    layers: Sequence[LayerWeights],
-    maps: Sequence[FeatureMaps | None],
+    cria: CriaLayers,
     hidden: torch.Tensor,
     rope: Rope,
-    shape: LayerShape,
     weights: LossWeights,
     *,
     gradient_scale: float = 1.0,
     drop_window: bool = False,
-    train: bool = True,
 ) -> StepLosses:
     """Run one micro-batch of attention transfer, teacher forced, backward layer by layer.
 
-    The last layer's o_proj and MLP are not run: nothing trains behind them.
+    The last layer's o_proj and MLP are not run: nothing trains behind them. Where no parameter of a layer
+    requires a gradient its losses are computed alone.
 
     Args:
-        layers: the Cria's frozen layers.
-        maps: the feature maps of each layer, leaves that get gradients; None keeps a layer softmax.
+        cria: the layers; adapters are left out.
         hidden: residual stream before the first layer, [B, T, hidden].
         rope: angles of the T positions.
-        shape: sizes of a layer.
         weights: weights of the losses.
         gradient_scale: multiplies every layer's loss before backward (1 / micro-batches to average).
-        drop_window: compare linear attention alone with the teacher: window dropout.
-        train: False computes the losses alone.
+        drop_window: window dropout: compare the student without its softmax window.
 
     Returns:
         The losses of each layer; zeros for a layer kept softmax.
     """
-    delta, losses = None, []
-    last = max((i for i, m in enumerate(maps) if m is not None), default=-1)
-    for i, (layer, layer_maps) in enumerate(zip(layers, maps, strict=True)):
-        if i > last:
-            losses.append(hidden.new_zeros(3, dtype=torch.float32))
-            continue
-        hidden, normed = add_rms_norm(hidden, delta, layer.input_norm, shape.eps)
-        q, k, v = attention_inputs(layer, normed, rope, shape)
-        del normed
-        if layer_maps is None:
-            y = softmax_attention(q, k, v)
-            losses.append(hidden.new_zeros(3, dtype=torch.float32))
-        else:
-            with torch.set_grad_enabled(train):
-                result = transfer_loss(
-                    q, k, v, *layer_maps, window_size=weights.window_size, mse_weight=weights.mse,
-                    xent_weight=weights.xent, drop_window=drop_window, backend=weights.backend,
-                )  # fmt: skip
-                if train:
-                    (result.loss * gradient_scale).backward()
-            losses.append(torch.stack([result.loss, result.mse, result.xent]).detach().float())
-            y = result.output
-            del result
-        del q, k, v
-        if i < last:
-            hidden, delta = after_attention(layer, hidden, y, shape)
-    return StepLosses(*torch.stack(losses, dim=1))
+
+    def compare(layer: Layer, normed: torch.Tensor, student: Student) -> TransferLoss:
+        heads = Heads(*attention_inputs(layer.weights, normed, rope, cria.shape))
+        with torch.enable_grad():
+            return student.attention.transfer_loss(
+                heads, student.parameters, weights, drop_window=drop_window
+            )
+
+    return _teacher_forced(cria, hidden, rope, compare, gradient_scale)
 
 
 @torch.no_grad()
 def layerwise_step(
-    layers: Sequence[LayerWeights],
-    maps: Sequence[FeatureMaps | None],
-    adapters: Sequence[Adapters],
-    hidden: torch.Tensor,
-    rope: Rope,
-    shape: LayerShape,
-    weights: LossWeights,
-    *,
-    gradient_scale: float = 1.0,
+    cria: CriaLayers, hidden: torch.Tensor, rope: Rope, weights: LossWeights, *, gradient_scale: float = 1.0
 ) -> StepLosses:
     """Run one micro-batch of LoRA by Cria, objective `layerwise`: one pass for teacher and student.
 
-    Each layer's hybrid attention with adapters is held against the same layer's softmax attention without,
+    Each layer's student attention with adapters is held against the same layer's softmax attention without,
     both on the teacher's hidden states.  Adapters on q_proj, k_proj and v_proj train (o_proj lies behind both
-    losses); feature maps train too where they require gradients.  Arguments and result are those of
-    `transfer_step`, with the adapters of each layer beside its maps.
+    losses); the attention's parameters train too where they require gradients.  Arguments and result are
+    those of `transfer_step`.
     """
-    delta, losses = None, []
-    last = max((i for i, m in enumerate(maps) if m is not None), default=-1)
-    for i, (layer, layer_maps, layer_adapters) in enumerate(zip(layers, maps, adapters, strict=True)):
+    shape = cria.shape
+
+    def compare(layer: Layer, normed: torch.Tensor, student: Student) -> TransferLoss:
+        qkv = F.linear(normed, layer.weights.qkv)
+        teacher = Heads(*split_and_rotate(qkv, rope.cos, rope.sin, shape.heads, shape.kv_heads))
+        with torch.enable_grad():
+            adapted = _adapted(qkv, normed, layer.adapters, shape)
+            heads = Heads(*split_and_rotate(adapted, rope.cos, rope.sin, shape.heads, shape.kv_heads))
+            return student.attention.distill_loss(heads, teacher, student.parameters, weights)
+
+    return _teacher_forced(cria, hidden, rope, compare, gradient_scale)
+
+
+def _teacher_forced(
+    cria: CriaLayers,
+    hidden: torch.Tensor,
+    rope: Rope,
+    compare: Callable[[Layer, torch.Tensor, Student], TransferLoss],
+    gradient_scale: float,
+) -> StepLosses:
+    """Compare layer by layer on the teacher's own stream, each layer's backward before the next's forward.
+
+    `compare` returns a layer's losses, from its normed input and its student.
+    """
+    delta, losses, last = None, [], cria.last
+    for i, layer in enumerate(cria.layers):
         if i > last:
             losses.append(hidden.new_zeros(3, dtype=torch.float32))
             continue
-        hidden, normed = add_rms_norm(hidden, delta, layer.input_norm, shape.eps)
-        qkv = F.linear(normed, layer.qkv)
-        q, k, v = split_and_rotate(qkv, rope.cos, rope.sin, shape.heads, shape.kv_heads)
-        if layer_maps is None:
-            y = softmax_attention(q, k, v)
+        hidden, normed = add_rms_norm(hidden, delta, layer.weights.input_norm, cria.shape.eps)
+        if layer.student is None:
+            y = softmax_attention(*attention_inputs(layer.weights, normed, rope, cria.shape))
             losses.append(hidden.new_zeros(3, dtype=torch.float32))
         else:
-            with torch.enable_grad():
-                adapted = _adapted(qkv, normed, layer_adapters, shape)
-                student = split_and_rotate(adapted, rope.cos, rope.sin, shape.heads, shape.kv_heads)
-                result = distill_loss(
-                    *student, q, k, v, *layer_maps, window_size=weights.window_size,
-                    mse_weight=weights.mse, xent_weight=weights.xent, backend=weights.backend,
-                )  # fmt: skip
-                if result.loss.requires_grad:
+            result = compare(layer, normed, layer.student)
+            if result.loss.requires_grad:
+                with torch.enable_grad():
                     (result.loss * gradient_scale).backward()
             losses.append(torch.stack([result.loss, result.mse, result.xent]).detach().float())
             y = result.output
-            del result, student, adapted
-        del qkv, normed, q, k, v
+            del result
+        del normed
         if i < last:
-            hidden, delta = after_attention(layer, hidden, y, shape)
+            hidden, delta = after_attention(layer.weights, hidden, y, cria.shape)
     return StepLosses(*torch.stack(losses, dim=1))
 
 
@@ -224,62 +206,41 @@ def _adapted(qkv: torch.Tensor, normed: torch.Tensor, adapters: Adapters, shape:
 
 
 def student_layer(
-    layer: LayerWeights,
-    maps: FeatureMaps | None,
-    adapters: Adapters,
-    hidden: torch.Tensor,
-    delta: torch.Tensor | None,
-    rope: Rope,
-    shape: LayerShape,
-    window_size: int,
-    backend: str | None = None,
+    layer: Layer, hidden: torch.Tensor, delta: torch.Tensor | None, rope: Rope, shape: LayerShape
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run one layer of the student as at inference; return residual stream and MLP output to be added.
 
     `hidden` and `delta` are what the layer before returned (None before the first).
     """
-    hidden, normed = add_rms_norm(hidden, delta, layer.input_norm, shape.eps)
-    qkv = _adapted(F.linear(normed, layer.qkv), normed, adapters, shape)
-    q, k, v = split_and_rotate(qkv, rope.cos, rope.sin, shape.heads, shape.kv_heads)
-    if maps is None:
-        y = softmax_attention(q, k, v)
+    weights, adapters = layer.weights, layer.adapters
+    hidden, normed = add_rms_norm(hidden, delta, weights.input_norm, shape.eps)
+    qkv = _adapted(F.linear(normed, weights.qkv), normed, adapters, shape)
+    heads = Heads(*split_and_rotate(qkv, rope.cos, rope.sin, shape.heads, shape.kv_heads))
+    if layer.student is None:
+        y = softmax_attention(*heads)
     else:
-        y = hybrid_attention(q, k, v, *maps, window_size=window_size, backend=backend)
+        y = layer.student.attention.attend(heads, layer.student.parameters)
     if "o_proj" in adapters:
         rows = y.transpose(1, 2).flatten(2)
         hidden = hidden + adapters["o_proj"](rows)
-    return after_attention(layer, hidden, y, shape)
+    return after_attention(weights, hidden, y, shape)
 
 
 def student_forward(
-    layers: Sequence[LayerWeights],
-    maps: Sequence[FeatureMaps | None],
-    adapters: Sequence[Adapters],
-    hidden: torch.Tensor,
-    rope: Rope,
-    shape: LayerShape,
-    *,
-    window_size: int,
-    backend: str | None = None,
-    recompute: bool = False,
+    cria: CriaLayers, hidden: torch.Tensor, rope: Rope, *, recompute: bool = False
 ) -> torch.Tensor:
     """Run the Cria's student and return the residual stream after it, [B, T, hidden].
 
     Args:
-        layers: the Cria's frozen layers.
-        maps: feature maps of each layer; None keeps a layer softmax.
-        adapters: adapters of each layer by projection; empty for none.
+        cria: the layers.
         hidden: residual stream before the first layer, [B, T, hidden].
         rope: angles of the T positions.
-        shape: sizes of a layer.
-        window_size: tokens per block of the terraced window.
-        backend: how attention is computed; None chooses by device.
         recompute: keep only what passes between layers and compute the rest again in backward: less memory
             for a third pass over the matrix products.
     """
     delta = None
-    for layer, layer_maps, layer_adapters in zip(layers, maps, adapters, strict=True):
-        arguments = (layer, layer_maps, layer_adapters, hidden, delta, rope, shape, window_size, backend)
+    for layer in cria.layers:
+        arguments = (layer, hidden, delta, rope, cria.shape)
         if recompute and torch.is_grad_enabled():
             hidden, delta = checkpoint(student_layer, *arguments, use_reentrant=False)
         else:
@@ -299,16 +260,11 @@ def boundary_error(hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def block_step(
-    layers: Sequence[LayerWeights],
-    maps: Sequence[FeatureMaps | None],
-    adapters: Sequence[Adapters],
+    cria: CriaLayers,
     hidden: torch.Tensor,
     target: torch.Tensor,
     rope: Rope,
-    shape: LayerShape,
     *,
-    window_size: int,
-    backend: str | None = None,
     gradient_scale: float = 1.0,
     recompute: bool = False,
 ) -> torch.Tensor:
@@ -318,10 +274,6 @@ def block_step(
     no teacher forward.  Arguments are those of `student_forward`; returns `boundary_error`, on the device.
     """
     with torch.enable_grad():
-        output = student_forward(
-            layers, maps, adapters, hidden, rope, shape,
-            window_size=window_size, backend=backend, recompute=recompute,
-        )  # fmt: skip
-        loss = boundary_error(output, target)
+        loss = boundary_error(student_forward(cria, hidden, rope, recompute=recompute), target)
         (loss * gradient_scale).backward()
     return loss.detach()

@@ -11,7 +11,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 from trenchcoat_api.spec import Lora
 
-from trenchcoat_trainer.models.maps import generator
+from trenchcoat_trainer.seeds import generator
 
 ADAPTER = "default"
 FILE_PREFIX = "base_model.model.model."

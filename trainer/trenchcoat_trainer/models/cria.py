@@ -11,7 +11,6 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from trenchcoat_api.crias import CriaRange
 
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
-from trenchcoat_trainer.models.maps import MAP_NAMES
 from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatDecoderLayer
 
 Rope = tuple[torch.Tensor, torch.Tensor]
@@ -19,7 +18,7 @@ Rope = tuple[torch.Tensor, torch.Tensor]
 
 
 class CriaModel(nn.Module):
-    """The decoder layers of one Cria with hybrid attention, weights frozen.
+    """The decoder layers of one Cria with the student's attention, weights frozen.
 
     Attributes:
         layers: the layers; a key is the layer's number in the whole model, as a string.
@@ -37,7 +36,7 @@ class CriaModel(nn.Module):
         config: TrenchcoatLlamaConfig,
         cria: CriaRange,
         weights: dict[str, torch.Tensor],
-        maps: dict[str, torch.Tensor],
+        parameters: dict[str, torch.Tensor],
         *,
         dtype: torch.dtype,
         device: torch.device,
@@ -48,8 +47,8 @@ class CriaModel(nn.Module):
             config: the student's configuration.
             cria: which layers.
             weights: by their names in a Hugging Face checkpoint, ``model.layers.N...``.
-            maps: feature maps by name, ``layers.N.w_q``, ``layers.N.w_k``, ``layers.N.window_factor``.
-            dtype: number format of the weights; maps stay fp32.
+            parameters: what attention transfer trains, ``layers.N.NAME`` by the form's names.
+            dtype: number format of the weights; `parameters` stay fp32.
             device: where the Cria will run.
 
         Raises:
@@ -62,9 +61,9 @@ class CriaModel(nn.Module):
             for name, tensor in weights.items()
             if not name.endswith("rotary_emb.inv_freq")  # old checkpoints store what is computed
         }
-        for name, tensor in maps.items():
+        for name, tensor in parameters.items():
             layer, parameter = name.rsplit(".", 1)
-            # A copy, because maps are trained in place.
+            # A copy, because they are trained in place.
             state[f"{layer}.self_attn.{parameter}"] = tensor.to(device, torch.float32, copy=True)
         model.load_state_dict(state, assign=True)
         model.requires_grad_(False)
@@ -76,29 +75,29 @@ class CriaModel(nn.Module):
         positions = torch.arange(hidden_BTE.shape[1], device=hidden_BTE.device).unsqueeze(0)
         return self.rotary_emb(hidden_BTE, position_ids=positions)
 
-    def hybrid_layers(self) -> Iterator[tuple[int, TrenchcoatDecoderLayer]]:
-        """Yield the number and the module of every layer that has feature maps."""
+    def student_layers(self) -> Iterator[tuple[int, TrenchcoatDecoderLayer]]:
+        """Yield the number and the module of every layer that does not keep softmax attention."""
         for name, layer in self.layers.items():
-            if hasattr(layer.self_attn, "w_q"):
+            if layer.self_attn.student is not None:
                 yield int(name), layer
 
-    def maps(self) -> dict[str, nn.Parameter]:
-        """Return all feature maps and window factors, by the names that `build` takes."""
+    def form_parameters(self) -> dict[str, nn.Parameter]:
+        """Return what attention transfer trains, by the names that `build` takes."""
         return {
-            f"layers.{n}.{name}": getattr(layer.self_attn, name)
-            for n, layer in self.hybrid_layers()
-            for name in MAP_NAMES
+            f"layers.{n}.{name}": parameter
+            for n, layer in self.student_layers()
+            for name, parameter in layer.self_attn.student_parameters().items()
         }
 
     @torch.no_grad()
-    def set_maps(self, maps: dict[str, torch.Tensor]) -> None:
-        """Copy feature maps and window factors in, by the names that `build` takes."""
-        for name, parameter in self.maps().items():
-            parameter.copy_(maps[name])
+    def set_form_parameters(self, values: dict[str, torch.Tensor]) -> None:
+        """Copy in what attention transfer trains, by the names that `build` takes."""
+        for name, parameter in self.form_parameters().items():
+            parameter.copy_(values[name])
 
     def use(self, *, softmax: bool = False, keep_parts: str = "both") -> None:
-        """Choose the attention of hybrid layers: the teacher's softmax, or the student's or a part of it."""
-        for _, layer in self.hybrid_layers():
+        """Choose the attention of student layers: the teacher's softmax, or the student's or a part of it."""
+        for _, layer in self.student_layers():
             layer.self_attn.softmax = softmax
             layer.self_attn.keep_parts = keep_parts
 

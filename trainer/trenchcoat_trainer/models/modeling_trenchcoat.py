@@ -1,7 +1,7 @@
-"""A Llama whose attention is hybrid: softmax over a terraced window, linear below it.
+"""A Llama whose softmax attention is replaced, in all layers or most, by that of a student form.
 
-An exported checkpoint carries this file, so it imports only torch, transformers and its neighbours.
-Source of the method: LoLCATs (arXiv 2410.10254); feature maps from Hedgehog (arXiv 2402.04347).
+An exported checkpoint carries this file, so it imports only torch, transformers and its neighbours. What the
+attention computes stands in ``student_attention.py``.
 """
 
 import torch
@@ -21,33 +21,31 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from .configuration_trenchcoat import TrenchcoatLlamaConfig
-from .hybrid import HybridState, decode_step, hybrid_attention
-
-INITIAL_WINDOW_FACTOR = -2.1972245773362196
-"""Before the sigmoid: the window starts with a weight of 0.1."""
+from .student_attention import layer_attention
 
 PADDING_REFUSED = (
-    "attention_mask hides tokens, but blocks of the terraced window are counted from the first token, so "
-    "padding would shift them: pass prompts of equal length, or one at a time"
+    "attention_mask hides tokens, but the student's attention counts tokens from the first, so padding would "
+    "shift its window: pass prompts of equal length, or one at a time"
 )
 
 
-class TerraceLayer(CacheLayerMixin):
-    """What decoding remembers of one hybrid layer; constant in size however many tokens have passed."""
+class StateLayer(CacheLayerMixin):
+    """What decoding remembers of one student layer; constant in size however many tokens have passed."""
 
     is_croppable = False
     supports_early_init = False
 
-    def __init__(self, **kwargs):
+    def __init__(self, attention, **kwargs):
         super().__init__(**kwargs)
-        self.state = HybridState()
+        self.attention = attention
+        self.state = attention.new_state()
 
     def lazy_initialization(self, key_states, value_states):
         """Nothing to do: the state takes its shape from the first tokens."""
 
     def update(self, key_states, value_states, *args, **kwargs):
-        """Never called: hybrid attention updates the state itself."""
-        raise NotImplementedError("a hybrid layer's state is updated by its attention")
+        """Never called: the student's attention updates the state itself."""
+        raise NotImplementedError("a student layer's state is updated by its attention")
 
     def get_mask_sizes(self, query_length):
         """Return the key length and offset of a causal mask over all tokens so far."""
@@ -63,7 +61,7 @@ class TerraceLayer(CacheLayerMixin):
 
     def reset(self):
         """Forget everything."""
-        self.state = HybridState()
+        self.state = self.attention.new_state()
 
     def reorder_cache(self, beam_idx):
         """Keep the rows of `beam_idx`, in that order."""
@@ -75,19 +73,28 @@ class TerraceLayer(CacheLayerMixin):
 
     def batch_repeat_interleave(self, repeats):
         """Repeat every row `repeats` times."""
-        if self.state.keys is not None:
-            rows = torch.arange(self.state.keys.shape[0], device=self.state.keys.device)
-            self.state.reorder(rows.repeat_interleave(repeats))
+        self.state.reorder(torch.arange(self.state.batch_size).repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove):
         """Refuse: tokens that were folded into the state cannot be taken out again."""
-        raise NotImplementedError("a hybrid layer cannot forget tokens: do not use assisted generation")
+        raise NotImplementedError("a student layer cannot forget tokens: do not use assisted generation")
+
+
+def student_attention(config, index):
+    """Return the attention of a decoder layer, or None where it keeps softmax attention."""
+    return None if index in config.keep_softmax_layers else layer_attention(config, index)
 
 
 def cache_layers(config):
-    """Return the cache's layers: terrace and linear state where attention is hybrid, else all keys."""
-    kept = set(config.keep_softmax_layers)
-    return [DynamicLayer() if index in kept else TerraceLayer() for index in range(config.num_hidden_layers)]
+    """Return the cache's layers: the student's state, or all keys where a layer keeps softmax attention."""
+    attentions = (student_attention(config, index) for index in range(config.num_hidden_layers))
+    return [DynamicLayer() if attention is None else StateLayer(attention) for attention in attentions]
+
+
+def parameter_names(config):
+    """Return the names of what attention transfer trains, over all layers."""
+    attentions = (student_attention(config, index) for index in range(config.num_hidden_layers))
+    return sorted({name for attention in attentions if attention for name in attention.shapes})
 
 
 class TrenchcoatCache(Cache):
@@ -98,26 +105,27 @@ class TrenchcoatCache(Cache):
 
 
 class TrenchcoatAttention(LlamaAttention):
-    """Llama's attention with feature maps; B batch, T tokens, H heads, K key/value heads, D head dimension.
+    """Llama's attention, or what takes its place; B batch, T tokens, H heads, K key/value heads, D head size.
 
     Attributes:
-        w_q: feature maps of queries, [H, D, feature_dim], fp32.
-        w_k: feature maps of keys, likewise, or [K, D, feature_dim] where a group of heads shares one.
-        window_factor: weight of the window before the sigmoid, [H], fp32.
+        student: the student's attention; None in a layer that keeps softmax. What it trains are fp32
+            parameters of this module, by the form's names.
         softmax: compute ordinary softmax attention instead (a layer that keeps it, or the teacher).
-        keep_parts: "both", or "window" or "linear" to measure what one part does by itself.
+        keep_parts: "both", or a part of the student's attention to measure what it does by itself.
     """
 
     def __init__(self, config: TrenchcoatLlamaConfig, layer_idx: int):
         super().__init__(config, layer_idx)
-        self.softmax = layer_idx in config.keep_softmax_layers
+        self.student = student_attention(config, layer_idx)
+        self.softmax = self.student is None
         self.keep_parts = "both"
-        if not self.softmax:
-            heads, key_heads = config.map_heads
-            shape = (self.head_dim, config.feature_dim)
-            self.w_q = nn.Parameter(torch.empty(heads, *shape, dtype=torch.float32))
-            self.w_k = nn.Parameter(torch.empty(key_heads, *shape, dtype=torch.float32))
-            self.window_factor = nn.Parameter(torch.empty(heads, dtype=torch.float32))
+        if self.student is not None:
+            for name, shape in self.student.shapes.items():
+                setattr(self, name, nn.Parameter(torch.empty(shape, dtype=torch.float32)))
+
+    def student_parameters(self):
+        """Return what the student's attention trains, by the form's names."""
+        return {} if self.student is None else {name: getattr(self, name) for name in self.student.shapes}
 
     def rotate(self, q_BTX, k_BTX, v_BTX, position_embeddings):
         """Split projected states into heads and apply RoPE: q [B, H, T, D], k and v [B, K, T, D]."""
@@ -147,19 +155,16 @@ class TrenchcoatAttention(LlamaAttention):
                 past_key_values=past_key_values,
                 **kwargs,
             )
-        q, k, v = self.project(hidden_states, position_embeddings)
-        maps = (self.w_q, self.w_k, self.window_factor)
-        window_size = self.config.window
+        heads, parameters = self.project(hidden_states, position_embeddings), self.student_parameters()
         if past_key_values is None:
-            y = hybrid_attention(q, k, v, *maps, window_size=window_size, keep_parts=self.keep_parts)
+            y = self.student.attend(heads, parameters, self.keep_parts)
         else:
-            state = past_key_values.layers[self.layer_idx].state
-            y = decode_step(state, q, k, v, *maps, window_size=window_size)
+            y = self.student.decode(past_key_values.layers[self.layer_idx].state, heads, parameters)
         return self.o_proj(y.transpose(1, 2).flatten(2)), None
 
 
 class TrenchcoatDecoderLayer(LlamaDecoderLayer):
-    """Llama's decoder layer with hybrid attention."""
+    """Llama's decoder layer with the student's attention."""
 
     def __init__(self, config: TrenchcoatLlamaConfig, layer_idx: int):
         # Not LlamaDecoderLayer's own: it would allocate an attention to throw away.
@@ -177,20 +182,23 @@ class TrenchcoatPreTrainedModel(LlamaPreTrainedModel):
     config: TrenchcoatLlamaConfig
     config_class = TrenchcoatLlamaConfig
     _no_split_modules = ["TrenchcoatDecoderLayer"]  # noqa: RUF012
-    _keep_in_fp32_modules_strict = ["w_q", "w_k", "window_factor"]  # noqa: RUF012
     _can_compile_fullgraph = False
+
+    def post_init(self):
+        """Also keep in fp32 what the student's attention trains, whatever the weights' dtype."""
+        self._keep_in_fp32_modules_strict = parameter_names(self.config)
+        super().post_init()
 
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, TrenchcoatAttention) and hasattr(module, "w_q"):
-            for w in (module.w_q, module.w_k):
-                nn.init.uniform_(w, -(w.shape[1] ** -0.5), w.shape[1] ** -0.5)
-            nn.init.constant_(module.window_factor, INITIAL_WINDOW_FACTOR)
+        if isinstance(module, TrenchcoatAttention):
+            for name, parameter in module.student_parameters().items():
+                module.student.initialize(name, parameter)
 
 
 class TrenchcoatLlamaModel(TrenchcoatPreTrainedModel, LlamaModel):
-    """Llama's decoder with hybrid attention."""
+    """Llama's decoder with the student's attention."""
 
     def __init__(self, config: TrenchcoatLlamaConfig):
         LlamaPreTrainedModel.__init__(self, config)
@@ -228,7 +236,7 @@ class TrenchcoatLlamaModel(TrenchcoatPreTrainedModel, LlamaModel):
 
     def _adopt(self, cache):
         """Give an empty cache, such as generate() makes for any model, the layers of this one."""
-        if any(isinstance(layer, TerraceLayer) for layer in cache.layers):
+        if any(isinstance(layer, StateLayer) for layer in cache.layers):
             return
         if cache.get_seq_length() > 0:
             raise ValueError("past_key_values holds keys of ordinary attention: pass a TrenchcoatCache")

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from trenchcoat_api.spec import Attention, TrenchcoatSpec
-from trenchcoat_trainer.attention import transfer_loss
 from trenchcoat_trainer.data import Batch
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.stages.cria.transfer import TransferPhase, finish_layer
@@ -53,11 +52,9 @@ def _states(cria: CriaModel, hidden: torch.Tensor) -> list[torch.Tensor]:
     states = [hidden]
     for layer in cria.layers.values():
         attention = layer.self_attn
-        q, k, v = attention.project(layer.input_layernorm(hidden), cria.rope(hidden))
-        maps = (attention.w_q, attention.w_k, attention.window_factor)
-        hidden = finish_layer(
-            layer, hidden, transfer_loss(q, k, v, *maps, window_size=cria.config.window).output
-        )
+        heads = attention.project(layer.input_layernorm(hidden), cria.rope(hidden))
+        result = attention.student.transfer_loss(heads, attention.student_parameters())
+        hidden = finish_layer(layer, hidden, result.output)
         states.append(hidden)
     return states
 

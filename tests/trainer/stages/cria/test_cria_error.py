@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from trenchcoat_trainer.attention import naive
 from trenchcoat_trainer.stages.cria.error import layer_errors
+from trenchcoat_trainer.students.lolcats import naive
+from trenchcoat_trainer.students.lolcats.attention import HybridInputs
 
 from tests.trainer.helpers.tiny_student import ATTENTION, make_cria, make_teacher
 from tests.trainer.stages.cria.cria_training import batches, boundaries, make_spec, train_transfer
@@ -19,7 +20,7 @@ def relative_error(layer, hidden, cria) -> float:
     q, k, v = attention.project(layer.input_layernorm(hidden), cria.rope(hidden))
     q, k, v = (x.double() for x in (q, k, v))
     maps = [attention.w_q.double(), attention.w_k.double(), attention.window_factor.double()]
-    student = naive.hybrid_attention(q, k, v, *maps, cria.config.window)
+    student = naive.attend(HybridInputs(q, k, v, *maps, cria.config.window))
     causal = naive.causal_mask(q.shape[2], q.device)
     softmax = naive.scores(q, k).masked_fill(~causal, float("-inf")).softmax(-1)
     teacher = softmax @ naive.per_head(v, q.shape[1], 1)
@@ -43,7 +44,7 @@ def test_training_lowers_it_and_leaves_the_maps_alone(hidden):
     before = layer_errors(untrained, batches(hidden[0], None, 4, epochs=1))
     after = layer_errors(trained, batches(hidden[0], None, 4, epochs=1))
     assert all(after[name] < before[name] for name in before), (before, after)
-    assert all(torch.equal(maps[name], parameter) for name, parameter in trained.maps().items())
+    assert all(torch.equal(maps[name], parameter) for name, parameter in trained.form_parameters().items())
 
 
 def test_layers_that_keep_softmax_have_no_error(hidden):

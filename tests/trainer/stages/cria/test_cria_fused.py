@@ -7,11 +7,12 @@ from trenchcoat_trainer.stages.cria import fused as fused_module
 from trenchcoat_trainer.stages.cria.fused import FusedCria
 from trenchcoat_trainer.stages.cria.lora import LoraPhase, block_step, layerwise_step
 from trenchcoat_trainer.stages.cria.transfer import transfer_step
+from trenchcoat_trainer.students import LossWeights
 
 from tests.trainer.helpers.tiny_student import ATTENTION, make_cria, make_teacher
 from tests.trainer.stages.cria.cria_training import boundaries, make_spec
 
-WEIGHTS = {"mse_weight": 1000.0, "xent_weight": 1.0}
+WEIGHTS = {"weights": LossWeights(mse=1000.0, xent=1.0)}
 KEEP_ONE = ATTENTION.model_copy(update={"keep_softmax_layers": [1]})
 
 
@@ -31,11 +32,11 @@ def test_transfer(hidden, attention):
     cria, plain = (make_cria(make_teacher(3), 0, 2, attention) for _ in range(2))
     fused = FusedCria(cria)
     for model in (cria, plain):
-        for parameter in model.maps().values():
+        for parameter in model.form_parameters().values():
             parameter.requires_grad_()
     losses = fused.transfer_step(cria, hidden, scale=0.5, **WEIGHTS)
     torch.testing.assert_close(losses, transfer_step(plain, hidden, scale=0.5, **WEIGHTS), rtol=1e-5, atol=0)
-    assert_same(cria.maps(), plain.maps())
+    assert_same(cria.form_parameters(), plain.form_parameters())
     with torch.no_grad():
         torch.testing.assert_close(cria(hidden), plain(hidden), rtol=0, atol=1e-5)
 
@@ -44,8 +45,8 @@ def test_weights_are_not_held_twice():
     cria = make_cria(make_teacher(3), 0, 0)
     fused = FusedCria(cria)
     layer = cria.layers["0"]
-    assert layer.self_attn.k_proj.weight.untyped_storage().data_ptr() == fused._layers[0].qkv.data_ptr()
-    assert layer.mlp.up_proj.weight.untyped_storage().data_ptr() == fused._layers[0].gate_up.data_ptr()
+    assert layer.self_attn.k_proj.weight.untyped_storage().data_ptr() == fused._weights[0].qkv.data_ptr()
+    assert layer.mlp.up_proj.weight.untyped_storage().data_ptr() == fused._weights[0].gate_up.data_ptr()
 
 
 def phases(dropout: str) -> list[LoraPhase]:

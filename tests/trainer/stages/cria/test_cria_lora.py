@@ -2,16 +2,18 @@
 
 import pytest
 import torch
-from trenchcoat_trainer.attention import naive
 from trenchcoat_trainer.data import Batch
 from trenchcoat_trainer.models.adapters import adapted_modules
 from trenchcoat_trainer.stages.cria.lora import LoraPhase, block_step, layerwise_step, teacher
 from trenchcoat_trainer.stages.cria.transfer import transfer_step
+from trenchcoat_trainer.students import Heads, LossWeights
+from trenchcoat_trainer.students.lolcats import naive
+from trenchcoat_trainer.students.lolcats.attention import HybridInputs
 
 from tests.trainer.helpers.tiny_student import make_cria, make_teacher
 from tests.trainer.stages.cria.cria_training import batches, boundaries, make_spec
 
-WEIGHTS = {"mse_weight": 1000.0, "xent_weight": 1.0}
+WEIGHTS = {"weights": LossWeights(mse=1000.0, xent=1.0)}
 FAST = {"batchSize": 4, "microBatchSize": 1, "learningRate": "1e-2"}
 
 
@@ -46,7 +48,7 @@ def no_dropout(phase: LoraPhase) -> None:
 def test_before_training_layerwise_is_the_loss_of_attention_transfer(hidden):
     phase = start(0, 3)
     cria = make_cria(make_teacher(4), 0, 3)
-    for parameter in cria.maps().values():
+    for parameter in cria.form_parameters().values():
         parameter.requires_grad_()
     expected = transfer_step(cria, hidden[0][:2], scale=1.0, **WEIGHTS)
     assert torch.equal(layerwise_step(phase._cria, hidden[0][:2], scale=1.0, seed=0, **WEIGHTS), expected)
@@ -66,7 +68,7 @@ def test_layerwise_compares_the_student_with_adapters_and_the_teacher_without(hi
         of_teacher = attention.project(normed, rope)
     of_student = attention.project(normed, rope)
     maps = (attention.w_q, attention.w_k, attention.window_factor)
-    mse, xent, _ = naive.distill_loss(*of_student, *of_teacher, *maps, 8)
+    mse, xent, _ = naive.distill_loss(HybridInputs(*of_student, *maps, 8), Heads(*of_teacher))
     torch.testing.assert_close(losses, (1000 * mse + xent).detach()[None], rtol=1e-5, atol=0)
     expected = torch.autograd.grad(1000 * mse + xent, list(phase.adapters.values()))
     for (name, actual), wanted in zip(gradients.items(), expected, strict=True):

@@ -6,7 +6,7 @@ from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.checkpoints.shards import load_config
 from trenchcoat_trainer.data import CriaData
 from trenchcoat_trainer.errors import BadInputError, PreemptedError
-from trenchcoat_trainer.models.maps import initial_maps, student_config
+from trenchcoat_trainer.models.student import initial_parameters, student_config
 from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.stages import cria as cria_stage
 
@@ -91,7 +91,7 @@ def test_no_epochs_leave_what_was_there_before_training(open_training, training_
     context = run(open_training, spec, index=2)
     tensors = results(context)
     config = student_config(load_config(context), spec.attention)
-    assert torch.equal(tensors["layers.4.w_k"], initial_maps(config, 4, seed=0)["w_k"])
+    assert torch.equal(tensors["layers.4.w_k"], initial_parameters(config, 4, seed=0)["w_k"])
     assert tensors["base_model.model.model.layers.4.self_attn.q_proj.lora_B.weight"].abs().max() == 0
     assert context.manifest(context.artifact).facts.losses == {}
 

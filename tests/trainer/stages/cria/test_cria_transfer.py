@@ -5,14 +5,18 @@ import math
 import pytest
 import torch
 from trenchcoat_api.spec import KeyMaps
-from trenchcoat_trainer.attention import naive
 from trenchcoat_trainer.data import Batch
 from trenchcoat_trainer.errors import DivergedError
 from trenchcoat_trainer.stages.cria.plateau import Plateau
 from trenchcoat_trainer.stages.cria.transfer import TransferPhase, drops_window, transfer_step
+from trenchcoat_trainer.students import Heads, LossWeights
+from trenchcoat_trainer.students.lolcats import naive
+from trenchcoat_trainer.students.lolcats.attention import HybridInputs
 
 from tests.trainer.helpers.tiny_student import ATTENTION, make_cria, make_teacher
 from tests.trainer.stages.cria.cria_training import boundaries, make_spec, train_transfer
+
+WEIGHTS = {"weights": LossWeights(mse=1000.0, xent=1.0)}
 
 
 @pytest.fixture(scope="module")
@@ -38,23 +42,23 @@ def test_it_learns(hidden):
 
 def test_the_loss_and_gradient_are_the_materialised_formula(hidden):
     cria = make_cria(make_teacher(6), 2, 3)
-    for parameter in cria.maps().values():
+    for parameter in cria.form_parameters().values():
         parameter.requires_grad_()
-    losses = transfer_step(cria, hidden[2][:2], scale=0.5, mse_weight=1000.0, xent_weight=1.0)
+    losses = transfer_step(cria, hidden[2][:2], scale=0.5, **WEIGHTS)
 
-    for index, (n, layer) in enumerate(cria.hybrid_layers()):
+    for index, (n, layer) in enumerate(cria.student_layers()):
         attention = layer.self_attn
         with torch.no_grad():
             inputs = hidden[2 + index][:2]
             q, k, v = attention.project(layer.input_layernorm(inputs), cria.rope(inputs))
         maps = [getattr(attention, name).detach().clone().requires_grad_() for name in ("w_q", "w_k")]
         factor = attention.window_factor.detach().clone().requires_grad_()
-        mse, xent, _ = naive.distill_loss(q, k, v, q, k, v, *maps, factor, 8)
+        mse, xent, _ = naive.distill_loss(HybridInputs(q, k, v, *maps, factor, 8), Heads(q, k, v))
         loss = 1000 * mse + xent
         torch.testing.assert_close(losses[index], loss.detach(), rtol=1e-5, atol=0)
         (0.5 * loss).backward()
         for name, expected in [("w_q", maps[0]), ("w_k", maps[1]), ("window_factor", factor)]:
-            actual = cria.maps()[f"layers.{n}.{name}"].grad
+            actual = cria.form_parameters()[f"layers.{n}.{name}"].grad
             torch.testing.assert_close(actual, expected.grad, rtol=1e-3, atol=1e-5)
 
 
@@ -78,13 +82,12 @@ def test_each_layer_keeps_its_own_best_maps(hidden):
     batch = Batch(hidden[0][:4], None)
     for step in range(12):
         phase.step(batch, epoch=0, step=step)
-    weights = {"mse_weight": 1000.0, "xent_weight": 1.0}
-    last = transfer_step(cria, batch.inputs, scale=1.0, **weights)
+    last = transfer_step(cria, batch.inputs, scale=1.0, **WEIGHTS)
     maps, best = phase.finish()
-    assert all(torch.equal(maps[name], parameter) for name, parameter in cria.maps().items())
-    for parameter in cria.maps().values():
+    assert all(torch.equal(maps[name], parameter) for name, parameter in cria.form_parameters().items())
+    for parameter in cria.form_parameters().values():
         parameter.requires_grad_()
-    kept = transfer_step(cria, batch.inputs, scale=1.0, **weights)
+    kept = transfer_step(cria, batch.inputs, scale=1.0, **WEIGHTS)
     assert bool((kept <= last).all()), (kept, last)
     assert math.isfinite(best)
 
@@ -104,24 +107,24 @@ def test_window_dropout_is_a_pure_function_of_seed_epoch_and_step():
 
 def test_a_step_that_drops_the_window_trains_the_maps_on_linear_attention_alone(hidden):
     cria = make_cria(make_teacher(6), 2, 3)
-    for parameter in cria.maps().values():
+    for parameter in cria.form_parameters().values():
         parameter.requires_grad_()
-    weights = {"mse_weight": 1000.0, "xent_weight": 1.0}
-    losses = transfer_step(cria, hidden[2][:2], scale=1.0, drop_window=True, **weights)
-    for index, (n, layer) in enumerate(cria.hybrid_layers()):
+    losses = transfer_step(cria, hidden[2][:2], scale=1.0, drop_window=True, **WEIGHTS)
+    for index, (n, layer) in enumerate(cria.student_layers()):
         attention = layer.self_attn
         with torch.no_grad():
             inputs = hidden[2 + index][:2]
             q, k, v = attention.project(layer.input_layernorm(inputs), cria.rope(inputs))
         maps = [getattr(attention, name).detach().clone().requires_grad_() for name in ("w_q", "w_k")]
-        mse, xent, _ = naive.distill_loss(q, k, v, q, k, v, *maps, attention.window_factor.detach(), 8, True)
+        x = HybridInputs(q, k, v, *maps, attention.window_factor.detach(), 8)
+        mse, xent, _ = naive.distill_loss(x, Heads(q, k, v), drop_window=True)
         loss = 1000 * mse + xent
         torch.testing.assert_close(losses[index], loss.detach(), rtol=1e-5, atol=0)
         loss.backward()
         for name, expected in [("w_q", maps[0]), ("w_k", maps[1])]:
-            actual = cria.maps()[f"layers.{n}.{name}"].grad
+            actual = cria.form_parameters()[f"layers.{n}.{name}"].grad
             torch.testing.assert_close(actual, expected.grad, rtol=1e-3, atol=1e-5)
-        assert cria.maps()[f"layers.{n}.window_factor"].grad is None
+        assert cria.form_parameters()[f"layers.{n}.window_factor"].grad is None
 
 
 @pytest.mark.slow
@@ -130,10 +133,9 @@ def test_with_window_dropout_the_linear_part_learns_more(hidden):
         cria, _, losses = train_transfer(make_spec(**dropping(probability)), hidden, 0, 2, epochs=12)
         assert (None in losses) == (probability != "0")
         with torch.enable_grad():
-            for parameter in cria.maps().values():
+            for parameter in cria.form_parameters().values():
                 parameter.requires_grad_()
-            weights = {"mse_weight": 1000.0, "xent_weight": 1.0}
-            return transfer_step(cria, hidden[0], scale=1.0, drop_window=True, **weights).mean().item()
+            return transfer_step(cria, hidden[0], scale=1.0, drop_window=True, **WEIGHTS).mean().item()
 
     assert linear_loss("0.5") < 0.95 * linear_loss("0")
 
@@ -159,8 +161,8 @@ def test_with_no_window_in_any_step_the_last_maps_are_kept(hidden):
     probability = "0.999999999"
     cria, maps, losses = train_transfer(make_spec(**dropping(probability)), hidden, 0, 0, epochs=1)
     assert set(losses) == {None}
-    assert all(torch.equal(maps[name], parameter) for name, parameter in cria.maps().items())
-    untrained = make_cria(make_teacher(6), 0, 0).maps()
+    assert all(torch.equal(maps[name], parameter) for name, parameter in cria.form_parameters().items())
+    untrained = make_cria(make_teacher(6), 0, 0).form_parameters()
     assert not torch.equal(maps["layers.0.w_q"], untrained["layers.0.w_q"])
 
 
@@ -177,7 +179,7 @@ def test_shared_key_maps_learn_and_do_not_care_how_layers_are_grouped(hidden):
 def test_layers_that_keep_softmax_are_passed_through(hidden):
     attention = ATTENTION.model_copy(update={"keep_softmax_layers": [1]})
     cria = make_cria(make_teacher(6), 0, 2, attention)
-    assert [n for n, _ in cria.hybrid_layers()] == [0, 2]
+    assert [n for n, _ in cria.student_layers()] == [0, 2]
     phase = TransferPhase(cria, make_spec().transfer, steps=3)
     for step in range(3):
         phase.step(Batch(hidden[0][:4], None), epoch=0, step=step)

@@ -17,6 +17,13 @@ from trenchcoat_trainer.checkpoints.shards import load_cria_weights, load_embedd
 from trenchcoat_trainer.data import CriaData
 from trenchcoat_trainer.errors import OutOfMemoryError
 from trenchcoat_trainer.models.adapters import inject_adapters
+from trenchcoat_trainer.models.artifacts import (
+    ADAPTERS,
+    FEATURE_MAPS,
+    load_student_config,
+    untrained_parameters,
+    weight_dtype,
+)
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.runtime.progress import format_loss
@@ -26,13 +33,6 @@ from trenchcoat_trainer.stages.cria.fused import fuse_for_gpu
 from trenchcoat_trainer.stages.cria.loop import Loop
 from trenchcoat_trainer.stages.cria.lora import LoraPhase, block_step, layerwise_step
 from trenchcoat_trainer.stages.cria.transfer import TransferPhase, TransferStep, transfer_step
-from trenchcoat_trainer.students.artifacts import (
-    ADAPTERS,
-    FEATURE_MAPS,
-    load_student_config,
-    untrained_maps,
-    weight_dtype,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def run(context: StageContext) -> None:
 def train(context: StageContext) -> None:
     """Set up, run both phases from the last checkpoint on, save."""
     model = load_cria(context, context.cria)
-    if not model.maps():
+    if not any(model.student_layers()):
         leave_as_it_is(context, model)
         return
     loop = Loop(context, open_data(context), next(model.parameters()).device)
@@ -64,7 +64,7 @@ def train(context: StageContext) -> None:
     if loop.maps is None:
         loop.maps = train_maps(context, model, loop, fused.transfer_step if fused else transfer_step)
     else:  # an earlier attempt has trained them
-        model.set_maps(loop.maps)
+        model.set_form_parameters(loop.maps)
         model.requires_grad_(False)
 
     lora = LoraPhase(
@@ -126,7 +126,7 @@ def leave_as_it_is(context: StageContext, model: CriaModel) -> None:
 
 
 def load_cria(context: StageContext, cria: CriaRange) -> CriaModel:
-    """Load the Cria's frozen weights, and its maps as they are before training, onto the device."""
+    """Load the Cria's frozen weights, and its attention as it is before training, onto the device."""
     config, device = load_student_config(context), choose_device(context.rank)
     weights = load_cria_weights(context, cria, device)
     require_finite(weights, context.spec.model.source)
@@ -134,7 +134,7 @@ def load_cria(context: StageContext, cria: CriaRange) -> CriaModel:
         config,
         cria,
         weights,
-        untrained_maps(context, config, cria),
+        untrained_parameters(context, config, cria),
         dtype=weight_dtype(context),
         device=device,
     )

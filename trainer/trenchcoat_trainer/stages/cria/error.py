@@ -1,11 +1,10 @@
-"""How far a Cria's hybrid attention is from the teacher's, in a number that can be compared across models."""
+"""How far a Cria's attention is from the teacher's, in a number that can be compared across models."""
 
 from collections.abc import Iterator
 from contextlib import closing
 
 import torch
 
-from trenchcoat_trainer.attention import transfer_loss
 from trenchcoat_trainer.data import Batch
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.stages.cria.transfer import finish_layer
@@ -18,14 +17,14 @@ SEQUENCES = 16
 def layer_errors(
     cria: CriaModel, batches: Iterator[Batch], *, sequences: int = SEQUENCES
 ) -> dict[str, float]:
-    """Measure the relative error of each hybrid layer's attention outputs, before o_proj, adapters left out.
+    """Measure the relative error of each student layer's attention outputs, before o_proj, adapters left out.
 
     Teacher forced, as attention transfer is: every layer sees the teacher's own input. The error of a layer
     is ||student - teacher|| / ||teacher|| over all tokens, heads and columns: 0 is the teacher's own output,
     1 is as far off as an output of zeros.
 
     Args:
-        cria: the layers, with the maps to be judged.
+        cria: the layers, with the attention to be judged.
         batches: raw residual streams at the Cria's first boundary; closed when enough were read.
         sequences: how many sequences to use, at most.
 
@@ -33,7 +32,7 @@ def layer_errors(
         Errors by number of decoder layer, in order; none for layers that keep softmax attention.
     """
     device = next(cria.parameters()).device
-    layers = [str(number) for number, _ in cria.hybrid_layers()]
+    layers = [str(number) for number, _ in cria.student_layers()]
     if not layers:
         return {}
     differences = {name: torch.zeros((), dtype=torch.float64) for name in layers}
@@ -63,10 +62,8 @@ def _add(
         if name not in differences:
             hidden_BTE = layer(hidden_BTE, position_embeddings=rope)
             continue
-        q, k, v = attention.project(layer.input_layernorm(hidden_BTE), rope)
-        result = transfer_loss(
-            q, k, v, attention.w_q, attention.w_k, attention.window_factor, window_size=cria.config.window
-        )
+        heads = attention.project(layer.input_layernorm(hidden_BTE), rope)
+        result = attention.student.transfer_loss(heads, attention.student_parameters())
         count = result.output.numel()
         differences[name] += result.mse.double().cpu() * count
         norms[name] += result.output.double().square().sum().cpu()

@@ -13,8 +13,9 @@ from torch import nn
 from trenchcoat_trainer import layers
 from trenchcoat_trainer.models.adapters import ADAPTER, adapted_modules
 from trenchcoat_trainer.models.cria import CriaModel
-from trenchcoat_trainer.models.maps import derived_seed
+from trenchcoat_trainer.seeds import derived_seed
 from trenchcoat_trainer.stages.cria.lora import teacher
+from trenchcoat_trainer.students import LossWeights, Student
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class FusedCria:
         """
         self._cria = cria
         self._shape = layers.LayerShape.from_config(cria.config)
-        self._layers = [self._fuse(layer) for layer in cria.layers.values()]
+        self._weights = [self._fuse(layer) for layer in cria.layers.values()]
         self._rope: layers.Rope | None = None
 
     def _fuse(self, layer: nn.Module) -> layers.LayerWeights:
@@ -65,12 +66,13 @@ class FusedCria:
             self._rope = layers.Rope.from_config(self._cria.config, tokens, hidden_BTE.device)
         return self._rope.first(tokens)
 
-    def _maps(self) -> list[layers.FeatureMaps | None]:
+    def _layers(self, seed: int | None = None) -> layers.CriaLayers:
+        """Return the layers as they stand, with adapters whose dropout `seed` decides, or without."""
+        adapters = [{}] * len(self._weights) if seed is None else self._adapters(seed)
         attentions = [layer.self_attn for layer in self._cria.layers.values()]
-        return [None if a.softmax else layers.FeatureMaps(a.w_q, a.w_k, a.window_factor) for a in attentions]
-
-    def _weights(self, mse_weight: float, xent_weight: float) -> layers.LossWeights:
-        return layers.LossWeights(window_size=self._cria.config.window, mse=mse_weight, xent=xent_weight)
+        students = [None if a.softmax else Student(a.student, a.student_parameters()) for a in attentions]
+        rows = zip(self._weights, students, adapters, strict=True)
+        return layers.CriaLayers(self._shape, [layers.Layer(*row) for row in rows])
 
     def transfer_step(
         self,
@@ -78,47 +80,23 @@ class FusedCria:
         hidden_BTE: torch.Tensor,
         *,
         scale: float,
-        mse_weight: float,
-        xent_weight: float,
+        weights: LossWeights,
         drop_window: bool = False,
     ) -> torch.Tensor:
         """Do what `transfer.transfer_step` does; `cria` is the one that was fused."""
-        maps = self._maps()
+        fused, rope = self._layers(), self._rope_of(hidden_BTE)
         losses = layers.transfer_step(
-            self._layers,
-            maps,
-            hidden_BTE,
-            self._rope_of(hidden_BTE),
-            self._shape,
-            self._weights(mse_weight, xent_weight),
-            gradient_scale=scale,
-            drop_window=drop_window,
+            fused, hidden_BTE, rope, weights, gradient_scale=scale, drop_window=drop_window
         )
-        return _of_hybrid_layers(losses.loss, maps)
+        return _of_student_layers(losses.loss, fused)
 
     def layerwise_step(
-        self,
-        cria: CriaModel,
-        hidden_BTE: torch.Tensor,
-        *,
-        scale: float,
-        seed: int,
-        mse_weight: float,
-        xent_weight: float,
+        self, cria: CriaModel, hidden_BTE: torch.Tensor, *, scale: float, seed: int, weights: LossWeights
     ) -> torch.Tensor:
         """Do what `lora.layerwise_step` does; `cria` is the one that was fused."""
-        maps = self._maps()
-        losses = layers.layerwise_step(
-            self._layers,
-            maps,
-            self._adapters(seed),
-            hidden_BTE,
-            self._rope_of(hidden_BTE),
-            self._shape,
-            self._weights(mse_weight, xent_weight),
-            gradient_scale=scale,
-        )
-        return _of_hybrid_layers(losses.loss, maps)
+        fused, rope = self._layers(seed), self._rope_of(hidden_BTE)
+        losses = layers.layerwise_step(fused, hidden_BTE, rope, weights, gradient_scale=scale)
+        return _of_student_layers(losses.loss, fused)
 
     def block_step(
         self,
@@ -134,16 +112,12 @@ class FusedCria:
             with torch.no_grad(), teacher(cria):
                 target_BTE = cria(hidden_BTE)
         return layers.block_step(
-            self._layers,
-            self._maps(),
-            self._adapters(seed),
+            self._layers(seed),
             hidden_BTE,
             target_BTE,
             self._rope_of(hidden_BTE),
-            self._shape,
-            window_size=cria.config.window,
             gradient_scale=scale,
-            recompute=GRAPH_BYTES * hidden_BTE.numel() * len(self._layers) > GRAPH_LIMIT,
+            recompute=GRAPH_BYTES * hidden_BTE.numel() * len(self._weights) > GRAPH_LIMIT,
         )
 
     def _adapters(self, seed: int) -> list[dict[str, layers.Adapter]]:
@@ -162,9 +136,10 @@ class FusedCria:
         return list(by_layer.values())
 
 
-def _of_hybrid_layers(loss_L: torch.Tensor, maps: list[layers.FeatureMaps | None]) -> torch.Tensor:
+def _of_student_layers(loss_L: torch.Tensor, cria: layers.CriaLayers) -> torch.Tensor:
     # Not by a mask: that would make the host wait for the GPU.
-    return torch.stack([loss for loss, m in zip(loss_L.unbind(), maps, strict=True) if m is not None])
+    losses = zip(loss_L.unbind(), cria.layers, strict=True)
+    return torch.stack([loss for loss, layer in losses if layer.student is not None])
 
 
 def fuse_for_gpu(cria: CriaModel) -> FusedCria | None:

@@ -1,8 +1,8 @@
-"""LoRA by Cria: adapters on one Cria's attention projections, hybrid attention in place, maps frozen.
+"""LoRA by Cria: adapters on one Cria's attention projections, the student's attention in place and frozen.
 
-Source: LoLCATs (arXiv 2410.10254), sections 3.2 (low-rank linearizing) and 3.3 (by blocks of layers). Feature
-maps stay as attention transfer left them, as in the paper. Shape letters: B batch, T tokens, E hidden size,
-L layers with feature maps.
+Source: LoLCATs (arXiv 2410.10254), sections 3.2 (low-rank linearizing) and 3.3 (by blocks of layers). What
+attention transfer trained stays as it left it, as in the paper. Shape letters: B batch, T tokens, E hidden
+size, L layers that do not keep softmax attention.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,33 +13,27 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from trenchcoat_api import spec
 
-from trenchcoat_trainer.attention import distill_loss
 from trenchcoat_trainer.data import Batch
 from trenchcoat_trainer.layers import boundary_error
 from trenchcoat_trainer.layers.llama import softmax_attention
 from trenchcoat_trainer.models.adapters import adapted_modules, adapter_delta, base_layer, inject_adapters
 from trenchcoat_trainer.models.cria import CriaModel, Rope
-from trenchcoat_trainer.models.maps import derived_seed
 from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatAttention
+from trenchcoat_trainer.seeds import derived_seed
 from trenchcoat_trainer.stages.cria.optimizer import NamedAdamW
 from trenchcoat_trainer.stages.cria.phase import GrowthBound, require_finite
-from trenchcoat_trainer.stages.cria.transfer import finish_layer
+from trenchcoat_trainer.stages.cria.transfer import finish_layer, loss_weights
+from trenchcoat_trainer.students import Heads, LossWeights
 
 GradientStep = Callable[..., torch.Tensor]
 
 
 def layerwise_step(
-    cria: CriaModel,
-    hidden_BTE: torch.Tensor,
-    *,
-    scale: float,
-    seed: int,
-    mse_weight: float,
-    xent_weight: float,
+    cria: CriaModel, hidden_BTE: torch.Tensor, *, scale: float, seed: int, weights: LossWeights
 ) -> torch.Tensor:
     """Add one micro-batch's gradient to the adapters: each layer against the teacher's, layer by layer.
 
-    The student's attention (hybrid, adapters on) is compared with the teacher's (softmax, adapters off) by
+    The student's attention (adapters on) is compared with the teacher's (softmax, adapters off) by
     the losses of attention transfer. Teacher forced, so one pass serves both, and layers share no gradient.
 
     Args:
@@ -47,14 +41,13 @@ def layerwise_step(
         hidden_BTE: raw residual stream at the Cria's first boundary, in the weights' dtype.
         scale: factor on the gradient, this micro-batch's share of the step.
         seed: decides dropout, together with the layer's number.
-        mse_weight: weight of the squared error of attention outputs.
-        xent_weight: weight of the cross-entropy of attention maps.
+        weights: weights of the losses.
 
     Returns:
-        Loss of each hybrid layer, [L], fp32, not scaled.
+        Loss of each student layer, [L], fp32, not scaled.
     """
     rope = cria.rope(hidden_BTE)
-    last = max((n for n, _ in cria.hybrid_layers()), default=-1)
+    last = max((n for n, _ in cria.student_layers()), default=-1)
     losses = []
     for name, layer in cria.layers.items():
         attention = layer.self_attn
@@ -65,10 +58,7 @@ def layerwise_step(
         if attention.softmax:
             hidden_BTE = finish_layer(layer, hidden_BTE, softmax_attention(*of_teacher))
             continue
-        result = distill_loss(
-            *student, *of_teacher, attention.w_q, attention.w_k, attention.window_factor,
-            window_size=cria.config.window, mse_weight=mse_weight, xent_weight=xent_weight,
-        )  # fmt: skip
+        result = attention.student.distill_loss(student, of_teacher, attention.student_parameters(), weights)
         (result.loss * scale).backward()
         losses.append(result.loss.detach())
         if int(name) == last:
@@ -77,23 +67,20 @@ def layerwise_step(
     return torch.stack(losses)
 
 
-Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
-
 def _both_sides(attention: TrenchcoatAttention, normed_BTE: torch.Tensor, rope: Rope) -> tuple[Heads, Heads]:
     """Return q, k, v of the student and of the teacher; the same tensor where no adapter stands."""
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     adapted = [base_layer(projection) is not projection for projection in projections]
     with torch.no_grad():
         base = [base_layer(projection)(normed_BTE) for projection in projections]
-        teacher = attention.rotate(*base, rope)
+        teacher = Heads(*attention.rotate(*base, rope))
     with_adapters = [
         x + adapter_delta(projection, normed_BTE).to(x.dtype) if has_adapter else x
         for projection, has_adapter, x in zip(projections, adapted, base, strict=True)
     ]
     student = attention.rotate(*with_adapters, rope)
     chosen = [s if has_adapter else t for has_adapter, s, t in zip(adapted, student, teacher, strict=True)]
-    return (chosen[0], chosen[1], chosen[2]), teacher
+    return Heads(*chosen), teacher
 
 
 def block_step(
@@ -101,7 +88,7 @@ def block_step(
 ) -> torch.Tensor:
     """Add one micro-batch's gradient to the adapters: the Cria's output against the next boundary.
 
-    The student runs as it will at inference, hybrid outputs passed on. The loss of a token is the squared
+    The student runs as it will at inference, its own outputs passed on. The loss of a token is the squared
     error over the target's squared length, so that no long token outweighs the others. Without a stored
     target (the last Cria) the teacher's layers give it.
 
@@ -171,15 +158,12 @@ class LoraPhase:
         self._cria = cria
         self._settings = settings
         self._seed = spec.seed
-        self._weights = {
-            "mse_weight": float(spec.transfer.mse_weight),
-            "xent_weight": float(spec.transfer.xent_weight),
-        }
+        self._weights = loss_weights(spec.transfer)
         self._layerwise_step, self._block_step = layerwise, block
         self.adapters = inject_adapters(cria, settings.lora, seed=spec.seed, purpose="cria")
         for module in adapted_modules(cria).values():
             module.lora_dropout.train()
-        self._layers = [n for n, _ in cria.hybrid_layers()]
+        self._layers = [n for n, _ in cria.student_layers()]
         self._loss_layers = self._layers if self._by_layer else [cria.cria.last]
         self._adamw = NamedAdamW(self._groups(), float(settings.learning_rate))
         self._done = 0
@@ -214,7 +198,7 @@ class LoraPhase:
             share = len(inputs) / len(batch.inputs)
             seed = derived_seed(self._seed, "dropout", epoch, step, index)
             if self._by_layer:
-                loss = self._layerwise_step(self._cria, inputs, scale=share, seed=seed, **self._weights)
+                loss = self._layerwise_step(self._cria, inputs, scale=share, seed=seed, weights=self._weights)
             else:
                 target = None if targets is None else targets[start : start + micro_size].to(device)
                 loss = self._block_step(self._cria, inputs, target, scale=share, seed=seed)

@@ -14,6 +14,7 @@ class NamedAdamW:
     def __init__(self, groups: dict[str, dict[str, nn.Parameter]], rate: float) -> None:
         """`groups` maps a group's name to its parameters by name; names are unique over all groups."""
         self._groups = groups
+        self._device = next((p.device for group in groups.values() for p in group.values()), None)
         self._adamw = torch.optim.AdamW(
             [{"params": list(group.values()), "name": name} for name, group in groups.items()],
             lr=rate,
@@ -29,7 +30,7 @@ class NamedAdamW:
         norms = []
         for group in self._groups.values():
             gradients = [p.grad for p in group.values() if p.grad is not None]
-            norm = nn.utils.get_total_norm(gradients)
+            norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=self._device)
             if clip > 0 and gradients:
                 nn.utils.clip_grads_with_norm_(group.values(), clip, norm)
             norms.append(norm)

@@ -1,7 +1,7 @@
-"""Attention transfer: feature maps and window factors of a Cria learn to imitate softmax attention.
+"""Attention transfer: the parameters of a Cria's student attention learn to imitate softmax attention.
 
 Source: LoLCATs (arXiv 2410.10254), section 3.2. Shape letters: B batch, T tokens, E hidden size, H heads,
-D head dimension, L layers of the Cria that have feature maps.
+D head dimension, L layers of the Cria that do not keep softmax attention.
 """
 
 import math
@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from trenchcoat_api import spec
 
-from trenchcoat_trainer.attention import transfer_loss
 from trenchcoat_trainer.data import Batch
 from trenchcoat_trainer.models.adapters import base_layer
 from trenchcoat_trainer.models.cria import CriaModel
-from trenchcoat_trainer.models.maps import MAP_NAMES, derived_seed
 from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatDecoderLayer
+from trenchcoat_trainer.seeds import derived_seed
 from trenchcoat_trainer.stages.cria.optimizer import NamedAdamW
 from trenchcoat_trainer.stages.cria.phase import GrowthBound, require_finite
 from trenchcoat_trainer.stages.cria.plateau import Plateau
+from trenchcoat_trainer.students import LossWeights
 
 TransferStep = Callable[..., torch.Tensor]
 
@@ -30,28 +30,26 @@ def transfer_step(
     hidden_BTE: torch.Tensor,
     *,
     scale: float,
-    mse_weight: float,
-    xent_weight: float,
+    weights: LossWeights,
     drop_window: bool = False,
 ) -> torch.Tensor:
-    """Add one micro-batch's gradient to every layer's maps, holding one layer's graph at a time.
+    """Add one micro-batch's gradient to every layer's parameters, holding one layer's graph at a time.
 
     Teacher forced: each layer passes the softmax output on, so every layer sees the teacher's own input and
     layers share no gradient. What follows the last layer's attention is not computed.
 
     Args:
-        cria: the layers; their maps require gradients.
+        cria: the layers; what attention transfer trains requires gradients.
         hidden_BTE: raw residual stream at the Cria's first boundary, in the weights' dtype.
         scale: factor on the gradient, this micro-batch's share of the step.
-        mse_weight: weight of the squared error of attention outputs.
-        xent_weight: weight of the cross-entropy of attention maps.
-        drop_window: compare linear attention alone with the teacher, over all keys.
+        weights: weights of the losses.
+        drop_window: compare the student without its softmax window with the teacher, over all keys.
 
     Returns:
-        Loss of each hybrid layer, [L], fp32, not scaled.
+        Loss of each student layer, [L], fp32, not scaled.
     """
     rope = cria.rope(hidden_BTE)
-    last = max((n for n, _ in cria.hybrid_layers()), default=-1)
+    last = max((n for n, _ in cria.student_layers()), default=-1)
     losses = []
     for name, layer in cria.layers.items():
         attention = layer.self_attn
@@ -60,13 +58,12 @@ def transfer_step(
                 hidden_BTE = layer(hidden_BTE, position_embeddings=rope)
             continue
         with torch.no_grad():
-            q, k, v = attention.project(layer.input_layernorm(hidden_BTE), rope)
-        result = transfer_loss(
-            q, k, v, attention.w_q, attention.w_k, attention.window_factor,
-            window_size=cria.config.window, mse_weight=mse_weight, xent_weight=xent_weight,
-            drop_window=drop_window,
-        )  # fmt: skip
-        (result.loss * scale).backward()
+            heads = attention.project(layer.input_layernorm(hidden_BTE), rope)
+        result = attention.student.transfer_loss(
+            heads, attention.student_parameters(), weights, drop_window=drop_window
+        )
+        if result.loss.requires_grad:  # a layer may have nothing to train
+            (result.loss * scale).backward()
         losses.append(result.loss.detach())
         if int(name) == last:
             break
@@ -87,17 +84,22 @@ def finish_layer(
 def drops_window(probability: float, seed: int, epoch: int, step: int) -> bool:
     """Whether this optimiser step drops the window: a pure function, the same in every Cria and attempt.
 
-    Hybrids tend to leave the work to their window (arXiv 2510.05901); a step without it makes the linear part
+    Hybrids tend to leave the work to their window (arXiv 2510.05901); a step without it makes the rest
     imitate the teacher over all keys by itself.
     """
     return random.Random(derived_seed(seed, "window dropout", epoch, step)).random() < probability  # noqa: S311
+
+
+def loss_weights(settings: spec.Transfer) -> LossWeights:
+    """Return the weights of the losses that spec.transfer gives."""
+    return LossWeights(mse=float(settings.mse_weight), xent=float(settings.xent_weight))
 
 
 class TransferPhase:
     """Trains every layer's maps by its own schedule, clip and best checkpoint.
 
     Nothing of one layer depends on another, so the result does not depend on how layers are grouped.
-    Schedules and best checkpoints look at steps with the window alone: it is the hybrid that has to be good.
+    Schedules and best checkpoints look at steps with the window alone: it is the whole that has to be good.
     """
 
     name = "transfer"
@@ -122,20 +124,21 @@ class TransferPhase:
             max_growth: a layer whose loss is so many times its first one has diverged.
             seed: decides which steps drop the window.
         """
-        self.epochs, self.batch_size = settings.epochs, settings.batch_size
         self._cria = cria
         self._settings = settings
         self._steps = steps
         self._transfer_step = step
+        self._weights = loss_weights(settings)
         self._seed = seed
-        self._layers = [n for n, _ in cria.hybrid_layers()]
-        maps = {name: parameter.requires_grad_() for name, parameter in cria.maps().items()}
+        maps = {name: parameter.requires_grad_() for name, parameter in cria.form_parameters().items()}
+        self.epochs, self.batch_size = settings.epochs if maps else 0, settings.batch_size
+        self._layers = [n for n, _ in cria.student_layers()] if maps else []
         groups = {
-            str(n): {name: maps[name] for name in (f"layers.{n}.{part}" for part in MAP_NAMES)}
+            str(n): {name: p for name, p in maps.items() if name.startswith(f"layers.{n}.")}
             for n in self._layers
         }
         rate = float(settings.learning_rate)
-        self._maps = maps
+        self._maps, self._groups = maps, groups
         self._adamw = NamedAdamW(groups, rate) if groups else None
         self._schedules = [Plateau.start(settings.plateau, rate) for _ in self._layers]
         self._best = {name: parameter.detach().clone() for name, parameter in maps.items()}
@@ -161,8 +164,7 @@ class TransferPhase:
                 self._cria,
                 micro.to(device, non_blocking=True),
                 scale=share,
-                mse_weight=float(self._settings.mse_weight),
-                xent_weight=float(self._settings.xent_weight),
+                weights=self._weights,
                 drop_window=dropped,
             )
         norms = self._adamw.step(float(self._settings.clip))
@@ -170,7 +172,7 @@ class TransferPhase:
         values, gradients = torch.stack([losses, norms]).tolist()
         require_finite(self.name, self._cria.cria, self._layers, values, self._done)
         require_finite(self.name, self._cria.cria, self._layers, gradients, self._done, "gradient norm")
-        if dropped:  # another loss, larger than the hybrid's
+        if dropped:  # another loss, larger than the whole student's
             self._note(None)
             return None
         self._bound.check(values, self._done)
@@ -193,8 +195,8 @@ class TransferPhase:
         for index, layer in enumerate(self._layers):
             schedule = self._schedules[index]
             if schedule.check(self._sums[index] / self._count):
-                for name in MAP_NAMES:
-                    self._best[f"layers.{layer}.{name}"].copy_(self._maps[f"layers.{layer}.{name}"].detach())
+                for name, parameter in self._groups[str(layer)].items():
+                    self._best[name].copy_(parameter.detach())
             self._adamw.set_rate(str(layer), schedule.rate)
         self._sums, self._count = [0.0] * len(self._layers), 0
 

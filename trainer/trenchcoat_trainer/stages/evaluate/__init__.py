@@ -14,22 +14,20 @@ import torch
 import torch.nn.functional as F
 from trenchcoat_api.artifacts import Facts, Perplexity
 
-from trenchcoat_trainer.attention import linear_share
 from trenchcoat_trainer.checkpoints.shards import load_rest_weights
 from trenchcoat_trainer.data import TokenData
 from trenchcoat_trainer.errors import BadInputError
+from trenchcoat_trainer.models.artifacts import load_student_config, stitch_adapters
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.runtime.ranks import choose_device
 from trenchcoat_trainer.stages.evaluate.saved import SavedStates
 from trenchcoat_trainer.stages.evaluate.states import HiddenStates
-from trenchcoat_trainer.stages.evaluate.variants import PARTS, STAGES, cria_of_each
-from trenchcoat_trainer.students.artifacts import load_student_config, stitch_adapters
+from trenchcoat_trainer.stages.evaluate.variants import STAGES, cria_of_each, parts_of
 
 logger = logging.getLogger(__name__)
 
-VARIANTS = (*STAGES, *PARTS)
 REPORT = "report.json"
 LOGITS = 2**27
 """Logits computed at a time: 512 MiB in fp32."""
@@ -50,10 +48,11 @@ def run(context: StageContext) -> None:
             "spec.data.heldOutTokens, give more text, or set spec.evaluate.enabled to false"
         )
     config, device = load_student_config(context), choose_device(context.rank)
+    parts = parts_of(config)
     size = context.spec.evaluate.batch_size
     rest = load_rest_weights(context)
     shape = (data.sequences, context.spec.data.sequence_length, config.hidden_size)
-    states = {variant.name: HiddenStates(shape, config.dtype) for variant in VARIANTS}
+    states = {variant.name: HiddenStates(shape, config.dtype) for variant in (*STAGES, *parts)}
     try:
         with SavedStates(context.checkpoint, size) as saved:
             shares = run_crias(context, data, states, saved, rest["model.embed_tokens.weight"])
@@ -71,7 +70,7 @@ def run(context: StageContext) -> None:
         "sequences": shape[0],
         "tokensPerSequence": shape[1],
         "perplexities": {variant.name: perplexities[variant.name] for variant in STAGES},
-        "parts": {variant.name: perplexities[variant.name] for variant in PARTS},
+        "parts": {variant.name: perplexities[variant.name] for variant in parts},
         "linearShareByLayer": shares,
     }
     context.writer.write(REPORT, json.dumps(report, indent=1).encode())
@@ -186,19 +185,15 @@ def rms_norm(hidden_BTE: torch.Tensor, weight: torch.Tensor, epsilon: float) -> 
 
 
 def linear_shares(cria: CriaModel, hidden_BTE: torch.Tensor) -> dict[int, float]:
-    """Return for each hybrid layer the share of attention that lies below the window.
-
-    The mean over heads and the positions that have something below their window (0 if there are none).
-    """
+    """Return for each student layer the share of attention outside its window, where forms have one."""
     shares = {}
     rope = cria.rope(hidden_BTE)
     for name, layer in cria.layers.items():
         attention = layer.self_attn
         if not attention.softmax:
-            q, k, _ = attention.project(layer.input_layernorm(hidden_BTE), rope)
-            maps = (attention.w_q, attention.w_k, attention.window_factor)
-            share_BHT = linear_share(q, k, *maps, window_size=cria.config.window)
-            below = share_BHT[:, :, 2 * cria.config.window :]
-            shares[int(name)] = below.mean().item() if below.numel() else 0.0
+            heads = attention.project(layer.input_layernorm(hidden_BTE), rope)
+            share = attention.student.linear_share(heads, attention.student_parameters())
+            if share is not None:
+                shares[int(name)] = share
         hidden_BTE = layer(hidden_BTE, position_embeddings=rope)
     return shares

@@ -9,16 +9,17 @@ from trenchcoat_api.crias import CriaRange
 
 from trenchcoat_trainer.checkpoints.shards import load_cria_weights
 from trenchcoat_trainer.models.adapters import merge_adapters
+from trenchcoat_trainer.models.artifacts import (
+    Adapters,
+    cria_adapters,
+    trained_parameters,
+    untrained_parameters,
+    weight_dtype,
+)
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.runtime.context import StageContext
-from trenchcoat_trainer.students.artifacts import (
-    Adapters,
-    cria_adapters,
-    trained_maps,
-    untrained_maps,
-    weight_dtype,
-)
+from trenchcoat_trainer.students import form_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +31,9 @@ class Variant:
     """"teacher", "criaLora" (its adapters merged in) or "stitched" (those of the stitch as well)."""
     softmax: bool = False
     is_trained: bool = True
-    """Whether feature maps are those that attention transfer left, or the initial ones."""
+    """Whether the attention's parameters are those that attention transfer left, or the initial ones."""
     keep_parts: str = "both"
-    """"window" or "linear" to leave out the other part of hybrid attention."""
+    """"both", or the one part of the student's attention that stays."""
 
 
 STAGES = (
@@ -44,11 +45,11 @@ STAGES = (
 )
 """What the evaluation reports, in order."""
 
-PARTS = (
-    Variant("withoutLinear", "stitched", keep_parts="window"),
-    Variant("withoutWindow", "stitched", keep_parts="linear"),
-)
-"""The stitched student with a part of its attention left out: does either do all the work?"""
+
+def parts_of(config: TrenchcoatLlamaConfig) -> tuple[Variant, ...]:
+    """Return the stitched student with a part of its attention alone: does either do all the work?"""
+    parts = form_of(config).parts.items()
+    return tuple(Variant(name, "stitched", keep_parts=part) for name, part in parts)
 
 
 def cria_of_each(
@@ -63,8 +64,8 @@ def cria_of_each(
     `stitch` holds the adapters that stitching left.
     """
     weights = load_cria_weights(context, cria, device)
-    untrained, trained = untrained_maps(context, config, cria), trained_maps(context, cria)
-    for name, variants in groupby((*STAGES, *PARTS), key=lambda variant: variant.weights):
+    untrained, trained = untrained_parameters(context, config, cria), trained_parameters(context, cria)
+    for name, variants in groupby((*STAGES, *parts_of(config)), key=lambda variant: variant.weights):
         if name == "criaLora":
             merge_adapters(weights, *cria_adapters(context, cria))
         if name == "stitched":
@@ -72,6 +73,6 @@ def cria_of_each(
         dtype = weight_dtype(context)
         model = CriaModel.build(config, cria, weights, untrained, dtype=dtype, device=device)
         for variant in variants:
-            model.set_maps(trained if variant.is_trained else untrained)
+            model.set_form_parameters(trained if variant.is_trained else untrained)
             model.use(softmax=variant.softmax, keep_parts=variant.keep_parts)
             yield variant, model

@@ -7,27 +7,28 @@ Besides the weights it leaves the tokenizer, the configuration, the model's code
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from trenchcoat_api.artifacts import Perplexity
 
-import trenchcoat_trainer.attention.hybrid
 from trenchcoat_trainer.checkpoints.shards import TEACHER, load_rest_weights, teacher_files
 from trenchcoat_trainer.errors import MissingInputError
 from trenchcoat_trainer.models import configuration_trenchcoat, modeling_trenchcoat
-from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
-from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatLlamaForCausalLM
-from trenchcoat_trainer.runtime.context import StageContext
-from trenchcoat_trainer.stages.export.card import model_card
-from trenchcoat_trainer.stages.export.files import File, plan_files
-from trenchcoat_trainer.students.artifacts import (
+from trenchcoat_trainer.models.artifacts import (
     Tensors,
     cria_adapters,
     layer_weights,
     load_student_config,
     stitch_adapters,
-    trained_maps,
+    trained_parameters,
 )
+from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
+from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatLlamaForCausalLM
+from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.stages.export.card import model_card
+from trenchcoat_trainer.stages.export.files import File, plan_files
+from trenchcoat_trainer.students import form_of
 from trenchcoat_trainer.tensors.serialization import pack
 
 INDEX = "model.safetensors.index.json"
@@ -35,12 +36,6 @@ AUTO_MAP = {
     "AutoConfig": "configuration_trenchcoat.TrenchcoatLlamaConfig",
     "AutoModelForCausalLM": "modeling_trenchcoat.TrenchcoatLlamaForCausalLM",
 }
-CODE = {
-    "configuration_trenchcoat.py": configuration_trenchcoat,
-    "modeling_trenchcoat.py": modeling_trenchcoat,
-    "hybrid.py": trenchcoat_trainer.attention.hybrid,
-}
-"""Files of the exported model's code and where they come from; they import only each other and the usual."""
 
 
 def run(context: StageContext) -> None:
@@ -58,7 +53,7 @@ def run(context: StageContext) -> None:
         if name != "config.json":
             context.writer.write(name, context.read_object(context.artifacts.shard, path))
     context.writer.write("config.json", config_json(config))
-    for name, module in CODE.items():
+    for name, module in code(config).items():
         context.writer.write(name, Path(module.__file__).read_bytes())
     context.writer.write("README.md", model_card(context.spec, config, perplexities(context)).encode())
     context.writer.finish()
@@ -71,11 +66,12 @@ def shapes(config: TrenchcoatLlamaConfig) -> Tensors:
     tensors = model.state_dict()
     if config.tie_word_embeddings:
         del tensors["lm_head.weight"]
-    is_map = [name.endswith(("w_q", "w_k", "window_factor")) for name in tensors]
-    return {
-        name: tensor.float() if keep else tensor
-        for keep, (name, tensor) in zip(is_map, tensors.items(), strict=True)
+    kept = {
+        f"model.layers.{number}.self_attn.{name}"
+        for number, layer in enumerate(model.model.layers)
+        for name in layer.self_attn.student_parameters()
     }
+    return {name: tensor.float() if name in kept else tensor for name, tensor in tensors.items()}
 
 
 def write_weights(context: StageContext, files: list[File]) -> None:
@@ -108,15 +104,24 @@ def parts(context: StageContext, wanted: set[str]) -> Iterator[Tensors]:
     for cria in context.crias:
         if not any(name.startswith(tuple(f"model.layers.{n}." for n in cria.layers)) for name in wanted):
             continue
-        adapters, maps = cria_adapters(context, cria), trained_maps(context, cria)
+        adapters, trained = cria_adapters(context, cria), trained_parameters(context, cria)
         for layer in cria.layers:
             weights = layer_weights(context, cria, layer, adapters, stitch)
             prefix = f"layers.{layer}."
-            for name, tensor in maps.items():
+            for name, tensor in trained.items():
                 if name.startswith(prefix):
                     weights[f"model.{prefix}self_attn.{name.removeprefix(prefix)}"] = tensor
             yield weights
     yield load_rest_weights(context)
+
+
+def code(config: TrenchcoatLlamaConfig) -> dict[str, ModuleType]:
+    """Return the files of the exported model's code; they import each other, torch and transformers alone."""
+    return {
+        "configuration_trenchcoat.py": configuration_trenchcoat,
+        "modeling_trenchcoat.py": modeling_trenchcoat,
+        "student_attention.py": form_of(config).code,
+    }
 
 
 def config_json(config: TrenchcoatLlamaConfig) -> bytes:

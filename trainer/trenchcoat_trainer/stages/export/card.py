@@ -4,10 +4,10 @@ from trenchcoat_api.artifacts import Perplexity
 from trenchcoat_api.spec import TrenchcoatSpec
 
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
+from trenchcoat_trainer.students import form_of
 
-NAMES = {
+STAGES = {
     "teacher": "the teacher, softmax attention",
-    "untrained": "hybrid attention, untrained feature maps",
     "transfer": "after attention transfer",
     "criaLora": "after LoRA by Cria",
     "stitched": "after stitching: this model",
@@ -19,16 +19,16 @@ def model_card(spec: TrenchcoatSpec, config: TrenchcoatLlamaConfig, perplexities
     source = spec.model.source.removeprefix("hf://")
     base = f"base_model: {source}\n" if spec.model.source.startswith("hf://") else ""
     kept = ", ".join(map(str, config.keep_softmax_layers)) or "none"
-    live = f"{config.window + 1} to {2 * config.window}"
+    form = form_of(config).card(config)
+    rows = "\n".join(f"| {name} | {value} |" for name, value in form.rows)
     card = f"""---
 library_name: transformers
-{base}tags: [linear-attention, lolcats, trenchcoat]
+{base}tags: [{", ".join((*form.tags, "trenchcoat"))}]
 ---
 # A linearized Llama
 
-{source}, its softmax attention replaced by hybrid attention: exact softmax over a terraced window of {live}
-keys, linear attention with learned feature maps over everything before. Decoding needs constant memory.
-Made by Trenchcoat after LoLCATs (arXiv 2410.10254).
+{source}, its softmax attention replaced by {form.attention}. Decoding needs constant memory.
+Made by Trenchcoat after {form.source}.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -44,13 +44,12 @@ Prompts of one batch must be of equal length: padding would shift the window's b
 
 | | |
 |---|---|
-| window | {config.window} |
-| feature dimension | {config.feature_dim} (twice as many features) |
-| key feature maps | {"one a query head" if config.key_maps == "perQueryHead" else "one a key/value head"} |
+{rows}
 | layers that keep softmax attention | {kept} |
 | training tokens, at most | {spec.data.tokens} |
 """
     if perplexities:
-        rows = "\n".join(f"| {NAMES.get(row.name, row.name)} | {row.perplexity} |" for row in perplexities)
+        names = {**STAGES, "untrained": form.untrained}
+        rows = "\n".join(f"| {names.get(row.name, row.name)} | {row.perplexity} |" for row in perplexities)
         card += f"\nPerplexity on held-out text:\n\n| | perplexity |\n|---|---|\n{rows}\n"
     return card

@@ -17,11 +17,12 @@ from trenchcoat_api.artifacts import Facts
 from trenchcoat_trainer.data import TokenData
 from trenchcoat_trainer.errors import DivergedError, OutOfMemoryError, PreemptedError
 from trenchcoat_trainer.models.adapters import inject_adapters
-from trenchcoat_trainer.models.maps import derived_seed
+from trenchcoat_trainer.models.artifacts import ADAPTERS, load_student_config
 from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.runtime.progress import format_loss
 from trenchcoat_trainer.runtime.ranks import choose_device
 from trenchcoat_trainer.runtime.training import CHECKPOINT_SECONDS, Cursor
+from trenchcoat_trainer.seeds import derived_seed
 from trenchcoat_trainer.stages.stitch.memory import Held, choose
 from trenchcoat_trainer.stages.stitch.zero import (
     Masters,
@@ -31,7 +32,6 @@ from trenchcoat_trainer.stages.stitch.zero import (
     process_group,
     zero_config,
 )
-from trenchcoat_trainer.students.artifacts import ADAPTERS, load_student_config
 
 logger = logging.getLogger(__name__)
 

@@ -13,21 +13,20 @@ from torch import nn
 from trenchcoat_api.spec import Stitch, TrenchcoatSpec
 
 from trenchcoat_trainer.checkpoints.shards import load_rest_weights
+from trenchcoat_trainer.models.artifacts import (
+    Tensors,
+    cria_adapters,
+    layer_weights,
+    load_student_config,
+    trained_parameters,
+    weight_dtype,
+)
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
-from trenchcoat_trainer.models.maps import MAP_NAMES
 from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatDecoderLayer as LAYER
 from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatLlamaForCausalLM
 from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.runtime.ranks import joined
 from trenchcoat_trainer.stages.stitch.memory import Held, layer_parameters
-from trenchcoat_trainer.students.artifacts import (
-    Tensors,
-    cria_adapters,
-    layer_weights,
-    load_student_config,
-    trained_maps,
-    weight_dtype,
-)
 
 EVERYTHING = 10**15
 """Parameters: more than any model has."""
@@ -114,11 +113,11 @@ def zero_config(
 def build_student(
     deepspeed: Any, context: StageContext, config: dict[str, Any], device: torch.device
 ) -> TrenchcoatLlamaForCausalLM:
-    """Build the student partitioned over the ranks, with trained maps and LoRA by Cria merged in.
+    """Build the student partitioned over the ranks, with what the Crias learned, LoRA merged in.
 
-    Besides its own partition the first rank holds one layer's weights at most, the others nothing. Maps
-    become plain tensors, the same on all ranks: as parameters DeepSpeed would round them to the format of
-    the weights.
+    Besides its own partition the first rank holds one layer's weights at most, the others nothing. What
+    attention transfer trained becomes plain tensors, the same on all ranks: as parameters DeepSpeed would
+    round them to the format of the weights.
     """
     from transformers.integrations import HfDeepSpeedConfig
 
@@ -136,10 +135,10 @@ def build_student(
         adapters = cria_adapters(context, cria)
         for number in cria.layers:
             layer = model.model.layers[number]
-            _take_maps(layer)
+            _take_form_parameters(layer)
             weights = layer_weights(context, cria, number, adapters) if is_first else {}
             _fill(deepspeed, [layer], names, weights, is_first)
-        _put_maps(model, trained_maps(context, cria), device)
+        _put_form_parameters(model, trained_parameters(context, cria), device)
     return model
 
 
@@ -157,14 +156,13 @@ def _fill(
                 parameter.data.copy_(weights[names[parameter]])
 
 
-def _take_maps(layer: nn.Module) -> None:
-    for name in MAP_NAMES:
-        if hasattr(layer.self_attn, name):  # a layer that keeps softmax attention has none
-            delattr(layer.self_attn, name)
+def _take_form_parameters(layer: nn.Module) -> None:
+    for name in layer.self_attn.student_parameters():
+        delattr(layer.self_attn, name)
 
 
-def _put_maps(model: TrenchcoatLlamaForCausalLM, maps: Tensors, device: torch.device) -> None:
-    for full_name, tensor in maps.items():
+def _put_form_parameters(model: TrenchcoatLlamaForCausalLM, trained: Tensors, device: torch.device) -> None:
+    for full_name, tensor in trained.items():
         _, layer, name = full_name.split(".")
         setattr(model.model.layers[int(layer)].self_attn, name, tensor.to(device))
 

@@ -1,6 +1,8 @@
 """Random attention problems for the tests of every backend."""
 
 import torch
+from trenchcoat_trainer.students import Heads, LossWeights
+from trenchcoat_trainer.students.lolcats.form import LolcatsLayer
 
 ARGUMENTS = ("q", "k", "v", "w_q", "w_k", "window_factor")
 
@@ -60,3 +62,40 @@ def with_gradients(function, tensors, wanted):
     result.loss.backward()
     gradients = {name: x.grad for name, x in leaves.items() if name in wanted}
     return result, {n: torch.zeros_like(leaves[n]) if g is None else g for n, g in gradients.items()}
+
+
+def layer(k, w_q, w_k, window_size, backend=None):
+    """Return the layer whose keys are `k` and whose feature maps are `w_q` and `w_k`."""
+    heads, head_dim, feature_dim = w_q.shape
+    return LolcatsLayer(heads, k.shape[1], w_k.shape[0], head_dim, feature_dim, window_size, backend)
+
+
+def named(w_q, w_k, window_factor):
+    return {"w_q": w_q, "w_k": w_k, "window_factor": window_factor}
+
+
+def hybrid_attention(q, k, v, w_q, w_k, window_factor, *, window_size, keep_parts="both", backend=None):
+    attention = layer(k, w_q, w_k, window_size, backend)
+    return attention.attend(Heads(q, k, v), named(w_q, w_k, window_factor), keep_parts)
+
+
+def decode_step(state, q, k, v, w_q, w_k, window_factor, *, window_size):
+    return layer(k, w_q, w_k, window_size).decode(state, Heads(q, k, v), named(w_q, w_k, window_factor))
+
+
+def transfer_loss(
+    q, k, v, w_q, w_k, window_factor, *,
+    window_size, mse_weight=1000.0, xent_weight=1.0, drop_window=False, backend=None,
+):  # fmt: skip
+    weights = LossWeights(mse=mse_weight, xent=xent_weight)
+    return layer(k, w_q, w_k, window_size, backend).transfer_loss(
+        Heads(q, k, v), named(w_q, w_k, window_factor), weights, drop_window=drop_window
+    )
+
+
+def distill_loss(
+    q, k, v, q_teacher, k_teacher, v_teacher, w_q, w_k, window_factor, *, window_size, backend=None
+):
+    return layer(k, w_q, w_k, window_size, backend).distill_loss(
+        Heads(q, k, v), Heads(q_teacher, k_teacher, v_teacher), named(w_q, w_k, window_factor)
+    )

@@ -1,13 +1,14 @@
 """Hybrid attention and the losses of attention transfer with every n x n map materialised: the truth.
 
-Computes in the dtype that it is given; give it float64 to judge the others.  Shapes as in `hybrid.py`.
+Computes in the dtype that it is given; give it float64 to judge the others.  Shapes as in `attention.py`.
 """
 
 from __future__ import annotations
 
 import torch
 
-from trenchcoat_trainer.attention.hybrid import PHI_MIN, per_head
+from trenchcoat_trainer.students.form import Heads
+from trenchcoat_trainer.students.lolcats.attention import PHI_MIN, HybridInputs, checked_part, per_head
 
 
 def causal_mask(tokens: int, device: torch.device) -> torch.Tensor:
@@ -32,19 +33,12 @@ def features(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     return torch.cat([z.softmax(-1), (-z).softmax(-1)], dim=-1).clamp_min(PHI_MIN)
 
 
-def log_weights(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    w_q: torch.Tensor,
-    w_k: torch.Tensor,
-    window_factor: torch.Tensor,
-    window_size: int,
-    drop_window: bool = False,
-) -> torch.Tensor:
+def log_weights(x: HybridInputs, drop_window: bool = False) -> torch.Tensor:
     """Return the logarithm of the student's unnormalised weights, [B, H, T, T], -inf above the diagonal.
 
     With `drop_window` the linear part covers every key up to the query's own.
     """
+    q, k, _, w_q, w_k, window_factor, window_size = x
     heads, tokens = q.shape[1:3]
     window = window_mask(tokens, window_size, q.device) & (not drop_window)
     s = scores(q, k)
@@ -56,45 +50,26 @@ def log_weights(
     )
 
 
-def hybrid_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    w_q: torch.Tensor,
-    w_k: torch.Tensor,
-    window_factor: torch.Tensor,
-    window_size: int,
-    keep_parts: str = "both",
-) -> torch.Tensor:
+def attend(x: HybridInputs, keep_parts: str = "both") -> torch.Tensor:
     """Return the student's output, [B, H, T, D]."""
-    weights = log_weights(q, k, w_q, w_k, window_factor, window_size).exp()
-    window = window_mask(q.shape[2], window_size, q.device)
-    if keep_parts != "both":
+    weights = log_weights(x).exp()
+    window = window_mask(x.q.shape[2], x.window_size, x.q.device)
+    if checked_part(keep_parts) != "both":
         weights = weights.masked_fill(window != (keep_parts == "window"), 0.0)
     z = weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
-    return weights / z @ per_head(v, q.shape[1], 1)
+    return weights / z @ per_head(x.v, x.q.shape[1], 1)
 
 
 def distill_loss(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    q_teacher: torch.Tensor,
-    k_teacher: torch.Tensor,
-    v_teacher: torch.Tensor,
-    w_q: torch.Tensor,
-    w_k: torch.Tensor,
-    window_factor: torch.Tensor,
-    window_size: int,
-    drop_window: bool = False,
+    x: HybridInputs, teacher: Heads, drop_window: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return (mse, xent, teacher's output); gradients flow to the student's arguments only."""
-    heads, tokens = q.shape[1:3]
-    causal = causal_mask(tokens, q.device)
+    heads, tokens = x.q.shape[1:3]
+    causal = causal_mask(tokens, x.q.device)
     with torch.no_grad():
-        a_teacher = scores(q_teacher, k_teacher).masked_fill(~causal, float("-inf")).softmax(-1)
-        y_teacher = a_teacher @ per_head(v_teacher, heads, 1)
-    log_a = log_weights(q, k, w_q, w_k, window_factor, window_size, drop_window).log_softmax(-1)
-    mse = (log_a.exp() @ per_head(v, heads, 1) - y_teacher).square().mean()
+        a_teacher = scores(teacher.q, teacher.k).masked_fill(~causal, float("-inf")).softmax(-1)
+        y_teacher = a_teacher @ per_head(teacher.v, heads, 1)
+    log_a = log_weights(x, drop_window).log_softmax(-1)
+    mse = (log_a.exp() @ per_head(x.v, heads, 1) - y_teacher).square().mean()
     xent = -(a_teacher * log_a.masked_fill(~causal, 0.0)).sum(-1).mean()
     return mse, xent, y_teacher

@@ -3,8 +3,15 @@
 import functools
 
 import torch
-from attention_problems import ARGUMENTS, problem, relative, with_gradients
-from trenchcoat_trainer.attention import distill_loss, hybrid_attention, transfer_loss
+from attention_problems import (
+    ARGUMENTS,
+    distill_loss,
+    hybrid_attention,
+    problem,
+    relative,
+    transfer_loss,
+    with_gradients,
+)
 
 MAPS = ("w_q", "w_k", "window_factor")
 STUDENT = ("q", "k", "v", *MAPS)

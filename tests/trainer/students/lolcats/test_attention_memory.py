@@ -11,8 +11,7 @@ MEASURE = """
 import sys
 sys.path[:0] = {path!r}
 import resource, torch
-from attention_problems import problem
-from trenchcoat_trainer.attention import hybrid_attention, transfer_loss
+from attention_problems import hybrid_attention, problem, transfer_loss
 torch.set_num_threads(1)
 
 def run(tokens):

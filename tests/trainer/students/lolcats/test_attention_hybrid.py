@@ -4,10 +4,11 @@ import itertools
 
 import pytest
 import torch
-from attention_problems import ARGUMENTS, problem, relative
+from attention_problems import ARGUMENTS, decode_step, hybrid_attention, problem, relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trenchcoat_trainer.attention import HybridState, decode_step, hybrid_attention, linear_share, naive
+from trenchcoat_trainer.students.lolcats import naive
+from trenchcoat_trainer.students.lolcats.attention import HybridInputs, HybridState, linear_share
 
 TOKENS = (1, 7, 63, 64, 65, 127, 129, 200, 1000)
 
@@ -43,8 +44,9 @@ def test_parts_equal_naive(keep_parts):
 
 def test_linear_share_is_the_weight_below_the_window():
     q, k, _, w_q, w_k, factor = problem(100, heads=4, kv_heads=2)
-    share = linear_share(q, k, w_q, w_k, factor, window_size=16)
-    a = naive.log_weights(q, k, w_q, w_k, factor, 16).softmax(-1)
+    x = HybridInputs(q, k, k, w_q, w_k, factor, 16)
+    share = linear_share(x)
+    a = naive.log_weights(x).softmax(-1)
     below = ~naive.window_mask(100, 16, q.device)
     torch.testing.assert_close(share, (a * below).sum(-1))
 

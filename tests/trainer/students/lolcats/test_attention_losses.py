@@ -5,8 +5,8 @@ import logging
 
 import pytest
 import torch
-from attention_problems import problem, relative, with_gradients
-from trenchcoat_trainer.attention import distill_loss, naive, transfer, transfer_loss
+from attention_problems import distill_loss, problem, relative, transfer_loss, with_gradients
+from trenchcoat_trainer.students.lolcats import backends, naive
 
 TOKENS = (1, 7, 63, 64, 65, 127, 129, 200, 1000)
 LOSS_64, GRADIENT_64, ALL_32 = 1e-9, 1e-8, 1e-5
@@ -161,7 +161,7 @@ def test_wrong_shapes_are_named():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_triton_without_a_gpu_falls_back_with_one_warning(caplog, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    transfer._warn_once.cache_clear()
+    backends._warn_once.cache_clear()
     tensors = problem(20)
     with caplog.at_level(logging.WARNING):
         first = transfer_loss(*tensors, window_size=16, backend="triton")

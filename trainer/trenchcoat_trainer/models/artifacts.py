@@ -2,20 +2,18 @@
 
 import torch
 from trenchcoat_api.crias import CriaRange
-from trenchcoat_api.spec import DType, Lora
+from trenchcoat_api.spec import DType, Lora, TrenchcoatSpec
 
 from trenchcoat_trainer.checkpoints.shards import TORCH_DTYPES, layer_path, load_config, load_object
 from trenchcoat_trainer.errors import BadInputError
 from trenchcoat_trainer.models.adapters import merge_adapters
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
-from trenchcoat_trainer.models.maps import initial_maps, student_config
+from trenchcoat_trainer.models.student import initial_parameters, student_config
 from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.students import StudentForm, form_of
 
 FEATURE_MAPS = "feature_maps.safetensors"
-"""Object of a cria artifact: ``layers.N.w_q``, ``layers.N.w_k``, ``layers.N.window_factor``, fp32.
-
-``w_k`` has one map for every query head or every key/value head, as spec.attention.keyMaps says.
-"""
+"""Object of a cria artifact: what attention transfer trained, ``layers.N.NAME`` by the form's names, fp32."""
 ADAPTERS = "adapters.safetensors"
 """Object of a cria or stitch artifact: adapters by peft's names."""
 
@@ -27,14 +25,26 @@ def load_student_config(context: StageContext) -> TrenchcoatLlamaConfig:
     """Return the configuration of the student, its dtype that of the spec.
 
     Raises:
-        BadInputError: a layer that is to keep softmax attention does not exist.
+        BadInputError: a layer that is to keep softmax attention does not exist, or the spec asks for what
+            its form does not have.
     """
     try:
         config = student_config(load_config(context), context.spec.attention)
+        check_form(context.spec, form_of(config))
     except ValueError as error:
         raise BadInputError(str(error)) from error
     config.dtype = weight_dtype(context)
     return config
+
+
+def check_form(spec: TrenchcoatSpec, form: StudentForm) -> None:
+    """Raise ValueError where `spec` asks for what `form` does not have."""
+    dropout = spec.transfer.window_dropout
+    if float(dropout) > 0 and not form.has_window_dropout:
+        raise ValueError(
+            f"spec.transfer.windowDropout is {dropout}, but the {form.name} form has no window to drop: "
+            "set it to 0"
+        )
 
 
 def weight_dtype(context: StageContext) -> torch.dtype:
@@ -42,17 +52,17 @@ def weight_dtype(context: StageContext) -> torch.dtype:
     return TORCH_DTYPES[DType(context.spec.dtype)]
 
 
-def untrained_maps(context: StageContext, config: TrenchcoatLlamaConfig, cria: CriaRange) -> Tensors:
-    """Return the feature maps of a Cria as they are before training."""
+def untrained_parameters(context: StageContext, config: TrenchcoatLlamaConfig, cria: CriaRange) -> Tensors:
+    """Return the parameters of a Cria's student attention as they are before training."""
     return {
         f"layers.{layer}.{name}": tensor
         for layer in cria.layers
-        for name, tensor in initial_maps(config, layer, context.spec.seed).items()
+        for name, tensor in initial_parameters(config, layer, context.spec.seed).items()
     }
 
 
-def trained_maps(context: StageContext, cria: CriaRange) -> Tensors:
-    """Return the feature maps that attention transfer left."""
+def trained_parameters(context: StageContext, cria: CriaRange) -> Tensors:
+    """Return the parameters that attention transfer left."""
     return context.read_tensors(context.artifacts.cria(cria), FEATURE_MAPS)
 
 

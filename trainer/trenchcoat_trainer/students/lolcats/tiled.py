@@ -19,7 +19,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from trenchcoat_trainer.attention.hybrid import accumulation_dtype, feature_map, per_head
+from trenchcoat_trainer.students.form import Heads
+from trenchcoat_trainer.students.lolcats.attention import (
+    HybridInputs,
+    accumulation_dtype,
+    attend,
+    feature_map,
+    per_head,
+)
+
+__all__ = ["attend", "distill_loss"]
 
 
 class _Block(NamedTuple):
@@ -211,31 +220,17 @@ def _all_weights(x: _Inputs, block: _Block) -> torch.Tensor:
 
 
 def distill_loss(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    q_teacher: torch.Tensor,
-    k_teacher: torch.Tensor,
-    v_teacher: torch.Tensor,
-    w_q: torch.Tensor,
-    w_k: torch.Tensor,
-    window_factor: torch.Tensor,
-    window_size: int,
-    drop_window: bool = False,
+    x: HybridInputs, teacher: Heads, drop_window: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return (mse, xent, teacher's output); gradients flow to the student's arguments only."""
+    q, k, v, w_q, w_k, window_factor, window_size = x
     heads = q.shape[1]
-    same_scores = q_teacher is q and k_teacher is k
-    k, v, k_teacher, v_teacher = (per_head(x, heads, 1) for x in (k, v, k_teacher, v_teacher))
+    same_scores = teacher.q is q and teacher.k is k
+    k, v, k_teacher, v_teacher = (per_head(t, heads, 1) for t in (k, v, teacher.k, teacher.v))
     dtype = accumulation_dtype(q.dtype)
     phi_q = feature_map(q, w_q.to(dtype))
     phi_k = feature_map(k, per_head(w_k, heads, 0).to(dtype))
+    tensors = _Inputs(q, k, v, teacher.q, k_teacher, v_teacher, phi_q, phi_k, window_factor)
     if drop_window:
-        mse, xent, output = _LinearDistill.apply(
-            window_size, q, k, v, q_teacher, k_teacher, v_teacher, phi_q, phi_k, window_factor
-        )
-        return mse, xent, output
-    mse, xent, output = _Distill.apply(
-        window_size, same_scores, q, k, v, q_teacher, k_teacher, v_teacher, phi_q, phi_k, window_factor
-    )
-    return mse, xent, output
+        return _LinearDistill.apply(window_size, *tensors)
+    return _Distill.apply(window_size, same_scores, *tensors)

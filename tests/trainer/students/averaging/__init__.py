@@ -1,0 +1,1 @@
+"""A form that the product does not have: other parameters, other windows by layer, no maps to compare."""

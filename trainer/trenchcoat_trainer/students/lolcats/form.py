@@ -1,0 +1,113 @@
+"""The published form behind the interface: hybrid attention with the losses of attention transfer.
+
+Sources: LoLCATs (arXiv 2410.10254) for the hybrid attention and the two losses, Hedgehog (arXiv 2402.04347)
+for the feature maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from trenchcoat_api import spec
+from trenchcoat_api.layer_kinds import LayerKind
+
+from trenchcoat_trainer.students.form import PUBLISHED, Card, Heads, LossWeights, Parameters, TransferLoss
+from trenchcoat_trainer.students.lolcats import attention
+from trenchcoat_trainer.students.lolcats.attention import HybridAttention, HybridInputs
+from trenchcoat_trainer.students.lolcats.backends import choose_backend
+
+
+@dataclass(frozen=True)
+class LolcatsLayer(HybridAttention):
+    """One layer's hybrid attention, computed in the fastest way that the device has.
+
+    Attributes:
+        backend: "naive" (every map materialised, in the dtype given), "tiled" (torch, linear memory, any
+            device), "triton" (GPU), or None to choose by device.
+    """
+
+    backend: str | None = None
+
+    def attend(self, heads: Heads, parameters: Parameters, keep_parts: str = "both") -> torch.Tensor:
+        """Return the attention's output: `StudentLayer.attend`, with the parts "window" and "linear"."""
+        x = self.inputs(heads, parameters)
+        return choose_backend(self.backend, x.q).attend(x, keep_parts)
+
+    def transfer_loss(
+        self,
+        heads: Heads,
+        parameters: Parameters,
+        weights: LossWeights = PUBLISHED,
+        *,
+        drop_window: bool = False,
+    ) -> TransferLoss:
+        """Compare with softmax attention on the teacher's heads: `StudentLayer.transfer_loss`.
+
+        Without its window, `window_factor` has no part in the losses and gets no gradient.
+        """
+        frozen = Heads(*(x.detach() for x in heads))
+        return self._loss(self.inputs(frozen, parameters), frozen, weights, drop_window)
+
+    def distill_loss(
+        self, student: Heads, teacher: Heads, parameters: Parameters, weights: LossWeights = PUBLISHED
+    ) -> TransferLoss:
+        """Compare with the teacher's softmax attention: `StudentLayer.distill_loss`."""
+        x = self.inputs(student, parameters)
+        if any(mine.shape != theirs.shape for mine, theirs in zip(student, teacher, strict=True)):
+            raise ValueError("the teacher's q, k and v must have the shapes of the student's")
+        return self._loss(x, Heads(*teacher), weights, drop_window=False)
+
+    def _loss(self, x: HybridInputs, teacher: Heads, weights: LossWeights, drop_window: bool) -> TransferLoss:
+        mse, xent, output = choose_backend(self.backend, x.q).distill_loss(x, teacher, drop_window)
+        return TransferLoss(weights.mse * mse + weights.xent * xent, mse, xent, output)
+
+    def linear_share(self, heads: Heads, parameters: Parameters) -> float:
+        """Return the share of attention below the window: `StudentLayer.linear_share`."""
+        share_BHT = attention.linear_share(self.inputs(heads, parameters))
+        below = share_BHT[:, :, 2 * self.window_size :]
+        return below.mean().item() if below.numel() else 0.0
+
+
+class Lolcats:
+    """LoLCATs' hybrid attention; every layer has the same settings."""
+
+    name = "lolcats"
+    code = attention
+    parts: ClassVar[dict[str, str]] = {"withoutLinear": "window", "withoutWindow": "linear"}
+    has_window_dropout = True
+
+    def config_fields(self, attention: spec.Attention, kinds: Sequence[LayerKind]) -> dict[str, Any]:
+        """Return the fields that `attention.layer_attention` reads; all layers of this form are of a kind."""
+        return {
+            "window": attention.window,
+            "feature_dim": attention.feature_dim,
+            "key_maps": attention.key_maps.value,
+        }
+
+    def layer(self, config: Any, index: int) -> LolcatsLayer:
+        """Return the attention of a layer."""
+        return LolcatsLayer(**vars(attention.layer_attention(config, index)))
+
+    def card(self, config: Any) -> Card:
+        """Describe the student."""
+        live = f"{config.window + 1} to {2 * config.window}"
+        return Card(
+            tags=("linear-attention", "lolcats"),
+            attention=(
+                f"hybrid attention: exact softmax over a terraced window of {live}\n"
+                "keys, linear attention with learned feature maps over everything before"
+            ),
+            source="LoLCATs (arXiv 2410.10254)",
+            untrained="hybrid attention, untrained feature maps",
+            rows=(
+                ("window", f"{config.window}"),
+                ("feature dimension", f"{config.feature_dim} (twice as many features)"),
+                (
+                    "key feature maps",
+                    "one a query head" if config.key_maps == "perQueryHead" else "one a key/value head",
+                ),
+            ),
+        )

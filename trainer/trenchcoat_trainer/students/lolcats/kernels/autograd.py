@@ -1,0 +1,97 @@
+"""The kernels as functions that autograd knows: the losses, and the student's output alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from trenchcoat_trainer.students.form import Heads
+from trenchcoat_trainer.students.lolcats import attention
+from trenchcoat_trainer.students.lolcats.attention import HybridInputs
+from trenchcoat_trainer.students.lolcats.kernels.backward import backward
+from trenchcoat_trainer.students.lolcats.kernels.features import features
+from trenchcoat_trainer.students.lolcats.kernels.forward import forward
+from trenchcoat_trainer.students.lolcats.kernels.launch import Mode, Problem, Rows, dense
+
+
+def unsupported(q: torch.Tensor) -> str | None:
+    """Say why the kernels cannot take queries like `q` [B, H, T, D], or None when they can."""
+    head_dim = q.shape[-1]
+    if q.dtype not in (torch.bfloat16, torch.float32):
+        return f"the kernels take bfloat16 and float32, not {q.dtype}"
+    if head_dim & (head_dim - 1) or not 16 <= head_dim <= 128:
+        return f"the kernels take a head_dim of 16, 32, 64 or 128, not {head_dim}"
+    return None
+
+
+class _Distill(torch.autograd.Function):
+    """(mse, xent, teacher's output) of student and teacher."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, window_size: int, separate: bool, dropped: bool, *tensors: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        q, k, *_, w_q, w_k, _ = tensors
+        x = Problem(*tensors, features(q, w_q), features(k, w_k))
+        student_gradients = any(ctx.needs_input_grad[3:6])
+        if dropped and (separate or student_gradients):
+            raise ValueError("the window is dropped in attention transfer only")
+        ctx.mode = Mode(window_size, True, separate, student_gradients, dropped)
+        output, difference, rows, mse, xent = forward(x, ctx.mode)
+        ctx.save_for_backward(*x, difference, *rows)
+        ctx.mark_non_differentiable(output)
+        return mse.sum() / q.numel(), xent.mean(), output
+
+    @staticmethod
+    def backward(ctx: Any, grad_mse: torch.Tensor, grad_xent: torch.Tensor, _: Any) -> tuple[Any, ...]:
+        *tensors, difference, lse, maximum, argmax, z, dy = ctx.saved_tensors
+        x = Problem(*tensors)
+        scales = torch.stack([grad_mse * (2 / x.q.numel()), grad_xent / z.numel()]).float()
+        d = backward(x, ctx.mode, Rows(lse, maximum, argmax, z, dy), difference, difference, scales)
+        return None, None, None, d.q, d.k, d.v, None, None, None, d.w_q, d.w_k, d.window_factor
+
+
+class _Hybrid(torch.autograd.Function):
+    """The student's output alone."""
+
+    @staticmethod
+    def forward(ctx: Any, window_size: int, *tensors: torch.Tensor) -> torch.Tensor:
+        q, k, v, w_q, w_k, window_factor = tensors
+        x = Problem(q, k, v, q, k, v, w_q, w_k, window_factor, features(q, w_q), features(k, w_k))
+        ctx.mode = Mode(window_size, False, False, any(ctx.needs_input_grad[1:4]))
+        y, _, rows, _, _ = forward(x, ctx.mode)
+        ctx.save_for_backward(*tensors, x.phi_q, x.phi_k, y, rows.maximum, rows.argmax, rows.z)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[Any, ...]:
+        q, k, v, w_q, w_k, window_factor, phi_q, phi_k, y, maximum, argmax, z = ctx.saved_tensors
+        x = Problem(q, k, v, q, k, v, w_q, w_k, window_factor, phi_q, phi_k)
+        g = dense(g)
+        dy = torch.empty_like(z)
+        scales = torch.arange(1, -1, -1, device=q.device, dtype=torch.float32)
+        d = backward(x, ctx.mode, Rows(z, maximum, argmax, z, dy), y, g, scales)
+        return None, d.q, d.k, d.v, d.w_q, d.w_k, d.window_factor
+
+
+def distill_loss(
+    x: HybridInputs, teacher: Heads, drop_window: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (mse, xent, teacher's output); gradients flow to the student's arguments only."""
+    separate = not (teacher.q is x.q and teacher.k is x.k and teacher.v is x.v)
+    heads = (dense(x.q), dense(x.k), dense(x.v))
+    of_teacher = tuple(map(dense, teacher)) if separate else heads
+    maps = (x.w_q, x.w_k, x.window_factor)
+    return _Distill.apply(x.window_size, separate, drop_window, *heads, *of_teacher, *maps)
+
+
+def attend(x: HybridInputs, keep_parts: str = "both") -> torch.Tensor:
+    """Return the student's output, [B, H, T, D]; every argument gets its gradient.
+
+    The kernels compute it whole; a part of it is measured by plain torch.
+    """
+    if keep_parts != "both":
+        return attention.attend(x, keep_parts)
+    heads = (dense(x.q), dense(x.k), dense(x.v))
+    return _Hybrid.apply(x.window_size, *heads, x.w_q, x.w_k, x.window_factor)

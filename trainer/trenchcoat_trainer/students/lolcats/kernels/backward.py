@@ -1,0 +1,100 @@
+"""Both kernels of the backward, one after the other, and the sums over what they leave."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+
+from trenchcoat_trainer.students.lolcats.attention import PHI_MIN
+from trenchcoat_trainer.students.lolcats.kernels.key_gradient import key_gradient_kernel
+from trenchcoat_trainer.students.lolcats.kernels.launch import (
+    Mode,
+    Problem,
+    Rows,
+    bht,
+    choose_tiles,
+    constants,
+    sizes,
+)
+from trenchcoat_trainer.students.lolcats.kernels.query_gradient import query_gradient_kernel
+
+
+class Gradients(NamedTuple):
+    """Gradients of the student's arguments; None where not wanted."""
+
+    q: torch.Tensor | None
+    k: torch.Tensor | None
+    v: torch.Tensor | None
+    w_q: torch.Tensor
+    w_k: torch.Tensor
+    window_factor: torch.Tensor | None
+
+
+def backward(
+    x: Problem, mode: Mode, rows: Rows, y: torch.Tensor, g: torch.Tensor, scales: torch.Tensor
+) -> Gradients:
+    """Return the gradients for dloss/dy = scales[0] * g and dloss/dXENT = scales[1] in every row.
+
+    `y`, the student's output, is read where no teacher's forward left its product with `g` in `rows.dy`.
+    """
+    batch, heads, tokens, head_dim = x.q.shape
+    kv_heads, feature_dim = x.k.shape[1], x.w_q.shape[-1]
+    groups = heads // kv_heads
+    dz_q = x.q.new_empty(batch, heads, tokens, feature_dim)
+    dz_k = x.q.new_empty(batch, kv_heads, tokens, groups * feature_dim)
+    dlog_sigma = x.q.new_empty(batch, heads, tokens, dtype=torch.float32)
+    dq, dk, dv = dz_q, dz_k, dz_k
+    if mode.student_gradients:
+        dq, dk, dv = (x.q.new_empty(batch, heads, tokens, head_dim) for _ in range(3))
+    strides = (
+        *bht(x.q), *bht(x.k), *bht(x.v), *bht(x.q_teacher), *bht(x.k_teacher), *bht(g),
+        *sizes(x), head_dim**-0.5, PHI_MIN,
+    )  # fmt: skip
+    inputs = (x.q, x.k, x.v, x.q_teacher, x.k_teacher, x.phi_q, x.phi_k, x.window_factor)
+    statistics = (rows.lse, rows.maximum, rows.argmax, rows.z, rows.dy)
+    w_q, w_k = x.w_q.contiguous(), x.w_k.contiguous()
+    tiles = choose_tiles("query", x, mode)
+    query_gradient_kernel[(triton.cdiv(tokens, tiles.rows), batch * heads)](
+        *inputs, w_q, y, g, *statistics, scales, dz_q, dq, dlog_sigma, *bht(y), *strides,
+        **constants(x, mode, tiles),
+    )  # fmt: skip
+    tiles = choose_tiles("key", x, mode)
+    key_gradient_kernel[(triton.cdiv(tokens, tiles.keys), batch * heads)](
+        *inputs, w_k, g, *statistics, dlog_sigma, scales, dz_k, dk, dv,
+        *strides, **constants(x, mode, tiles),
+    )  # fmt: skip
+    dw_q = _over_tokens(x.q, dz_q)
+    dw_k = _over_tokens(x.k, dz_k).view(kv_heads, head_dim, groups, feature_dim).transpose(1, 2)
+    dw_k = dw_k.reshape(heads, head_dim, feature_dim)
+    if x.w_k.shape[0] != heads:
+        dw_k = dw_k.view(x.w_k.shape[0], -1, head_dim, feature_dim).sum(1)
+    dfactor = None
+    if not mode.dropped:
+        dfactor = dlog_sigma.sum((0, 2)) * (-x.window_factor.float()).sigmoid()
+        dfactor = dfactor.to(x.window_factor.dtype)
+    student: tuple[torch.Tensor | None, ...] = (None, None, None)
+    if mode.student_gradients:
+        student = (dq, _over_groups(dk, kv_heads), _over_groups(dv, kv_heads))
+    return Gradients(*student, dw_q.to(x.w_q.dtype), dw_k.to(x.w_k.dtype), dfactor)
+
+
+def _over_groups(x: torch.Tensor, kv_heads: int) -> torch.Tensor:
+    """Sum [B, H, T, D] over the query heads of each key/value head."""
+    batch, heads, tokens, head_dim = x.shape
+    return x if heads == kv_heads else x.view(batch, kv_heads, -1, tokens, head_dim).sum(2)
+
+
+def _over_tokens(x: torch.Tensor, dz: torch.Tensor) -> torch.Tensor:
+    """Return sum_t x^T dz in fp32, [H, D, F], for x [B, H, T, D] and dz [B, H, T, F]."""
+    total = None
+    for x_HTD, dz_HTF in zip(x, dz, strict=True):
+        if x.is_cuda and x.dtype != torch.float32:
+            part = torch.bmm(x_HTD.transpose(-1, -2), dz_HTF, out_dtype=torch.float32)
+        else:
+            part = torch.bmm(x_HTD.float().transpose(-1, -2), dz_HTF.float())
+        total = part if total is None else total + part
+    if total is None:
+        raise ValueError("attention needs at least one sequence")
+    return total

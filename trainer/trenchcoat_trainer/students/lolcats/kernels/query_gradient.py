@@ -1,0 +1,137 @@
+"""The backward over query tiles: gradients of q w_q, of log sigma and, for a student that trains, of q."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from trenchcoat_trainer.students.lolcats.kernels.tile import load_rows, softmax_gradient, window_starts
+
+
+@triton.jit
+def _query_below(
+    dphi1, dphi2, u_du, start, q_MD, phi1_ME, phi2_ME, g_MD, lse, gz, cz, lo,
+    k_ptr, skt, v_ptr, svt, phik_ptr, b, scale2, tokens,
+    D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, N: tl.constexpr,
+    MASKED: tl.constexpr, TEACHER: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add one tile of keys below the window to the gradient of the rows' features."""
+    keys, d, f = start + tl.arange(0, N), tl.arange(0, D), tl.arange(0, E)
+    phik1_NE = load_rows(phik_ptr, keys, 2 * F, f, tokens, F, MASKED, E != F)
+    phik2_NE = load_rows(phik_ptr + F, keys, 2 * F, f, tokens, F, MASKED, E != F)
+    v_ND = load_rows(v_ptr, keys, svt, d, tokens, D, MASKED, False)
+    u = tl.dot(phi1_ME, tl.trans(phik1_NE), input_precision=PRECISION)
+    u = tl.dot(phi2_ME, tl.trans(phik2_NE), u, input_precision=PRECISION)
+    du = tl.dot(g_MD, tl.trans(v_ND), input_precision=PRECISION) * gz[:, None] + cz[:, None]
+    if TEACHER:
+        k_ND = load_rows(k_ptr, keys, skt, d, tokens, D, MASKED, False)
+        s = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION) * scale2
+        du -= b * tl.exp2(s - lse[:, None]) / u
+    if MASKED:
+        du = tl.where(keys[None, :] < lo[:, None], du, 0.0)
+    u_du += tl.sum(u * du, 1)
+    du_op = du.to(phik1_NE.dtype)
+    dphi1 = tl.dot(du_op, phik1_NE, dphi1, input_precision=PRECISION)
+    dphi2 = tl.dot(du_op, phik2_NE, dphi2, input_precision=PRECISION)
+    return dphi1, dphi2, u_du
+
+
+@triton.jit
+def query_gradient_kernel(
+    q_ptr, k_ptr, v_ptr, qt_ptr, kt_ptr, phiq_ptr, phik_ptr, factor_ptr, wq_ptr, y_ptr, g_ptr,
+    lse_ptr, max_ptr, arg_ptr, z_ptr, dy_ptr, scales_ptr, dz_ptr, dq_ptr, dlog_ptr,
+    syb, syh, syt,
+    sqb, sqh, sqt, skb, skh, skt, svb, svh, svt, sqtb, sqth, sqtt, sktb, skth, sktt, sgb, sgh, sgt,
+    tokens, heads, groups, phi_groups, scale2, scale, phi_min,
+    W: tl.constexpr, D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    TEACHER: tl.constexpr, SEPARATE: tl.constexpr, STUDENT_GRADIENTS: tl.constexpr, DROPPED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of M rows of one head: of q w_q, of log sigma and, for a student that trains, of q.
+
+    Without a teacher g . y is computed here and left to the other kernel in dy_ptr.
+    """
+    first = (tl.num_programs(0) - 1 - tl.program_id(0)) * M
+    bh = tl.program_id(1).to(tl.int64)
+    batch, head = bh // heads, bh % heads
+    kv_head = head // groups
+    q_ptr += batch * sqb + head * sqh
+    k_ptr += batch * skb + kv_head * skh
+    v_ptr += batch * svb + kv_head * svh
+    qt_ptr += batch * sqtb + head * sqth
+    kt_ptr += batch * sktb + kv_head * skth
+    g_ptr += batch * sgb + head * sgh
+    phiq_ptr += bh * tokens * (2 * F)
+    phik_ptr += (bh // phi_groups) * tokens * (2 * F)
+
+    rows, d, f = first + tl.arange(0, M), tl.arange(0, D), tl.arange(0, E)
+    row_ok = rows < tokens
+    stop = tl.minimum(first + M, tokens)
+    lo, lo_first, lo_last = window_starts(rows, first, stop, W, DROPPED)
+    at = bh * tokens + rows
+    g_scale = tl.load(scales_ptr)
+    b = tl.load(scales_ptr + 1)
+    z = tl.load(z_ptr + at, mask=row_ok, other=1.0)
+    g_MD = load_rows(g_ptr, rows, sgt, d, tokens, D, True, False)
+    if TEACHER:
+        lse = tl.load(lse_ptr + at, mask=row_ok, other=float("inf"))
+        qt_MD = load_rows(qt_ptr, rows, sqtt, d, tokens, D, True, False)
+        dy = tl.load(dy_ptr + at, mask=row_ok, other=0.0)
+    else:
+        lse = z
+        qt_MD = g_MD
+        y_MD = load_rows(y_ptr + batch * syb + head * syh, rows, syt, d, tokens, D, True, False)
+        dy = tl.sum(g_MD.to(tl.float32) * y_MD.to(tl.float32), 1)
+        tl.store(dy_ptr + at, dy, mask=row_ok)
+    dy *= g_scale
+    gz, cz = g_scale / z, (b - dy) / z
+    phi1_ME = load_rows(phiq_ptr, rows, 2 * F, f, tokens, F, True, E != F)
+    phi2_ME = load_rows(phiq_ptr + F, rows, 2 * F, f, tokens, F, True, E != F)
+    dphi1 = tl.zeros([M, E], tl.float32)
+    dphi2 = tl.zeros([M, E], tl.float32)
+    u_du = tl.zeros([M], tl.float32)
+    whole = lo_first // N * N
+    for start in tl.range(0, whole, N):
+        dphi1, dphi2, u_du = _query_below(
+            dphi1, dphi2, u_du, start, qt_MD, phi1_ME, phi2_ME, g_MD, lse, gz, cz, lo, kt_ptr, sktt, v_ptr,
+            svt, phik_ptr, b, scale2, tokens, D, F, E, N, False, TEACHER, PRECISION,
+        )  # fmt: skip
+    if DROPPED or W % M != 0 or W % N != 0:
+        for start in tl.range(whole, lo_last, N):
+            dphi1, dphi2, u_du = _query_below(
+                dphi1, dphi2, u_du, start, qt_MD, phi1_ME, phi2_ME, g_MD, lse, gz, cz, lo, kt_ptr, sktt,
+                v_ptr, svt, phik_ptr, b, scale2, tokens, D, F, E, N, True, TEACHER, PRECISION,
+            )  # fmt: skip
+    tl.store(dlog_ptr + at, -u_du, mask=row_ok)
+    dz_ME = softmax_gradient(dphi1, dphi2, phi1_ME, phi2_ME, phi_min)
+    dz_op = dz_ME.to(dz_ptr.dtype.element_ty)
+    f_ok = f < F
+    tl.store(
+        dz_ptr + bh * tokens * F + rows[:, None] * F + f[None, :], dz_op, mask=row_ok[:, None] & f_ok[None, :]
+    )
+
+    if STUDENT_GRADIENTS:
+        w_DE = tl.load(wq_ptr + head * D * F + d[:, None] * F + f[None, :], mask=f_ok[None, :], other=0.0)
+        dq_MD = tl.dot(dz_op, tl.trans(w_DE.to(dz_op.dtype)), input_precision=PRECISION)
+        q_MD = load_rows(q_ptr, rows, sqt, d, tokens, D, True, False)
+        m = tl.load(max_ptr + at, mask=row_ok, other=0.0)
+        arg = tl.load(arg_ptr + at, mask=row_ok, other=0)
+        sigma_z = 1.0 / (1.0 + tl.exp(-tl.load(factor_ptr + head).to(tl.float32))) / z
+        for start in tl.range(lo_first // N * N, stop, N):
+            keys = start + tl.arange(0, N)
+            k_ND = load_rows(k_ptr, keys, skt, d, tokens, D, True, False)
+            v_ND = load_rows(v_ptr, keys, svt, d, tokens, D, True, False)
+            inside = (keys[None, :] <= rows[:, None]) & (keys[None, :] >= lo[:, None]) & row_ok[:, None]
+            s = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION) * scale2
+            p = tl.exp2(tl.where(inside, s - m[:, None], float("-inf"))) * sigma_z[:, None]
+            gv = tl.dot(g_MD, tl.trans(v_ND), input_precision=PRECISION) * g_scale
+            ds = p * (gv + (b - dy)[:, None])
+            if TEACHER:
+                if SEPARATE:
+                    kt_ND = load_rows(kt_ptr, keys, sktt, d, tokens, D, True, False)
+                    s = tl.dot(qt_MD, tl.trans(kt_ND), input_precision=PRECISION) * scale2
+                ds -= b * tl.exp2(tl.where(inside, s - lse[:, None], float("-inf")))
+            ds += tl.where(keys[None, :] == arg[:, None], u_du[:, None], 0.0)
+            dq_MD = tl.dot((ds * scale).to(k_ND.dtype), k_ND, dq_MD, input_precision=PRECISION)
+        dq_at = dq_ptr + bh * tokens * D + rows[:, None] * D + d[None, :]
+        tl.store(dq_at, dq_MD.to(dq_ptr.dtype.element_ty), mask=row_ok[:, None])

@@ -37,11 +37,12 @@ explore: venv  ## the property tests ten times over, with other examples each ti
 	  $(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster -m hypothesis --hypothesis-seed=$$seed; \
 	done
 
-lint: venv  ## ruff, mypy --strict on api, operator, plugin and s3, who may import whom
+lint: venv  ## ruff, mypy --strict on api, operator, plugin and s3, who may import whom, sizes
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy api operator plugin s3
 	.venv/bin/lint-imports --no-cache --no-logo
+	hack/check-sizes
 
 format: venv  ## ruff's formatter and fixes
 	.venv/bin/ruff format .

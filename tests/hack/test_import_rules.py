@@ -79,6 +79,11 @@ def test_the_product_keeps_them(tree: Path) -> None:
             "A stage knows no other",
         ),
         ("trainer/trenchcoat_trainer/store/base.py", "import torch", "The store holds bytes"),
+        (
+            "trainer/trenchcoat_trainer/runtime/stop.py",
+            "import trenchcoat_trainer.stages.shard",
+            "The trainer's floors",
+        ),
     ],
 )
 def test_an_import_too_many_breaks_it(tree: Path, file: str, line: str, rule: str) -> None:
@@ -90,8 +95,9 @@ def test_an_import_too_many_breaks_it(tree: Path, file: str, line: str, rule: st
     assert any(text.startswith(rule) for text in broken), told
 
 
-def test_a_new_room_of_the_operator_needs_its_floor(tree: Path) -> None:
-    (tree / "operator/trenchcoat_operator/attic.py").write_text("")
+@pytest.mark.parametrize("package", ["operator/trenchcoat_operator", "trainer/trenchcoat_trainer"])
+def test_a_new_room_needs_its_floor(tree: Path, package: str) -> None:
+    (tree / package / "attic.py").write_text("")
     exit_code, told = check(tree)
     assert exit_code == 1
     assert "attic" in told

@@ -1,0 +1,32 @@
+"""The documentation speaks of files that are there."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).parents[2]
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+
+
+def pages() -> list[str]:
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
+    return subprocess.run(listed, cwd=TOP, capture_output=True, text=True, check=True).stdout.split()
+
+
+def broken(text: str, folder: Path) -> list[str]:
+    """Relative links that lead nowhere from a page in `folder`."""
+    links = [link for link in LINK.findall(text) if "://" not in link]
+    return [link for link in links if not (folder / link).exists()]
+
+
+@pytest.mark.parametrize("page", pages())
+def test_links_lead_somewhere(page: str) -> None:
+    file = TOP / page
+    assert broken(file.read_text(), file.parent) == []
+
+
+def test_a_link_that_leads_nowhere_is_found() -> None:
+    text = "[here](README.md), [there](docs/nowhere.md#part) and [outside](https://example.com/nowhere.md)"
+    assert broken(text, TOP) == ["docs/nowhere.md"]

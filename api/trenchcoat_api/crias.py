@@ -35,13 +35,3 @@ def cria_ranges(num_layers: int, layers_per_cria: int) -> list[CriaRange]:
         CriaRange(index, first, min(first + layers_per_cria, num_layers) - 1)
         for index, first in enumerate(range(0, num_layers, layers_per_cria))
     ]
-
-
-def check_kept_layers(layers: int, kept: list[int]) -> None:
-    """Raise ValueError where a layer that is to keep softmax attention does not exist."""
-    absent = sorted(layer for layer in kept if layer >= layers)
-    if absent:
-        raise ValueError(
-            f"spec.attention.keepSoftmaxLayers has {', '.join(map(str, absent))}, but the model has the "
-            f"decoder layers 0 to {layers - 1}: name those alone"
-        )

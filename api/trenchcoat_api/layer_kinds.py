@@ -53,15 +53,20 @@ def layer_kinds(
             "spec.attention.wide.share has the wide layers chosen, and none were: choose them first, or set "
             "spec.attention.wide.layers"
         )
-    named = (wide.layers if wide is not None else None) or []
-    for field, numbers in (("keepSoftmaxLayers", attention.keep_softmax_layers), ("wide.layers", named)):
-        missing = [layer for layer in numbers if layer >= layers]
-        if missing:
-            raise ValueError(
-                f"spec.attention.{field} names layer {missing[0]}, but the model has {layers} layers, "
-                "counted from 0"
-            )
+    check_named_layers(attention, layers)
     return tuple(layer_kind(attention, layer, selected or ()) for layer in range(layers))
+
+
+def check_named_layers(attention: Attention, layers: int) -> None:
+    """Raise ValueError where spec.attention names a layer that a model of so many layers does not have."""
+    wide = attention.wide.layers if attention.wide is not None else None
+    for field, named in (("keepSoftmaxLayers", attention.keep_softmax_layers), ("wide.layers", wide or [])):
+        absent = sorted(layer for layer in named if layer >= layers)
+        if absent:
+            raise ValueError(
+                f"spec.attention.{field} has {', '.join(map(str, absent))}, but the model has the decoder "
+                f"layers 0 to {layers - 1}: name those alone"
+            )
 
 
 def likely_kinds(attention: Attention, layers: int) -> tuple[LayerKind, ...]:

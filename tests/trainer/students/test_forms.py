@@ -204,6 +204,6 @@ def test_a_window_is_dropped_only_where_a_form_has_one(form):
     if form.has_window_dropout:
         model_artifacts.check_form(spec, form)
     else:
-        with pytest.raises(ValueError, match=r"windowDropout is 0\.5, but the averaging form"):
+        with pytest.raises(ValueError, match=rf"windowDropout is 0\.5, but the {form.name} form"):
             model_artifacts.check_form(spec, form)
     model_artifacts.check_form(make_spec(), form)

@@ -4,7 +4,8 @@ import hashlib
 
 import torch
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
-from trenchcoat_api.crias import check_kept_layers, cria_ranges
+from trenchcoat_api.crias import cria_ranges
+from trenchcoat_api.layer_kinds import check_named_layers
 from trenchcoat_api.spec import TrenchcoatSpec
 
 from trenchcoat_trainer.checkpoints.teacher import CONFIG, EMBEDDING, HEAD, NORM, Teacher
@@ -22,7 +23,7 @@ def check_teacher(teacher: Teacher, spec: TrenchcoatSpec) -> None:
     """
     try:
         cria_ranges(teacher.layers, spec.layers_per_cria)
-        check_kept_layers(teacher.layers, spec.attention.keep_softmax_layers)
+        check_named_layers(spec.attention, teacher.layers)
     except ValueError as error:
         raise BadInputError(str(error)) from error
     teacher.check()

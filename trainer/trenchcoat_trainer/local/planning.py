@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 from trenchcoat_api.artifacts import ModelFacts
-from trenchcoat_api.crias import check_kept_layers
 from trenchcoat_api.estimate import TERAFLOPS, estimate
 from trenchcoat_api.exitcodes import ExitCode
+from trenchcoat_api.layer_kinds import check_named_layers
 from trenchcoat_api.plan import needs_table, stage_table
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 from trenchcoat_api.spec import TrenchcoatSpec
@@ -40,7 +40,7 @@ def _run(arguments: argparse.Namespace) -> int:
         trenchcoat = Trenchcoat.from_yaml(arguments.spec)
         model = read_model(trenchcoat.spec, arguments.store, arguments.config)
         needs = estimate(trenchcoat.spec, model)
-        check_kept_layers(model.layers, trenchcoat.spec.attention.keep_softmax_layers)
+        check_named_layers(trenchcoat.spec.attention, model.layers)
     except StageError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
         return int(error.exit_code)

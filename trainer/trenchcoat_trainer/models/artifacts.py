@@ -42,8 +42,8 @@ def check_form(spec: TrenchcoatSpec, form: StudentForm) -> None:
     dropout = spec.transfer.window_dropout
     if float(dropout) > 0 and not form.has_window_dropout:
         raise ValueError(
-            f"spec.transfer.windowDropout is {dropout}, but the {form.name} form has no window to drop: "
-            "set it to 0"
+            f"spec.transfer.windowDropout is {dropout}, but the {form.name} form is nothing without its "
+            "window: set it to 0"
         )
 
 

@@ -67,7 +67,7 @@ class TransferLoss(NamedTuple):
         loss: the weighted sum of the losses that the form has, a scalar.
         mse: mean squared difference of the student's and the teacher's attention outputs, over all elements.
         xent: cross-entropy -sum_k a_teacher log a_student in nats, mean over rows (batch, head, token); 0
-            from a form whose weights are not all positive, so that it has no map to compare.
+            from a form that has no map to compare, its weights not being positive for every key.
         output: the teacher's softmax attention output before o_proj, [B, H, T, D]; carries no gradient.
     """
 
@@ -170,7 +170,7 @@ class StudentLayer(LayerAttention, Protocol):
         """Return the share of attention that lies outside the softmax window, from 0 to 1.
 
         The mean over heads and the positions that have something outside, 0 if there are none; None from a
-        form whose weights are not all positive, so that they have no shares.
+        form that has nothing outside, or whose weights are not all positive, so that they have no shares.
         """
 
 

@@ -8,9 +8,11 @@ from trenchcoat_api import spec
 
 from trenchcoat_trainer.students.form import StudentForm, StudentLayer
 from trenchcoat_trainer.students.lolcats.form import Lolcats
+from trenchcoat_trainer.students.window.form import Window
 
 FORMS: dict[str, StudentForm] = {
     Lolcats.name: Lolcats(),
+    Window.name: Window(),
 }
 
 

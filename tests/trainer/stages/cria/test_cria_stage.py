@@ -97,6 +97,28 @@ def test_no_epochs_leave_what_was_there_before_training(open_training, training_
 
 
 @pytest.mark.parametrize("objective", ["layerwise", "block"])
+def test_a_window_has_no_transfer_and_its_adapters_go_on_after_a_kill(
+    open_training, training_spec, change, objective
+):
+    wide = {"layers": [3], "window": 24}
+    spec = change(
+        training_spec,
+        attention={"form": "window", "window": 8, "wide": wide},
+        criaLora={"objective": objective},
+    )
+    context = run(open_training, spec, index=1)
+    facts = context.manifest(context.artifact).facts
+    assert set(facts.losses) == {"loraInitial", "lora"}
+    assert float(facts.losses["lora"]) < float(facts.losses["loraInitial"])
+    narrow, wider = (float(facts.layer_errors[layer]) for layer in ("2", "3"))
+    assert 0 < narrow < 1 and 0 < wider < 1
+    whole = results(context)
+    assert whole and all("lora" in name for name in whole), "there are no feature maps"
+    pieces = results(run(open_training, spec, 1, store="killed", stops=(1, 2)))
+    assert all(torch.equal(whole[name], pieces[name]) for name in whole)
+
+
+@pytest.mark.parametrize("objective", ["layerwise", "block"])
 def test_a_cria_that_keeps_softmax_attention_is_done_at_once(
     open_training, training_spec, change, objective, monkeypatch
 ):
@@ -111,5 +133,5 @@ def test_a_cria_that_keeps_softmax_attention_is_done_at_once(
 
 def test_a_softmax_layer_that_does_not_exist_is_bad_input(open_training, training_spec, change):
     spec = change(training_spec, attention={"keepSoftmaxLayers": [7]})
-    with pytest.raises(BadInputError, match="names layer 7"):
+    with pytest.raises(BadInputError, match="keepSoftmaxLayers has 7"):
         run(open_training, spec)

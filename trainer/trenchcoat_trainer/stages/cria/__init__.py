@@ -58,7 +58,12 @@ def train(context: StageContext) -> None:
     if not any(model.student_layers()):
         leave_as_it_is(context, model)
         return
-    loop = Loop(context, open_data(context), next(model.parameters()).device)
+    loop = Loop(
+        context,
+        open_data(context),
+        next(model.parameters()).device,
+        transfer_epochs=context.spec.transfer.epochs if model.form_parameters() else 0,
+    )
     fused = fuse_for_gpu(model)
 
     if loop.maps is None:
@@ -85,8 +90,13 @@ def train(context: StageContext) -> None:
 def train_maps(
     context: StageContext, model: CriaModel, loop: Loop, step: TransferStep
 ) -> dict[str, torch.Tensor]:
-    """Run attention transfer; returns the best maps, which are in place, and notes how good they are."""
+    """Run attention transfer; returns the best maps, which are in place, and notes how good they are.
+
+    Where there is nothing to train it is the attention as it is whose error is noted.
+    """
     settings = context.spec.transfer
+    if not model.form_parameters():
+        logger.info("the form %s has nothing to train in attention transfer", context.spec.attention.form)
     transfer = TransferPhase(
         model,
         settings,

@@ -20,15 +20,17 @@ _MAPS = "maps."
 class Loop:
     """Runs one phase after another, and keeps in every checkpoint what those before it have left."""
 
-    def __init__(self, context: StageContext, data: CriaData, device: torch.device) -> None:
-        """Read the last checkpoint, if there is one."""
+    def __init__(
+        self, context: StageContext, data: CriaData, device: torch.device, *, transfer_epochs: int
+    ) -> None:
+        """Read the last checkpoint, if there is one; `transfer_epochs` is how long transfer will train."""
         spec = context.spec
         self.data = data
         self._context = context
         self._device = device
         self._steps = {
-            name: settings.epochs * data.steps(settings.batch_size)
-            for name, settings in (("transfer", spec.transfer), ("lora", spec.cria_lora))
+            "transfer": transfer_epochs * data.steps(spec.transfer.batch_size),
+            "lora": spec.cria_lora.epochs * data.steps(spec.cria_lora.batch_size),
         }
         self._saved_at = time.monotonic()
         self._interval = CHECKPOINT_SECONDS

@@ -1,0 +1,91 @@
+"""The window behind the interface: nothing to train but adapters, and one loss, on attention outputs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from trenchcoat_api import spec
+from trenchcoat_api.layer_kinds import LayerKind
+
+from trenchcoat_trainer.students.form import PUBLISHED, Card, Heads, LossWeights, Parameters, TransferLoss
+from trenchcoat_trainer.students.window import attention
+from trenchcoat_trainer.students.window.attention import WindowAttention
+
+
+@dataclass(frozen=True)
+class WindowLayer(WindowAttention):
+    """One layer's window with what training and evaluation need."""
+
+    def transfer_loss(
+        self,
+        heads: Heads,
+        parameters: Parameters,
+        weights: LossWeights = PUBLISHED,
+        *,
+        drop_window: bool = False,
+    ) -> TransferLoss:
+        """Compare with softmax attention on the teacher's heads: `StudentLayer.transfer_loss`."""
+        if drop_window:
+            raise ValueError("a window cannot be dropped: it is all that there is")
+        frozen = Heads(*(x.detach() for x in heads))
+        return self.distill_loss(frozen, frozen, parameters, weights)
+
+    def distill_loss(
+        self, student: Heads, teacher: Heads, parameters: Parameters, weights: LossWeights = PUBLISHED
+    ) -> TransferLoss:
+        """Compare with the teacher's softmax attention: `StudentLayer.distill_loss`, by outputs alone."""
+        if any(mine.shape != theirs.shape for mine, theirs in zip(student, teacher, strict=True)):
+            raise ValueError("the teacher's q, k and v must have the shapes of the student's")
+        y = self.attend(student, parameters)
+        with torch.no_grad():
+            q, k, v = teacher
+            output = F.scaled_dot_product_attention(
+                q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
+            )
+        dtype = torch.promote_types(y.dtype, torch.float32)
+        mse = (y.to(dtype) - output.to(dtype)).square().mean()
+        return TransferLoss(weights.mse * mse, mse, torch.zeros_like(mse), output)
+
+    def linear_share(self, heads: Heads, parameters: Parameters) -> None:
+        """There is no attention outside the window and the first tokens."""
+        return None
+
+
+class Window:
+    """Softmax over the first tokens and the last ones, each layer with a window of its own."""
+
+    name = "window"
+    code = attention
+    parts: ClassVar[dict[str, str]] = {}
+    has_window_dropout = False
+
+    def config_fields(self, attention: spec.Attention, kinds: Sequence[LayerKind]) -> dict[str, Any]:
+        """Return the fields that `attention.layer_attention` reads."""
+        return {
+            "windows": [None if kind.form is None else kind.window for kind in kinds],
+            "first_tokens": attention.first_tokens,
+        }
+
+    def layer(self, config: Any, index: int) -> WindowLayer:
+        """Return the attention of a layer."""
+        return WindowLayer(**vars(attention.layer_attention(config, index)))
+
+    def card(self, config: Any) -> Card:
+        """Describe the student."""
+        layers = Counter(window for window in config.windows if window is not None)
+        sizes = ", ".join(f"{size} ({layers[size]} layers)" for size in sorted(layers))
+        return Card(
+            tags=("sliding-window-attention", "attention-sinks"),
+            attention=(
+                "exact softmax over a sliding window of the last tokens and over the\n"
+                f"first {config.first_tokens} of the sequence"
+            ),
+            source="StreamingLLM (arXiv 2309.17453)",
+            untrained="the window, before any training",
+            rows=(("window", sizes or "none"), ("first tokens", f"{config.first_tokens}")),
+        )

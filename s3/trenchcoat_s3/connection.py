@@ -35,3 +35,18 @@ def connect(endpoint: str, region: str, credentials: Credentials, http: urllib3.
         region=region,
         http_client=http,
     )
+
+
+def again(times: int, backoff_seconds: float) -> urllib3.Retry:
+    """How often, and after which pauses, a request is sent again that was not answered, or with 500 to 504.
+
+    POST too, which urllib3 repeats only when told to: what begins or completes an upload, or deletes, may be
+    said twice. And the last answer is kept, for it has a code that says more than that there were too many.
+    """
+    return urllib3.Retry(
+        total=times,
+        backoff_factor=backoff_seconds,
+        status_forcelist=[500, 502, 503, 504],
+        allowed_methods=None,
+        raise_on_status=False,
+    )

@@ -1,6 +1,7 @@
 """What it means when a call to an S3 store fails."""
 
 from enum import Enum, auto
+from http import HTTPStatus
 
 import urllib3
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
@@ -18,6 +19,14 @@ class Fault(Enum):
     """The access key is unknown, wrong or without the right."""
     NO_S3 = auto()
     """Something answers, though not as an S3 store does."""
+    CLOCK = auto()
+    """The store's clock and this machine's differ."""
+    REGION = auto()
+    """The bucket is in another region than was said."""
+    TOO_LARGE = auto()
+    """Something before the store takes no requests of this size."""
+    FAILING = auto()
+    """Something before the store, or the store itself, failed with a status alone."""
     UNREACHABLE = auto()
     OTHER = auto()
     """The store says no for a reason of its own, such as SlowDown."""
@@ -27,12 +36,15 @@ _BY_CODE = {
     "NoSuchKey": Fault.NO_OBJECT,
     "NoSuchObject": Fault.NO_OBJECT,
     "NoSuchBucket": Fault.NO_BUCKET,
+    "RequestTimeTooSkewed": Fault.CLOCK,
+    "AuthorizationHeaderMalformed": Fault.REGION,
+    "IllegalLocationConstraintException": Fault.REGION,
+    "PermanentRedirect": Fault.REGION,
 } | dict.fromkeys(
     (
         "AccessDenied",
         "AccountProblem",
         "AllAccessDisabled",
-        "AuthorizationHeaderMalformed",
         "ExpiredToken",
         "InvalidAccessKeyId",
         "InvalidToken",
@@ -50,11 +62,35 @@ def fault_of(error: Exception) -> Fault:
         case S3Error():
             return _BY_CODE.get(error.code or "", Fault.OTHER)
         case InvalidResponseError() | ServerError():
-            return Fault.NO_S3
+            status = _status(error)
+            if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+                return Fault.TOO_LARGE
+            return Fault.FAILING if status >= HTTPStatus.INTERNAL_SERVER_ERROR else Fault.NO_S3
+        case MinioException():
+            return Fault.OTHER
         case urllib3.exceptions.HTTPError() | OSError():
             return Fault.UNREACHABLE
-        case _:
-            return Fault.OTHER
+        case _:  # the client could not read the answer: XML that is none, or lacks what must be there
+            return Fault.NO_S3
+
+
+def is_untold(error: Exception) -> bool:
+    """Whether this may be the client's own word for an answer to HEAD, which has no body to say why."""
+    return isinstance(error, S3Error) and error.code in {"AccessDenied", "BadRequest", "MethodNotAllowed"}
+
+
+def is_past_the_end(error: Exception) -> bool:
+    """Whether a range of bytes was refused because the object ends before it."""
+    if isinstance(error, S3Error):
+        return error.code == "InvalidRange"
+    return _status(error) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+
+
+def _status(error: Exception) -> int:
+    """HTTP status of an answer that is none of S3's; 0 where there was no answer."""
+    if isinstance(error, ServerError):
+        return int(error.status_code)
+    return int(error._code) if isinstance(error, InvalidResponseError) else 0
 
 
 def root_cause(error: Exception) -> str:
@@ -63,5 +99,5 @@ def root_cause(error: Exception) -> str:
     if isinstance(error, urllib3.exceptions.MaxRetryError) and error.reason is not None:
         cause = error.reason
     # Connection objects print their address in memory, which would make every message a new one.
-    text = str(cause).rpartition(">: ")[2] or type(cause).__name__
+    text = " ".join(str(cause).rpartition(">: ")[2].split()) or type(cause).__name__
     return text if len(text) <= _MESSAGE_LIMIT else text[: _MESSAGE_LIMIT - 1] + "…"

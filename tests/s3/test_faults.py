@@ -1,10 +1,11 @@
 """What failures of a store mean, whoever meets them."""
 
 import socket
+from xml.etree.ElementTree import ParseError
 
 import pytest
 import urllib3
-from minio.error import InvalidResponseError, MinioException, S3Error
+from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 from trenchcoat_s3.connection import Credentials, connect
 from trenchcoat_s3.faults import FAILURES, Fault, fault_of, root_cause
 
@@ -21,7 +22,8 @@ def said(code: str) -> S3Error:
         ("NoSuchKey", Fault.NO_OBJECT),
         ("NoSuchBucket", Fault.NO_BUCKET),
         ("AccessDenied", Fault.REFUSED),
-        ("AuthorizationHeaderMalformed", Fault.REFUSED),
+        ("AuthorizationHeaderMalformed", Fault.REGION),
+        ("RequestTimeTooSkewed", Fault.CLOCK),
         ("ExpiredToken", Fault.REFUSED),
         ("InvalidAccessKeyId", Fault.REFUSED),
         ("InvalidToken", Fault.REFUSED),
@@ -35,6 +37,12 @@ def test_answers_of_a_store(code: str, fault: Fault) -> None:
 
 def test_what_is_no_answer_of_a_store() -> None:
     assert fault_of(InvalidResponseError(200, "text/html", "<html>")) is Fault.NO_S3
+    assert fault_of(InvalidResponseError(413, "text/html", "<html>")) is Fault.TOO_LARGE
+    assert fault_of(InvalidResponseError(502, "text/html", "<html>")) is Fault.FAILING
+    assert fault_of(ServerError("no", 503)) is Fault.FAILING
+    assert (
+        fault_of(ParseError("no XML")) is fault_of(ValueError("XML element <Name> not found")) is Fault.NO_S3
+    )
     assert fault_of(urllib3.exceptions.ProtocolError("broken")) is Fault.UNREACHABLE
     assert fault_of(MinioException("something else")) is Fault.OTHER
 

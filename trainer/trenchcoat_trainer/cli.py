@@ -13,6 +13,7 @@ from trenchcoat_trainer.local.command import add_run
 from trenchcoat_trainer.local.planning import add_plan
 from trenchcoat_trainer.runtime.processes import run_ranks, stage_command
 from trenchcoat_trainer.runtime.stop import StopRequest
+from trenchcoat_trainer.store.credentials import RedactingFormatter
 
 _HELP = {
     Stage.TOKENIZE: "check the model and the text, and pack the text into sequences of token ids",
@@ -52,14 +53,10 @@ def configure_log() -> None:
     lines.addFilter(lambda record: record.levelno < logging.ERROR)
     errors = logging.StreamHandler(sys.stderr)
     errors.setLevel(logging.ERROR)
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-        handlers=[lines, errors],
-        force=True,
-    )
-    for chatty in ("httpx", "urllib3", "transformers"):
+    for handler in (lines, errors):
+        handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[lines, errors], force=True)
+    for chatty in ("httpx", "httpx2", "urllib3", "transformers"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 

@@ -125,8 +125,17 @@ def _secret_value(data: dict[str, str], name: str, key: str, field: str) -> str:
             "SecretKeyNotFound", f"{field}: Secret {name!r} has no key {key!r}, or it is empty: add it"
         )
     try:
-        return base64.b64decode(encoded).decode()
+        value = base64.b64decode(encoded).decode().strip()  # files and shells add line breaks
     except (binascii.Error, UnicodeDecodeError) as error:
         raise SecretError(
             "SecretKeyNotFound", f"{field}: key {key!r} of Secret {name!r} is no text: set it anew"
         ) from error
+    # A secret key goes into no header: signatures are made of it.
+    is_header = key != constants.SECRET_SECRET_KEY_FIELD
+    if not value or (is_header and not all("!" <= character <= "~" for character in value)):
+        raise SecretError(
+            "SecretKeyNotFound",
+            f"{field}: key {key!r} of Secret {name!r} is empty, or holds a blank, a line break or another "
+            "character that no key or token has: put the bare value there",
+        )
+    return value

@@ -6,18 +6,20 @@ from typing import TypeVar
 
 import urllib3
 from minio.deleteobjects import DeleteObject
-from minio.error import S3Error
+from minio.error import MinioException, S3Error
 from trenchcoat_api.spec import Store
-from trenchcoat_s3.connection import Credentials, connect
-from trenchcoat_s3.faults import FAILURES, Fault, fault_of
+from trenchcoat_s3.connection import Credentials, again, connect
+from trenchcoat_s3.faults import Fault, fault_of, is_untold
 
-from trenchcoat_operator.storage.errors import explained, undeletable
+from trenchcoat_operator.storage.errors import StoreError, explained, undeletable
 
 Result = TypeVar("Result")
 
 DELETED_TOGETHER = 1000
 """S3 deletes no more objects in one request."""
 
+_NOT_TOGETHER = {"AccessDenied", "InvalidRequest", "MalformedXML", "MethodNotAllowed", "NotImplemented"}
+"""What stores say that delete one object at a time, or allow no more."""
 _TIMEOUT = urllib3.Timeout(connect=3, read=8)
 
 
@@ -26,8 +28,7 @@ class Bucket:
 
     def __init__(self, store: Store, credentials: Credentials) -> None:
         self._store = store
-        retries = urllib3.Retry(total=1, backoff_factor=0.2)
-        http = urllib3.PoolManager(timeout=_TIMEOUT, maxsize=4, retries=retries)
+        http = urllib3.PoolManager(timeout=_TIMEOUT, maxsize=4, retries=again(1, 0.2))
         self._client = connect(store.endpoint, store.region, credentials, http)
 
     def uri(self, path: str) -> str:
@@ -52,8 +53,7 @@ class Bucket:
 
     def remove_all(self, paths: Sequence[str]) -> None:
         """Delete objects, no more than DELETED_TOGETHER."""
-        batch = [DeleteObject(path) for path in paths]
-        self._try(lambda: self._remove_all(batch))
+        self._try(lambda: self._remove_all(paths))
 
     def list(self, prefix: str) -> Iterator[str]:
         """Paths of the objects whose paths begin with a prefix, read as they are asked for."""
@@ -64,7 +64,9 @@ class Bucket:
     def _try(self, call: Callable[[], Result]) -> Result:
         try:
             return call()
-        except (*FAILURES, OSError, ValueError) as error:
+        except StoreError:
+            raise
+        except Exception as error:  # whatever the client makes of an answer
             raise explained(self._store, error) from error
 
     def _get(self, path: str) -> bytes | None:
@@ -87,9 +89,27 @@ class Bucket:
         except S3Error as error:
             if fault_of(error) is Fault.NO_OBJECT:
                 return False
+            if is_untold(error):  # the answer to GET says why
+                return self._get(path) is not None
             raise
         return True
 
-    def _remove_all(self, batch: Sequence[DeleteObject]) -> None:
-        for fault in self._client.remove_objects(self._store.bucket, batch):
-            raise undeletable(self._store, str(fault.name), str(fault.code))
+    def _remove_all(self, paths: Sequence[str]) -> None:
+        """One by one where the store, or what stands before it, does not delete many at once."""
+        try:
+            batch = [DeleteObject(path) for path in paths]
+            for fault in self._client.remove_objects(self._store.bucket, batch):
+                raise undeletable(self._store, str(fault.name), str(fault.code))
+        except MinioException as error:
+            if isinstance(error, S3Error) and error.code not in _NOT_TOGETHER:
+                raise
+            for path in paths:
+                self._remove_one(path)
+
+    def _remove_one(self, path: str) -> None:
+        try:
+            self._client.remove_object(self._store.bucket, path)
+        except S3Error as error:
+            if fault_of(error) is not Fault.REFUSED:
+                raise
+            raise undeletable(self._store, path, str(error.code)) from error

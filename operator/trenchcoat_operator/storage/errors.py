@@ -44,10 +44,20 @@ def explained(store: Store, error: Exception) -> StoreError:
             f"{store.bucket!r} ({code}): put a key that may list, read and write the bucket "
             f"into Secret {store.credentials_secret_ref.name!r}",
         )
-    if isinstance(error, S3Error):
+    if fault is Fault.REGION:
+        return StoreError(
+            "StoreUnreachable",
+            f"spec.store.region: {store.region!r} is not that of bucket {store.bucket!r} at {store.endpoint} "
+            f"({root_cause(error)}): correct it",
+        )
+    if fault is Fault.CLOCK:
+        told = "and the operator have clocks that differ by more than it allows: set both right, by NTP"
+    elif isinstance(error, S3Error):
         told = f"answered {code}: {error.message}"
     elif fault is Fault.NO_S3:
         told = f"does not answer as an S3 store: set it to the URL of the S3 API ({root_cause(error)})"
+    elif fault in (Fault.FAILING, Fault.TOO_LARGE):
+        told = f"or what stands before it fails: see its log ({root_cause(error)})"
     else:
         told = f"cannot be reached: check the URL, the name and the network ({root_cause(error)})"
     return StoreError("StoreUnreachable", f"spec.store.endpoint: {store.endpoint} {told}")

@@ -77,3 +77,22 @@ def test_nothing_is_kept_longer_than_it_is_used() -> None:
     now += 1
     assert secrets.get("ml", "first") is None
     assert list(secrets._secrets) == [("ml", "second")]
+
+
+@pytest.mark.parametrize("around", ["{}\n", "\t{} ", "{}\r\n"])
+def test_line_breaks_and_blanks_around_a_key_are_not_meant(clock, around: str) -> None:
+    api = Api()
+    stores = Stores(api, lambda *_: None)  # type: ignore[arg-type]
+    plain = stores.open(trenchcoat())
+    clock[0] += SECRET_SECONDS
+    api.data = {"accessKey": around.format("old"), "secretKey": around.format("old")}
+    assert stores.open(trenchcoat()) is plain
+
+
+@pytest.mark.parametrize("key", ["", " \n", "first\nsecond", "first second", "zürich"])
+def test_a_key_that_no_header_can_hold_is_told_without_it(clock, key: str) -> None:
+    api = Api()
+    api.data = {"accessKey": key, "secretKey": "old"}
+    with pytest.raises(SecretError, match=r"'accessKey' of Secret|no key 'accessKey'") as caught:
+        Stores(api, lambda *_: None).open(trenchcoat())  # type: ignore[arg-type]
+    assert "first" not in str(caught.value)

@@ -4,8 +4,10 @@ import argparse
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from trenchcoat_trainer.runtime.stop import StopRequest
+from trenchcoat_trainer.store.credentials import redact
 
 
 def add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -47,7 +49,7 @@ def _run(arguments: argparse.Namespace) -> int:
             stop=stop,
         )
     except LocalRunError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(redact(str(error)))}", highlight=False)
         return error.exit_code
     if result.summary is not None:
         console.print(result.summary.render())

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from trenchcoat_api.artifacts import ModelFacts
 from trenchcoat_api.estimate import TERAFLOPS, estimate
 from trenchcoat_api.exitcodes import ExitCode
@@ -14,6 +15,7 @@ from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 from trenchcoat_api.spec import TrenchcoatSpec
 
 from trenchcoat_trainer.errors import BadInputError, StageError
+from trenchcoat_trainer.store.credentials import redact
 
 
 def add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -42,10 +44,10 @@ def _run(arguments: argparse.Namespace) -> int:
         needs = estimate(trenchcoat.spec, model)
         check_named_layers(trenchcoat.spec.attention, model.layers)
     except StageError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(redact(str(error)))}", highlight=False)
         return int(error.exit_code)
     except (InvalidTrenchcoatError, OSError, ValueError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(redact(str(error)))}", highlight=False)
         return int(ExitCode.BAD_INPUT)
     console = Console()
     console.print(stage_table(trenchcoat.spec, needs))

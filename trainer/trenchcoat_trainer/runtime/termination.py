@@ -5,6 +5,8 @@ import logging
 import os
 from pathlib import Path
 
+from trenchcoat_trainer.store.credentials import redact
+
 logger = logging.getLogger(__name__)
 
 ENV_TERMINATION_LOG = "TRENCHCOAT_TERMINATION_LOG"
@@ -22,7 +24,7 @@ def write_termination_log(message: str) -> None:
     file = Path(named) if named else DEFAULT_TERMINATION_LOG
     if not named and not file.exists():
         return
-    line = " ".join(message.split()).encode()[:TERMINATION_LOG_BYTES]
+    line = " ".join(redact(message).split()).encode()[:TERMINATION_LOG_BYTES]
     try:
         with file.open("ab") as log:
             fcntl.flock(log, fcntl.LOCK_EX)

@@ -1,6 +1,5 @@
 """A data set of the Hugging Face hub, streamed: nothing of it is kept on disk."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from trenchcoat_api.spec import Data
 
 from trenchcoat_trainer.errors import BadInputError, StageError
 from trenchcoat_trainer.sources.formats import check_text
+from trenchcoat_trainer.store.credentials import read_secret
 from trenchcoat_trainer.store.hub import HttpError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class HubDataset:
         """
         self._repository = repository
         self._data = data
-        token = os.environ.get(ENV_HF_DATA_TOKEN) or os.environ.get(ENV_HF_TOKEN)
+        token = read_secret(ENV_HF_DATA_TOKEN) or read_secret(ENV_HF_TOKEN)
         with self._errors():
             if version is None:
                 info = HfApi(token=token).dataset_info(repository, revision=data.revision)

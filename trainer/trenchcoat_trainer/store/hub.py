@@ -1,6 +1,5 @@
 """A model repository of the Hugging Face hub, read by byte ranges without a local copy."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +15,7 @@ from trenchcoat_api.constants import ENV_HF_TOKEN
 
 from trenchcoat_trainer.errors import BadInputError, NotFoundError, StageError
 from trenchcoat_trainer.store.base import Entry
+from trenchcoat_trainer.store.credentials import read_secret
 
 # Each piece is a request of its own.
 CHUNK_BYTES = 16 * 1024 * 1024
@@ -35,7 +35,7 @@ class HubRepository:
         """
         self.name = f"hf://{repository}"
         self._repository = repository
-        token = os.environ.get(ENV_HF_TOKEN)
+        token = read_secret(ENV_HF_TOKEN)
         self._api = HfApi(endpoint=endpoint, token=token)
         self._files = HfFileSystem(endpoint=endpoint, token=token)
         self._revision = revision

@@ -1,6 +1,5 @@
 """Opening the store that a spec names."""
 
-import os
 from pathlib import Path
 
 from trenchcoat_api.constants import ENV_ACCESS_KEY, ENV_SECRET_KEY
@@ -8,6 +7,7 @@ from trenchcoat_api.spec import TrenchcoatSpec
 
 from trenchcoat_trainer.errors import StoreError
 from trenchcoat_trainer.store.base import Store
+from trenchcoat_trainer.store.credentials import read_secret
 from trenchcoat_trainer.store.folder import FolderStore
 from trenchcoat_trainer.store.s3 import S3Store
 
@@ -21,7 +21,7 @@ def open_store(spec: TrenchcoatSpec, folder: Path | None = None) -> Store:
     """
     if folder is not None:
         return FolderStore(folder / spec.store.bucket)
-    access_key, secret_key = os.environ.get(ENV_ACCESS_KEY), os.environ.get(ENV_SECRET_KEY)
+    access_key, secret_key = read_secret(ENV_ACCESS_KEY), read_secret(ENV_SECRET_KEY)
     if not access_key or not secret_key:
         raise StoreError(
             f"the environment has no {ENV_ACCESS_KEY} and {ENV_SECRET_KEY} for {spec.store.endpoint}: "
@@ -34,5 +34,5 @@ def open_store(spec: TrenchcoatSpec, folder: Path | None = None) -> Store:
         access_key=access_key,
         secret_key=secret_key,
     )
-    store.check()
+    store.check(spec.store.prefix + "/")
     return store

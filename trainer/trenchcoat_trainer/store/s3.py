@@ -2,22 +2,23 @@
 
 import hashlib
 import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from io import BytesIO, RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import urllib3
 from minio.commonconfig import ComposeSource
-from minio.error import S3Error
-from trenchcoat_s3.connection import Credentials, connect
-from trenchcoat_s3.faults import FAILURES, Fault, fault_of, root_cause
+from minio.error import MinioException, S3Error
+from trenchcoat_s3.connection import Credentials, again, connect
+from trenchcoat_s3.faults import is_past_the_end, is_untold
 
-from trenchcoat_trainer.errors import NotFoundError, StoreError
+from trenchcoat_trainer.errors import BadInputError, NotFoundError, StoreError
 from trenchcoat_trainer.store.base import CHUNK_BYTES, Entry
 from trenchcoat_trainer.store.folder import FolderStore
 from trenchcoat_trainer.store.parts import MAX_UPLOAD_BYTES, Composed, Part, Span
+from trenchcoat_trainer.store.s3_errors import ErrorTeller, WrongSizeError
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,18 @@ POOL_CONNECTIONS = 16
 PART_BYTES = 16 * 1024 * 1024
 MAX_PARTS = 9_000
 
-_UNSUPPORTED = {"NotImplemented", "MethodNotAllowed"}
+_UNSUPPORTED = {
+    "EntityTooSmall",
+    "InvalidArgument",
+    "InvalidPart",
+    "InvalidPartOrder",
+    "InvalidRange",
+    "InvalidRequest",
+    "MethodNotAllowed",
+    "NotImplemented",
+}
+"""What stores say that copy no parts, or only parts of certain sizes."""
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 class S3Store:
@@ -42,24 +54,34 @@ class S3Store:
         self._bucket = bucket
         self._options = {"region": region, "access_key": access_key, "secret_key": secret_key}
         self.name = f"s3://{bucket}"
-        retries = urllib3.Retry(total=RETRIES, backoff_factor=0.5, status_forcelist=[500, 502, 503, 504])
+        self._errors = ErrorTeller(endpoint, bucket, region, self.name)
         timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
-        http = urllib3.PoolManager(maxsize=POOL_CONNECTIONS, timeout=timeout, retries=retries)
+        http = urllib3.PoolManager(maxsize=POOL_CONNECTIONS, timeout=timeout, retries=again(RETRIES, 0.5))
         self._client = connect(endpoint, region, Credentials(access_key, secret_key), http)
 
     def in_bucket(self, bucket: str) -> "S3Store":
-        """Another bucket of the same store."""
+        """Another bucket of the same store.
+
+        Raises:
+            BadInputError: no bucket can have this name.
+        """
+        if not _BUCKET.fullmatch(bucket):
+            raise BadInputError(
+                f"s3://{bucket} cannot be: a bucket's name has lowercase letters, digits, - and ."
+            )
         return S3Store(endpoint=self._endpoint, bucket=bucket, **self._options)
 
-    def check(self) -> None:
-        """Find out at once whether the bucket can be used.
+    def check(self, prefix: str = "") -> None:
+        """Find out at once whether the bucket can be used, by a look at what lies below `prefix`.
+
+        Stages need no more: to ask for the bucket itself takes rights that they may lack, and the answer does
+        not say why it is no.
 
         Raises:
             StoreError: the endpoint, the credentials or the bucket is at fault; the message says which.
         """
-        with self._errors(""):
-            if not self._client.bucket_exists(self._bucket):
-                raise self._no_bucket()
+        with self._errors.telling(""):
+            next(iter(self._client.list_objects(self._bucket, prefix=prefix)), None)
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return `length` bytes from `offset` on, or all that follow."""
@@ -82,7 +104,7 @@ class S3Store:
                 # The connection broke in the middle, which the client does not mend by itself.
                 interruptions += 1
                 if interruptions > RETRIES:
-                    with self._errors(path):
+                    with self._errors.telling(path):
                         raise
                 logger.warning(
                     "%s/%s broke at byte %d (%s): going on from there", self.name, path, offset, error
@@ -92,8 +114,13 @@ class S3Store:
 
     def size(self, path: str) -> int:
         """Size of an object in bytes."""
-        with self._errors(path):
-            return int(self._client.stat_object(self._bucket, path).size or 0)
+        with self._errors.telling(path):
+            try:
+                return int(self._client.stat_object(self._bucket, path).size or 0)
+            except S3Error as error:
+                if is_untold(error):
+                    self._look(path)
+                raise
 
     def exists(self, path: str) -> bool:
         """Whether there is an object of this name."""
@@ -105,20 +132,20 @@ class S3Store:
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """All objects whose path begins with `prefix`, in order of path."""
-        with self._errors(prefix):
+        with self._errors.telling(prefix):
             for item in self._client.list_objects(self._bucket, prefix=prefix, recursive=True):
                 yield Entry(str(item.object_name), int(item.size or 0))
 
     def write(self, path: str, data: bytes) -> None:
         """Write an object, replacing the one that was there."""
-        with self._errors(path):
+        with self._errors.telling(path):
             self._client.put_object(self._bucket, path, BytesIO(data), len(data))
 
     def write_stream(self, path: str, chunks: Iterable[bytes], size: int) -> None:
         """Write an object of `size` bytes from pieces; ValueError when they hold another number."""
         part = max(PART_BYTES, -(-size // MAX_PARTS))
         source = cast(BinaryIO, _Pieces(path, chunks, size))
-        with self._errors(path):
+        with self._errors.telling(path):
             self._client.put_object(self._bucket, path, source, size, part_size=part)
 
     def write_file(self, path: str, file: Path) -> None:
@@ -177,7 +204,7 @@ class S3Store:
 
     def _upload_with_md5(self, path: str, data: bytes) -> bool:
         """Write an object; returns whether the store's ETag is the MD5 of its content."""
-        with self._errors(path):
+        with self._errors.telling(path):
             etag = self._client.put_object(
                 self._bucket, path, BytesIO(data), len(data), part_size=MAX_UPLOAD_BYTES
             ).etag
@@ -187,7 +214,7 @@ class S3Store:
         return False
 
     def _compose(self, path: str, sources: Sequence[ComposeSource]) -> str | None:
-        with self._errors(path):
+        with self._errors.telling(path):
             try:
                 return self._client.compose_object(self._bucket, path, [*sources]).etag
             except S3Error as error:
@@ -198,56 +225,34 @@ class S3Store:
 
     def delete(self, path: str) -> None:
         """Delete an object; it need not be there."""
-        with self._errors(path):
+        with self._errors.telling(path):
             self._client.remove_object(self._bucket, path)
+
+    def _look(self, path: str) -> None:
+        """Ask for an object's first byte: unlike that to HEAD, the answer says why it is refused."""
+        try:
+            response = self._client.get_object(self._bucket, path, length=1)
+        except MinioException as error:
+            if is_past_the_end(error):
+                return
+            raise
+        response.close()
+        response.release_conn()
 
     def _stream_once(self, path: str, offset: int, end: int | None) -> Iterator[bytes]:
         length = 0 if end is None else end - offset
-        with self._errors(path):
-            response = self._client.get_object(self._bucket, path, offset=offset, length=length)
+        with self._errors.telling(path):
+            try:
+                response = self._client.get_object(self._bucket, path, offset=offset, length=length)
+            except MinioException as error:
+                if is_past_the_end(error):
+                    return
+                raise
         try:
             yield from response.stream(CHUNK_BYTES)
         finally:
             response.close()
             response.release_conn()
-
-    def _no_bucket(self) -> StoreError:
-        return StoreError(
-            f"spec.store.bucket {self._bucket!r} does not exist at {self._endpoint}: "
-            "create it or correct its name"
-        )
-
-    @contextmanager
-    def _errors(self, path: str) -> Iterator[None]:
-        try:
-            yield
-        except FAILURES as error:
-            raise self._translated(error, path) from error
-
-    def _translated(self, error: Exception, path: str) -> Exception:
-        match fault_of(error):
-            case Fault.NO_OBJECT:
-                return NotFoundError(path, self.name)
-            case Fault.NO_BUCKET:
-                return self._no_bucket()
-            case Fault.REFUSED if isinstance(error, S3Error):
-                return StoreError(
-                    f"the store at {self._endpoint} refused the credentials for bucket {self._bucket!r} "
-                    f"({error.code}): correct accessKey and secretKey in the Secret of "
-                    "spec.store.credentialsSecretRef, or its rights on the bucket"
-                )
-            case Fault.NO_S3:
-                return StoreError(
-                    f"spec.store.endpoint {self._endpoint} does not answer as an S3 store does ({error}): "
-                    "correct the address"
-                )
-            case Fault.UNREACHABLE:
-                return StoreError(
-                    f"spec.store.endpoint {self._endpoint} cannot be reached ({root_cause(error)}): "
-                    "correct the address or start the store"
-                )
-        said = f"{error.code}, {error.message}" if isinstance(error, S3Error) else error
-        return StoreError(f"the store at {self._endpoint} failed for {path or 'the bucket'}: {said}")
 
 
 class _Pieces(RawIOBase):
@@ -266,11 +271,13 @@ class _Pieces(RawIOBase):
             chunk = next(self._chunks, None)
             if chunk is None:
                 if self._seen != self._size:
-                    raise ValueError(f"{self._path}: {self._size} bytes were announced, {self._seen} came")
+                    raise WrongSizeError(
+                        f"{self._path}: {self._size} bytes were announced, {self._seen} came"
+                    )
                 return b""
             self._seen += len(chunk)
             if self._seen > self._size:
-                raise ValueError(f"{self._path}: more than the {self._size} bytes announced came")
+                raise WrongSizeError(f"{self._path}: more than the {self._size} bytes announced came")
             self._rest = chunk
         data, self._rest = self._rest[:size], self._rest[size:]
         return data

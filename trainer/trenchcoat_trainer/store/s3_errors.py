@@ -1,0 +1,77 @@
+"""What is told when an S3 store, or its client, raises: the field of the spec at fault, and the remedy."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from minio.error import S3Error
+from trenchcoat_s3.faults import Fault, fault_of, root_cause
+
+from trenchcoat_trainer.errors import NotFoundError, StageError, StoreError
+
+
+class WrongSizeError(ValueError):
+    """What is to be written holds more or fewer bytes than was said."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorTeller:
+    """Tells of failures of one bucket."""
+
+    endpoint: str
+    bucket: str
+    region: str
+    name: str
+    """The place as people know it, such as s3://bucket."""
+
+    @contextmanager
+    def telling(self, path: str) -> Iterator[None]:
+        """Raise whatever the client raises within as StoreError, or NotFoundError of `path`."""
+        try:
+            yield
+        except (StageError, WrongSizeError, OSError):
+            raise  # told already, or of a file of this machine
+        except Exception as error:
+            raise self._told(error, path) from error
+
+    def _told(self, error: Exception, path: str) -> StageError:
+        fault = fault_of(error)
+        if fault is Fault.NO_OBJECT:
+            return NotFoundError(path, self.name)
+        code = error.code if isinstance(error, S3Error) else ""
+        store, where = f"the store at {self.endpoint}", path or "the bucket"
+        told = {
+            Fault.NO_BUCKET: (
+                f"spec.store.bucket {self.bucket!r} does not exist at {self.endpoint}: "
+                "create it or correct its name"
+            ),
+            Fault.REFUSED: (
+                f"{store} refused the credentials for bucket {self.bucket!r} ({code}): correct accessKey and "
+                "secretKey in the Secret of spec.store.credentialsSecretRef, or its rights on the bucket"
+            ),
+            Fault.CLOCK: (
+                f"the clocks of this machine and of {store} differ by more than it allows ({code}): set both "
+                "right, by NTP"
+            ),
+            Fault.REGION: (
+                f"spec.store.region {self.region!r} is not that of bucket {self.bucket!r} at {self.endpoint} "
+                f"({root_cause(error)}): correct it"
+            ),
+            Fault.TOO_LARGE: (
+                f"what stands before {store} refused {where} as too large (HTTP 413): raise its limit on the "
+                "size of requests, such as proxy-body-size of an Ingress"
+            ),
+            Fault.FAILING: (
+                f"{store}, or what stands before it, failed for {where} ({root_cause(error)}): see its log"
+            ),
+            Fault.NO_S3: (
+                f"spec.store.endpoint {self.endpoint} does not answer as an S3 store does "
+                f"({root_cause(error)}): correct the address"
+            ),
+            Fault.UNREACHABLE: (
+                f"spec.store.endpoint {self.endpoint} cannot be reached ({root_cause(error)}): "
+                "correct the address or start the store"
+            ),
+        }
+        said = f"{code}, {error.message}" if isinstance(error, S3Error) else root_cause(error)
+        return StoreError(told.get(fault, f"{store} failed for {where}: {said}"))

@@ -62,12 +62,12 @@ def serve(tasks: Any, results: Any, log: Path) -> None:
     # The slow part of starting, while the teacher is still being trained.
     import torch
     from trenchcoat_trainer.cli import configure_log
-    from trenchcoat_trainer.runtime.ranks import choose_device
+    from trenchcoat_trainer.runtime.devices import any_device
     from trenchcoat_trainer.stages import cria, evaluate, stitch
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 4))
     configure_log()
-    stitch.import_deepspeed(choose_device(0))
+    stitch.import_deepspeed(any_device(0))
     del cria, evaluate
     while True:
         variant, attention, *arguments = tasks.get()

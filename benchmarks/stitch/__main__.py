@@ -39,8 +39,8 @@ from trenchcoat_trainer.models.artifacts import (
     untrained_parameters,
 )
 from trenchcoat_trainer.runtime.context import Place, StageContext
+from trenchcoat_trainer.runtime.devices import any_device
 from trenchcoat_trainer.runtime.opening import open_context
-from trenchcoat_trainer.runtime.ranks import choose_device
 from trenchcoat_trainer.stages import shard, stitch
 from trenchcoat_trainer.stages.stitch.memory import choose
 
@@ -111,7 +111,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     spec = make_spec(arguments, folder)
     make_inputs(arguments, spec, folder)
     context = open_context(spec, Stage.STITCH, folder=folder, place=Place())
-    device = choose_device(0)
+    device = any_device(0)
     deepspeed = stitch.import_deepspeed(device)
     with stitch.process_group(deepspeed, context, device):
         held = choose(spec, load_student_config(context), 1, device)

@@ -28,6 +28,9 @@ CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 # Passed on to the build where a machine has them set; they stay in no image.
 BUILD_ENVIRONMENT = ("UV_DEFAULT_INDEX", "PIP_INDEX_URL")
 
+BUILD_ARGUMENTS = {"trainer": ("DEVICE=cpu",)}
+"""The nodes claim GPUs that they do not have."""
+
 BASE_SUITE = "bookworm"
 BASE_PACKAGES = ("ca-certificates", "python3", "python3-venv", "python3-dev")
 OPTIONAL = ("kueue",)  # Built when they are deployed, or by name.
@@ -50,7 +53,8 @@ def _python_image(name: str) -> Image:
     requirements = REPO / "requirements"
     heavy = (REPO / name / "Dockerfile", requirements / "bootstrap.txt", requirements / f"{name}.txt")
     code = (REPO / "pyproject.toml", REPO / "api", REPO / "s3", REPO / name)
-    return Image(name, (*heavy, *code), needs=("base",), dependencies=heavy)
+    recipe = " ".join(BUILD_ARGUMENTS.get(name, ()))
+    return Image(name, (*heavy, *code), needs=("base",), dependencies=heavy, recipe=recipe)
 
 
 def catalogue() -> dict[str, Image]:
@@ -199,7 +203,9 @@ def _project(name: str, full_name: str, log: Path, *more: str) -> None:
     for key in BUILD_ENVIRONMENT:
         if key in os.environ:
             options += ["--build-arg", f"{key}={os.environ[key]}"]
-    options += ["--build-arg", f"BASE={tag('base')}", "--tag", full_name]
+    for argument in (f"BASE={tag('base')}", *BUILD_ARGUMENTS.get(name, ())):
+        options += ["--build-arg", argument]
+    options += ["--tag", full_name]
     _buildah("build", *options, *more, REPO, log=log)
 
 

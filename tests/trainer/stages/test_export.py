@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.stages import evaluate, export
 from trenchcoat_trainer.stages.export.files import plan_files
@@ -65,6 +66,24 @@ def test_a_fresh_process_loads_it_without_this_package(context, tmp_path):
         expected = student(torch.arange(2, 72).unsqueeze(0), use_cache=False).logits
     torch.testing.assert_close(result["logits"], expected, rtol=0, atol=1e-5)
     assert result["text"].shape[1] > 40
+
+
+def test_the_cards_tokenizer_loads_without_a_question(context, open_training, monkeypatch):
+    """Also where the teacher has no settings of its tokenizer; one that asks would make a script wait."""
+    original = export.teacher_files
+    monkeypatch.setattr(
+        export, "teacher_files", lambda context: [p for p in original(context) if "tokenizer_config" not in p]
+    )
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks"))
+    export.run(context)
+    folder = context.folder / "trenchcoat" / context.artifact.prefix
+    (line,) = [line for line in (folder / "README.md").read_text().splitlines() if "tokenizer = " in line]
+    names = {"folder": folder, "AutoTokenizer": AutoTokenizer}
+    exec(line, names)
+    teacher = AutoTokenizer.from_pretrained(context.spec.model.source.removeprefix("file://"))
+    text = "the quick brown fox — ü"
+    assert names["tokenizer"](text)["input_ids"] == teacher(text)["input_ids"]
+    assert json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"] == "LlamaTokenizer"
 
 
 def test_the_card_shows_the_perplexities_once_they_are_measured(context, open_training, training_spec):

@@ -252,6 +252,19 @@ def test_a_text_without_enough_held_out_documents_is_told(make_spec, open_stage,
         tokenize.run(open_stage(spec, Stage.TOKENIZE))
 
 
+def test_nothing_need_be_held_out_where_nothing_is_evaluated(make_spec, open_stage, tmp_path: Path) -> None:
+    text = next(
+        text for text in (f"{'word ' * 1000}{number}" for number in range(100)) if not is_held_out(text, 10)
+    )
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": text}))
+    source = (tmp_path / "text.jsonl").as_uri()
+    context = open_stage(make_spec(data={"source": source}, evaluate={"enabled": False}), Stage.TOKENIZE)
+    tokenize.run(context)
+    facts = finished(context).facts.data
+    assert facts is not None and facts.sequences > 0
+    assert facts.held_out_sequences == facts.held_out_documents == 0
+
+
 def test_the_bytes_do_not_depend_on_batches(
     make_spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

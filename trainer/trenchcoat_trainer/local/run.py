@@ -5,7 +5,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from pydantic import ValidationError
 from rich.console import Console
 from trenchcoat_api.artifacts import Artifact, Artifacts, Manifest, Progress
@@ -21,6 +20,7 @@ from trenchcoat_trainer.errors import NotFoundError
 from trenchcoat_trainer.local.display import Display
 from trenchcoat_trainer.local.processes import RunFiles, StageProcesses, start
 from trenchcoat_trainer.local.schedule import Machine, admit, least_used, ready
+from trenchcoat_trainer.runtime.devices import usable_gpus
 from trenchcoat_trainer.runtime.inputs import read_manifest
 from trenchcoat_trainer.runtime.stop import StopRequest
 from trenchcoat_trainer.store import Store, open_store
@@ -53,7 +53,7 @@ class LocalResult:
 
 def default_parallel_crias() -> int:
     """One Cria a GPU, or one a CPU core."""
-    return torch.cuda.device_count() or os.cpu_count() or 1
+    return usable_gpus() or os.cpu_count() or 1
 
 
 @dataclass(slots=True)
@@ -89,7 +89,9 @@ def run_locally(
         raise LocalRunError(f"{spec_file} cannot be read: {error.strerror}", ExitCode.BAD_INPUT) from error
     logs = store / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    machine = Machine(gpus=torch.cuda.device_count(), cores=os.cpu_count() or 1)
+    machine = Machine(gpus=usable_gpus(), cores=os.cpu_count() or 1)
+    if machine.gpus == 0:
+        console.print("[yellow]warning:[/] no GPU that can be used: computing on the CPU", highlight=False)
     run = _LocalRun(spec, RunFiles(spec_file, store, logs), machine, parallel_crias, stop)
     with Display(console) as display:
         run.execute(display)

@@ -20,14 +20,6 @@ _STOP = "trenchcoat/stop"
 _DUMP_MILLISECONDS = ("TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC", "1000")
 
 
-def choose_device(rank: int) -> torch.device:
-    """The GPU of this process, or the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    local = int(os.environ.get("LOCAL_RANK", rank % torch.cuda.device_count()))
-    return torch.device("cuda", local)
-
-
 @contextmanager
 def joined(rank: int, world_size: int, device: torch.device, stop: StopRequest) -> Iterator[None]:
     """Join the other processes of the stage; does nothing for one alone.

@@ -19,7 +19,8 @@ from trenchcoat_trainer.data.layout import HIDDEN, boundary_path, sequences_per_
 from trenchcoat_trainer.data.order import Order
 from trenchcoat_trainer.errors import PreemptedError
 from trenchcoat_trainer.runtime.context import StageContext
-from trenchcoat_trainer.runtime.ranks import choose_device, joined
+from trenchcoat_trainer.runtime.devices import choose_device
+from trenchcoat_trainer.runtime.ranks import joined
 from trenchcoat_trainer.stages.collect.finite import FiniteWatch
 from trenchcoat_trainer.stages.collect.pipeline import Pipeline, split_layers
 from trenchcoat_trainer.stages.collect.writing import BackgroundWriter
@@ -36,7 +37,7 @@ def run(context: StageContext) -> None:
         BadInputError: the checkpoint lacks a tensor, or weights or hidden states are not finite.
         PreemptedError: a stop was requested on any rank; objects that are done stay.
     """
-    device = choose_device(context.rank)
+    device = choose_device(context)
     with joined(context.rank, context.world_size, device, context.stop), torch.inference_mode():
         _collect(context, device)
 

@@ -26,8 +26,8 @@ from trenchcoat_trainer.models.artifacts import (
 )
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.runtime.devices import choose_device
 from trenchcoat_trainer.runtime.progress import format_loss
-from trenchcoat_trainer.runtime.ranks import choose_device
 from trenchcoat_trainer.stages.cria.error import layer_errors
 from trenchcoat_trainer.stages.cria.fused import fuse_for_gpu
 from trenchcoat_trainer.stages.cria.loop import Loop
@@ -137,7 +137,7 @@ def leave_as_it_is(context: StageContext, model: CriaModel) -> None:
 
 def load_cria(context: StageContext, cria: CriaRange) -> CriaModel:
     """Load the Cria's frozen weights, and its attention as it is before training, onto the device."""
-    config, device = load_student_config(context), choose_device(context.rank)
+    config, device = load_student_config(context), choose_device(context)
     weights = load_cria_weights(context, cria, device)
     require_finite(weights, context.spec.model.source)
     return CriaModel.build(

@@ -21,7 +21,7 @@ from trenchcoat_trainer.models.artifacts import load_student_config, stitch_adap
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.runtime.context import StageContext
-from trenchcoat_trainer.runtime.ranks import choose_device
+from trenchcoat_trainer.runtime.devices import choose_device
 from trenchcoat_trainer.stages.evaluate.saved import SavedStates
 from trenchcoat_trainer.stages.evaluate.states import HiddenStates
 from trenchcoat_trainer.stages.evaluate.variants import STAGES, cria_of_each, parts_of
@@ -47,7 +47,7 @@ def run(context: StageContext) -> None:
             "no held-out sequence to measure perplexity on: raise spec.data.heldOutPercent or "
             "spec.data.heldOutTokens, give more text, or set spec.evaluate.enabled to false"
         )
-    config, device = load_student_config(context), choose_device(context.rank)
+    config, device = load_student_config(context), choose_device(context)
     parts = parts_of(config)
     size = context.spec.evaluate.batch_size
     rest = load_rest_weights(context)
@@ -102,7 +102,7 @@ def run_crias(
     Raises:
         PreemptedError: a stop was requested.
     """
-    config, device = load_student_config(context), choose_device(context.rank)
+    config, device = load_student_config(context), choose_device(context)
     size = context.spec.evaluate.batch_size
     shares: dict[str, float] = {}
     passed: dict[str, list[int]] = {}  # Crias that each batch has passed

@@ -32,6 +32,7 @@ from trenchcoat_trainer.students import form_of
 from trenchcoat_trainer.tensors.serialization import pack
 
 INDEX = "model.safetensors.index.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 AUTO_MAP = {
     "AutoConfig": "configuration_trenchcoat.TrenchcoatLlamaConfig",
     "AutoModelForCausalLM": "modeling_trenchcoat.TrenchcoatLlamaForCausalLM",
@@ -48,10 +49,15 @@ def run(context: StageContext) -> None:
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     context.writer.write(INDEX, json.dumps(index, indent=1).encode())
 
-    for path in teacher_files(context):
-        name = path.removeprefix(TEACHER)
-        if name != "config.json":
+    kept = {path.removeprefix(TEACHER): path for path in teacher_files(context)}
+    for name, path in kept.items():
+        if name not in ("config.json", TOKENIZER_CONFIG):
             context.writer.write(name, context.read_object(context.artifacts.shard, path))
+    settings = kept.get(TOKENIZER_CONFIG)
+    context.writer.write(
+        TOKENIZER_CONFIG,
+        tokenizer_config(context.read_object(context.artifacts.shard, settings) if settings else b"{}"),
+    )
     context.writer.write("config.json", config_json(config))
     for name, module in code(config).items():
         context.writer.write(name, Path(module.__file__).read_bytes())
@@ -122,6 +128,14 @@ def code(config: TrenchcoatLlamaConfig) -> dict[str, ModuleType]:
         "modeling_trenchcoat.py": modeling_trenchcoat,
         "student_attention.py": form_of(config).code,
     }
+
+
+def tokenizer_config(teachers: bytes) -> bytes:
+    """Return tokenizer_config.json: the teacher's, with a class, which only a Llama's own type stands for."""
+    fields = json.loads(teachers)
+    if fields.get("tokenizer_class"):
+        return teachers
+    return json.dumps(fields | {"tokenizer_class": "LlamaTokenizer"}, indent=2).encode()
 
 
 def config_json(config: TrenchcoatLlamaConfig) -> bytes:

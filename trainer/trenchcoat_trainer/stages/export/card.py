@@ -35,12 +35,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "."  # this checkpoint
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # or it asks, and waits
 inputs = tokenizer("Once upon a time", return_tensors="pt", return_token_type_ids=False)
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
 ```
 
-Prompts of one batch must be of equal length: padding would shift the window's blocks, and is refused.
+Prompts that are generated from must be of equal length in one batch: padding would shift the window's
+blocks, and is refused. For scores alone, pad on the right and pass `use_cache=False`.
 
 | | |
 |---|---|

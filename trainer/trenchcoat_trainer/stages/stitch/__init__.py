@@ -19,8 +19,8 @@ from trenchcoat_trainer.errors import DivergedError, OutOfMemoryError, Preempted
 from trenchcoat_trainer.models.adapters import inject_adapters
 from trenchcoat_trainer.models.artifacts import ADAPTERS, load_student_config
 from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.runtime.devices import choose_device
 from trenchcoat_trainer.runtime.progress import format_loss
-from trenchcoat_trainer.runtime.ranks import choose_device
 from trenchcoat_trainer.runtime.training import CHECKPOINT_SECONDS, Cursor
 from trenchcoat_trainer.seeds import derived_seed
 from trenchcoat_trainer.stages.stitch.memory import Held, choose
@@ -42,7 +42,7 @@ def run(context: StageContext) -> None:
     Raises:
         OutOfMemoryError: a GPU's memory does not suffice; the message says what to change.
     """
-    device = choose_device(context.rank)
+    device = choose_device(context)
     deepspeed = import_deepspeed(device)
     try:
         with process_group(deepspeed, context, device):

@@ -121,12 +121,14 @@ def _restore(context: StageContext, packers: dict[str, Packer]) -> tuple[Positio
 def _finish(context: StageContext, packers: dict[str, Packer]) -> DataFacts:
     length = context.spec.data.sequence_length
     _check_length(context, packers["train"], "training", "give more text, or lower spec.data.sequenceLength")
-    _check_length(
-        context,
-        packers["held_out"],
-        "held-out",
-        "give more text, raise spec.data.heldOutPercent, or lower spec.data.sequenceLength",
-    )
+    if context.spec.evaluate.enabled:  # nothing else reads it
+        _check_length(
+            context,
+            packers["held_out"],
+            "held-out",
+            "give more text, raise spec.data.heldOutPercent, lower spec.data.sequenceLength, or set "
+            "spec.evaluate.enabled to false",
+        )
     sequences = {split: packer.finish() for split, packer in packers.items()}
     return DataFacts(
         documents=packers["train"].documents,

@@ -128,3 +128,42 @@ def test_bf16_keeps_the_maps_in_fp32(tmp_path):
     attention = loaded.model.layers[0].self_attn
     assert attention.q_proj.weight.dtype == torch.bfloat16
     assert torch.equal(attention.w_q, student.model.layers[0].self_attn.w_q)
+
+
+@torch.no_grad()
+def test_positions_that_restart_are_refused(student):
+    """Packed sequences: Llama itself does not look from one into the other."""
+    ids = tokens(batch=1, length=40)
+    packed = torch.cat([torch.arange(25), torch.arange(15)]).unsqueeze(0)
+    teacher = make_teacher(layers=3)
+    alone = teacher(ids[:, 25:]).logits
+    heeded = teacher(ids, position_ids=packed, use_cache=False).logits[:, 25:]
+    torch.testing.assert_close(heeded, alone, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match=r"position_ids do not count on by one.* pass one sequence in a row"):
+        student(ids, position_ids=packed, use_cache=False)
+
+
+@torch.no_grad()
+def test_positions_that_count_on_are_heeded(student):
+    ids = tokens(batch=2, length=40)
+    positions = torch.arange(40).expand(2, -1)
+    expected = student(ids, use_cache=False).logits
+    assert torch.equal(student(ids, position_ids=positions, use_cache=False).logits, expected)
+    assert not torch.equal(student(ids, position_ids=positions + 3, use_cache=False).logits, expected)
+    cache = TrenchcoatCache(student.config)
+    pieces = [
+        student(ids[:, part], position_ids=positions[:, part], past_key_values=cache).logits
+        for part in (slice(0, 17), slice(17, 18), slice(18, 40))
+    ]
+    torch.testing.assert_close(torch.cat(pieces, 1), expected, rtol=0, atol=2e-5)
+
+
+@torch.no_grad()
+def test_padding_on_the_right_is_told_what_works(student):
+    ids, mask = tokens(batch=2, length=20), torch.ones(2, 20, dtype=torch.long)
+    mask[1, 12:] = 0
+    with pytest.raises(ValueError, match="for scores alone, pad on the right and pass use_cache=False"):
+        student(ids, attention_mask=mask)
+    logits = student(ids, attention_mask=mask, use_cache=False).logits
+    alone = student(ids[1:, :12], use_cache=False).logits
+    torch.testing.assert_close(logits[1:, :12], alone, rtol=0, atol=2e-5)

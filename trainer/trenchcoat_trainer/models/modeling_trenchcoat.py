@@ -25,7 +25,12 @@ from .student_attention import layer_attention
 
 PADDING_REFUSED = (
     "attention_mask hides tokens, but the student's attention counts tokens from the first, so padding would "
-    "shift its window: pass prompts of equal length, or one at a time"
+    "shift its window: pass prompts of equal length, or one at a time; for scores alone, pad on the right "
+    "and pass use_cache=False"
+)
+PACKING_REFUSED = (
+    "position_ids do not count on by one, as those of several sequences packed into one do not, but the "
+    "student's attention would see across them: pass one sequence in a row"
 )
 
 
@@ -217,7 +222,8 @@ class TrenchcoatLlamaModel(TrenchcoatPreTrainedModel, LlamaModel):
         """Run the decoder. `attention_mask` may hide tokens only at the end, and only without a cache.
 
         Raises:
-            ValueError: `attention_mask` hides tokens elsewhere, or `past_key_values` is another model's.
+            ValueError: `attention_mask` hides tokens elsewhere, `position_ids` do not count on by one, or
+                `past_key_values` is another model's.
         """
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if past_key_values is None and use_cache:
@@ -226,6 +232,7 @@ class TrenchcoatLlamaModel(TrenchcoatPreTrainedModel, LlamaModel):
             self._adopt(past_key_values)
         if attention_mask is not None:
             self._refuse_padding(attention_mask, cached=past_key_values is not None)
+        self._refuse_packing(kwargs.get("position_ids"))
         return super().forward(
             input_ids=input_ids,
             attention_mask=None,  # causal, and nothing else is hidden
@@ -241,6 +248,16 @@ class TrenchcoatLlamaModel(TrenchcoatPreTrainedModel, LlamaModel):
         if cache.get_seq_length() > 0:
             raise ValueError("past_key_values holds keys of ordinary attention: pass a TrenchcoatCache")
         cache.layers = cache_layers(self.config)
+
+    @staticmethod
+    def _refuse_packing(positions):
+        # Not of a single token, so that decoding does not wait for the device at every step.
+        if (
+            positions is not None
+            and positions.shape[-1] > 1
+            and not bool((positions.diff(dim=-1) == 1).all())
+        ):
+            raise ValueError(PACKING_REFUSED)
 
     @staticmethod
     def _refuse_padding(mask, *, cached):

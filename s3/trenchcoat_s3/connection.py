@@ -41,7 +41,8 @@ def again(times: int, backoff_seconds: float) -> urllib3.Retry:
     """How often, and after which pauses, a request is sent again that was not answered, or with 500 to 504.
 
     POST too, which urllib3 repeats only when told to: what begins or completes an upload, or deletes, may be
-    said twice. And the last answer is kept, for it has a code that says more than that there were too many.
+    said twice. The last answer is kept, for it has a code that says more than that there were too many. The
+    pauses are these alone: MinIO asks for two minutes (Retry-After) while it starts.
     """
     return urllib3.Retry(
         total=times,
@@ -49,4 +50,5 @@ def again(times: int, backoff_seconds: float) -> urllib3.Retry:
         status_forcelist=[500, 502, 503, 504],
         allowed_methods=None,
         raise_on_status=False,
+        respect_retry_after_header=False,
     )

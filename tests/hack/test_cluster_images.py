@@ -22,6 +22,19 @@ def test_a_tag_follows_contents_and_nothing_else(tmp_path):
     assert images.content_hash([folder]) != first
 
 
+def test_the_trainer_is_told_that_there_are_no_gpus(monkeypatch):
+    """Its image alone, and under another name than one that is not told."""
+    (argument,) = images.BUILD_ARGUMENTS["trainer"]
+    name, _, value = argument.partition("=")
+    recipe = (REPO / "trainer" / "Dockerfile").read_text()
+    final = recipe.rpartition("\nFROM ")[2]
+    assert f"ARG {name}=\n" in final and f"TRENCHCOAT_DEVICE=${{{name}}}" in final and value == "cpu"
+    told, other = images.tag("trainer"), images.tag("operator")
+    monkeypatch.setattr(images, "BUILD_ARGUMENTS", {})
+    assert images.tag("trainer") != told
+    assert images.tag("operator") == other
+
+
 def test_chain_ids_are_those_of_the_specification():
     lower, upper = "sha256:" + "a" * 64, "sha256:" + "b" * 64
     expected = "sha256:" + hashlib.sha256(f"{lower} {upper}".encode()).hexdigest()

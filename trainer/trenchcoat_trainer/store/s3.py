@@ -18,7 +18,7 @@ from trenchcoat_trainer.errors import BadInputError, NotFoundError, StoreError
 from trenchcoat_trainer.store.base import CHUNK_BYTES, Entry
 from trenchcoat_trainer.store.folder import FolderStore
 from trenchcoat_trainer.store.parts import MAX_UPLOAD_BYTES, Composed, Part, Span
-from trenchcoat_trainer.store.s3_errors import ErrorTeller, WrongSizeError
+from trenchcoat_trainer.store.s3_errors import ErrorTeller, SourceFailedError, WrongSizeError
 
 logger = logging.getLogger(__name__)
 
@@ -145,8 +145,11 @@ class S3Store:
         """Write an object of `size` bytes from pieces; ValueError when they hold another number."""
         part = max(PART_BYTES, -(-size // MAX_PARTS))
         source = cast(BinaryIO, _Pieces(path, chunks, size))
-        with self._errors.telling(path):
-            self._client.put_object(self._bucket, path, source, size, part_size=part)
+        try:
+            with self._errors.telling(path):
+                self._client.put_object(self._bucket, path, source, size, part_size=part)
+        except SourceFailedError as failed:
+            raise failed.error from None
 
     def write_file(self, path: str, file: Path) -> None:
         """Write an object from a local file."""
@@ -268,7 +271,10 @@ class _Pieces(RawIOBase):
     def read(self, size: int = -1, /) -> Any:
         """At most `size` bytes; nothing at the end."""
         while not self._rest:
-            chunk = next(self._chunks, None)
+            try:
+                chunk = next(self._chunks, None)
+            except Exception as error:
+                raise SourceFailedError(error) from error
             if chunk is None:
                 if self._seen != self._size:
                     raise WrongSizeError(

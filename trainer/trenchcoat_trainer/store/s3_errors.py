@@ -14,6 +14,14 @@ class WrongSizeError(ValueError):
     """What is to be written holds more or fewer bytes than was said."""
 
 
+class SourceFailedError(Exception):
+    """What was to be written could not be read; `error` is why, and no fault of the store."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorTeller:
     """Tells of failures of one bucket."""
@@ -29,7 +37,7 @@ class ErrorTeller:
         """Raise whatever the client raises within as StoreError, or NotFoundError of `path`."""
         try:
             yield
-        except (StageError, WrongSizeError, OSError):
+        except (StageError, WrongSizeError, SourceFailedError, OSError):
             raise  # told already, or of a file of this machine
         except Exception as error:
             raise self._told(error, path) from error

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from trenchcoat_api.base import Camel
 from trenchcoat_api.crias import CriaRange
+from trenchcoat_api.results import Evaluation, Perplexity
 from trenchcoat_api.spec import Attention, Data, Form, KeyMaps, Transfer, TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 
@@ -105,13 +106,6 @@ class DataFacts(Camel):
     held_out_sequences: int = Field(description="Held-out sequences.")
 
 
-class Perplexity(Camel):
-    """Perplexity of one form of the model on the held-out text."""
-
-    name: str = Field(description="teacher, untrained, transfer, criaLora or stitched.")
-    perplexity: str = Field(description="exp of the mean negative log-likelihood of a token.")
-
-
 class Facts(Camel):
     """What later stages, the operator and people want to know of an artifact without opening it."""
 
@@ -129,6 +123,7 @@ class Facts(Camel):
         ),
     )
     perplexities: list[Perplexity] = Field(default_factory=list, description="Results; evaluate alone.")
+    evaluation: Evaluation | None = Field(default=None, description="Further results; evaluate alone.")
 
 
 class Manifest(Camel):
@@ -299,6 +294,7 @@ def _dump(model: Camel, *, exclude: set[str] | None = None) -> dict[str, Any]:
 
 # What decides how a stage runs but not what it computes stays out of the keys.
 _HOW_IT_RUNS = {"nodes", "gpus_per_node"}
+_HOW_IT_EVALUATES = {"enabled", "batch_size"}
 _SECRETS = {"token_secret_ref"}
 
 
@@ -367,8 +363,9 @@ class Artifacts:
         return self._make(Stage.STITCH, fields, inputs)
 
     def evaluate(self, crias: list[CriaRange]) -> Artifact:
-        """Perplexities of the teacher and of the student after every stage."""
-        return self._make(Stage.EVALUATE, {}, (self.stitch(crias).key,))
+        """Perplexities and recall of the teacher and of the student after every stage."""
+        fields = _dump(self._spec.evaluate, exclude=_HOW_IT_EVALUATES)
+        return self._make(Stage.EVALUATE, fields, (self.stitch(crias).key,))
 
     def export(self, crias: list[CriaRange]) -> Artifact:
         """The Hugging Face checkpoint."""

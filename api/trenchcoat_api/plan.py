@@ -61,8 +61,15 @@ def needs_table(spec: TrenchcoatSpec, needs: Estimate, teraflops: float) -> Tabl
         f"GPU-hours of all Crias, at least ({spec.transfer.epochs} + {spec.cria_lora.epochs} epochs)",
         f"{hours:.2f}",
     )
-    table.add_row("decode state of a sequence (fp32)", _bytes(needs.decode_state_bytes))
-    table.add_row("smaller than a key/value cache from", f"{needs.cache_tokens:,} tokens")
+    decode, length = needs.decode, spec.data.sequence_length
+    for tokens in (length, *(length * multiple for multiple in sorted(spec.evaluate.length_multiples))):
+        table.add_row(
+            f"decoding holds at {tokens:,} tokens: student, teacher's key/value cache",
+            f"{_bytes(decode.student(tokens))}, {_bytes(decode.teacher(tokens))}",
+        )
+    if decode.student_layers:
+        table.add_row("the student holds less than the teacher from", f"{decode.crossover:,} tokens")
+        table.add_row("a sliding window of as many bytes sees", f"{decode.equal_window:,} tokens")
     return table
 
 

@@ -7,8 +7,9 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from trenchcoat_api.artifacts import DataFacts, ModelFacts, Perplexity
+from trenchcoat_api.artifacts import DataFacts, ModelFacts
 from trenchcoat_api.base import Camel
+from trenchcoat_api.results import Evaluation, Perplexity
 
 MAX_SUPERSEDED = 256
 """Artifacts of former specs that are remembered; those superseded first are forgotten, and stay stored."""
@@ -224,4 +225,7 @@ class TrenchcoatStatus(Camel):
         default_factory=list,
         description="Results on held-out text.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    evaluation: Evaluation | None = Field(
+        default=None, description="Recall, bytes of decode state, and what was not measured."
     )

@@ -1,21 +1,22 @@
 """The numbers at the end of a run, as a table for people and as JSON for programs."""
 
 import json
-import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from trenchcoat_api.artifacts import Perplexity
+from trenchcoat_api.results import Evaluation, Measured, ModelForm, Perplexity
+from trenchcoat_api.sheets import Sheet, gap_closed, remarks, sheets
 
 _FORMS = {
-    "teacher": ("teacher_ppl", "teacher (softmax attention)"),
-    "untrained": ("untrained_ppl", "student, untrained feature maps"),
-    "transfer": ("transfer_ppl", "  after attention transfer"),
-    "criaLora": ("cria_lora_ppl", "  after LoRA by Cria"),
-    "stitched": ("stitched_ppl", "  after stitching"),
+    ModelForm.TEACHER.value: "teacher_ppl",
+    ModelForm.UNTRAINED.value: "untrained_ppl",
+    ModelForm.TRANSFER.value: "transfer_ppl",
+    ModelForm.CRIA_LORA.value: "cria_lora_ppl",
+    ModelForm.STITCHED.value: "stitched_ppl",
 }
 
 
@@ -41,11 +42,15 @@ class Summary:
     crias: int
     gpus: int
     max_crias_running: int
+    perplexities: tuple[Perplexity, ...] = ()
+    """At every length."""
+    evaluation: Evaluation | None = None
+    """None from an evaluation by an earlier version."""
 
     @classmethod
-    def from_perplexities(
+    def from_results(
         cls,
-        perplexities: list[Perplexity],
+        measured: Measured,
         *,
         stages: list[StageTime],
         stored_bytes: int,
@@ -58,18 +63,16 @@ class Summary:
         Raises:
             ValueError: a form of the model is missing among the perplexities.
         """
-        by_name = {item.name: float(item.perplexity) for item in perplexities}
+        by_name = {item.name: float(item.perplexity) for item in measured.perplexities}
         missing = _FORMS.keys() - by_name.keys()
         if missing:
             raise ValueError(
                 f"no perplexity of: {', '.join(sorted(missing))}; was spec.evaluate switched off?"
             )
         return cls(
-            teacher_ppl=by_name["teacher"],
-            untrained_ppl=by_name["untrained"],
-            transfer_ppl=by_name["transfer"],
-            cria_lora_ppl=by_name["criaLora"],
-            stitched_ppl=by_name["stitched"],
+            **{field: by_name[name] for name, field in _FORMS.items()},
+            perplexities=tuple(measured.perplexities),
+            evaluation=measured.evaluation,
             stages=stages,
             stored_bytes=stored_bytes,
             crias=crias,
@@ -78,23 +81,37 @@ class Summary:
         )
 
     def gap_closed(self, perplexity: float) -> float:
-        """Share of the way from the untrained student to the teacher, in log perplexity."""
-        whole = math.log(self.untrained_ppl) - math.log(self.teacher_ppl)
-        return (math.log(self.untrained_ppl) - math.log(perplexity)) / whole
+        """Share of the way from the untrained student to the baseline, in log perplexity.
+
+        The baseline is the adapted teacher where it was measured, else the teacher.
+        """
+        return gap_closed(self.perplexities, perplexity) or 0.0
 
     def to_json(self) -> str:
-        """The same as JSON, keys as the fields."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        """The same as JSON: keys as the fields, numbers as numbers."""
+        fields: dict[str, Any] = asdict(self)
+        length = "sequence" if self.evaluation is None else str(self.evaluation.sequence_length)
+        fields["perplexities"] = {
+            item.name: {
+                length: float(item.perplexity),
+                **{longer: float(value) for longer, value in item.longer.items()},
+            }
+            for item in self.perplexities
+        }
+        if self.evaluation is not None:
+            fields["evaluation"] = self.evaluation.model_dump(by_alias=True, exclude={"recall"})
+            fields["evaluation"]["recall"] = {
+                f"{item.probe}-{item.distance}": {name: float(share) for name, share in item.shares.items()}
+                for item in self.evaluation.recall
+            }
+        return json.dumps(fields, indent=2) + "\n"
 
     def render(self) -> Group:
         """Tables for the terminal."""
-        quality = Table(title="Perplexity on held-out text", title_justify="left")
-        quality.add_column("model")
-        quality.add_column("perplexity", justify="right")
-        quality.add_column("gap closed", justify="right")
-        for attribute, label in _FORMS.values():
-            perplexity = getattr(self, attribute)
-            quality.add_row(label, f"{perplexity:.2f}", f"{self.gap_closed(perplexity):.1%}")
+        parts: list[RenderableType] = [
+            rich_table(sheet) for sheet in sheets(self.perplexities, self.evaluation)
+        ]
+        parts += [Text(remark) for remark in remarks(self.perplexities, self.evaluation)]
         times = Table(title="Time by stage", title_justify="left")
         times.add_column("stage")
         times.add_column("seconds", justify="right")
@@ -103,4 +120,14 @@ class Summary:
         where = f"{self.gpus} GPUs" if self.gpus else "the CPU"
         together = f", at most {self.max_crias_running} at a time" if self.max_crias_running else ""
         stored = Text(f"{self.stored_bytes / 1e6:.1f} MB stored; {self.crias} Crias on {where}{together}")
-        return Group(quality, times, stored)
+        return Group(*parts, times, stored)
+
+
+def rich_table(sheet: Sheet) -> Table:
+    """A sheet for the terminal."""
+    table = Table(title=sheet.title, title_justify="left")
+    for position, name in enumerate(sheet.header):
+        table.add_column(name, justify="right" if position else "left")
+    for row in sheet.rows:
+        table.add_row(*row)
+    return table

@@ -24,12 +24,12 @@ from trenchcoat_api.artifacts import (
     Facts,
     Manifest,
     ModelFacts,
-    Perplexity,
     Progress,
     StoredObject,
 )
 from trenchcoat_api.crias import cria_ranges
 from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_api.results import Perplexity
 from trenchcoat_api.stages import Stage
 
 LAYERS = 126

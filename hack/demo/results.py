@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from trenchcoat_api.artifacts import Perplexity
+from trenchcoat_api.results import Evaluation, Measured, Perplexity
 from trenchcoat_api.summary import StageTime, Summary
 
 from demo.environment import BUCKET, DemoError, Environment
@@ -31,8 +31,11 @@ def collect_results(environment: Environment, name: str) -> tuple[Summary, str]:
     """The summary and the URI of the exported checkpoint, from the Trenchcoat's status."""
     status = environment.get("trenchcoat", name)["status"]
     nodes = environment.get("nodes")["items"]
-    summary = Summary.from_perplexities(
-        [Perplexity.model_validate(item) for item in status["perplexities"]],
+    summary = Summary.from_results(
+        Measured(
+            [Perplexity.model_validate(item) for item in status["perplexities"]],
+            Evaluation.model_validate(status["evaluation"]),
+        ),
         stages=[StageTime(row["name"], wall_seconds(row)) for row in status["stages"]],
         stored_bytes=status["storedBytes"],
         crias=len(status["crias"]),

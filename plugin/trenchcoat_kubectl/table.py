@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from trenchcoat_api import texts
 from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_api.sheets import remarks, sheets
 from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import Condition, ConditionType, CriaStatus, Source, StageStatus, State
 from trenchcoat_api.status import Work as Row
@@ -300,9 +301,15 @@ def sparkline(curve: list[str], width: int = 10) -> str:
 
 
 def _perplexities(trenchcoat: Trenchcoat) -> RenderableType:
-    line = Text("perplexity  ", "bold")
-    for position, item in enumerate(trenchcoat.status.perplexities):
-        line.append("  " if position else "")
-        line.append(f"{item.name} ", "dim")
-        line.append(f"{float(item.perplexity):.2f}")
-    return line
+    """The tables that a local run ends with, in a quieter look."""
+    told = trenchcoat.status
+    parts: list[RenderableType] = []
+    for sheet in sheets(told.perplexities, told.evaluation):
+        table = _grid()
+        for position, name in enumerate(sheet.header):
+            table.add_column(name, justify="right" if position else "left", no_wrap=not position)
+        for row in sheet.rows:
+            table.add_row(*row)
+        parts += [Text(sheet.title, "bold"), table]
+    parts += [Text(remark, "dim") for remark in remarks(told.perplexities, told.evaluation)]
+    return Group(*parts)

@@ -3,15 +3,16 @@ import json
 
 import pytest
 from rich.console import Console
-from trenchcoat_api.artifacts import Perplexity
+from trenchcoat_api.results import DecodeFacts, Evaluation, Measured, Perplexity, Recall
 from trenchcoat_api.summary import StageTime, Summary
 
 NAMES = ("teacher", "untrained", "transfer", "criaLora", "stitched")
 
 
-def summary(values=(10.0, 1000.0, 20.0, 15.0, 12.0)):
-    return Summary.from_perplexities(
-        [Perplexity(name=name, perplexity=str(value)) for name, value in zip(NAMES, values, strict=True)],
+def summary(values=(10.0, 1000.0, 20.0, 15.0, 12.0), extra=(), evaluation=None):
+    rows = [Perplexity(name=name, perplexity=str(value)) for name, value in zip(NAMES, values, strict=True)]
+    return Summary.from_results(
+        Measured([*rows, *extra], evaluation),
         stages=[StageTime("collect", 12.5)],
         stored_bytes=3_000_000,
         crias=6,
@@ -32,7 +33,17 @@ def test_json_has_the_documented_keys():
         "crias",
         "gpus",
         "max_crias_running",
+        "perplexities",
+        "evaluation",
     }
+
+
+def test_json_has_every_number_as_a_number():
+    result = json.loads(measured().to_json())
+    assert result["perplexities"]["teacher"] == {"1024": 10.0}
+    assert result["perplexities"]["windowedTeacher"] == {"1024": 11.0, "2048": 11.5}
+    assert result["evaluation"]["recall"] == {"copy-256": {"teacher": 0.5, "stitched": 0.0}}
+    assert result["evaluation"]["decode"]["student"] == {"1024": 30_000_000}
 
 
 def test_gap_closed_is_none_of_it_untrained_and_all_of_it_at_the_teacher():
@@ -42,17 +53,64 @@ def test_gap_closed_is_none_of_it_untrained_and_all_of_it_at_the_teacher():
     assert result.gap_closed(10.0) == pytest.approx(1.0)
 
 
-def test_table_shows_every_form():
-    console = Console(width=80, record=True, file=io.StringIO())
-    console.print(summary().render())
-    text = console.export_text()
+def test_an_adapted_teacher_is_what_the_student_is_held_to():
+    adapted = Perplexity(name="adaptedTeacher", perplexity="1")
+    assert summary(extra=[adapted]).gap_closed(10.0) == pytest.approx(2 / 3)
+
+
+def measured(**changes):
+    fields = {
+        "sequence_length": 1024,
+        "recall": [
+            Recall(probe="copy", distance=256, samples=32, shares={"teacher": "0.5", "stitched": "0"}),
+        ],
+        "decode": DecodeFacts(
+            crossover=2192,
+            student={"1024": 30_000_000},
+            teacher={"1024": 20_000_000},
+            equal_window=2190,
+        ),
+        "left_out": ["perplexity at 4096 tokens: the teacher has 2048 positions"],
+    }
+    windowed = Perplexity(name="windowedTeacher", perplexity="11", longer={"2048": "11.5"})
+    return summary(extra=[windowed], evaluation=Evaluation(**(fields | changes)))
+
+
+def shown(result) -> str:
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(result.render())
+    return console.export_text()
+
+
+def test_what_was_measured_besides_is_shown():
+    text = " ".join(shown(measured()).split())
+    assert "cut to a window of 2190, untrained │ 11.00 │ 11.50 │ 1.10 │" in text
+    assert "│ after stitching │ 12.00 │ - │ 1.20 │" in text
+    assert "│ after stitching │ 0% │" in text
+    assert "32 samples each" in text
+    assert "│ student │ 30.0 MB │" in text
+    assert "from 2,192 tokens on" in text
+    assert "Not measured: perplexity at 4096 tokens: the teacher has 2048 positions." in text
+
+
+def test_a_missing_adapted_teacher_is_told():
+    adapted = Perplexity(name="adaptedTeacher", perplexity="9")
+    evaluation = measured().evaluation
+    assert "the student was trained on it" in " ".join(shown(measured()).split())
+    text = " ".join(shown(summary(extra=[adapted], evaluation=evaluation)).split())
+    assert "the student was trained on it" not in text
+    assert "to adapted teacher" in text
+
+
+def test_an_earlier_evaluation_is_shown_as_far_as_it_goes():
+    text = shown(summary())
     assert "1000.00" in text and "96.0%" in text and "6 Crias on 2 GPUs" in text
 
 
 def test_a_missing_form_is_named():
     with pytest.raises(ValueError, match="stitched"):
-        Summary.from_perplexities(
-            [Perplexity(name=name, perplexity="1") for name in NAMES[:-1]],
+        Summary.from_results(
+            Measured([Perplexity(name=name, perplexity="1") for name in NAMES[:-1]], None),
             stages=[],
             stored_bytes=0,
             crias=1,

@@ -20,12 +20,12 @@ from trenchcoat_api.artifacts import (
     Facts,
     Manifest,
     ModelFacts,
-    Perplexity,
     Progress,
     StoredObject,
 )
 from trenchcoat_api.crias import CriaRange, cria_ranges
 from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_api.results import Evaluation, Perplexity, Recall
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 from trenchcoat_operator.apply.applier import status_object
@@ -105,8 +105,12 @@ def manifest(artifact: Artifact, layers: int = LAYERS) -> Manifest:
         facts = Facts(
             perplexities=[
                 Perplexity(name="teacher", perplexity="3.20"),
-                Perplexity(name="stitched", perplexity="3.40"),
-            ]
+                Perplexity(name="stitched", perplexity="3.40", longer={"1024": "3.90"}),
+            ],
+            evaluation=Evaluation(
+                sequence_length=512,
+                recall=[Recall(probe="copy", distance=256, samples=32, shares={"stitched": "0.1"})],
+            ),
         )
     return Manifest(
         stage=artifact.stage,

@@ -222,9 +222,39 @@ def complete() -> Trenchcoat:
             "stages": stages(cria_row={"state": "Succeeded", "seconds": "12020"}, later=later),
             "crias": crias,
             "perplexities": [
-                {"name": name, "perplexity": value}
-                for name, value in (("teacher", "37.66"), ("untrained", "68.99"), ("stitched", "38.45"))
+                {"name": name, "perplexity": value, "longer": {"2048": longer}}
+                for name, value, longer in (
+                    ("teacher", "37.66", "35.10"),
+                    ("windowedTeacher", "39.02", "38.80"),
+                    ("untrained", "68.99", "70.01"),
+                    ("stitched", "38.45", "41.20"),
+                )
             ],
+            "evaluation": {
+                "sequenceLength": 1024,
+                "recall": [
+                    {
+                        "probe": probe,
+                        "distance": distance,
+                        "samples": 32,
+                        "shares": {"teacher": teacher, "windowedTeacher": "0", "stitched": stitched},
+                    }
+                    for probe, distance, teacher, stitched in (
+                        ("copy", 40, "0.91", "0.9"),
+                        ("copy", 256, "0.57", "0.1"),
+                        ("passkey", 400, "1", "0"),
+                    )
+                ],
+                "decode": {
+                    "crossover": 392,
+                    "equalWindow": 390,
+                    "student": {"1024": 202_309_632, "2048": 202_309_632},
+                    "teacher": {"1024": 528_482_304, "2048": 1_056_964_608},
+                },
+                "leftOut": [
+                    "perplexity at 4096 tokens: the held-out text has 2048 (spec.data.heldOutTokens)"
+                ],
+            },
         },
     )
 

@@ -1,8 +1,11 @@
 """The stages that train nothing, and the bounds of quality between stages."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from trenchcoat_api.base import Camel
+from trenchcoat_api.rules import Unique
 from trenchcoat_api.strings import PositiveDecimal
 
 
@@ -18,7 +21,29 @@ class Evaluate(Camel):
     """Evaluation on held-out text: the teacher and the student after every stage, by one code."""
 
     enabled: bool = Field(default=True, description="Whether to evaluate.")
-    batch_size: int = Field(default=4, description="Sequences per forward pass.", ge=1, le=65_536)
+    batch_size: int = Field(
+        default=4,
+        description="Sequences of data.sequenceLength per forward pass; of longer ones as many fewer.",
+        ge=1,
+        le=65_536,
+    )
+    length_multiples: Annotated[list[Annotated[int, Field(ge=2, le=1024)]], Unique()] = Field(
+        default=[2, 4],
+        description=(
+            "Perplexity is measured in sequences of data.sequenceLength, and in sequences that are longer by "
+            "these factors, as far as the held-out text and the teacher's positions reach."
+        ),
+        max_length=8,
+    )
+    recall_samples: int = Field(
+        default=32,
+        description=(
+            "Samples for each distance of the two tests of recall, a passage to copy and a number to "
+            "remember; 0 leaves both out."
+        ),
+        ge=0,
+        le=65_536,
+    )
 
 
 class Export(Camel):

@@ -13,7 +13,7 @@ from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.stages import evaluate, export
 from trenchcoat_trainer.stages.export.files import plan_files
 
-from tests.trainer.stages.test_evaluate import stitched_student
+from tests.trainer.stages.evaluate.test_evaluate import stitched_student
 
 MAX_BYTES = 200_000
 LOAD = """
@@ -87,13 +87,15 @@ def test_the_cards_tokenizer_loads_without_a_question(context, open_training, mo
 
 
 def test_the_card_shows_the_perplexities_once_they_are_measured(context, open_training, training_spec):
-    assert export.perplexities(context) == []
+    assert export.measured(context) is None
     measuring = open_training(training_spec, Stage.EVALUATE)
     evaluate.run(measuring)
     export.run(context)
     card = context.read_object(context.artifact, "README.md").decode()
-    measured = measuring.manifest(measuring.artifact).facts.perplexities
-    assert f"| after stitching: this model | {measured[-1].perplexity} |" in card
+    measured = measuring.manifest(measuring.artifact).facts.perplexities[-1]
+    numbers = " | ".join(f"{float(value):.2f}" for value in (measured.perplexity, *measured.longer.values()))
+    assert f"|   after stitching | {numbers} |" in card
+    assert "Recall by distance" in card and "Decoding one sequence holds" in card
 
 
 def test_a_second_attempt_makes_only_what_is_missing(context, open_training, monkeypatch):

@@ -14,7 +14,7 @@ from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.stages import cria, evaluate, export
 
 from tests.trainer.stages.conftest import write_random_stitch
-from tests.trainer.stages.test_evaluate import perplexity, stitched_student
+from tests.trainer.stages.evaluate.test_evaluate import perplexity, stitched_student
 
 DECODE = """
 import sys

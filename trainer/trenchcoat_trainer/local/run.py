@@ -12,6 +12,7 @@ from trenchcoat_api.crias import cria_ranges
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.gates import excesses, explain
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
+from trenchcoat_api.results import Measured
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 from trenchcoat_api.summary import StageTime, Summary
@@ -139,8 +140,8 @@ class _LocalRun:
         evaluated = [m for m in self._record.manifests.values() if m.stage is Stage.EVALUATE]
         if not evaluated:
             return None
-        return Summary.from_perplexities(
-            evaluated[0].facts.perplexities,
+        return Summary.from_results(
+            Measured(evaluated[0].facts.perplexities, evaluated[0].facts.evaluation),
             stages=[StageTime(stage.value, self._seconds(stage)) for stage in Stage],
             stored_bytes=sum(manifest.size for manifest in self._record.manifests.values()),
             crias=self._crias,

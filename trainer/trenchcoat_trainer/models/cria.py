@@ -22,12 +22,14 @@ class CriaModel(nn.Module):
 
     Attributes:
         layers: the layers; a key is the layer's number in the whole model, as a string.
+        softmax_window: keys that softmax attention sees in layers that do not keep it; None: all.
     """
 
     def __init__(self, config: TrenchcoatLlamaConfig, cria: CriaRange) -> None:
         super().__init__()
         self.config = config
         self.cria = cria
+        self.softmax_window: int | None = None
         self.layers = nn.ModuleDict({str(n): TrenchcoatDecoderLayer(config, n) for n in cria.layers})
 
     @classmethod
@@ -95,8 +97,14 @@ class CriaModel(nn.Module):
         for name, parameter in self.form_parameters().items():
             parameter.copy_(values[name])
 
-    def use(self, *, softmax: bool = False, keep_parts: str = "both") -> None:
-        """Choose the attention of student layers: the teacher's softmax, or the student's or a part of it."""
+    def use(
+        self, *, softmax: bool = False, keep_parts: str = "both", softmax_window: int | None = None
+    ) -> None:
+        """Choose the attention of student layers: the teacher's softmax, or the student's or a part of it.
+
+        `softmax_window` cuts the teacher's to so many keys up to the query's own, and the first key of all.
+        """
+        self.softmax_window = softmax_window
         for _, layer in self.student_layers():
             layer.self_attn.softmax = softmax
             layer.self_attn.keep_parts = keep_parts
@@ -104,6 +112,13 @@ class CriaModel(nn.Module):
     def forward(self, hidden_BTE: torch.Tensor) -> torch.Tensor:
         """Run the layers on a raw residual stream; returns the same at the next boundary."""
         rope = self.rope(hidden_BTE)
-        for layer in self.layers.values():
-            hidden_BTE = layer(hidden_BTE, position_embeddings=rope)
+        window, seen_TT = self.softmax_window, None
+        if window is not None and window + 1 < hidden_BTE.shape[1]:
+            place = torch.arange(hidden_BTE.shape[1], device=hidden_BTE.device)
+            distance_TT = place[:, None] - place[None, :]
+            seen_TT = (distance_TT >= 0) & ((distance_TT < window) | (place[None, :] == 0))
+        cut = {number for number, _ in self.student_layers()}
+        for name, layer in self.layers.items():
+            mask = seen_TT[None, None] if seen_TT is not None and int(name) in cut else None
+            hidden_BTE = layer(hidden_BTE, position_embeddings=rope, attention_mask=mask)
         return hidden_BTE

@@ -43,6 +43,7 @@ def status(situation: Situation) -> TrenchcoatStatus:
         crias=crias,
         superseded=superseded.remembered(trenchcoat, look.graph, store),
         perplexities=evaluate.facts.perplexities if evaluate else ([] if known else former.perplexities),
+        evaluation=evaluate.facts.evaluation if evaluate else (None if known else former.evaluation),
         gpu_seconds=former.gpu_seconds,
         accounted_at=former.accounted_at,
         estimate=_estimate(trenchcoat, tokenize.facts.model) if tokenize else former.estimate,

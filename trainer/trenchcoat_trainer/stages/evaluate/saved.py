@@ -17,16 +17,14 @@ PENDING = 4
 
 
 class SavedStates:
-    """One object for each batch of each variant, which says by itself how many Crias the batch has passed.
+    """One object for each batch of states, which says by itself how many Crias the batch has passed.
 
     Objects are written in the background, each batch's at most every half minute, and none while too many
     wait: saving never holds the evaluation up, and a batch that was not saved is computed again.
     """
 
-    def __init__(self, checkpoint: Checkpoint, batch_size: int) -> None:
-        """`batch_size` is part of the names: another attempt may have another."""
+    def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self._batch_size = batch_size
         self._names = set(checkpoint.names())
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="save")
         self._pending: list[Future[None]] = []
@@ -43,19 +41,23 @@ class SavedStates:
         if kind is None:
             self._raise_failures(self._pending)
 
-    def load(self, variant: str, batch: int) -> tuple[torch.Tensor, dict[str, Any]] | None:
+    def load(self, states: str, batch: int) -> tuple[torch.Tensor, dict[str, Any]] | None:
         """Hidden states of a batch, on the CPU, and the state saved with them; none if there are none.
+
+        Args:
+            states: a name of which states they are, and in which batches.
+            batch: counted from 0.
 
         Raises:
             CorruptObjectError: they cannot be read.
         """
-        name = self._name(variant, batch)
+        name = _name(states, batch)
         saved = self._checkpoint.load(name) if name in self._names else None
         return (saved[0][HIDDEN], saved[1]) if saved else None
 
-    def offer(self, variant: str, batch: int, hidden: torch.Tensor, state: dict[str, Any]) -> None:
+    def offer(self, states: str, batch: int, hidden: torch.Tensor, state: dict[str, Any]) -> None:
         """Save a copy of these hidden states, on the CPU, if the batch's turn has come; `state` is JSON."""
-        name, now = self._name(variant, batch), time.monotonic()
+        name, now = _name(states, batch), time.monotonic()
         done = [future for future in self._pending if future.done()]
         self._raise_failures(done)
         self._pending = [future for future in self._pending if not future.done()]
@@ -70,5 +72,6 @@ class SavedStates:
         for future in futures:
             future.result()
 
-    def _name(self, variant: str, batch: int) -> str:
-        return f"{variant}-{self._batch_size}-{batch:05d}"
+
+def _name(states: str, batch: int) -> str:
+    return f"{states}-{batch:05d}"

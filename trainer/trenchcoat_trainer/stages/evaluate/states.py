@@ -1,4 +1,4 @@
-"""Hidden states of all held-out sequences, in memory or, where they are many, in a temporary file."""
+"""Hidden states of a set of sequences, in memory or, where they are many, in a temporary file."""
 
 import tempfile
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 IN_MEMORY_BYTES = 2 * 1024**3
-"""States larger than this, in one variant of the model, are kept in a file."""
+"""States larger than this, of one set in one form of the model, are kept in a file."""
 
 
 class HiddenStates:

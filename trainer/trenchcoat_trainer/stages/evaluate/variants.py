@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from trenchcoat_api.crias import CriaRange
@@ -34,6 +33,22 @@ class Variant:
     """Whether the attention's parameters are those that attention transfer left, or the initial ones."""
     keep_parts: str = "both"
     """"both", or the one part of the student's attention that stays."""
+    is_windowed: bool = False
+    """Whether layers that do not keep softmax attention see a window and the first token alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What Crias in the form of variants are made of, besides their own artifacts."""
+
+    variants: tuple[Variant, ...]
+    stitch: Adapters
+    """Those that stitching left."""
+    window: int
+    """Tokens that a windowed variant sees, besides the first."""
+    embeddings: torch.Tensor
+    """[vocabulary, hidden size], on the CPU."""
+    device: torch.device
 
 
 STAGES = (
@@ -45,6 +60,9 @@ STAGES = (
 )
 """What the evaluation reports, in order."""
 
+WINDOWED = Variant("windowedTeacher", "teacher", softmax=True, is_windowed=True)
+"""The student's rival: the teacher's own weights, untrained, cut to a window of the same bytes of state."""
+
 
 def parts_of(config: TrenchcoatLlamaConfig) -> tuple[Variant, ...]:
     """Return the stitched student with a part of its attention alone: does either do all the work?"""
@@ -52,27 +70,28 @@ def parts_of(config: TrenchcoatLlamaConfig) -> tuple[Variant, ...]:
     return tuple(Variant(name, "stitched", keep_parts=part) for name, part in parts)
 
 
-def cria_of_each(
-    context: StageContext,
-    config: TrenchcoatLlamaConfig,
-    cria: CriaRange,
-    stitch: Adapters,
-    device: torch.device,
-) -> Iterator[tuple[Variant, CriaModel]]:
-    """Yield one Cria in the form of each variant in turn; one set of weights is held.
+WEIGHTS = ("teacher", "criaLora", "stitched")
+"""In the order in which adapters are merged, one set after the other."""
 
-    `stitch` holds the adapters that stitching left.
-    """
-    weights = load_cria_weights(context, cria, device)
+
+def cria_of_each(
+    context: StageContext, config: TrenchcoatLlamaConfig, cria: CriaRange, source: Source
+) -> Iterator[tuple[Variant, CriaModel]]:
+    """Yield one Cria in the form of each variant in turn; one set of weights is held."""
+    weights = load_cria_weights(context, cria, source.device)
     untrained, trained = untrained_parameters(context, config, cria), trained_parameters(context, cria)
-    for name, variants in groupby((*STAGES, *parts_of(config)), key=lambda variant: variant.weights):
+    for name in WEIGHTS:
         if name == "criaLora":
             merge_adapters(weights, *cria_adapters(context, cria))
         if name == "stitched":
-            merge_adapters(weights, *stitch)
+            merge_adapters(weights, *source.stitch)
+        variants = [variant for variant in source.variants if variant.weights == name]
+        if not variants:
+            continue
         dtype = weight_dtype(context)
-        model = CriaModel.build(config, cria, weights, untrained, dtype=dtype, device=device)
+        model = CriaModel.build(config, cria, weights, untrained, dtype=dtype, device=source.device)
         for variant in variants:
             model.set_form_parameters(trained if variant.is_trained else untrained)
-            model.use(softmax=variant.softmax, keep_parts=variant.keep_parts)
+            window = source.window if variant.is_windowed else None
+            model.use(softmax=variant.softmax, keep_parts=variant.keep_parts, softmax_window=window)
             yield variant, model

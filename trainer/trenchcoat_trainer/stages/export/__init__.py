@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from trenchcoat_api.artifacts import Perplexity
+from trenchcoat_api.artifacts import Facts
 
 from trenchcoat_trainer.checkpoints.shards import TEACHER, load_rest_weights, teacher_files
 from trenchcoat_trainer.errors import MissingInputError
@@ -61,7 +61,7 @@ def run(context: StageContext) -> None:
     context.writer.write("config.json", config_json(config))
     for name, module in code(config).items():
         context.writer.write(name, Path(module.__file__).read_bytes())
-    context.writer.write("README.md", model_card(context.spec, config, perplexities(context)).encode())
+    context.writer.write("README.md", model_card(context.spec, config, measured(context)).encode())
     context.writer.finish()
 
 
@@ -145,9 +145,9 @@ def config_json(config: TrenchcoatLlamaConfig) -> bytes:
     return json.dumps(fields, indent=2, sort_keys=True).encode()
 
 
-def perplexities(context: StageContext) -> list[Perplexity]:
+def measured(context: StageContext) -> Facts | None:
     """Return what the evaluation measured if it is complete; export does not wait for it."""
     try:
-        return context.manifest(context.artifacts.evaluate(context.crias)).facts.perplexities
+        return context.manifest(context.artifacts.evaluate(context.crias)).facts
     except MissingInputError:
-        return []
+        return None

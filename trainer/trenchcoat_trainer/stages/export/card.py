@@ -1,20 +1,14 @@
 """The model card of an exported checkpoint."""
 
-from trenchcoat_api.artifacts import Perplexity
+from trenchcoat_api.artifacts import Facts
+from trenchcoat_api.sheets import Sheet, remarks, sheets
 from trenchcoat_api.spec import TrenchcoatSpec
 
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.students import form_of
 
-STAGES = {
-    "teacher": "the teacher, softmax attention",
-    "transfer": "after attention transfer",
-    "criaLora": "after LoRA by Cria",
-    "stitched": "after stitching: this model",
-}
 
-
-def model_card(spec: TrenchcoatSpec, config: TrenchcoatLlamaConfig, perplexities: list[Perplexity]) -> str:
+def model_card(spec: TrenchcoatSpec, config: TrenchcoatLlamaConfig, measured: Facts | None) -> str:
     """Return README.md: what the model is, how to load it, and how good it was measured to be."""
     source = spec.model.source.removeprefix("hf://")
     base = f"base_model: {source}\n" if spec.model.source.startswith("hf://") else ""
@@ -49,8 +43,15 @@ blocks, and is refused. For scores alone, pad on the right and pass `use_cache=F
 | layers that keep softmax attention | {kept} |
 | training tokens, at most | {spec.data.tokens} |
 """
-    if perplexities:
-        names = {**STAGES, "untrained": form.untrained}
-        rows = "\n".join(f"| {names.get(row.name, row.name)} | {row.perplexity} |" for row in perplexities)
-        card += f"\nPerplexity on held-out text:\n\n| | perplexity |\n|---|---|\n{rows}\n"
+    if measured is not None:
+        for sheet in sheets(measured.perplexities, measured.evaluation):
+            card += f"\n## {sheet.title}\n\n{markdown(sheet)}"
+        told = remarks(measured.perplexities, measured.evaluation)
+        card += "".join(f"\n- {remark}" for remark in told) + "\n" * bool(told)
     return card
+
+
+def markdown(sheet: Sheet) -> str:
+    """A table in Markdown; numbers to the right."""
+    rule = ("---", *("---:" for _ in sheet.header[1:]))
+    return "".join(f"| {' | '.join(row)} |\n" for row in (sheet.header, rule, *sheet.rows))

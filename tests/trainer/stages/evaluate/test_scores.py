@@ -1,0 +1,55 @@
+"""Scores: against transformers' own logits, token by token."""
+
+import dataclasses
+
+import pytest
+import torch
+from trenchcoat_trainer.stages.evaluate.scores import score
+from trenchcoat_trainer.stages.evaluate.sets import Metric, text_set
+from trenchcoat_trainer.stages.evaluate.states import HiddenStates
+from trenchcoat_trainer.stages.stitch import next_token_loss
+
+from tests.trainer.helpers.tiny_student import make_teacher
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """A teacher, text, its states, and its logits by transformers."""
+    teacher = make_teacher(layers=2)
+    text = text_set(torch.randint(61, (5, 12), generator=torch.Generator().manual_seed(0)).int(), 1, [])
+    with torch.no_grad():
+        out = teacher(text.tokens.long(), output_hidden_states=True)
+        last = []
+        handle = teacher.model.norm.register_forward_pre_hook(lambda _, args: last.append(args[0]))
+        teacher(text.tokens.long())
+        handle.remove()
+    states = HiddenStates((5, 12, 32), torch.float32)
+    for batch, hidden in zip(states.batches(5), last, strict=True):
+        batch.copy_(hidden)
+    head = {
+        "model.norm.weight": teacher.model.norm.weight.data,
+        "lm_head.weight": teacher.lm_head.weight.data,
+    }
+    return teacher, text, states, head, out.logits
+
+
+def test_perplexity_is_that_of_the_loss(measured):
+    teacher, text, states, head, logits = measured
+    found = score(states, text, head, teacher.config, size=2)
+    expected = next_token_loss(logits, text.tokens.long()).exp().item()
+    assert found.value(Metric.PERPLEXITY) == pytest.approx(expected, rel=1e-5)
+
+
+def test_shares_are_counted_over_what_counts(measured):
+    teacher, text, states, head, logits = measured
+    best = logits[:, :-1].argmax(-1)
+    tokens = text.tokens.clone()
+    counts = torch.zeros_like(text.counts)
+    counts[:, 3:7] = True
+    tokens[:, 3:7] = best[:, 2:6]  # as if the model foretold them, given the text
+    tokens[1, 4] = (tokens[1, 4] + 1) % 61
+    changed = dataclasses.replace(text, tokens=tokens, counts=counts)
+    found = score(states, changed, head, teacher.config, size=2)
+    assert (found.tokens, found.right, found.samples, found.exact) == (20, 19, 5, 4)
+    assert found.value(Metric.RIGHT) == pytest.approx(0.95)
+    assert found.value(Metric.EXACT) == pytest.approx(0.8)

@@ -1,0 +1,132 @@
+"""Carrying hidden states through all Crias, every form of the model by itself, and going on after a stop."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
+from trenchcoat_trainer.models.cria import CriaModel
+from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.stages.evaluate.saved import SavedStates
+from trenchcoat_trainer.stages.evaluate.sets import EvaluationSet
+from trenchcoat_trainer.stages.evaluate.states import HiddenStates
+from trenchcoat_trainer.stages.evaluate.variants import Source, cria_of_each
+
+logger = logging.getLogger(__name__)
+
+Place = tuple[str, str]
+"""Names of a variant and of a set."""
+
+
+@dataclass(slots=True)
+class Pass:
+    """Sets that are measured together: one reading of the Crias' weights."""
+
+    sets: Sequence[EvaluationSet]
+    sizes: Mapping[str, int]
+    """Sequences in a batch, by the set's name."""
+    states: Mapping[Place, HiddenStates]
+    shares: dict[str, float] = field(default_factory=dict)
+    """The linear part's share of attention by layer, of the stitched student on the first batch of all."""
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Batch-Crias done and to do, over all passes."""
+
+    total: int
+    done: int = 0
+
+
+def cross(
+    context: StageContext,
+    config: TrenchcoatLlamaConfig,
+    own: Pass,
+    saved: SavedStates,
+    source: Source,
+    ledger: Ledger,
+) -> None:
+    """Carry the states of one pass through all Crias, from where the last attempt stopped.
+
+    Args:
+        context: the stage's context.
+        config: the student's configuration.
+        own: its states and shares are filled.
+        saved: what an earlier attempt saved, and where this one saves.
+        source: what the variants are made of.
+        ledger: counts on.
+
+    Raises:
+        PreemptedError: a stop was requested.
+    """
+    passed = _restore(own, saved, source.embeddings)
+    done = sum(map(sum, passed.values()))
+    ledger.done += done
+    if done:
+        logger.info("going on: %d of %d batches have passed their Crias", ledger.done, ledger.total)
+    for cria in context.crias[min(map(min, passed.values())) :]:
+        for variant, model in cria_of_each(context, config, cria, source):
+            for item in own.sets:
+                place = (variant.name, item.name)
+                if place not in own.states:
+                    continue
+                for index, batch in enumerate(own.states[place].batches(own.sizes[item.name])):
+                    if passed[place][index] > cria.index:
+                        continue
+                    context.stop.check()
+                    hidden = batch.to(source.device)
+                    told: dict[str, float] = {}
+                    if variant.name == "stitched" and item is own.sets[0] and index == 0:
+                        own.shares |= {str(n): share for n, share in linear_shares(model, hidden).items()}
+                        told = own.shares  # saved with the batch that they are measured on
+                    batch.copy_(model(hidden))
+                    passed[place][index] += 1
+                    state = {"passed": passed[place][index], "shares": dict(told)}
+                    saved.offer(_name(place, own), index, batch, state)
+                    ledger.done += 1
+                    context.progress.update(
+                        "evaluate",
+                        ledger.done,
+                        ledger.total,
+                        fraction=ledger.done / ledger.total,
+                        tokens=batch[..., 0].numel(),
+                    )
+
+
+def _restore(own: Pass, saved: SavedStates, embeddings: torch.Tensor) -> dict[Place, list[int]]:
+    """Fill states with what was saved, else with embeddings; return how many Crias each batch has passed."""
+    passed: dict[Place, list[int]] = {}
+    for item in own.sets:
+        for place in (place for place in own.states if place[1] == item.name):
+            size = own.sizes[item.name]
+            passed[place] = []
+            pairs = zip(own.states[place].batches(size), item.batches(size), strict=True)
+            for index, (batch, (tokens, _)) in enumerate(pairs):
+                found = saved.load(_name(place, own), index)
+                batch.copy_(found[0] if found else F.embedding(tokens, embeddings))
+                passed[place].append(found[1]["passed"] if found else 0)
+                own.shares |= found[1]["shares"] if found else {}
+    return passed
+
+
+def _name(place: Place, own: Pass) -> str:
+    """What saved states are called by: another attempt may have other batches."""
+    return f"{place[0]}-{place[1]}-{own.sizes[place[1]]}"
+
+
+def linear_shares(cria: CriaModel, hidden_BTE: torch.Tensor) -> dict[int, float]:
+    """Return for each student layer the share of attention outside its window, where forms have one."""
+    shares = {}
+    rope = cria.rope(hidden_BTE)
+    for name, layer in cria.layers.items():
+        attention = layer.self_attn
+        if not attention.softmax:
+            heads = attention.project(layer.input_layernorm(hidden_BTE), rope)
+            share = attention.student.linear_share(heads, attention.student_parameters())
+            if share is not None:
+                shares[int(name)] = share
+        hidden_BTE = layer(hidden_BTE, position_embeddings=rope)
+    return shares

@@ -1,0 +1,136 @@
+"""What is measured of one run, and what cannot be and why."""
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+from trenchcoat_api.decode_state import DecodeState
+from trenchcoat_api.results import ModelForm, Probe
+
+from trenchcoat_trainer.checkpoints.shards import TEACHER, teacher_files
+from trenchcoat_trainer.data import TokenData
+from trenchcoat_trainer.errors import BadInputError
+from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
+from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.stages.evaluate.recall import Encode, RecallText, copy_sets, passkey_sets
+from trenchcoat_trainer.stages.evaluate.sets import EvaluationSet, text_set
+from trenchcoat_trainer.stages.evaluate.variants import STAGES, WINDOWED, Variant, parts_of
+
+RECALL_FORMS = (ModelForm.TEACHER, ModelForm.WINDOWED_TEACHER, ModelForm.STITCHED)
+
+
+@dataclass(slots=True)
+class EvaluationPlan:
+    """Sets, the forms that are measured on them, and what is left out."""
+
+    sets: list[EvaluationSet]
+    variants: list[Variant]
+    """The parts of the last student not among them."""
+    parts: tuple[Variant, ...] = ()
+    """The last student with a part of its attention alone."""
+    left_out: list[str] = field(default_factory=list)
+    """In sentences."""
+
+
+def make_plan(context: StageContext, config: TrenchcoatLlamaConfig, decode: DecodeState) -> EvaluationPlan:
+    """Decide from the spec, the held-out text and the teacher's positions.
+
+    Raises:
+        BadInputError: there is no held-out text.
+    """
+    data = TokenData(context, "held_out")
+    if data.sequences == 0:
+        raise BadInputError(
+            "no held-out sequence to measure perplexity on: raise spec.data.heldOutPercent or "
+            "spec.data.heldOutTokens, give more text, or set spec.evaluate.enabled to false"
+        )
+    held_out = data.read(0, data.sequences)
+    multiples, left_out = _multiples(context, config, data.sequences)
+    variants = list(STAGES)
+    longest = max((1, *multiples)) * data.sequence_length
+    if decode.equal_window + 1 < longest and decode.student_layers:
+        variants.insert(1, WINDOWED)
+    else:
+        left_out.append(_no_rival(decode, longest))
+    forms = [variant.name for variant in variants]
+    parts = parts_of(config)
+    sets = [text_set(held_out, 1, [*forms, *(part.name for part in parts)])]
+    sets += [text_set(held_out, multiple, forms) for multiple in multiples]
+    recall_forms = [form for form in RECALL_FORMS if form in forms]
+    sets += _recall(context, config, held_out, recall_forms, left_out)
+    return EvaluationPlan(sets, variants, parts, left_out)
+
+
+def _multiples(
+    context: StageContext, config: TrenchcoatLlamaConfig, sequences: int
+) -> tuple[list[int], list[str]]:
+    """The multiples of the sequence length that can be measured, and why others cannot."""
+    length, positions = context.spec.data.sequence_length, config.max_position_embeddings
+    multiples, left_out = [], []
+    for multiple in sorted(context.spec.evaluate.length_multiples):
+        tokens = multiple * length
+        if tokens > positions:
+            left_out.append(f"perplexity at {tokens} tokens: the teacher has {positions} positions")
+        elif multiple > sequences:
+            left_out.append(
+                f"perplexity at {tokens} tokens: the held-out text has {sequences * length} "
+                "(spec.data.heldOutTokens)"
+            )
+        else:
+            multiples.append(multiple)
+    return multiples, left_out
+
+
+def _no_rival(decode: DecodeState, longest: int) -> str:
+    if not decode.student_layers:
+        return "the teacher cut to a window: every layer keeps softmax attention"
+    return (
+        f"the teacher cut to a window: at the student's bytes of state it sees {decode.equal_window} tokens, "
+        f"which is all of the {longest} that are evaluated; a plain key/value cache is no larger there"
+    )
+
+
+def _recall(
+    context: StageContext,
+    config: TrenchcoatLlamaConfig,
+    held_out: torch.Tensor,
+    forms: list[str],
+    left_out: list[str],
+) -> list[EvaluationSet]:
+    """The tests of recall that fit; adds to `left_out` why others do not."""
+    settings = context.spec.evaluate
+    if not settings.recall_samples:
+        left_out.append("recall: spec.evaluate.recallSamples is 0")
+        return []
+    multiple = max((1, *settings.length_multiples))
+    encode, special = _tokenizer(context)
+    text = RecallText(
+        stream=held_out.flatten().numpy(),
+        special=special,
+        longest=min(multiple * context.spec.data.sequence_length, config.max_position_embeddings),
+        samples=settings.recall_samples,
+        seed=context.spec.seed,
+        forms=tuple(forms),
+    )
+    found = {Probe.COPY: list(copy_sets(text)), Probe.PASSKEY: list(passkey_sets(text, encode))}
+    left_out += [
+        f"recall, {probe}: samples do not fit into {text.longest} tokens, or into the held-out text of "
+        f"{len(text.stream)}"
+        for probe, sets in found.items()
+        if not sets
+    ]
+    return [item for sets in found.values() for item in sets]
+
+
+def _tokenizer(context: StageContext) -> tuple[Encode, frozenset[int]]:
+    """The teacher's tokenizer, without marks at a text's begin and end, and the ids that are no text."""
+    with tempfile.TemporaryDirectory() as folder:
+        for path in teacher_files(context):
+            file = Path(folder, path.removeprefix(TEACHER))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(context.read_object(context.artifacts.shard, path))
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    special = frozenset(tokenizer.all_special_ids)
+    return lambda text: tokenizer.encode(text, add_special_tokens=False), special

@@ -149,9 +149,13 @@ class TrenchcoatAttention(LlamaAttention):
         position_embeddings=None,
         attention_mask=None,
         past_key_values=None,
+        visible=None,
         **kwargs,
     ):
-        """Attend; returns the output after o_proj, [B, T, hidden], and None for the map."""
+        """Attend; returns the output after o_proj, [B, T, hidden], and None for the map.
+
+        `visible`, bool [B, T], says of which tokens a student's attention may take notice; None: of all.
+        """
         if self.softmax:
             return super().forward(
                 hidden_states=hidden_states,
@@ -161,10 +165,12 @@ class TrenchcoatAttention(LlamaAttention):
                 **kwargs,
             )
         heads, parameters = self.project(hidden_states, position_embeddings), self.student_parameters()
+        padding = {} if visible is None else {"visible": visible}
         if past_key_values is None:
-            y = self.student.attend(heads, parameters, self.keep_parts)
+            y = self.student.attend(heads, parameters, self.keep_parts, **padding)
         else:
-            y = self.student.decode(past_key_values.layers[self.layer_idx].state, heads, parameters)
+            state = past_key_values.layers[self.layer_idx].state
+            y = self.student.decode(state, heads, parameters, **padding)
         return self.o_proj(y.transpose(1, 2).flatten(2)), None
 
 
@@ -219,10 +225,13 @@ class TrenchcoatLlamaModel(TrenchcoatPreTrainedModel, LlamaModel):
         self.post_init()
 
     def forward(self, input_ids=None, attention_mask=None, past_key_values=None, use_cache=None, **kwargs):
-        """Run the decoder. `attention_mask` may hide tokens only at the end, and only without a cache.
+        """Run the decoder. `attention_mask`, [B, tokens so far], hides padding from every other token.
+
+        Where the student's attention cannot leave tokens out, it may hide them only at the end, and only
+        without a cache.
 
         Raises:
-            ValueError: `attention_mask` hides tokens elsewhere, `position_ids` do not count on by one, or
+            ValueError: `attention_mask` hides what it may not, `position_ids` do not count on by one, or
                 `past_key_values` is another model's.
         """
         use_cache = self.config.use_cache if use_cache is None else use_cache
@@ -230,12 +239,19 @@ class TrenchcoatLlamaModel(TrenchcoatPreTrainedModel, LlamaModel):
             past_key_values = TrenchcoatCache(self.config)
         if past_key_values is not None:
             self._adopt(past_key_values)
+        shown, positions = None, kwargs.get("position_ids")  # causal, and nothing else is hidden
         if attention_mask is not None:
-            self._refuse_padding(attention_mask, cached=past_key_values is not None)
-        self._refuse_packing(kwargs.get("position_ids"))
+            shown = self._padding(attention_mask, cached=past_key_values is not None)
+        if shown is not None:
+            past = 0 if past_key_values is None else past_key_values.get_seq_length()
+            if not bool(shown[:, past:].all()):
+                kwargs["visible"] = shown[:, past:]
+            if positions is None:
+                kwargs["position_ids"] = (shown.cumsum(1) - 1).clamp_min(0)[:, past:]
+        self._refuse_packing(positions, kwargs.get("visible"))
         return super().forward(
             input_ids=input_ids,
-            attention_mask=None,  # causal, and nothing else is hidden
+            attention_mask=shown,
             past_key_values=past_key_values,
             use_cache=use_cache,
             **kwargs,
@@ -250,24 +266,29 @@ class TrenchcoatLlamaModel(TrenchcoatPreTrainedModel, LlamaModel):
         cache.layers = cache_layers(self.config)
 
     @staticmethod
-    def _refuse_packing(positions):
+    def _refuse_packing(positions, visible):
         # Not of a single token, so that decoding does not wait for the device at every step.
-        if (
-            positions is not None
-            and positions.shape[-1] > 1
-            and not bool((positions.diff(dim=-1) == 1).all())
-        ):
-            raise ValueError(PACKING_REFUSED)
+        if positions is not None and positions.shape[-1] > 1:
+            counts_on = positions.diff(dim=-1) == 1
+            if visible is not None:
+                counts_on = counts_on | ~(visible[:, 1:] & visible[:, :-1])
+            if not bool(counts_on.all()):
+                raise ValueError(PACKING_REFUSED)
 
-    @staticmethod
-    def _refuse_padding(mask, *, cached):
+    def _padding(self, mask, *, cached):
+        """Return what of a mask the layers have to heed, bool [B, tokens]; None where it hides nothing."""
         if mask.ndim != 2:
             raise ValueError(f"attention_mask must be [batch, tokens], not {tuple(mask.shape)}")
         visible = mask.bool()
+        if bool(visible.all()):
+            return None
+        students = [layer.self_attn.student for layer in self.layers]
+        if all(student is None or student.takes_padding for student in students):
+            return visible
         # Hidden tokens after all visible ones change nothing before them, unless they are remembered.
-        at_the_end = bool((visible[:, 1:] <= visible[:, :-1]).all()) and not cached
-        if not at_the_end and not bool(visible.all()):
+        if cached or not bool((visible[:, 1:] <= visible[:, :-1]).all()):
             raise ValueError(PADDING_REFUSED)
+        return None
 
 
 class TrenchcoatLlamaForCausalLM(TrenchcoatPreTrainedModel, LlamaForCausalLM):

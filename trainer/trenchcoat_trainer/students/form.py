@@ -94,6 +94,12 @@ class DecodeState(Protocol):
 class LayerAttention(Protocol):
     """One layer's attention, stateless: its settings are its own, its parameters are passed in."""
 
+    takes_padding: bool
+    """Whether `attend` and `decode` also take `visible`, bool [B, T]: a sequence's own tokens.
+
+    The others, padding at either end, are then neither keys nor counted, and their output means nothing.
+    """
+
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shapes of the trainable parameters by name: ``self_attn.NAME`` of a checkpoint; may be empty."""
@@ -181,6 +187,7 @@ class Card(NamedTuple):
         tags: for a search of the hub.
         attention: what took the place of softmax attention, in a sentence's second half.
         source: where the form was published.
+        padding: what holds for prompts of different lengths in one batch, in a sentence or two.
         untrained: the student before any training.
         rows: names and values of its settings.
     """
@@ -188,6 +195,7 @@ class Card(NamedTuple):
     tags: tuple[str, ...]
     attention: str
     source: str
+    padding: str
     untrained: str
     rows: tuple[tuple[str, str], ...]
 

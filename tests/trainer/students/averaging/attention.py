@@ -34,6 +34,8 @@ class Averaging:
     window: int
     has_gate: bool
 
+    takes_padding = False
+
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {"gate": (self.heads,)} if self.has_gate else {}

@@ -34,8 +34,7 @@ inputs = tokenizer("Once upon a time", return_tensors="pt", return_token_type_id
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
 ```
 
-Prompts that are generated from must be of equal length in one batch: padding would shift the window's
-blocks, and is refused. For scores alone, pad on the right and pass `use_cache=False`.
+{form.padding}
 
 | | |
 |---|---|

@@ -165,6 +165,8 @@ class HybridAttention:
     feature_dim: int
     window_size: int
 
+    takes_padding = False
+
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the trainable parameters by name; they are kept in fp32."""

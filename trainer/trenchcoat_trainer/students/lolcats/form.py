@@ -101,6 +101,11 @@ class Lolcats:
                 "keys, linear attention with learned feature maps over everything before"
             ),
             source="LoLCATs (arXiv 2410.10254)",
+            padding=(
+                "Prompts that are generated from must be of equal length in one batch: padding would shift "
+                "the window's\nblocks, and is refused. For scores alone, pad on the right and pass "
+                "`use_cache=False`."
+            ),
             untrained="hybrid attention, untrained feature maps",
             rows=(
                 ("window", f"{config.window}"),

@@ -86,6 +86,10 @@ class Window:
                 f"first {config.first_tokens} of the sequence"
             ),
             source="StreamingLLM (arXiv 2309.17453)",
+            padding=(
+                "Prompts of one batch may differ in length: pad at either side, and pass the tokenizer's\n"
+                "`attention_mask` on."
+            ),
             untrained="the window, before any training",
             rows=(("window", sizes or "none"), ("first tokens", f"{config.first_tokens}")),
         )

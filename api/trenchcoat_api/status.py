@@ -91,7 +91,7 @@ class WaitingReason(StrEnum):
     SHARED = "Shared"
     """Another Trenchcoat, which makes the same artifact."""
     GATE = "Gate"
-    """A person, because a Cria's error is above spec.gates.maxCriaError."""
+    """A bound of spec.gates: the evaluation that it bounds, or a person, where a bound is not kept to."""
 
 
 class AttemptStatus(Camel):

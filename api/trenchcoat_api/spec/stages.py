@@ -6,7 +6,7 @@ from pydantic import Field
 
 from trenchcoat_api.base import Camel
 from trenchcoat_api.rules import Unique
-from trenchcoat_api.strings import PositiveDecimal
+from trenchcoat_api.strings import PositiveDecimal, Share
 
 
 class Collect(Camel):
@@ -71,5 +71,28 @@ class Gates(Camel):
         default="100",
         description=(
             "A Cria counts as diverged, and stops, when a layer's loss is more than this times its first."
+        ),
+    )
+    max_perplexity_ratio: PositiveDecimal | None = Field(
+        default=None,
+        description=(
+            "The export waits for the evaluation, and is held while the student's perplexity at "
+            "data.sequenceLength is more than this times the teacher's (the adapted teacher's where it was "
+            "measured), such as 1.15. maxLengthRatio and minRecall hold it likewise; the annotation "
+            'trenchcoat.dev/override-gate "true" lets it go on all the same.'
+        ),
+    )
+    max_length_ratio: PositiveDecimal | None = Field(
+        default=None,
+        description=(
+            "The export is held while the student's perplexity in the longest sequences that were measured "
+            "is more than this times that at data.sequenceLength, such as 1.05."
+        ),
+    )
+    min_recall: Share | None = Field(
+        default=None,
+        description=(
+            "The export is held while the student copies less than this share of what the teacher copies, at "
+            "the longest distance at which the teacher copies anything, such as 0.5."
         ),
     )

@@ -63,6 +63,26 @@ class TrenchcoatSpec(Camel):
             ),
             field="criaLora.lora.targetModules",
         ),
+        Rule(
+            cel=(
+                "(self.evaluate.enabled && self.export.enabled) || (!has(self.gates.maxPerplexityRatio) && "
+                "!has(self.gates.maxLengthRatio) && !has(self.gates.minRecall))"
+            ),
+            holds=lambda spec: (
+                (spec.evaluate.enabled and spec.export.enabled)
+                or (
+                    spec.gates.max_perplexity_ratio is None
+                    and spec.gates.max_length_ratio is None
+                    and spec.gates.min_recall is None
+                )
+            ),
+            message=(
+                "gates.maxPerplexityRatio, maxLengthRatio and minRecall hold the export by what the "
+                "evaluation measured, and one of the two is switched off: remove these bounds, or set "
+                "evaluate.enabled and export.enabled to true"
+            ),
+            field="gates",
+        ),
     )
 
     model: Model = Field(description="The teacher.")

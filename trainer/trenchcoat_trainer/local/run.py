@@ -10,6 +10,7 @@ from rich.console import Console
 from trenchcoat_api.artifacts import Artifact, Artifacts, Manifest, Progress
 from trenchcoat_api.crias import cria_ranges
 from trenchcoat_api.exitcodes import ExitCode
+from trenchcoat_api.export_gate import explain_shortfalls, holds_export, shortfalls
 from trenchcoat_api.gates import excesses, explain
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 from trenchcoat_api.results import Measured
@@ -191,6 +192,7 @@ class _LocalRun:
         candidates = ready(self._wanted(), complete, set(self._running))
         if any(artifact.stage is Stage.STITCH for artifact in candidates):
             self._check_gate()
+        candidates = [artifact for artifact in candidates if not self._is_held(artifact)]
         stages = {key: item.artifact.stage for key, item in self._running.items()}
         for artifact in admit(candidates, stages, self._parallel):
             workers = self._machine.workers(artifact.stage, self._spec)
@@ -222,6 +224,20 @@ class _LocalRun:
             raise LocalRunError(
                 explain(self._spec, found, "remove it, to stitch all the same"), ExitCode.FAILED
             )
+
+    def _is_held(self, artifact: Artifact) -> bool:
+        """Whether it is the export and waits for the evaluation; raises where that is not good enough."""
+        if artifact.stage is not Stage.EXPORT or not holds_export(self._spec):
+            return False
+        evaluated = [item for item in self._record.manifests.values() if item.stage is Stage.EVALUATE]
+        if not evaluated:
+            return True
+        found = shortfalls(self._spec, evaluated[0].facts)
+        if found:
+            raise LocalRunError(
+                explain_shortfalls(found, "remove the bound, to export all the same"), ExitCode.FAILED
+            )
+        return False
 
     def _gather(self, display: Display) -> None:
         for key, stage in list(self._running.items()):

@@ -69,11 +69,16 @@ def release(look: Look, assessments: tuple[Assessment, ...]) -> Release:
 
 
 def _at_the_gate(look: Look, assessments: tuple[Assessment, ...], ready: list[Work]) -> Holds:
+    holds = {}
     stop = gate.judge(look.trenchcoat, assessments)
-    if stop is None:
-        return {}
-    hold = Hold(WaitingReason.GATE, stop.message, stop)
-    return {work.key: hold for work in ready if work.stage is Stage.STITCH}
+    if stop is not None:
+        holds[Stage.STITCH] = Hold(WaitingReason.GATE, stop.message, stop)
+    stop = gate.judge_export(look.trenchcoat, assessments)
+    if stop is not None:
+        holds[Stage.EXPORT] = Hold(WaitingReason.GATE, stop.message, stop)
+    elif gate.awaits_evaluation(look.trenchcoat, assessments):
+        holds[Stage.EXPORT] = Hold(WaitingReason.GATE, gate.UNMEASURED)
+    return {work.key: holds[work.stage] for work in ready if work.stage in holds}
 
 
 def _made_by_others(look: Look, ready: list[Work]) -> Holds:

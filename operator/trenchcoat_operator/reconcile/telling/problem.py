@@ -7,7 +7,7 @@ from trenchcoat_operator.reconcile.starting import gate
 
 
 def first_problem(situation: Situation) -> Problem | None:
-    """The store's before the spec's, a Job's before what waits, and the gate's last."""
+    """The store's before the spec's, a Job's before what waits, and the gates' last."""
     look = situation.look
     if look.observed.store.problem is not None:
         return look.observed.store.problem
@@ -22,7 +22,8 @@ def first_problem(situation: Situation) -> Problem | None:
         hold = situation.released.held.get(assessment.work.key)
         if hold is not None and hold.problem is not None:
             return _of(assessment, hold.problem.reason, hold.message)
-    return gate.judge(look.trenchcoat, situation.assessments)
+    stitch = gate.judge(look.trenchcoat, situation.assessments)
+    return stitch or gate.judge_export(look.trenchcoat, situation.assessments)
 
 
 def _of(assessment: Assessment, reason: str, message: str) -> Problem:

@@ -1,0 +1,86 @@
+"""The quality gate before the export: whether what the evaluation measured keeps to spec.gates."""
+
+from collections.abc import Iterator
+
+from trenchcoat_api.artifacts import Facts
+from trenchcoat_api.results import ModelForm, Perplexity, Probe, Recall
+from trenchcoat_api.sheets import baseline
+from trenchcoat_api.spec import TrenchcoatSpec
+
+
+def holds_export(spec: TrenchcoatSpec) -> bool:
+    """Whether the export waits for the evaluation."""
+    gates = spec.gates
+    bounds = (gates.max_perplexity_ratio, gates.max_length_ratio, gates.min_recall)
+    return spec.evaluate.enabled and any(bound is not None for bound in bounds)
+
+
+def shortfalls(spec: TrenchcoatSpec, facts: Facts) -> list[str]:
+    """What does not pass, in words; a bound on what was not measured does not pass."""
+    return [*_perplexity(spec, facts), *_length(spec, facts), *_recall(spec, facts)]
+
+
+def explain_shortfalls(found: list[str], override: str) -> str:
+    """Say what does not pass and what to do; `override` is how to go on all the same, in words."""
+    return f"{'; '.join(found)}: change the bound, train longer or keep more softmax layers, or {override}"
+
+
+def _perplexity(spec: TrenchcoatSpec, facts: Facts) -> Iterator[str]:
+    bound = spec.gates.max_perplexity_ratio
+    if bound is None:
+        return
+    student = _by_name(facts, ModelForm.STITCHED)
+    base = baseline(facts.perplexities)
+    if student is None or base is None:
+        yield "the perplexities that spec.gates.maxPerplexityRatio compares were not measured"
+        return
+    ratio = float(student.perplexity) / float(base.perplexity)
+    if not ratio <= float(bound):
+        name = "adapted teacher" if base.name == ModelForm.ADAPTED_TEACHER else "teacher"
+        yield (
+            f"the student's perplexity is {ratio:.3g} times the {name}'s, more than "
+            f"spec.gates.maxPerplexityRatio {bound}"
+        )
+
+
+def _length(spec: TrenchcoatSpec, facts: Facts) -> Iterator[str]:
+    bound = spec.gates.max_length_ratio
+    if bound is None:
+        return
+    student = _by_name(facts, ModelForm.STITCHED)
+    if student is None or not student.longer:
+        yield "no longer sequences were measured, which spec.gates.maxLengthRatio compares"
+        return
+    longest = max(student.longer, key=int)
+    ratio = float(student.longer[longest]) / float(student.perplexity)
+    if not ratio <= float(bound):
+        yield (
+            f"the student's perplexity at {longest} tokens is {ratio:.3g} times that at "
+            f"{spec.data.sequence_length}, more than spec.gates.maxLengthRatio {bound}"
+        )
+
+
+def _recall(spec: TrenchcoatSpec, facts: Facts) -> Iterator[str]:
+    bound = spec.gates.min_recall
+    if bound is None:
+        return
+    rows = facts.evaluation.recall if facts.evaluation is not None else []
+    copies = [row for row in rows if row.probe == Probe.COPY and _share(row, ModelForm.TEACHER) > 0]
+    if not copies:
+        yield "no passage was copied by the teacher, which spec.gates.minRecall compares"
+        return
+    row = max(copies, key=lambda row: row.distance)
+    kept = _share(row, ModelForm.STITCHED) / _share(row, ModelForm.TEACHER)
+    if not kept >= float(bound):
+        yield (
+            f"of what the teacher copies over {row.distance} tokens the student copies {kept:.3g}, less than "
+            f"spec.gates.minRecall {bound}"
+        )
+
+
+def _by_name(facts: Facts, name: str) -> Perplexity | None:
+    return next((item for item in facts.perplexities if item.name == name), None)
+
+
+def _share(row: Recall, name: str) -> float:
+    return float(row.shares.get(name, "0"))

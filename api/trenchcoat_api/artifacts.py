@@ -286,10 +286,8 @@ def _dump(model: Camel, *, exclude: set[str] | None = None) -> dict[str, Any]:
     # Python names, not YAML's: the key must not change when an alias does. Nor when a field is added that
     # is not used.
     fields = model.model_dump(mode="json", exclude=exclude)
-    for name, unused in _ADDED_LATER.get(type(model), {}).items():
-        if name in fields and fields[name] == unused:
-            del fields[name]
-    return fields
+    unused = _ADDED_LATER.get(type(model), {})
+    return {name: value for name, value in fields.items() if name not in unused or value != unused[name]}
 
 
 # What decides how a stage runs but not what it computes stays out of the keys.
@@ -316,7 +314,8 @@ class Artifacts:
     def tokenize(self) -> Artifact:
         """Training and held-out sequences of token ids; facts of the model and the text."""
         spec = self._spec
-        fields = {"model": _dump(spec.model, exclude=_SECRETS), "data": _dump(spec.data, exclude=_SECRETS)}
+        data = _dump(spec.data, exclude={*_SECRETS, "start_positions"})
+        fields = {"model": _dump(spec.model, exclude=_SECRETS), "data": data}
         return self._make(Stage.TOKENIZE, fields, ())
 
     @cached_property
@@ -347,9 +346,12 @@ class Artifacts:
     def _cria_fields(self) -> dict[str, Any]:
         """What all Crias of a spec depend on alike."""
         spec = self._spec
+        starts = spec.data.start_positions
         return {
             "seed": spec.seed,
             "dtype": spec.dtype,
+            # Young, and no part of the key where it is off.
+            **({"startPositions": _dump(starts)} if starts.are_random else {}),
             "attention": _dump(spec.attention),
             "transfer": _dump(spec.transfer),
             "criaLora": _dump(spec.cria_lora),

@@ -33,28 +33,37 @@ class PresetValues:
     transfer_epochs: int
     cria_lora_epochs: int
     stitch_epochs: int
+    start_share: str
+    """Of data.startPositions."""
 
     def describe(self) -> str:
         """The values, for people."""
         return (
             f"{self.tokens // 1_000_000}M tokens, {self.transfer_epochs} + {self.cria_lora_epochs} + "
-            f"{self.stitch_epochs} epochs"
+            f"{self.stitch_epochs} epochs, share of random starts {self.start_share}"
         )
 
 
-SHIPPED = PresetValues(tokens=20_000_000, transfer_epochs=2, cria_lora_epochs=2, stitch_epochs=1)
+SHIPPED = PresetValues(
+    tokens=20_000_000, transfer_epochs=2, cria_lora_epochs=2, stitch_epochs=1, start_share="0"
+)
 
 PRESETS = {
     # LoLCATs (arXiv 2410.10254): 20M tokens, once for attention transfer and once for LoRA.
-    Preset.PAPER: PresetValues(tokens=20_000_000, transfer_epochs=1, cria_lora_epochs=1, stitch_epochs=1),
+    Preset.PAPER: PresetValues(
+        tokens=20_000_000, transfer_epochs=1, cria_lora_epochs=1, stitch_epochs=1, start_share="0"
+    ),
     # What its reference implementation's settings say.
     Preset.SHIPPED: SHIPPED,
     # Enough to see how well a model linearizes.
-    Preset.QUICK: PresetValues(tokens=8_000_000, transfer_epochs=1, cria_lora_epochs=1, stitch_epochs=1),
+    Preset.QUICK: PresetValues(
+        tokens=8_000_000, transfer_epochs=1, cria_lora_epochs=1, stitch_epochs=1, start_share="0"
+    ),
 }
 
 _FIELDS = {
     ("data", "tokens"): "tokens",
+    ("data", "start_positions", "share"): "start_share",
     ("transfer", "epochs"): "transfer_epochs",
     ("cria_lora", "epochs"): "cria_lora_epochs",
     ("stitch", "epochs"): "stitch_epochs",
@@ -62,7 +71,9 @@ _FIELDS = {
 """Where in a spec a preset's value belongs, by Python's names."""
 
 
-def preset_field(shipped: int, description: str, *, ge: int, le: int) -> Any:
+def preset_field(
+    shipped: int | str, description: str, *, ge: int | None = None, le: int | None = None
+) -> Any:
     """A field that a preset fills in; `shipped` stands where a part of a spec is made by itself."""
     text = f"{description} By default what spec.preset says."
     return Field(default=shipped, description=text, ge=ge, le=le, json_schema_extra={PRESET_MARK: True})
@@ -78,12 +89,19 @@ def with_preset(spec: dict[str, Any]) -> dict[str, Any]:
     name = spec.get("preset", Preset.SHIPPED)
     if not isinstance(name, str) or name not in PRESETS:
         return spec
-    filled = dict(spec)
-    for (part, field), attribute in _FIELDS.items():
-        key = part if part in filled else to_camel(part)
-        given = filled.get(key, {})
-        if isinstance(given, BaseModel):
-            given = given.model_dump(exclude_unset=True)
-        if isinstance(given, dict) and given.get(field) is None:
-            filled[key] = {**given, field: getattr(PRESETS[Preset(name)], attribute)}
+    filled = spec
+    for path, attribute in _FIELDS.items():
+        filled = _filled(filled, path, getattr(PRESETS[Preset(name)], attribute))
     return filled
+
+
+def _filled(part: dict[str, Any], path: tuple[str, ...], value: int | str) -> dict[str, Any]:
+    """A copy of a part of a spec in which `path`, by Python's names, leads to `value` unless it is set."""
+    field, *below = path
+    key = field if field in part else to_camel(field)
+    if not below:
+        return part if part.get(key) is not None else {**part, key: value}
+    given = part.get(key, {})
+    if isinstance(given, BaseModel):
+        given = given.model_dump(exclude_unset=True)
+    return {**part, key: _filled(given, tuple(below), value)} if isinstance(given, dict) else part

@@ -149,7 +149,7 @@ def train_and_wait(spec: TrenchcoatSpec) -> dict[str, float]:
     """Run attention transfer on real modules and measure how long each step waited for its batch."""
     context, data = open_cria(spec, 1)
     steps = data.steps(spec.transfer.batch_size)
-    phase = TransferPhase(load_cria(context, context.cria), spec.transfer, steps)
+    phase = TransferPhase(load_cria(context, context.cria), spec, steps)
     waited = 0.0
 
     def timed(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -30,7 +30,6 @@ from trenchcoat_api.artifacts import DataFacts, Facts, ModelFacts
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.checkpoints.shards import TORCH_DTYPES
-from trenchcoat_trainer.data import TokenData
 from trenchcoat_trainer.data.layout import TOKENS, sequences_per_token_object, token_path
 from trenchcoat_trainer.models.artifacts import (
     ADAPTERS,
@@ -124,11 +123,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         set_up_seconds = time.perf_counter() - began
         losses, seconds = [], []
         with profiled(arguments.profile, device):
-            for tokens in TokenData(context).batches(epoch=0, batch_size=arguments.batch):
+            for batch in stitch.StitchData(context, engine.module.config).batches(0):
                 began = time.perf_counter()
-                loss, _, _ = stitch.train_step(
-                    engine, context, tokens, cursor, wishes=(False, False)
-                ).tolist()
+                loss, _, _ = stitch.train_step(engine, context, batch, cursor, wishes=(False, False)).tolist()
                 cursor.note(loss)
                 seconds.append(time.perf_counter() - began)
                 losses.append(loss)

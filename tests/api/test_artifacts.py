@@ -46,6 +46,9 @@ def test_keys_are_those_of_the_first_release():
             {Stage.CRIA, Stage.STITCH, Stage.EVALUATE, Stage.EXPORT},
         ),
         ("spec.attention.firstTokens", 0, set()),
+        ("spec.data.startPositions.share", "0.5", {Stage.CRIA, Stage.STITCH, Stage.EVALUATE, Stage.EXPORT}),
+        ("spec.data.startPositions.share", "0.0", set()),
+        ("spec.data.startPositions.below", 100, set()),  # of no use without a share
         ("spec.transfer.windowDropout", "0.5", {Stage.CRIA, Stage.STITCH, Stage.EVALUATE, Stage.EXPORT}),
         ("spec.preset", "paper", {Stage.CRIA, Stage.STITCH, Stage.EVALUATE, Stage.EXPORT}),
         ("spec.preset", "shipped", set()),

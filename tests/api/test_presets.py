@@ -6,7 +6,7 @@ from trenchcoat_api.crias import cria_ranges
 from trenchcoat_api.estimate import estimate
 from trenchcoat_api.presets import PRESETS, Preset, with_preset
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
-from trenchcoat_api.spec import Transfer, TrenchcoatSpec
+from trenchcoat_api.spec import StartPositions, Transfer, TrenchcoatSpec
 
 from tests.api.specs import BASE, changed
 
@@ -84,6 +84,17 @@ def test_parts_may_be_models_and_the_given_mapping_is_kept():
     assert filled["transfer"] == {"clip": "2", "epochs": 1}
     assert filled["stitch"] == {"epochs": 3}
     assert given == {"preset": "paper", "transfer": Transfer(clip="2"), "stitch": {"epochs": 3}}
+
+
+def test_a_part_of_a_part_is_filled_in_and_explicit_values_win():
+    share = PRESETS[Preset.QUICK].start_share
+    for given in ({}, {"startPositions": {"below": 9}}, {"start_positions": StartPositions(below=9)}):
+        filled = with_preset({"preset": "quick", "data": given})["data"]
+        key = "start_positions" if "start_positions" in given else "startPositions"
+        assert filled[key] == {"share": share} | ({"below": 9} if given else {})
+    own = {"data": {"startPositions": {"share": "0.25"}}}
+    assert with_preset(own)["data"]["startPositions"] == {"share": "0.25"}
+    assert resolve(**own).data.start_positions.share == "0.25"
 
 
 @pytest.mark.parametrize("preset", ["fast", 3, ["paper"], None])

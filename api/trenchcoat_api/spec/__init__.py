@@ -6,7 +6,7 @@ There are no floats: the Kubernetes API convention is a decimal in a string.
 
 from trenchcoat_api.spec.attention import Attention, DType, Form, KeyMaps, Wide, WideTarget
 from trenchcoat_api.spec.operation import Retention, Scheduling, StagePods
-from trenchcoat_api.spec.sources import Data, Model, SecretKeyRef, SecretRef, Store
+from trenchcoat_api.spec.sources import Data, Model, SecretKeyRef, SecretRef, StartPositions, Store
 from trenchcoat_api.spec.stages import Collect, Evaluate, Export, Gates
 from trenchcoat_api.spec.training import (
     CriaLora,
@@ -41,6 +41,7 @@ __all__ = [
     "SecretKeyRef",
     "SecretRef",
     "StagePods",
+    "StartPositions",
     "Stitch",
     "StitchLora",
     "Store",

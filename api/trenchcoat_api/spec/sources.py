@@ -6,7 +6,17 @@ from pydantic.alias_generators import to_camel
 from trenchcoat_api.base import Camel
 from trenchcoat_api.presets import SHIPPED, preset_field
 from trenchcoat_api.rules import Rule
-from trenchcoat_api.strings import Bucket, DataSource, Endpoint, ModelSource, Name, Prefix, Region, SecretKey
+from trenchcoat_api.strings import (
+    Bucket,
+    DataSource,
+    Endpoint,
+    ModelSource,
+    Name,
+    Prefix,
+    Region,
+    SecretKey,
+    Share,
+)
 
 
 class SecretRef(Camel):
@@ -64,6 +74,35 @@ def _hub_only(name: str, unused: str | None, cel: str) -> Rule:
     )
 
 
+class StartPositions(Camel):
+    """Positions that training's sequences start at.
+
+    Feature maps see queries and keys after RoPE, and so learn the angles that they meet. The teacher's hidden
+    states do not depend on where a sequence starts: activations are collected from position 0, and serve any.
+    """
+
+    share: Share = preset_field(
+        SHIPPED.start_share,
+        "Probability, below 1, that a micro-batch of attention transfer, LoRA by Cria or the stitch starts "
+        "at a random position in place of 0, so that the student learns positions past "
+        "data.sequenceLength, too. 0 switches it off.",
+    )
+    below: int | None = Field(
+        default=None,
+        description=(
+            "Random starts are drawn from the positions below this. By default so that sequences end within "
+            "8 times data.sequenceLength and the teacher's max_position_embeddings."
+        ),
+        ge=1,
+        le=100_000_000,
+    )
+
+    @property
+    def are_random(self) -> bool:
+        """Whether any sequence starts elsewhere than at 0."""
+        return float(self.share) > 0
+
+
 class Data(Camel):
     """The text that activations are collected on and adapters are trained on."""
 
@@ -113,6 +152,9 @@ class Data(Camel):
         le=1_000_000_000_000,
     )
     sequence_length: int = Field(default=1024, description="Tokens per sequence.", ge=16, le=131_072)
+    start_positions: StartPositions = Field(
+        default_factory=StartPositions, description="The positions that training's sequences start at."
+    )
     held_out_tokens: int = Field(
         default=500_000,
         description="Tokens of held-out documents, at most, that perplexity is measured on.",

@@ -90,8 +90,8 @@ class TrenchcoatSpec(Camel):
     preset: Preset = Field(
         default=Preset.SHIPPED,
         description=(
-            "Values of data.tokens, transfer.epochs, criaLora.epochs and stitch.epochs where they are not "
-            + "set. "
+            "Values of data.tokens, transfer.epochs, criaLora.epochs, stitch.epochs and "
+            + "data.startPositions.share where they are not set. "
             + " ".join(f"{name.value}: {values.describe()}." for name, values in PRESETS.items())
         ),
     )

@@ -68,6 +68,25 @@ def trained_store(
 
 
 @pytest.fixture(scope="session")
+def spread_spec(training_spec: TrenchcoatSpec) -> TrenchcoatSpec:
+    """Crias that were never trained, and a stitch that starts at random positions."""
+    untrained = {"transfer": {"epochs": 0}, "criaLora": {"epochs": 0}}
+    return change(training_spec, data={"startPositions": {"share": "0.5"}}, **untrained)
+
+
+@pytest.fixture(scope="session")
+def spread_store(
+    spread_spec: TrenchcoatSpec, collected_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder store with all Crias of `spread_spec`; copy it, do not change it."""
+    folder = tmp_path_factory.mktemp("spread") / "store"
+    shutil.copytree(collected_store, folder)
+    for index in range(3):
+        cria.run(open_context(spread_spec, Stage.CRIA, cria=index, folder=folder, place=Place()))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def stitched_store(
     training_spec: TrenchcoatSpec, trained_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:

@@ -122,7 +122,11 @@ def test_tokenize(runners, training_spec: TrenchcoatSpec, journal_seconds: float
 @pytest.mark.parametrize("cria", [0, 1])
 @pytest.mark.parametrize("objective", ["layerwise", "block"])
 def test_cria(runners, training_spec: TrenchcoatSpec, change, objective: str, cria: int) -> None:
-    spec = change(training_spec, criaLora={"objective": objective, "lora": {"dropout": "0.2"}})
+    spec = change(
+        training_spec,
+        criaLora={"objective": objective, "lora": {"dropout": "0.2"}},
+        data={"startPositions": {"share": "0.5"}},
+    )
     check(*runners(spec, Stage.CRIA, "collected_store", cria=cria), seed=2 + cria, least=12)
 
 
@@ -137,9 +141,9 @@ def test_shard(runners, training_spec: TrenchcoatSpec) -> None:
     check(*runners(training_spec, Stage.SHARD, "collected_store"), seed=4, least=12)
 
 
-def test_stitch(runners, training_spec: TrenchcoatSpec, change) -> None:
-    spec = change(training_spec, stitch={"epochs": 2, "lora": {"dropout": "0.2"}})
-    check(*runners(spec, Stage.STITCH, "trained_store"), seed=5, least=5, kinds=STITCH_KINDS)
+def test_stitch(runners, spread_spec: TrenchcoatSpec, change) -> None:
+    spec = change(spread_spec, stitch={"epochs": 2, "lora": {"dropout": "0.2"}})
+    check(*runners(spec, Stage.STITCH, "spread_store"), seed=5, least=5, kinds=STITCH_KINDS)
 
 
 def test_stitch_with_another_number_of_ranks(runners, training_spec: TrenchcoatSpec) -> None:

@@ -9,7 +9,7 @@ import torch
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.checkpoints.shards import load_rest_weights
-from trenchcoat_trainer.data import TokenData
+from trenchcoat_trainer.data import Starts, TokenData
 from trenchcoat_trainer.errors import PreemptedError
 from trenchcoat_trainer.models.adapters import inject_adapters
 from trenchcoat_trainer.models.artifacts import (
@@ -40,8 +40,8 @@ def cria_weights(context, cria, *adapters) -> dict[str, torch.Tensor]:
     return {k: v for layer in cria.layers for k, v in layer_weights(context, cria, layer, *adapters).items()}
 
 
-def train_plainly(context) -> dict[str, torch.Tensor]:
-    """The same training in a few lines, without DeepSpeed."""
+def train_plainly(context, starts: Starts | None = None) -> dict[str, torch.Tensor]:
+    """The same training in a few lines, without DeepSpeed; from `starts` where they are not the spec's."""
     settings = context.spec.stitch
     config = load_student_config(context)
     rest = load_rest_weights(context)
@@ -58,16 +58,19 @@ def train_plainly(context) -> dict[str, torch.Tensor]:
     )
     adapters = inject_adapters(model, settings.lora, seed=context.spec.seed, purpose="stitch")
     adamw = torch.optim.AdamW(adapters.values(), lr=float(settings.learning_rate), weight_decay=0.0)
+    starts = starts or Starts.of(context.spec, config)
     for epoch in range(settings.epochs):
-        for tokens in TokenData(context).batches(epoch=epoch, batch_size=settings.batch_size):
-            hidden = torch.nn.functional.embedding(tokens, rest["model.embed_tokens.weight"])
-            for cria in model:
-                hidden = cria(hidden)
-            hidden = torch.nn.functional.rms_norm(
-                hidden, hidden.shape[-1:], rest["model.norm.weight"], config.rms_norm_eps
-            )
-            logits = hidden @ rest["lm_head.weight"].T
-            stitch.next_token_loss(logits, tokens).backward()
+        batches = TokenData(context).batches(epoch=epoch, batch_size=settings.batch_size)
+        for step, tokens in enumerate(batches):
+            for index, micro in enumerate(tokens.split(settings.micro_batch_size)):
+                hidden = torch.nn.functional.embedding(micro, rest["model.embed_tokens.weight"])
+                for cria in model:
+                    hidden = cria(hidden, starts.start("stitch", epoch, step, index))
+                hidden = torch.nn.functional.rms_norm(
+                    hidden, hidden.shape[-1:], rest["model.norm.weight"], config.rms_norm_eps
+                )
+                logits = hidden @ rest["lm_head.weight"].T
+                (stitch.next_token_loss(logits, micro) * len(micro) / len(tokens)).backward()
             torch.nn.utils.clip_grad_norm_(adapters.values(), float(settings.clip))
             adamw.step()
             adamw.zero_grad()
@@ -90,27 +93,39 @@ def test_it_trains_what_plain_training_does(open_training, spec):
     assert losses["stitch"] < losses["stitchInitial"]
 
 
-def test_stopped_and_started_again_it_ends_with_the_same_adapters(open_training, spec, change):
-    spec = change(spec, stitch={"lora": {"dropout": "0.2"}, "microBatchSize": 4})
-    context = open_training(spec, Stage.STITCH)
+def test_at_random_positions_it_trains_what_plain_training_does(open_training, spread_spec, change):
+    context = open_training(change(spread_spec, stitch=SETTINGS), Stage.STITCH, trained="spread_store")
+    stitch.run(context)
+    adapters = stitch_adapters(context)[0]
+    assert_alike(adapters, train_plainly(context))
+    name = "base_model.model.model.layers.4.self_attn.o_proj.lora_B.weight"
+    at_0 = train_plainly(context, Starts())[name]
+    assert (adapters[name] - at_0).abs().max() > 1e-3
+
+
+def test_stopped_and_started_again_it_ends_with_the_same_adapters(open_training, spread_spec, change):
+    lora = {"lora": {"dropout": "0.2"}, "microBatchSize": 2}
+    spec = change(spread_spec, stitch=SETTINGS | lora)
+    context = open_training(spec, Stage.STITCH, trained="spread_store")
     stitch.run(context)
     for steps in (1, 3):
+        stop = StopAfter(steps - 1)
         with pytest.raises(PreemptedError):
-            stitch.run(open_training(spec, Stage.STITCH, store="stopped", stop=StopAfter(steps - 1)))
-    again = open_training(spec, Stage.STITCH, store="stopped")
+            stitch.run(open_training(spec, Stage.STITCH, store="stopped", trained="spread_store", stop=stop))
+    again = open_training(spec, Stage.STITCH, store="stopped", trained="spread_store")
     stitch.run(again)
     expected = stitch_adapters(context)[0]
     for name, tensor in stitch_adapters(again)[0].items():
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_two_ranks_train_the_same(open_training, spec, tmp_path):
+def test_two_ranks_train_the_same(open_training, spread_spec, change, tmp_path):
     """As a PyTorchJob starts them: one process each, without LOCAL_RANK; 3 micro-batches for 2 ranks."""
-    spec = spec.model_copy(update={"stitch": spec.stitch.model_copy(update={"batch_size": 3, "epochs": 1})})
-    alone = open_training(spec, Stage.STITCH)
+    spec = change(spread_spec, stitch=SETTINGS | {"batchSize": 3, "epochs": 1})
+    alone = open_training(spec, Stage.STITCH, trained="spread_store")
     stitch.run(alone)
 
-    context = open_training(spec, Stage.STITCH, store="two")
+    context = open_training(spec, Stage.STITCH, store="two", trained="spread_store")
     file = tmp_path / "spec.yaml"
     file.write_text(to_yaml(spec))
     port = free_port()

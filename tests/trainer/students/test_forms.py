@@ -140,7 +140,7 @@ def test_attention_transfer_lowers_the_loss_and_the_fused_step_is_the_same(form)
         f"layers.{n}.{name}" for n, layer in cria.student_layers() for name in layer.self_attn.student.shapes
     }
     assert set(cria.form_parameters()) == names
-    phase = TransferPhase(cria, make_spec().transfer, steps=12)
+    phase = TransferPhase(cria, make_spec(), steps=12)
     if names:
         losses = [phase.step(Batch(hidden(4), None), epoch=0, step=step) for step in range(12)]
         assert losses[-1] < losses[0]

@@ -81,9 +81,14 @@ class Rope:
         scaling = rotary.attention_scaling
         return cls((angles.cos() * scaling).to(device), (angles.sin() * scaling).to(device))
 
+    def part(self, start: int, tokens: int) -> Rope:
+        """Return the angles of `tokens` positions from `start` on, as views."""
+        rows = slice(start, start + tokens)
+        return Rope(self.cos[rows], self.sin[rows])
+
     def first(self, tokens: int) -> Rope:
         """Return the angles of the first `tokens` positions."""
-        return Rope(self.cos[:tokens], self.sin[:tokens])
+        return self.part(0, tokens)
 
 
 @dataclass(frozen=True)

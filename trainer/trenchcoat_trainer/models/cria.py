@@ -72,9 +72,9 @@ class CriaModel(nn.Module):
         model.rotary_emb = LlamaRotaryEmbedding(config).to(device)
         return model.eval()
 
-    def rope(self, hidden_BTE: torch.Tensor) -> Rope:
-        """Return the rotary embedding for sequences like `hidden_BTE` that start at position 0."""
-        positions = torch.arange(hidden_BTE.shape[1], device=hidden_BTE.device).unsqueeze(0)
+    def rope(self, hidden_BTE: torch.Tensor, start: int = 0) -> Rope:
+        """Return the rotary embedding for sequences like `hidden_BTE` that start at position `start`."""
+        positions = torch.arange(start, start + hidden_BTE.shape[1], device=hidden_BTE.device).unsqueeze(0)
         return self.rotary_emb(hidden_BTE, position_ids=positions)
 
     def student_layers(self) -> Iterator[tuple[int, TrenchcoatDecoderLayer]]:
@@ -109,9 +109,13 @@ class CriaModel(nn.Module):
             layer.self_attn.softmax = softmax
             layer.self_attn.keep_parts = keep_parts
 
-    def forward(self, hidden_BTE: torch.Tensor) -> torch.Tensor:
-        """Run the layers on a raw residual stream; returns the same at the next boundary."""
-        rope = self.rope(hidden_BTE)
+    def forward(self, hidden_BTE: torch.Tensor, start: int = 0) -> torch.Tensor:
+        """Run the layers on a raw residual stream whose first token stands at position `start`.
+
+        Returns:
+            The same at the next boundary.
+        """
+        rope = self.rope(hidden_BTE, start)
         window, seen_TT = self.softmax_window, None
         if window is not None and window + 1 < hidden_BTE.shape[1]:
             place = torch.arange(hidden_BTE.shape[1], device=hidden_BTE.device)

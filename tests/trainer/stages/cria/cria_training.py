@@ -78,7 +78,7 @@ def train_transfer(
     """Run attention transfer on layers first to last; returns the Cria, its maps and the losses."""
     cria = make_cria(make_teacher(len(hidden) - 1), first, last, attention)
     size = spec.transfer.batch_size
-    phase = TransferPhase(cria, spec.transfer, steps=epochs * -(-SEQUENCES // size))
+    phase = TransferPhase(cria, spec, steps=epochs * -(-SEQUENCES // size))
     losses = [
         phase.step(batch, epoch=0, step=step)
         for step, batch in enumerate(batches(hidden[first], None, size, epochs))

@@ -78,7 +78,7 @@ def test_each_layer_keeps_its_own_best_maps(hidden):
     """With a rate that ruins everything after a while, the maps kept are better than the last ones."""
     spec = make_spec(transfer={"batchSize": 4, "learningRate": "3", "plateau": {"every": 3, "patience": 99}})
     cria = make_cria(make_teacher(6), 0, 1)
-    phase = TransferPhase(cria, spec.transfer, steps=12)
+    phase = TransferPhase(cria, spec, steps=12)
     batch = Batch(hidden[0][:4], None)
     for step in range(12):
         phase.step(batch, epoch=0, step=step)
@@ -151,7 +151,7 @@ def test_window_dropout_does_not_care_how_layers_are_grouped(hidden):
 def test_best_maps_are_those_of_steps_with_a_window(hidden):
     """The linear part's loss is larger: were it compared, the first check with a dropped step would lose."""
     cria = make_cria(make_teacher(6), 0, 1)
-    phase = TransferPhase(cria, make_spec(**dropping("0.5", plateau={"every": 1})).transfer, steps=20)
+    phase = TransferPhase(cria, make_spec(**dropping("0.5", plateau={"every": 1})), steps=20)
     told = [phase.step(Batch(hidden[0][:4], None), epoch=0, step=step) for step in range(20)]
     assert told.count(None) == sum(drops_window(0.5, 0, 0, step) for step in range(20))
     assert phase.finish()[1] == pytest.approx(min(loss for loss in told if loss is not None), rel=0.05)
@@ -180,11 +180,11 @@ def test_layers_that_keep_softmax_are_passed_through(hidden):
     attention = ATTENTION.model_copy(update={"keep_softmax_layers": [1]})
     cria = make_cria(make_teacher(6), 0, 2, attention)
     assert [n for n, _ in cria.student_layers()] == [0, 2]
-    phase = TransferPhase(cria, make_spec().transfer, steps=3)
+    phase = TransferPhase(cria, make_spec(), steps=3)
     for step in range(3):
         phase.step(Batch(hidden[0][:4], None), epoch=0, step=step)
     maps, _ = phase.finish()
-    plain = TransferPhase(make_cria(make_teacher(6), 0, 2), make_spec().transfer, steps=3)
+    plain = TransferPhase(make_cria(make_teacher(6), 0, 2), make_spec(), steps=3)
     for step in range(3):
         plain.step(Batch(hidden[0][:4], None), epoch=0, step=step)
     torch.testing.assert_close(maps["layers.2.w_k"], plain.finish()[0]["layers.2.w_k"], rtol=0, atol=1e-4)
@@ -192,7 +192,7 @@ def test_layers_that_keep_softmax_are_passed_through(hidden):
 
 def test_a_loss_that_is_no_number_names_cria_layer_and_step(hidden):
     cria = make_cria(make_teacher(6), 0, 2)
-    phase = TransferPhase(cria, make_spec().transfer, steps=3)
+    phase = TransferPhase(cria, make_spec(), steps=3)
     phase.step(Batch(hidden[0][:4], None), epoch=0, step=0)
     with torch.no_grad():
         cria.layers["1"].self_attn.w_q[0, 0, 0] = math.nan
@@ -201,9 +201,10 @@ def test_a_loss_that_is_no_number_names_cria_layer_and_step(hidden):
 
 
 def test_a_loss_that_grows_beyond_the_bound_stops_the_cria(hidden):
-    phase = TransferPhase(make_cria(make_teacher(6), 0, 1), make_spec().transfer, steps=9, max_growth=1.5)
+    spec = make_spec(gates={"maxLossGrowth": "1.5"})
+    phase = TransferPhase(make_cria(make_teacher(6), 0, 1), spec, steps=9)
     phase.step(Batch(hidden[0][:4], None), epoch=0, step=0)
-    resumed = TransferPhase(make_cria(make_teacher(6), 0, 1), make_spec().transfer, steps=9, max_growth=1.5)
+    resumed = TransferPhase(make_cria(make_teacher(6), 0, 1), spec, steps=9)
     resumed.restore(phase.tensors(), phase.state())
     with torch.no_grad():
         resumed._cria.layers["1"].self_attn.window_factor.fill_(-40.0)

@@ -14,7 +14,7 @@ from trenchcoat_api.crias import CriaRange
 
 from trenchcoat_trainer.checkpoints.finite import require_finite
 from trenchcoat_trainer.checkpoints.shards import load_cria_weights, load_embeddings
-from trenchcoat_trainer.data import CriaData
+from trenchcoat_trainer.data import CriaData, Starts
 from trenchcoat_trainer.errors import OutOfMemoryError
 from trenchcoat_trainer.models.adapters import inject_adapters
 from trenchcoat_trainer.models.artifacts import (
@@ -64,10 +64,11 @@ def train(context: StageContext) -> None:
         next(model.parameters()).device,
         transfer_epochs=context.spec.transfer.epochs if model.form_parameters() else 0,
     )
-    fused = fuse_for_gpu(model)
+    starts = Starts.of(context.spec, model.config)
+    fused = fuse_for_gpu(model, starts.below + context.spec.data.sequence_length)
 
     if loop.maps is None:
-        loop.maps = train_maps(context, model, loop, fused.transfer_step if fused else transfer_step)
+        loop.maps = train_maps(context, model, loop, fused.transfer_step if fused else transfer_step, starts)
     else:  # an earlier attempt has trained them
         model.set_form_parameters(loop.maps)
         model.requires_grad_(False)
@@ -77,6 +78,7 @@ def train(context: StageContext) -> None:
         context.spec,
         fused.layerwise_step if fused else layerwise_step,
         fused.block_step if fused else block_step,
+        starts,
     )
     cursor = loop.run(lora)
     if lora.epochs:
@@ -88,7 +90,7 @@ def train(context: StageContext) -> None:
 
 
 def train_maps(
-    context: StageContext, model: CriaModel, loop: Loop, step: TransferStep
+    context: StageContext, model: CriaModel, loop: Loop, step: TransferStep, starts: Starts
 ) -> dict[str, torch.Tensor]:
     """Run attention transfer; returns the best maps, which are in place, and notes how good they are.
 
@@ -97,14 +99,8 @@ def train_maps(
     settings = context.spec.transfer
     if not model.form_parameters():
         logger.info("the form %s has nothing to train in attention transfer", context.spec.attention.form)
-    transfer = TransferPhase(
-        model,
-        settings,
-        settings.epochs * loop.data.steps(settings.batch_size),
-        step,
-        max_growth=float(context.spec.gates.max_loss_growth),
-        seed=context.spec.seed,
-    )
+    steps = settings.epochs * loop.data.steps(settings.batch_size)
+    transfer = TransferPhase(model, context.spec, steps, step, starts)
     cursor = loop.run(transfer)
     maps, best = transfer.finish()
     if cursor.initial is not None:

@@ -40,8 +40,12 @@ class SeededAdapter(layers.Adapter):
 class FusedCria:
     """A Cria's layers in the form that `trenchcoat_trainer.layers` runs."""
 
-    def __init__(self, cria: CriaModel) -> None:
+    def __init__(self, cria: CriaModel, positions: int = 0) -> None:
         """Fuse the weights of `cria` in place, layer by layer.
+
+        Args:
+            cria: the layers.
+            positions: that sequences may stand on, whose angles are computed once.
 
         Raises:
             ValueError: the model has biases or another activation than Llama's.
@@ -49,6 +53,7 @@ class FusedCria:
         self._cria = cria
         self._shape = layers.LayerShape.from_config(cria.config)
         self._weights = [self._fuse(layer) for layer in cria.layers.values()]
+        self._positions = positions
         self._rope: layers.Rope | None = None
 
     def _fuse(self, layer: nn.Module) -> layers.LayerWeights:
@@ -60,11 +65,12 @@ class FusedCria:
             parameter.data = part  # frees the tensor that it was
         return fused
 
-    def _rope_of(self, hidden_BTE: torch.Tensor) -> layers.Rope:
+    def _rope_of(self, hidden_BTE: torch.Tensor, start: int) -> layers.Rope:
         tokens = hidden_BTE.shape[1]
-        if self._rope is None or len(self._rope.cos) < tokens:
-            self._rope = layers.Rope.from_config(self._cria.config, tokens, hidden_BTE.device)
-        return self._rope.first(tokens)
+        if self._rope is None or len(self._rope.cos) < start + tokens:
+            self._positions = max(self._positions, start + tokens)
+            self._rope = layers.Rope.from_config(self._cria.config, self._positions, hidden_BTE.device)
+        return self._rope.part(start, tokens)
 
     def _layers(self, seed: int | None = None) -> layers.CriaLayers:
         """Return the layers as they stand, with adapters whose dropout `seed` decides, or without."""
@@ -82,19 +88,27 @@ class FusedCria:
         scale: float,
         weights: LossWeights,
         drop_window: bool = False,
+        start: int = 0,
     ) -> torch.Tensor:
         """Do what `transfer.transfer_step` does; `cria` is the one that was fused."""
-        fused, rope = self._layers(), self._rope_of(hidden_BTE)
+        fused, rope = self._layers(), self._rope_of(hidden_BTE, start)
         losses = layers.transfer_step(
             fused, hidden_BTE, rope, weights, gradient_scale=scale, drop_window=drop_window
         )
         return _of_student_layers(losses.loss, fused)
 
     def layerwise_step(
-        self, cria: CriaModel, hidden_BTE: torch.Tensor, *, scale: float, seed: int, weights: LossWeights
+        self,
+        cria: CriaModel,
+        hidden_BTE: torch.Tensor,
+        *,
+        scale: float,
+        seed: int,
+        weights: LossWeights,
+        start: int = 0,
     ) -> torch.Tensor:
         """Do what `lora.layerwise_step` does; `cria` is the one that was fused."""
-        fused, rope = self._layers(seed), self._rope_of(hidden_BTE)
+        fused, rope = self._layers(seed), self._rope_of(hidden_BTE, start)
         losses = layers.layerwise_step(fused, hidden_BTE, rope, weights, gradient_scale=scale)
         return _of_student_layers(losses.loss, fused)
 
@@ -106,16 +120,17 @@ class FusedCria:
         *,
         scale: float,
         seed: int,
+        start: int = 0,
     ) -> torch.Tensor:
         """Do what `lora.block_step` does; `cria` is the one that was fused."""
         if target_BTE is None:
             with torch.no_grad(), teacher(cria):
-                target_BTE = cria(hidden_BTE)
+                target_BTE = cria(hidden_BTE, start)
         return layers.block_step(
             self._layers(seed),
             hidden_BTE,
             target_BTE,
-            self._rope_of(hidden_BTE),
+            self._rope_of(hidden_BTE, start),
             gradient_scale=scale,
             recompute=GRAPH_BYTES * hidden_BTE.numel() * len(self._weights) > GRAPH_LIMIT,
         )
@@ -142,12 +157,15 @@ def _of_student_layers(loss_L: torch.Tensor, cria: layers.CriaLayers) -> torch.T
     return torch.stack([loss for loss, layer in losses if layer.student is not None])
 
 
-def fuse_for_gpu(cria: CriaModel) -> FusedCria | None:
-    """Fuse a Cria that stands on a GPU; None where modules must do: on the CPU, or a Llama with biases."""
+def fuse_for_gpu(cria: CriaModel, positions: int) -> FusedCria | None:
+    """Fuse a Cria that stands on a GPU; None where modules must do: on the CPU, or a Llama with biases.
+
+    `positions` is how many positions sequences may stand on.
+    """
     if not next(cria.parameters()).is_cuda:
         return None
     try:
-        return FusedCria(cria)
+        return FusedCria(cria, positions)
     except ValueError as error:
         logger.warning("the fused steps cannot run this model (%s): running it module by module", error)
         return None

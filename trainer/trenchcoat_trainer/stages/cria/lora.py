@@ -13,7 +13,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from trenchcoat_api import spec
 
-from trenchcoat_trainer.data import Batch
+from trenchcoat_trainer.data import Batch, Starts
 from trenchcoat_trainer.layers import boundary_error
 from trenchcoat_trainer.layers.llama import softmax_attention
 from trenchcoat_trainer.models.adapters import adapted_modules, adapter_delta, base_layer, inject_adapters
@@ -29,7 +29,13 @@ GradientStep = Callable[..., torch.Tensor]
 
 
 def layerwise_step(
-    cria: CriaModel, hidden_BTE: torch.Tensor, *, scale: float, seed: int, weights: LossWeights
+    cria: CriaModel,
+    hidden_BTE: torch.Tensor,
+    *,
+    scale: float,
+    seed: int,
+    weights: LossWeights,
+    start: int = 0,
 ) -> torch.Tensor:
     """Add one micro-batch's gradient to the adapters: each layer against the teacher's, layer by layer.
 
@@ -42,11 +48,12 @@ def layerwise_step(
         scale: factor on the gradient, this micro-batch's share of the step.
         seed: decides dropout, together with the layer's number.
         weights: weights of the losses.
+        start: position of the first token.
 
     Returns:
         Loss of each student layer, [L], fp32, not scaled.
     """
-    rope = cria.rope(hidden_BTE)
+    rope = cria.rope(hidden_BTE, start)
     last = max((n for n, _ in cria.student_layers()), default=-1)
     losses = []
     for name, layer in cria.layers.items():
@@ -84,7 +91,13 @@ def _both_sides(attention: TrenchcoatAttention, normed_BTE: torch.Tensor, rope: 
 
 
 def block_step(
-    cria: CriaModel, hidden_BTE: torch.Tensor, target_BTE: torch.Tensor | None, *, scale: float, seed: int
+    cria: CriaModel,
+    hidden_BTE: torch.Tensor,
+    target_BTE: torch.Tensor | None,
+    *,
+    scale: float,
+    seed: int,
+    start: int = 0,
 ) -> torch.Tensor:
     """Add one micro-batch's gradient to the adapters: the Cria's output against the next boundary.
 
@@ -98,14 +111,15 @@ def block_step(
         target_BTE: the same at the next boundary, or None.
         scale: factor on the gradient, this micro-batch's share of the step.
         seed: decides dropout, together with the layer's number.
+        start: position of the first token.
 
     Returns:
         Loss, averaged over tokens, a scalar in fp32, not scaled.
     """
     if target_BTE is None:
         with torch.no_grad(), teacher(cria):
-            target_BTE = cria(hidden_BTE)
-    rope = cria.rope(hidden_BTE)
+            target_BTE = cria(hidden_BTE, start)
+    rope = cria.rope(hidden_BTE, start)
 
     def run_layer(name: str, hidden_BTE: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(derived_seed(seed, name))
@@ -150,14 +164,24 @@ class LoraPhase:
         spec: spec.TrenchcoatSpec,
         layerwise: GradientStep = layerwise_step,
         block: GradientStep = block_step,
+        starts: Starts | None = None,
     ) -> None:
-        """Put adapters on `cria`; `layerwise` and `block` compute gradients, as this module's functions."""
+        """Put adapters on `cria`.
+
+        Args:
+            cria: the layers.
+            spec: the spec.
+            layerwise: computes gradients, as `layerwise_step`.
+            block: computes gradients, as `block_step`.
+            starts: where micro-batches start; None for position 0.
+        """
         settings = spec.cria_lora
         self._by_layer = settings.objective == "layerwise"
         self.epochs, self.batch_size = settings.epochs, settings.batch_size
         self._cria = cria
         self._settings = settings
         self._seed = spec.seed
+        self._starts = starts or Starts()
         self._weights = loss_weights(spec.transfer)
         self._layerwise_step, self._block_step = layerwise, block
         self.adapters = inject_adapters(cria, settings.lora, seed=spec.seed, purpose="cria")
@@ -193,15 +217,17 @@ class LoraPhase:
         losses = torch.zeros(len(layers), device=device)
         micro_size = self._settings.micro_batch_size
         targets = batch.targets
-        for index, start in enumerate(range(0, len(batch.inputs), micro_size)):
-            inputs = batch.inputs[start : start + micro_size].to(device, non_blocking=True)
+        for index, first in enumerate(range(0, len(batch.inputs), micro_size)):
+            inputs = batch.inputs[first : first + micro_size].to(device, non_blocking=True)
             share = len(inputs) / len(batch.inputs)
             seed = derived_seed(self._seed, "dropout", epoch, step, index)
+            start = self._starts.start(self.name, epoch, step, index)
+            options = {"scale": share, "seed": seed, "start": start}
             if self._by_layer:
-                loss = self._layerwise_step(self._cria, inputs, scale=share, seed=seed, weights=self._weights)
+                loss = self._layerwise_step(self._cria, inputs, **options, weights=self._weights)
             else:
-                target = None if targets is None else targets[start : start + micro_size].to(device)
-                loss = self._block_step(self._cria, inputs, target, scale=share, seed=seed)
+                target = None if targets is None else targets[first : first + micro_size].to(device)
+                loss = self._block_step(self._cria, inputs, target, **options)
             losses += share * loss
         norms = self._adamw.step(float(self._settings.clip))
         values, gradients = torch.stack([losses, norms]).tolist()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from trenchcoat_api import spec
 
-from trenchcoat_trainer.data import Batch
+from trenchcoat_trainer.data import Batch, Starts
 from trenchcoat_trainer.models.adapters import base_layer
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatDecoderLayer
@@ -32,6 +32,7 @@ def transfer_step(
     scale: float,
     weights: LossWeights,
     drop_window: bool = False,
+    start: int = 0,
 ) -> torch.Tensor:
     """Add one micro-batch's gradient to every layer's parameters, holding one layer's graph at a time.
 
@@ -44,11 +45,12 @@ def transfer_step(
         scale: factor on the gradient, this micro-batch's share of the step.
         weights: weights of the losses.
         drop_window: compare the student without its softmax window with the teacher, over all keys.
+        start: position of the first token.
 
     Returns:
         Loss of each student layer, [L], fp32, not scaled.
     """
-    rope = cria.rope(hidden_BTE)
+    rope = cria.rope(hidden_BTE, start)
     last = max((n for n, _ in cria.student_layers()), default=-1)
     losses = []
     for name, layer in cria.layers.items():
@@ -107,29 +109,28 @@ class TransferPhase:
     def __init__(
         self,
         cria: CriaModel,
-        settings: spec.Transfer,
+        spec: spec.TrenchcoatSpec,
         steps: int,
         step: TransferStep = transfer_step,
-        *,
-        max_growth: float = math.inf,
-        seed: int = 0,
+        starts: Starts | None = None,
     ) -> None:
         """Set up the maps' training.
 
         Args:
             cria: the layers; their maps will be trained.
-            settings: spec.transfer.
+            spec: the spec; its seed decides which steps drop the window.
             steps: number of optimiser steps to come.
             step: computes gradients, as `transfer_step`.
-            max_growth: a layer whose loss is so many times its first one has diverged.
-            seed: decides which steps drop the window.
+            starts: where micro-batches start; None for position 0.
         """
+        settings = spec.transfer
         self._cria = cria
         self._settings = settings
         self._steps = steps
         self._transfer_step = step
         self._weights = loss_weights(settings)
-        self._seed = seed
+        self._seed = spec.seed
+        self._starts = starts or Starts()
         maps = {name: parameter.requires_grad_() for name, parameter in cria.form_parameters().items()}
         self.epochs, self.batch_size = settings.epochs if maps else 0, settings.batch_size
         self._layers = [n for n, _ in cria.student_layers()] if maps else []
@@ -145,7 +146,7 @@ class TransferPhase:
         self._sums = [0.0] * len(self._layers)
         self._count = 0
         self._done = 0
-        self._bound = GrowthBound(self.name, cria.cria, self._layers, max_growth)
+        self._bound = GrowthBound(self.name, cria.cria, self._layers, float(spec.gates.max_loss_growth))
 
     def step(self, batch: Batch, *, epoch: int, step: int) -> float | None:
         """Make one optimiser step; returns the mean of the layers' losses, None where the window was dropped.
@@ -158,7 +159,7 @@ class TransferPhase:
         device = next(iter(self._maps.values())).device
         losses = torch.zeros(len(self._layers), device=device)
         dropped = drops_window(float(self._settings.window_dropout), self._seed, epoch, step)
-        for micro in batch.inputs.split(self._settings.micro_batch_size):
+        for index, micro in enumerate(batch.inputs.split(self._settings.micro_batch_size)):
             share = len(micro) / len(batch.inputs)
             losses += share * self._transfer_step(
                 self._cria,
@@ -166,6 +167,7 @@ class TransferPhase:
                 scale=share,
                 weights=self._weights,
                 drop_window=dropped,
+                start=self._starts.start(self.name, epoch, step, index),
             )
         norms = self._adamw.step(float(self._settings.clip))
         # One wait for the device per step.

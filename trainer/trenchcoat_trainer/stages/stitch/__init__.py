@@ -7,6 +7,7 @@ a step takes the same sequences, in micro-batches that the ranks share out. Leav
 import logging
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from trenchcoat_api.artifacts import Facts
 
-from trenchcoat_trainer.data import TokenData
 from trenchcoat_trainer.errors import DivergedError, OutOfMemoryError, PreemptedError
 from trenchcoat_trainer.models.adapters import inject_adapters
 from trenchcoat_trainer.models.artifacts import ADAPTERS, load_student_config
@@ -23,6 +23,7 @@ from trenchcoat_trainer.runtime.devices import choose_device
 from trenchcoat_trainer.runtime.progress import format_loss
 from trenchcoat_trainer.runtime.training import CHECKPOINT_SECONDS, Cursor
 from trenchcoat_trainer.seeds import derived_seed
+from trenchcoat_trainer.stages.stitch.batches import PHASE, MicroBatch, StitchData
 from trenchcoat_trainer.stages.stitch.memory import Held, choose
 from trenchcoat_trainer.stages.stitch.zero import (
     Masters,
@@ -58,15 +59,13 @@ def train(deepspeed: Any, context: StageContext, device: torch.device) -> None:
     """Set up, train from the last checkpoint on, save."""
     settings = context.spec.stitch
     engine, masters, cursor = set_up(deepspeed, context, device)
-    data = TokenData(context)
-    steps = settings.epochs * data.steps(settings.batch_size)
+    data = StitchData(context, engine.module.config)
+    steps = settings.epochs * data.steps
     saved_at = time.monotonic()
     while cursor.epoch < settings.epochs:
-        for tokens in data.batches(
-            epoch=cursor.epoch, batch_size=settings.batch_size, start_step=cursor.step
-        ):
+        for batch in data.batches(cursor.epoch, start_step=cursor.step):
             due = context.rank == 0 and time.monotonic() - saved_at >= CHECKPOINT_SECONDS
-            told = train_step(engine, context, tokens, cursor, wishes=(due, context.stop.requested))
+            told = train_step(engine, context, batch, cursor, wishes=(due, context.stop.requested))
             loss, save, stop = told.tolist()  # the one wait for the device
             require_finite(loss, cursor.done)
             cursor.note(loss)
@@ -76,7 +75,7 @@ def train(deepspeed: Any, context: StageContext, device: torch.device) -> None:
                 steps,
                 fraction=cursor.done / steps,
                 losses={"stitch": cursor.final or 0.0},
-                tokens=tokens.numel(),
+                tokens=sum(micro.tokens.numel() for micro in batch),
             )
             if save or stop:
                 save_checkpoint(context, masters, cursor)
@@ -152,7 +151,7 @@ def set_up(
 def train_step(
     engine: Any,
     context: StageContext,
-    tokens_BT: torch.Tensor,
+    batch: Sequence[MicroBatch],
     cursor: Cursor,
     *,
     wishes: tuple[bool, ...] = (),
@@ -166,17 +165,19 @@ def train_step(
         The loss, a mean over sequences in nats per token, and after it for each of `wishes` the number of
         ranks that had it; fp32, on the device, the same on all ranks.
     """
-    settings, rank, ranks = context.spec.stitch, context.rank, context.world_size
-    micro_batches = tokens_BT.to(engine.device, non_blocking=True).split(settings.micro_batch_size)
-    turns = accumulation_steps(settings, ranks)
+    rank, ranks = context.rank, context.world_size
+    turns = accumulation_steps(context.spec.stitch, ranks)
     told = torch.tensor([0.0, *map(float, wishes)], dtype=torch.float64, device=engine.device)
     for turn in range(turns):
         index = turn * ranks + rank
-        is_idle = index >= len(micro_batches)
-        micro = micro_batches[0 if is_idle else index]
-        share = 0.0 if is_idle else len(micro) / len(tokens_BT)
-        torch.manual_seed(derived_seed(context.spec.seed, "stitch", cursor.epoch, cursor.step, index))
-        loss = next_token_loss(engine(input_ids=micro, use_cache=False).logits, micro)
+        is_idle = index >= len(batch)
+        micro = batch[0 if is_idle else index]
+        share = 0.0 if is_idle else micro.share
+        tokens, positions = (x.to(engine.device, non_blocking=True) for x in (micro.tokens, micro.positions))
+        torch.manual_seed(derived_seed(context.spec.seed, PHASE, cursor.epoch, cursor.step, index))
+        loss = next_token_loss(
+            engine(input_ids=tokens, position_ids=positions, use_cache=False).logits, tokens
+        )
         # DeepSpeed divides by the turns and averages over the ranks: undo both, the shares add up to 1.
         engine.backward(loss * share * turns * ranks)
         engine.step()

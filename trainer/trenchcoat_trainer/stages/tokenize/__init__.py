@@ -16,6 +16,7 @@ from trenchcoat_trainer.checkpoints.checks import check_teacher
 from trenchcoat_trainer.checkpoints.teacher import open_teacher
 from trenchcoat_trainer.data.layout import token_path
 from trenchcoat_trainer.data.packing import Packer
+from trenchcoat_trainer.data.starts import Starts
 from trenchcoat_trainer.errors import BadInputError
 from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.sources.encoding import encode_batches, usable_processes
@@ -35,10 +36,12 @@ def run(context: StageContext) -> None:
 
     Raises:
         BadInputError: the model is not a Llama, is incomplete, has no tokenizer or fewer layers than
-            spec.layersPerCria; or the text is missing, damaged or shorter than one sequence.
+            spec.layersPerCria or positions than spec.data.startPositions asks for; or the text is missing,
+            damaged or shorter than one sequence.
     """
     teacher = open_teacher(context.spec, context.store)
     check_teacher(teacher, context.spec)
+    Starts.of(context.spec, teacher.config)  # what training would refuse
     packers = {split: _make_packer(context, split) for split in SPLITS}
     position, version = _restore(context, packers)
     text = open_text(context.spec, context.store, version)

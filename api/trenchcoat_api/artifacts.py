@@ -18,8 +18,9 @@ from pydantic import Field, model_validator
 
 from trenchcoat_api.base import Camel
 from trenchcoat_api.crias import CriaRange
+from trenchcoat_api.recall import RecallFacts
 from trenchcoat_api.results import Evaluation, Perplexity
-from trenchcoat_api.spec import Attention, Data, Form, KeyMaps, Transfer, TrenchcoatSpec
+from trenchcoat_api.spec import Attention, Data, Form, KeyMaps, Stitch, Transfer, TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 
 CODE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1)
@@ -111,9 +112,7 @@ class Facts(Camel):
 
     model: ModelFacts | None = Field(default=None, description="Of the teacher; tokenize alone.")
     data: DataFacts | None = Field(default=None, description="Of the text; tokenize alone.")
-    losses: dict[str, str] = Field(
-        default_factory=dict, description="Final losses by name, such as transfer."
-    )
+    losses: dict[str, str] = Field(default_factory=dict, description="Final losses by name.")
     curve: list[str] = Field(default_factory=list, description="At most 32 losses over the stage's steps.")
     layer_errors: dict[str, str] = Field(
         default_factory=dict,
@@ -122,6 +121,7 @@ class Facts(Camel):
             "attention outputs after attention transfer, divided by the norm of the teacher's; cria alone."
         ),
     )
+    recall: RecallFacts | None = Field(default=None, description="Put into the text; stitch alone.")
     perplexities: list[Perplexity] = Field(default_factory=list, description="Results; evaluate alone.")
     evaluation: Evaluation | None = Field(default=None, description="Further results; evaluate alone.")
 
@@ -278,6 +278,7 @@ _ADDED_LATER: dict[type[Camel], dict[str, str | int | None]] = {
         "wide": None,
     },
     Transfer: {"window_dropout": "0"},
+    Stitch: {"recall_share": "0"},
 }
 """Fields younger than the first release, with the value at which they change nothing."""
 

@@ -168,3 +168,11 @@ class Stitch(Camel):
     )
     clip: Decimal = Field(default="1.0", description="Largest gradient norm; 0 switches clipping off.")
     lora: StitchLora = Field(default_factory=StitchLora, description="The adapters.")
+    recall_share: Share = Field(
+        default="0",
+        description=(
+            "Share of the sequences, below 1, that carry synthetic recall: in place of some of their text, "
+            "facts that are told and asked again, and random tokens that are shown twice, up to 0.9 of the "
+            "sequence apart. 0 switches it off."
+        ),
+    )

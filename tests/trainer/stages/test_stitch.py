@@ -104,8 +104,8 @@ def test_at_random_positions_it_trains_what_plain_training_does(open_training, s
 
 
 def test_stopped_and_started_again_it_ends_with_the_same_adapters(open_training, spread_spec, change):
-    lora = {"lora": {"dropout": "0.2"}, "microBatchSize": 2}
-    spec = change(spread_spec, stitch=SETTINGS | lora)
+    own = {"lora": {"dropout": "0.2"}, "microBatchSize": 2, "recallShare": "0.6"}
+    spec = change(spread_spec, stitch=SETTINGS | own)
     context = open_training(spec, Stage.STITCH, trained="spread_store")
     stitch.run(context)
     for steps in (1, 3):
@@ -117,11 +117,16 @@ def test_stopped_and_started_again_it_ends_with_the_same_adapters(open_training,
     expected = stitch_adapters(context)[0]
     for name, tensor in stitch_adapters(again)[0].items():
         assert torch.equal(tensor, expected[name]), name
+    recall = [which.manifest(which.artifact).facts.recall for which in (context, again)]
+    assert recall[0] == recall[1]
+    # Sequences of 64 tokens seldom have room for a span, and none for a fact.
+    assert 0 < recall[0].sequences == recall[0].spans
+    assert recall[0].asked < recall[0].tokens / 2
 
 
 def test_two_ranks_train_the_same(open_training, spread_spec, change, tmp_path):
     """As a PyTorchJob starts them: one process each, without LOCAL_RANK; 3 micro-batches for 2 ranks."""
-    spec = change(spread_spec, stitch=SETTINGS | {"batchSize": 3, "epochs": 1})
+    spec = change(spread_spec, stitch=SETTINGS | {"batchSize": 3, "epochs": 1, "recallShare": "0.6"})
     alone = open_training(spec, Stage.STITCH, trained="spread_store")
     stitch.run(alone)
 

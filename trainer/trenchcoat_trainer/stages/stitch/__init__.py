@@ -7,13 +7,14 @@ a step takes the same sequences, in micro-batches that the ranks share out. Leav
 import logging
 import math
 import time
-from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from trenchcoat_api.artifacts import Facts
+from trenchcoat_api.recall import RecallFacts
 
 from trenchcoat_trainer.errors import DivergedError, OutOfMemoryError, PreemptedError
 from trenchcoat_trainer.models.adapters import inject_adapters
@@ -23,8 +24,9 @@ from trenchcoat_trainer.runtime.devices import choose_device
 from trenchcoat_trainer.runtime.progress import format_loss
 from trenchcoat_trainer.runtime.training import CHECKPOINT_SECONDS, Cursor
 from trenchcoat_trainer.seeds import derived_seed
-from trenchcoat_trainer.stages.stitch.batches import PHASE, MicroBatch, StitchData
+from trenchcoat_trainer.stages.stitch.batches import PHASE, StepBatch, StitchData
 from trenchcoat_trainer.stages.stitch.memory import Held, choose
+from trenchcoat_trainer.stages.stitch.recall import IGNORED, RecallCounts
 from trenchcoat_trainer.stages.stitch.zero import (
     Masters,
     accumulation_steps,
@@ -35,6 +37,20 @@ from trenchcoat_trainer.stages.stitch.zero import (
 )
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class StitchCursor(Cursor):
+    """Where the stitch stands."""
+
+    recall: dict[str, int] = field(default_factory=dict)
+    """What was put into the text so far to be recalled, by the names of `RecallCounts`."""
+
+    def count(self, recall: RecallCounts) -> None:
+        """Count a step's recall in."""
+        counts = RecallCounts(**self.recall)
+        counts.add(recall)
+        self.recall = asdict(counts)
 
 
 def run(context: StageContext) -> None:
@@ -69,13 +85,14 @@ def train(deepspeed: Any, context: StageContext, device: torch.device) -> None:
             loss, save, stop = told.tolist()  # the one wait for the device
             require_finite(loss, cursor.done)
             cursor.note(loss)
+            cursor.count(batch.recall)
             context.progress.update(
                 "stitch",
                 cursor.done,
                 steps,
                 fraction=cursor.done / steps,
                 losses={"stitch": cursor.final or 0.0},
-                tokens=sum(micro.tokens.numel() for micro in batch),
+                tokens=batch.tokens,
             )
             if save or stop:
                 save_checkpoint(context, masters, cursor)
@@ -94,6 +111,7 @@ def train(deepspeed: Any, context: StageContext, device: torch.device) -> None:
             Facts(
                 losses={name: format_loss(loss) for name, loss in losses.items()},
                 curve=context.progress.curve.formatted(),
+                recall=RecallFacts(**cursor.recall) if float(settings.recall_share) else None,
             )
         )
     dist.barrier()
@@ -106,7 +124,7 @@ def set_up(
     *,
     held: Held | None = None,
     zero: dict[str, Any] | None = None,
-) -> tuple[Any, Masters, Cursor]:
+) -> tuple[Any, Masters, StitchCursor]:
     """Build the student with its adapters, as the last checkpoint has them.
 
     Args:
@@ -126,10 +144,10 @@ def set_up(
     config["zero_optimization"] |= zero or {}
     model = build_student(deepspeed, context, config, device)
     adapters = inject_adapters(model, settings.lora, seed=context.spec.seed, purpose="stitch")
-    start, cursor = {name: parameter.detach().clone() for name, parameter in adapters.items()}, Cursor()
+    start, cursor = {name: parameter.detach().clone() for name, parameter in adapters.items()}, StitchCursor()
     saved = context.checkpoint.load()
     if saved:
-        start, cursor = saved[0], Cursor(**saved[1]["cursor"])
+        start, cursor = saved[0], StitchCursor(**saved[1]["cursor"])
         logger.info("going on from step %d", cursor.done)
         context.progress.go_on("stitch", saved[1]["curve"])
         for name, parameter in adapters.items():
@@ -151,7 +169,7 @@ def set_up(
 def train_step(
     engine: Any,
     context: StageContext,
-    batch: Sequence[MicroBatch],
+    batch: StepBatch,
     cursor: Cursor,
     *,
     wishes: tuple[bool, ...] = (),
@@ -162,7 +180,7 @@ def train_step(
     weight 0, because ZeRO-3 gathers weights from all ranks in every forward pass.
 
     Returns:
-        The loss, a mean over sequences in nats per token, and after it for each of `wishes` the number of
+        The loss, a mean over predicted tokens in nats, and after it for each of `wishes` the number of
         ranks that had it; fp32, on the device, the same on all ranks.
     """
     rank, ranks = context.rank, context.world_size
@@ -170,13 +188,14 @@ def train_step(
     told = torch.tensor([0.0, *map(float, wishes)], dtype=torch.float64, device=engine.device)
     for turn in range(turns):
         index = turn * ranks + rank
-        is_idle = index >= len(batch)
-        micro = batch[0 if is_idle else index]
+        is_idle = index >= len(batch.micro_batches)
+        micro = batch.micro_batches[0 if is_idle else index]
         share = 0.0 if is_idle else micro.share
-        tokens, positions = (x.to(engine.device, non_blocking=True) for x in (micro.tokens, micro.positions))
+        tokens, labels = (x.to(engine.device, non_blocking=True) for x in (micro.tokens, micro.labels))
         torch.manual_seed(derived_seed(context.spec.seed, PHASE, cursor.epoch, cursor.step, index))
         loss = next_token_loss(
-            engine(input_ids=tokens, position_ids=positions, use_cache=False).logits, tokens
+            engine(input_ids=tokens, position_ids=micro.positions(engine.device), use_cache=False).logits,
+            labels,
         )
         # DeepSpeed divides by the turns and averages over the ranks: undo both, the shares add up to 1.
         engine.backward(loss * share * turns * ranks)
@@ -187,9 +206,13 @@ def train_step(
     return told
 
 
-def next_token_loss(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor) -> torch.Tensor:
-    """Return the mean negative log-likelihood of every token but the first, in nats, fp32."""
-    return F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), tokens_BT[:, 1:].flatten())
+def next_token_loss(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+    """Return the mean negative log-likelihood of every token but the first, in nats, fp32.
+
+    Labels are the tokens; those that are `IGNORED` do not count.
+    """
+    logits, labels = logits_BTV[:, :-1].flatten(0, 1).float(), labels_BT[:, 1:].flatten()
+    return F.cross_entropy(logits, labels, ignore_index=IGNORED)
 
 
 def save_checkpoint(context: StageContext, masters: Masters, cursor: Cursor) -> None:

@@ -1,14 +1,17 @@
-"""What the stitch trains on: the text in micro-batches, each with its start position."""
+"""What the stitch trains on: the text in micro-batches, each with its start position and its labels."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from trenchcoat_api.spec import TrenchcoatSpec
 
+from trenchcoat_trainer.checkpoints.stored_tokenizer import stored_tokenizer
 from trenchcoat_trainer.data import Starts, TokenData
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.runtime.inputs import Inputs
+from trenchcoat_trainer.stages.stitch.recall import IGNORED, Recall, RecallCounts
 
 PHASE = "stitch"
 
@@ -19,15 +22,32 @@ class MicroBatch:
 
     tokens: torch.Tensor
     """Ids, int64 [batch, tokens]."""
+    labels: torch.Tensor
+    """The same, but `IGNORED` where a token is not to be predicted."""
     start: int
     """Position of every sequence's first token."""
     share: float
-    """Of the step's loss; those of a step add up to 1."""
+    """Of the tokens that the step is to predict; those of a step add up to 1."""
+
+    def positions(self, device: torch.device) -> torch.Tensor | None:
+        """Return positions of the tokens, int64 [1, tokens]; None from 0 on, which the model sees to."""
+        if self.start == 0:
+            return None
+        return torch.arange(self.start, self.start + self.tokens.shape[1], device=device)[None]
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """What one optimiser step takes."""
+
+    micro_batches: Sequence[MicroBatch]
+    recall: RecallCounts
+    """What was put into its text to be recalled."""
 
     @property
-    def positions(self) -> torch.Tensor:
-        """Positions of the tokens, int64 [1, tokens]."""
-        return torch.arange(self.start, self.start + self.tokens.shape[1])[None]
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return sum(micro.tokens.numel() for micro in self.micro_batches)
 
 
 class StitchData:
@@ -38,22 +58,50 @@ class StitchData:
         self._spec: TrenchcoatSpec = inputs.spec
         self._text = TokenData(inputs)
         self._starts = Starts.of(inputs.spec, student)
+        share = float(inputs.spec.stitch.recall_share)
+        self._recall = make_recall(inputs, student.vocab_size, share) if share else None
 
     @property
     def steps(self) -> int:
         """Optimiser steps of an epoch."""
         return self._text.steps(self._spec.stitch.batch_size)
 
-    def batches(self, epoch: int, *, start_step: int = 0) -> Iterator[Sequence[MicroBatch]]:
-        """Yield the micro-batches of every optimiser step from `start_step` on."""
-        settings = self._spec.stitch
-        batches = self._text.batches(epoch=epoch, batch_size=settings.batch_size, start_step=start_step)
-        for step, tokens in enumerate(batches, start_step):
-            yield [
-                MicroBatch(
-                    tokens=part,
-                    start=self._starts.start(PHASE, epoch, step, index),
-                    share=len(part) / len(tokens),
-                )
-                for index, part in enumerate(tokens.split(settings.micro_batch_size))
-            ]
+    def batches(self, epoch: int, *, start_step: int = 0) -> Iterator[StepBatch]:
+        """Yield what every optimiser step takes, from `start_step` on."""
+        size = self._spec.stitch.batch_size
+        steps = self._text.batches(epoch=epoch, batch_size=size, start_step=start_step)
+        for step, tokens in enumerate(steps, start_step):
+            labels, counts = tokens, RecallCounts()
+            if self._recall is not None:
+                labels, counts = self._recall.put_into(tokens, epoch, step)
+            yield StepBatch(self._cut(tokens, labels, epoch, step), counts)
+
+    def _cut(
+        self, tokens_BT: torch.Tensor, labels_BT: torch.Tensor, epoch: int, step: int
+    ) -> list[MicroBatch]:
+        size = self._spec.stitch.micro_batch_size
+        counted = count_predicted(labels_BT)
+        return [
+            MicroBatch(
+                tokens=tokens,
+                labels=labels,
+                start=self._starts.start(PHASE, epoch, step, index),
+                share=count_predicted(labels) / counted,
+            )
+            for index, (tokens, labels) in enumerate(
+                zip(tokens_BT.split(size), labels_BT.split(size), strict=True)
+            )
+        ]
+
+
+def count_predicted(labels_BT: torch.Tensor) -> int:
+    """Count the tokens that are to be predicted: the first of a sequence never is."""
+    return int((labels_BT[:, 1:] != IGNORED).sum())
+
+
+def make_recall(inputs: Inputs, vocabulary: int, share: float) -> Recall:
+    """Set up synthetic recall with the teacher's tokenizer; `vocabulary` counts the embedding's rows."""
+    tokenizer = stored_tokenizer(inputs)
+    special = set(tokenizer.all_special_ids)
+    ids = [number for number in range(min(vocabulary, len(tokenizer))) if number not in special]
+    return Recall(share, inputs.spec.seed, partial(tokenizer.encode, add_special_tokens=False), ids)

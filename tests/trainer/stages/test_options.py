@@ -35,7 +35,8 @@ with torch.no_grad():
         model.generate(ids, max_new_tokens=40, do_sample=False, use_cache=use_cache, pad_token_id=1)
         for use_cache in (True, False)
     )
-memory = next(layer.state.memory for layer in cache.layers if hasattr(layer, "state"))
+state = next(layer.state for layer in cache.layers if hasattr(layer, "state"))
+memory = state.memory if hasattr(state, "memory") else state.keys
 decoded = torch.cat([step.logits for step in steps], 1)
 save_file({"full": full, "decoded": decoded, "memory": memory, "cached": cached, "plain": plain}, out)
 """
@@ -43,15 +44,26 @@ save_file({"full": full, "decoded": decoded, "memory": memory, "cached": cached,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("attention", "transfer", "state_heads"),
+    ("attention", "transfer", "state_shape"),
     [
-        ({"keyMaps": "perKeyValueHead", "keepSoftmaxLayers": [1]}, {}, 2),
-        ({}, {"windowDropout": "0.5"}, 4),
+        ({"keyMaps": "perKeyValueHead", "keepSoftmaxLayers": [1]}, {}, (2, 2, 16, 16)),
+        ({}, {"windowDropout": "0.5"}, (2, 4, 16, 16)),
+        (
+            {
+                "form": "window",
+                "window": 6,
+                "firstTokens": 4,
+                "wide": {"layers": [1], "window": 20},
+                "keepSoftmaxLayers": [3],
+            },
+            {},
+            (2, 2, 4 + 6, 16),
+        ),
     ],
-    ids=["a key map for every key/value head, one softmax layer", "window dropout"],
+    ids=["a key map for every key/value head, one softmax layer", "window dropout", "windows by layer"],
 )
 def test_through_training_evaluation_and_export(
-    training_spec, collected_store, change, tmp_path, attention, transfer, state_heads
+    training_spec, collected_store, change, tmp_path, attention, transfer, state_shape
 ):
     spec = change(training_spec, attention=attention, transfer=transfer)
     folder = shutil.copytree(collected_store, tmp_path / "store")
@@ -87,6 +99,6 @@ def test_through_training_evaluation_and_export(
         expected = student(torch.arange(2, 102).view(2, 50), use_cache=False).logits
     torch.testing.assert_close(result["full"], expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(result["decoded"], result["full"], rtol=0, atol=1e-4)
-    assert result["memory"].shape == (2, state_heads, 16, 16)
+    assert result["memory"].shape == state_shape
     assert torch.equal(result["cached"], result["plain"])
     assert result["cached"].shape[1] > 60

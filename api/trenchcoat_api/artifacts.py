@@ -7,7 +7,6 @@ complete when, and only when, its manifest is there.
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -18,13 +17,13 @@ from pydantic import Field, model_validator
 
 from trenchcoat_api.base import Camel
 from trenchcoat_api.crias import CriaRange
+from trenchcoat_api.keys import content_key, dump_fields
+from trenchcoat_api.layer_kinds import chooses_layers
 from trenchcoat_api.recall import RecallFacts
 from trenchcoat_api.results import Evaluation, Perplexity
-from trenchcoat_api.spec import Attention, Data, Form, KeyMaps, Stitch, Transfer, TrenchcoatSpec
+from trenchcoat_api.selection import Selection, cut_first_tokens
+from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
-
-CODE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1)
-"""Raised by hand whenever a stage's code computes something else from the same inputs."""
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
@@ -36,7 +35,6 @@ LISTS = "manifest/"
 LIST_OBJECTS = 1024
 """Objects in a list. Collection at 405B leaves 250,000 objects; a Cria needs those of two boundaries, the
 operator none."""
-KEY_LENGTH = 16
 
 
 class StoreChecksum(Camel):
@@ -124,6 +122,7 @@ class Facts(Camel):
     recall: RecallFacts | None = Field(default=None, description="Put into the text; stitch alone.")
     perplexities: list[Perplexity] = Field(default_factory=list, description="Results; evaluate alone.")
     evaluation: Evaluation | None = Field(default=None, description="Further results; evaluate alone.")
+    selection: Selection | None = Field(default=None, description="The wide layers; select alone.")
 
 
 class Manifest(Camel):
@@ -262,35 +261,6 @@ class Artifact:
         return self.stage.value if self.cria is None else f"{self.stage.value}-{self.cria.index:02d}"
 
 
-def content_key(stage: Stage, fields: dict[str, Any], inputs: tuple[str, ...]) -> str:
-    """Hash what a stage's result depends on: 16 hex digits of SHA-256 over canonical JSON."""
-    document = {"stage": stage, "code": CODE_VERSIONS[stage], "fields": fields, "inputs": list(inputs)}
-    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_LENGTH]
-
-
-_ADDED_LATER: dict[type[Camel], dict[str, str | int | None]] = {
-    Data: {"config": None, "split": "train", "revision": "main"},
-    Attention: {
-        "key_maps": KeyMaps.PER_QUERY_HEAD.value,
-        "form": Form.LOLCATS.value,
-        "first_tokens": 0,
-        "wide": None,
-    },
-    Transfer: {"window_dropout": "0"},
-    Stitch: {"recall_share": "0"},
-}
-"""Fields younger than the first release, with the value at which they change nothing."""
-
-
-def _dump(model: Camel, *, exclude: set[str] | None = None) -> dict[str, Any]:
-    # Python names, not YAML's: the key must not change when an alias does. Nor when a field is added that
-    # is not used.
-    fields = model.model_dump(mode="json", exclude=exclude)
-    unused = _ADDED_LATER.get(type(model), {})
-    return {name: value for name, value in fields.items() if name not in unused or value != unused[name]}
-
-
 # What decides how a stage runs but not what it computes stays out of the keys.
 _HOW_IT_RUNS = {"nodes", "gpus_per_node"}
 _HOW_IT_EVALUATES = {"enabled", "batch_size"}
@@ -315,8 +285,8 @@ class Artifacts:
     def tokenize(self) -> Artifact:
         """Training and held-out sequences of token ids; facts of the model and the text."""
         spec = self._spec
-        data = _dump(spec.data, exclude={*_SECRETS, "start_positions"})
-        fields = {"model": _dump(spec.model, exclude=_SECRETS), "data": data}
+        data = dump_fields(spec.data, exclude={*_SECRETS, "start_positions"})
+        fields = {"model": dump_fields(spec.model, exclude=_SECRETS), "data": data}
         return self._make(Stage.TOKENIZE, fields, ())
 
     @cached_property
@@ -331,16 +301,38 @@ class Artifacts:
         """The checkpoint's tensors, one shard per Cria, and one for the embeddings, final norm and head."""
         spec = self._spec
         fields = {
-            "model": _dump(spec.model, exclude=_SECRETS),
+            "model": dump_fields(spec.model, exclude=_SECRETS),
             "layersPerCria": spec.layers_per_cria,
         }
         return self._make(Stage.SHARD, fields, ())
+
+    @cached_property
+    def select(self) -> Artifact:
+        """The wide layers, where spec.attention.wide.share has them chosen."""
+        spec = self._spec
+        wide = spec.attention.wide
+        fields = {
+            "seed": spec.seed,
+            "dtype": spec.dtype,
+            "window": spec.attention.window,
+            "firstTokens": cut_first_tokens(spec.attention),
+            "share": wide.share if wide is not None else None,
+            "keepSoftmaxLayers": sorted(spec.attention.keep_softmax_layers),
+        }
+        return self._make(Stage.SELECT, fields, (self.tokenize.key,))
+
+    @property
+    def before_crias(self) -> list[Artifact]:
+        """Those that the spec asks for and that need no number of layers, in an order as `all` has."""
+        selection = [self.select] if chooses_layers(self._spec.attention) else []
+        return [self.tokenize, self.collect, self.shard, *selection]
 
     def cria(self, cria: CriaRange) -> Artifact:
         """Feature maps, window factors and adapters of one Cria."""
         if cria not in self._crias:
             fields = {"index": cria.index, **self._cria_fields}
-            self._crias[cria] = self._make(Stage.CRIA, fields, (self.collect.key, self.shard.key), cria)
+            inputs = tuple(artifact.key for artifact in self.before_crias[1:])
+            self._crias[cria] = self._make(Stage.CRIA, fields, inputs, cria)
         return self._crias[cria]
 
     @cached_property
@@ -352,28 +344,28 @@ class Artifacts:
             "seed": spec.seed,
             "dtype": spec.dtype,
             # Young, and no part of the key where it is off.
-            **({"startPositions": _dump(starts)} if starts.are_random else {}),
-            "attention": _dump(spec.attention),
-            "transfer": _dump(spec.transfer),
-            "criaLora": _dump(spec.cria_lora),
+            **({"startPositions": dump_fields(starts)} if starts.are_random else {}),
+            "attention": dump_fields(spec.attention),
+            "transfer": dump_fields(spec.transfer),
+            "criaLora": dump_fields(spec.cria_lora),
         }
 
     def stitch(self, crias: list[CriaRange]) -> Artifact:
         """End-to-end adapters over the whole student."""
         spec = self._spec
-        fields = {"seed": spec.seed, "stitch": _dump(spec.stitch, exclude=_HOW_IT_RUNS)}
+        fields = {"seed": spec.seed, "stitch": dump_fields(spec.stitch, exclude=_HOW_IT_RUNS)}
         inputs = (self.tokenize.key, self.shard.key, *(self.cria(cria).key for cria in crias))
         return self._make(Stage.STITCH, fields, inputs)
 
     def evaluate(self, crias: list[CriaRange]) -> Artifact:
         """Perplexities and recall of the teacher and of the student after every stage."""
-        fields = _dump(self._spec.evaluate, exclude=_HOW_IT_EVALUATES)
+        fields = dump_fields(self._spec.evaluate, exclude=_HOW_IT_EVALUATES)
         return self._make(Stage.EVALUATE, fields, (self.stitch(crias).key,))
 
     def export(self, crias: list[CriaRange]) -> Artifact:
         """The Hugging Face checkpoint."""
         return self._make(
-            Stage.EXPORT, _dump(self._spec.export, exclude={"enabled"}), (self.stitch(crias).key,)
+            Stage.EXPORT, dump_fields(self._spec.export, exclude={"enabled"}), (self.stitch(crias).key,)
         )
 
     def at(self, stage: Stage, key: str) -> Artifact:
@@ -383,9 +375,7 @@ class Artifacts:
     def all(self, crias: list[CriaRange]) -> list[Artifact]:
         """Every artifact that the spec asks for, in an order that respects their inputs."""
         wanted = [
-            self.tokenize,
-            self.collect,
-            self.shard,
+            *self.before_crias,
             *(self.cria(cria) for cria in crias),
             self.stitch(crias),
         ]

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from trenchcoat_api.artifacts import ModelFacts
 from trenchcoat_api.crias import CriaRange, cria_ranges
 from trenchcoat_api.decode_state import ITEM_BYTES, DecodeState, decode_state
+from trenchcoat_api.layer_kinds import chooses_layers
+from trenchcoat_api.selection import SEQUENCES, TOKENS
 from trenchcoat_api.spec import Form, TrenchcoatSpec
 
 TERAFLOPS = 600.0
@@ -35,6 +37,8 @@ class Estimate:
     """The teacher's weights in spec.dtype."""
     cria_weight_bytes: int
     """Weights of the largest Cria: what its GPU must hold besides one layer's graph."""
+    select_flop: float
+    """Matrix products of choosing the wide layers; 0 where the run does not."""
     collect_flop: float
     """Matrix products of the teacher's forward over all tokens."""
     cria_flop: float
@@ -68,6 +72,7 @@ def estimate(spec: TrenchcoatSpec, model: ModelFacts) -> Estimate:
         activation_bytes=(len(crias) - 1) * model.hidden_size * tokens * size,
         weight_bytes=model.parameters * size,
         cria_weight_bytes=per_layer * longest * size,
+        select_flop=forward / tokens * SEQUENCES * TOKENS if chooses_layers(spec.attention) else 0.0,
         collect_flop=forward,
         cria_flop=forward * (transfer_passes + lora_passes * spec.cria_lora.epochs),
         decode=decode_state(spec, model),

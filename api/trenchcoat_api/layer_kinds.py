@@ -87,7 +87,11 @@ def wide_count(attention: Attention, layers: int) -> int:
     return max(1, int(Decimal(wide.share) * layers))
 
 
+def chooses_layers(attention: Attention) -> bool:
+    """Whether the run chooses the wide layers."""
+    return attention.wide is not None and attention.wide.share is not None
+
+
 def chooses_softmax(attention: Attention) -> bool:
     """Whether the run chooses layers that keep softmax attention, so that the spec alone does not tell."""
-    wide = attention.wide
-    return wide is not None and wide.share is not None and wide.window is None
+    return chooses_layers(attention) and attention.wide is not None and attention.wide.window is None

@@ -4,6 +4,7 @@ from rich.table import Table
 
 from trenchcoat_api.artifacts import Artifacts
 from trenchcoat_api.estimate import Estimate
+from trenchcoat_api.layer_kinds import chooses_layers, wide_count
 from trenchcoat_api.spec import TrenchcoatSpec
 
 
@@ -24,6 +25,9 @@ def stage_table(spec: TrenchcoatSpec, needs: Estimate) -> Table:
         artifacts.collect.key,
     )
     table.add_row("shard", "Job", "-", f"{_bytes(needs.weight_bytes)} of weights", artifacts.shard.key)
+    if chooses_layers(spec.attention):
+        count = wide_count(spec.attention, crias[-1].last + 1)
+        table.add_row("select", "Job", "1", f"the {count} layers that are to be wide", artifacts.select.key)
     table.add_row(
         "cria",
         f"{len(crias)} Jobs, at most {min(len(crias), spec.scheduling.max_parallel_crias)} at a time",
@@ -56,6 +60,11 @@ def needs_table(spec: TrenchcoatSpec, needs: Estimate, teraflops: float) -> Tabl
         f"GPU-hours of collection, at least, at {teraflops:.0f} TFLOP/s",
         f"{needs.gpu_hours(needs.collect_flop, teraflops):.2f}",
     )
+    if needs.select_flop:
+        table.add_row(
+            "GPU-hours of choosing the wide layers, at least",
+            f"{needs.gpu_hours(needs.select_flop, teraflops):.2g}",
+        )
     hours = needs.gpu_hours(needs.cria_flop, teraflops)
     table.add_row(
         f"GPU-hours of all Crias, at least ({spec.transfer.epochs} + {spec.cria_lora.epochs} epochs)",

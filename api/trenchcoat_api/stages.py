@@ -9,6 +9,8 @@ class Stage(StrEnum):
     TOKENIZE = "tokenize"
     COLLECT = "collect"
     SHARD = "shard"
+    SELECT = "select"
+    """Only where spec.attention.wide.share has the wide layers chosen."""
     CRIA = "cria"
     STITCH = "stitch"
     EVALUATE = "evaluate"
@@ -22,20 +24,23 @@ INPUTS: dict[Stage, tuple[Stage, ...]] = {
     Stage.TOKENIZE: (),
     Stage.COLLECT: (Stage.TOKENIZE,),
     Stage.SHARD: (Stage.TOKENIZE,),
-    Stage.CRIA: (Stage.COLLECT, Stage.SHARD),
+    Stage.SELECT: (Stage.TOKENIZE,),
+    Stage.CRIA: (Stage.COLLECT, Stage.SHARD, Stage.SELECT),
     Stage.STITCH: (Stage.CRIA,),
     Stage.EVALUATE: (Stage.STITCH,),
     Stage.EXPORT: (Stage.STITCH,),
 }
-"""The stages whose artifacts must be complete before a stage may start (direct inputs only)."""
+"""The stages whose artifacts must be complete before a stage may start, as far as the spec asks for them
+(direct inputs only)."""
 
 READS: dict[Stage, tuple[Stage, ...]] = {
     Stage.TOKENIZE: (),
     Stage.COLLECT: (Stage.TOKENIZE,),
     Stage.SHARD: (),
-    Stage.CRIA: (Stage.TOKENIZE, Stage.COLLECT, Stage.SHARD),
-    Stage.STITCH: (Stage.TOKENIZE, Stage.SHARD, Stage.CRIA),
-    Stage.EVALUATE: (Stage.TOKENIZE, Stage.SHARD, Stage.CRIA, Stage.STITCH),
-    Stage.EXPORT: (Stage.SHARD, Stage.CRIA, Stage.STITCH),
+    Stage.SELECT: (Stage.TOKENIZE,),
+    Stage.CRIA: (Stage.TOKENIZE, Stage.COLLECT, Stage.SHARD, Stage.SELECT),
+    Stage.STITCH: (Stage.TOKENIZE, Stage.SHARD, Stage.SELECT, Stage.CRIA),
+    Stage.EVALUATE: (Stage.TOKENIZE, Stage.SHARD, Stage.SELECT, Stage.CRIA, Stage.STITCH),
+    Stage.EXPORT: (Stage.SHARD, Stage.SELECT, Stage.CRIA, Stage.STITCH),
 }
 """The stages whose artifacts a stage reads: they must not be deleted before it is complete."""

@@ -10,6 +10,7 @@ from pydantic import Field
 from trenchcoat_api.artifacts import DataFacts, ModelFacts
 from trenchcoat_api.base import Camel
 from trenchcoat_api.results import Evaluation, Perplexity
+from trenchcoat_api.selection import Selection
 
 MAX_SUPERSEDED = 256
 """Artifacts of former specs that are remembered; those superseded first are forgotten, and stay stored."""
@@ -148,7 +149,7 @@ class Work(Camel):
 class StageStatus(Work):
     """One stage; the Crias together are one."""
 
-    name: str = Field(description="tokenize, collect, shard, cria, stitch, evaluate or export.")
+    name: str = Field(description="tokenize, collect, shard, select, cria, stitch, evaluate or export.")
 
 
 class CriaStatus(Work):
@@ -200,6 +201,7 @@ class TrenchcoatStatus(Camel):
     export_uri: str = Field(default="", description="Where the Hugging Face checkpoint stands.")
     model: ModelFacts | None = Field(default=None, description="Facts of the teacher.")
     data: DataFacts | None = Field(default=None, description="Facts of the text.")
+    selection: Selection | None = Field(default=None, description="The wide layers that the run chose.")
     conditions: list[Condition] = Field(
         default_factory=list,
         description="Conditions, one of each type.",

@@ -1,7 +1,7 @@
 """The numbers at the end of a run, as a table for people and as JSON for programs."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -46,6 +46,8 @@ class Summary:
     """At every length."""
     evaluation: Evaluation | None = None
     """None from an evaluation by an earlier version."""
+    wide_layers: list[int] = field(default_factory=list)
+    """Those that the run chose."""
 
     @classmethod
     def from_results(
@@ -78,6 +80,7 @@ class Summary:
             crias=crias,
             gpus=gpus,
             max_crias_running=max_crias_running,
+            wide_layers=[],
         )
 
     def gap_closed(self, perplexity: float) -> float:
@@ -120,7 +123,9 @@ class Summary:
         where = f"{self.gpus} GPUs" if self.gpus else "the CPU"
         together = f", at most {self.max_crias_running} at a time" if self.max_crias_running else ""
         stored = Text(f"{self.stored_bytes / 1e6:.1f} MB stored; {self.crias} Crias on {where}{together}")
-        return Group(*parts, times, stored)
+        layers = ", ".join(map(str, self.wide_layers))
+        chosen = [Text(f"wide layers, as chosen: {layers}")] if layers else []
+        return Group(*parts, times, stored, *chosen)
 
 
 def rich_table(sheet: Sheet) -> Table:

@@ -13,7 +13,9 @@ from trenchcoat_api.stages import Stage
 from tests.api.specs import trenchcoat
 
 CRIAS = cria_ranges(12, 2)
-ALL = set(Stage)
+ALL = set(Stage) - {Stage.SELECT}  # what a spec asks for that does not have wide layers chosen
+TRAINED = {Stage.CRIA, Stage.STITCH, Stage.EVALUATE, Stage.EXPORT}
+CHOSEN = {"wide": {"share": "0.25"}}
 
 
 def keys(path=None, value=None):
@@ -33,27 +35,27 @@ def test_keys_are_those_of_the_first_release():
         ("spec.data.source", "hf://datasets/me/text", ALL - {Stage.SHARD}),
         ("spec.model.source", "s3://trenchcoat/teachers/other", ALL),
         ("spec.layersPerCria", 3, ALL - {Stage.TOKENIZE}),
-        ("spec.transfer.learningRate", "1e-3", {Stage.CRIA, Stage.STITCH, Stage.EVALUATE, Stage.EXPORT}),
+        ("spec.transfer.learningRate", "1e-3", TRAINED),
         (
             "spec.attention.keyMaps",
             "perKeyValueHead",
-            {Stage.CRIA, Stage.STITCH, Stage.EVALUATE, Stage.EXPORT},
+            TRAINED,
         ),
-        ("spec.attention", {"form": "window"}, {Stage.CRIA, Stage.STITCH, Stage.EVALUATE, Stage.EXPORT}),
+        ("spec.attention", {"form": "window"}, TRAINED),
         (
             "spec.attention.wide",
             {"layers": [0]},
-            {Stage.CRIA, Stage.STITCH, Stage.EVALUATE, Stage.EXPORT},
+            TRAINED,
         ),
         ("spec.attention.firstTokens", 0, set()),
-        ("spec.data.startPositions.share", "0.5", {Stage.CRIA, Stage.STITCH, Stage.EVALUATE, Stage.EXPORT}),
+        ("spec.data.startPositions.share", "0.5", TRAINED),
         ("spec.data.startPositions.share", "0.0", set()),
         ("spec.data.startPositions.below", 100, set()),  # of no use without a share
-        ("spec.transfer.windowDropout", "0.5", {Stage.CRIA, Stage.STITCH, Stage.EVALUATE, Stage.EXPORT}),
-        ("spec.preset", "paper", {Stage.CRIA, Stage.STITCH, Stage.EVALUATE, Stage.EXPORT}),
+        ("spec.transfer.windowDropout", "0.5", TRAINED),
+        ("spec.preset", "paper", TRAINED),
         ("spec.preset", "shipped", set()),
         ("spec.transfer.epochs", 2, set()),
-        ("spec.criaLora.lora.rank", 4, {Stage.CRIA, Stage.STITCH, Stage.EVALUATE, Stage.EXPORT}),
+        ("spec.criaLora.lora.rank", 4, TRAINED),
         ("spec.stitch.learningRate", "1e-3", {Stage.STITCH, Stage.EVALUATE, Stage.EXPORT}),
         ("spec.export.maxShardBytes", 1_000_000, {Stage.EXPORT}),
         ("spec.collect.nodes", 7, set()),
@@ -72,6 +74,41 @@ def test_keys_are_those_of_the_first_release():
 def test_a_change_touches_what_depends_on_it_and_nothing_else(path, value, stages):
     before, after = keys(), keys(path, value)
     assert {Stage(name.split("-")[0]) for name in before if before[name] != after[name]} == stages
+
+
+def test_wide_layers_that_are_chosen_are_one_more_artifact_that_all_training_rests_on():
+    before, after = keys(), keys("spec.attention", CHOSEN)
+    assert list(after) == [*list(before)[:3], "select", *list(before)[3:]]
+    assert {name for name in before if before[name] != after[name]} == {
+        name for name in before if Stage(name.split("-")[0]) in TRAINED
+    }
+
+
+@pytest.mark.parametrize(
+    ("attention", "stages"),
+    [
+        ({"wide": {"share": "0.5"}}, TRAINED | {Stage.SELECT}),
+        ({"window": 128}, TRAINED | {Stage.SELECT}),
+        ({"keepSoftmaxLayers": [1]}, TRAINED | {Stage.SELECT}),
+        ({"form": "window"}, TRAINED),
+        ({"form": "window", "firstTokens": 2}, TRAINED | {Stage.SELECT}),
+        ({"form": "window", "wide": {"share": "0.25", "window": 256}}, TRAINED),
+        ({"featureDim": 32}, TRAINED),
+    ],
+)
+def test_layers_are_chosen_anew_for_what_the_choice_depends_on(attention, stages):
+    before, after = keys("spec.attention", CHOSEN), keys("spec.attention", CHOSEN | attention)
+    assert {Stage(name.split("-")[0]) for name in before if before[name] != after[name]} == stages
+
+
+def test_the_choice_rests_on_seed_and_text_and_not_on_the_cut_into_crias():
+    def select(path=None, value=None):
+        spec = trenchcoat(path, value).spec
+        return Artifacts(spec.model_copy(update={"attention": type(spec.attention)(**CHOSEN)})).select.key
+
+    assert select() == select("spec.layersPerCria", 3) == select("spec.transfer.learningRate", "1e-3")
+    others = {select(), select("spec.seed", 1), select("spec.data.tokens", 2_000_000)}
+    assert len(others | {select("spec.dtype", "float32"), select("spec.model.source", "hf://me/it")}) == 5
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,4 @@ def test_strings_that_look_like_numbers_are_quoted():
 def test_the_api_server_adds_no_object_that_may_be_left_out_as_a_whole():
     attention = versions_schema()["properties"]["spec"]["properties"]["attention"]
     assert "wide" not in apply_defaults(attention, {})
-    assert apply_defaults(attention, {"wide": {"share": "0.25"}})["wide"] == {
-        "share": "0.25",
-        "target": "recall",
-    }
+    assert apply_defaults(attention, {"wide": {"share": "0.25"}})["wide"] == {"share": "0.25"}

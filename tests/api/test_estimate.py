@@ -46,6 +46,13 @@ def with_attention(**attention):
     return type(published()).model_validate({**fields, "attention": attention})
 
 
+def test_choosing_wide_layers_costs_a_pass_over_24_sequences():
+    assert estimate(published(), LLAMA_405B).select_flop == 0
+    found = estimate(with_attention(wide={"share": "0.25"}), LLAMA_405B)
+    assert found.gpu_hours(found.select_flop, 600) * 60 < 10  # minutes of one GPU
+    assert found.select_flop / found.collect_flop == pytest.approx(24 * 1024 / found.tokens)
+
+
 def test_a_windows_state_is_its_keys_and_values():
     found = estimate(with_attention(form="window", window=128), LLAMA_405B)
     assert found.decode.state_bytes == 126 * (4 + 128) * 2 * 8 * 128 * 2

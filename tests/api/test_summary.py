@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -35,6 +36,7 @@ def test_json_has_the_documented_keys():
         "max_crias_running",
         "perplexities",
         "evaluation",
+        "wide_layers",
     }
 
 
@@ -105,6 +107,16 @@ def test_a_missing_adapted_teacher_is_told():
 def test_an_earlier_evaluation_is_shown_as_far_as_it_goes():
     text = shown(summary())
     assert "1000.00" in text and "96.0%" in text and "6 Crias on 2 GPUs" in text
+
+
+def test_wide_layers_are_told_where_they_were_chosen():
+    def text(result):
+        console = Console(width=80, record=True, file=io.StringIO())
+        console.print(result.render())
+        return console.export_text()
+
+    assert "wide layers, as chosen: 7, 14" in text(replace(summary(), wide_layers=[7, 14]))
+    assert "wide" not in text(summary())
 
 
 def test_a_missing_form_is_named():

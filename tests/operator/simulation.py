@@ -42,7 +42,7 @@ def trenchcoat(name: str = "tiny", *, minutes: int = 0, **spec: Any) -> Trenchco
 
 
 def takes_gpu(child: Child) -> bool:
-    return child.stage in (Stage.CRIA, Stage.EVALUATE)
+    return child.stage in (Stage.SELECT, Stage.CRIA, Stage.EVALUATE)
 
 
 @dataclass

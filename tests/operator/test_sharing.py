@@ -58,6 +58,24 @@ def test_who_waits_goes_on_when_the_one_who_makes_it_is_deleted() -> None:
     assert succeeded(cluster.tenants["two"])
 
 
+@pytest.mark.parametrize(("gpus", "together"), [([1], False), ([2], True), ([1, 1], True)])
+def test_layers_are_chosen_beside_collection_where_gpus_are_free(gpus: list[int], together: bool) -> None:
+    owner = trenchcoat("one", attention={"wide": {"share": "0.25"}}, collect={"nodes": 1, "gpusPerNode": 1})
+    cluster = cluster_of(owner, gpus=gpus)
+    settle(cluster, "one")
+    cluster.schedule()
+    cluster.end(cluster.running()[0], ChildPhase.SUCCEEDED)
+    settle(cluster, "one")
+    at_work = {"collect", "shard", *(["select"] if together else [])}
+    assert {child.stage for child in cluster.children.values() if child.active} == at_work
+    assert (rows(cluster, "one")["select"].waiting_reason is WaitingReason.GPU) is not together
+    run(cluster, random.Random(1))
+    assert succeeded(cluster.tenants["one"])
+    assert set(Counter(cluster.made).values()) == {1}
+    selection = cluster.tenants["one"].status.selection
+    assert selection is not None and selection.layers == [3, 7]
+
+
 @pytest.mark.slow
 @given(
     st.randoms(use_true_random=False),

@@ -26,6 +26,7 @@ from trenchcoat_api.artifacts import (
 from trenchcoat_api.crias import CriaRange, cria_ranges
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.results import Evaluation, Perplexity, Recall
+from trenchcoat_api.selection import Selection
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 from trenchcoat_operator.apply.applier import status_object
@@ -84,7 +85,7 @@ def artifacts_of(spec: TrenchcoatSpec, layers: int = LAYERS) -> dict[str, Artifa
     )
     crias = crias_of(spec, layers)
     artifacts = Artifacts(all_of_them)
-    found = artifacts.all(crias) if crias else [artifacts.tokenize, artifacts.collect, artifacts.shard]
+    found = artifacts.all(crias) if crias else artifacts.before_crias
     return {artifact.name: artifact for artifact in found}
 
 
@@ -101,6 +102,8 @@ def manifest(artifact: Artifact, layers: int = LAYERS) -> Manifest:
     if artifact.stage is Stage.CRIA:
         errors = {str(layer): "0.12" for layer in artifact.cria.layers} if artifact.cria else {}
         facts = Facts(losses={"transfer": "0.10", "lora": "0.05"}, curve=["0.9", "0.1"], layer_errors=errors)
+    if artifact.stage is Stage.SELECT:
+        facts = Facts(selection=Selection(layers=[3, 7], scores=["0.10"] * layers))
     if artifact.stage is Stage.EVALUATE:
         facts = Facts(
             perplexities=[
@@ -126,8 +129,8 @@ def manifest(artifact: Artifact, layers: int = LAYERS) -> Manifest:
 
 
 def manifests_before_crias(spec: TrenchcoatSpec) -> dict[str, Manifest]:
-    """Manifests, by content key, of all that a Cria needs: tokenize, collect and shard."""
-    needed = (Stage.TOKENIZE, Stage.COLLECT, Stage.SHARD)
+    """Manifests, by content key, of all that a Cria needs, select if asked for among them."""
+    needed = (Stage.TOKENIZE, Stage.COLLECT, Stage.SHARD, Stage.SELECT)
     return {item.key: manifest(item) for item in artifacts_of(spec).values() if item.stage in needed}
 
 

@@ -19,6 +19,7 @@ _HELP = {
     Stage.TOKENIZE: "check the model and the text, and pack the text into sequences of token ids",
     Stage.COLLECT: "run the teacher once and store its hidden states at every Cria boundary",
     Stage.SHARD: "cut the teacher's checkpoint into one shard per Cria",
+    Stage.SELECT: "choose the layers that are to be wide, by one pass of the teacher",
     Stage.CRIA: "train one Cria: attention transfer, then LoRA",
     Stage.STITCH: "train adapters over the whole student, end to end",
     Stage.EVALUATE: "measure perplexity on held-out text",

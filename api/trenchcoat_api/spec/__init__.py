@@ -4,7 +4,7 @@ The descriptions become the custom resource's own documentation (`kubectl explai
 There are no floats: the Kubernetes API convention is a decimal in a string.
 """
 
-from trenchcoat_api.spec.attention import Attention, DType, Form, KeyMaps, Wide, WideTarget
+from trenchcoat_api.spec.attention import FIRST_TOKENS, Attention, DType, Form, KeyMaps, Wide
 from trenchcoat_api.spec.operation import Retention, Scheduling, StagePods
 from trenchcoat_api.spec.sources import Data, Model, SecretKeyRef, SecretRef, StartPositions, Store
 from trenchcoat_api.spec.stages import Collect, Evaluate, Export, Gates
@@ -21,6 +21,7 @@ from trenchcoat_api.spec.training import (
 from trenchcoat_api.spec.trenchcoat import TrenchcoatSpec
 
 __all__ = [
+    "FIRST_TOKENS",
     "Attention",
     "Collect",
     "CriaLora",
@@ -48,5 +49,4 @@ __all__ = [
     "Transfer",
     "TrenchcoatSpec",
     "Wide",
-    "WideTarget",
 ]

@@ -36,15 +36,6 @@ class Form(StrEnum):
     """Exact softmax over the first tokens and the last ones: nothing to train in attention transfer."""
 
 
-class WideTarget(StrEnum):
-    """What the wide layers are chosen for."""
-
-    RECALL = "recall"
-    """Finding again what stood far back."""
-    PERPLEXITY = "perplexity"
-    """Predicting the next token of held-out text."""
-
-
 LayerNumbers = Annotated[list[Annotated[int, Field(ge=0, le=10_000)]], Unique(), Field(max_length=1000)]
 """Decoder layers, counted from 0, none twice."""
 
@@ -72,13 +63,10 @@ class Wide(Camel):
     )
     share: PositiveShare | None = Field(
         default=None,
-        description="In place of layers: how much of the model is wide; the run itself chooses the layers.",
-    )
-    target: WideTarget = Field(
-        default=WideTarget.RECALL,
         description=(
-            "What a share of the layers is chosen for. recall: finding again what stood far back. "
-            "perplexity: predicting the next token."
+            "In place of layers: how much of the model is wide. The stage select chooses the layers that "
+            "carry recall, by one pass of the teacher: those that find again what stood far back. Layers "
+            "chosen for the perplexity of plain text carry none, so there is no other choice."
         ),
     )
     window: int | None = Field(

@@ -68,6 +68,7 @@ class StagePods(Camel):
     tokenize: PodOverrides = Field(default_factory=PodOverrides, description="The tokenization Job.")
     collect: PodOverrides = Field(default_factory=PodOverrides, description="The collection PyTorchJob.")
     shard: PodOverrides = Field(default_factory=PodOverrides, description="The sharding Job.")
+    select: PodOverrides = Field(default_factory=PodOverrides, description="The selection Job.")
     cria: PodOverrides = Field(default_factory=PodOverrides, description="Each Cria Job.")
     stitch: PodOverrides = Field(default_factory=PodOverrides, description="The stitching PyTorchJob.")
     evaluate: PodOverrides = Field(default_factory=PodOverrides, description="The evaluation Job.")

@@ -39,7 +39,7 @@ def affinity(spec: TrenchcoatSpec, work: Work) -> dict[str, Any]:
     The scheduler would spread them, and a gang that wants whole nodes would find none.
     """
     wanted = graph.overrides(spec, work.stage).affinity
-    if work.stage not in _SINGLE_GPU:
+    if work.stage not in (*_SINGLE_GPU, Stage.SELECT):  # select is over too soon to stand beside it
         return wanted
     stages = [stage.value for stage in _SINGLE_GPU]
     beside = {"matchExpressions": [{"key": constants.LABEL_STAGE, "operator": "In", "values": stages}]}

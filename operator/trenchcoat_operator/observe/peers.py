@@ -61,7 +61,7 @@ def _keys(other: Tenant, mine: Artifacts, told: Mapping[str, Manifest]) -> Itera
             crias = cria_ranges(manifest.facts.model.layers, other.trenchcoat.spec.layers_per_cria)
         except ValueError:
             crias = []  # the other's status says that its spec does not fit the model
-    wanted = artifacts.all(crias) if crias else [artifacts.tokenize, artifacts.collect, artifacts.shard]
+    wanted = artifacts.all(crias) if crias else artifacts.before_crias
     for artifact in wanted:
         yield artifact.stage, artifact.key
 

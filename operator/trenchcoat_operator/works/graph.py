@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from trenchcoat_api.artifacts import Artifact, Artifacts, Manifest
 from trenchcoat_api.crias import CriaRange, cria_ranges
+from trenchcoat_api.layer_kinds import chooses_layers
 from trenchcoat_api.pods import PodOverrides
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import DISTRIBUTED, INPUTS, READS, Stage
@@ -59,6 +60,8 @@ class Graph:
 def stages(spec: TrenchcoatSpec) -> tuple[Stage, ...]:
     """The stages that the spec asks for, in order."""
     unwanted = set()
+    if not chooses_layers(spec.attention):
+        unwanted.add(Stage.SELECT)
     if not spec.evaluate.enabled:
         unwanted.add(Stage.EVALUATE)
     if not spec.export.enabled:
@@ -88,7 +91,7 @@ def _built(text: str, layers: int | None) -> Graph:
     spec = TrenchcoatSpec.model_validate_json(text)
     artifacts = Artifacts(spec)
     if layers is None:
-        return Graph(_works(spec, [artifacts.tokenize, artifacts.collect, artifacts.shard]))
+        return Graph(_works(spec, artifacts.before_crias))
     try:
         crias = cria_ranges(layers, spec.layers_per_cria)
     except ValueError as error:
@@ -102,8 +105,8 @@ def _works(spec: TrenchcoatSpec, artifacts: list[Artifact]) -> tuple[Work, ...]:
         made.setdefault(artifact.stage, []).append(artifact)
     works = []
     for artifact in artifacts:
-        inputs = tuple(item for stage in INPUTS[artifact.stage] for item in made[stage])
-        reads = tuple(item for stage in READS[artifact.stage] for item in made[stage])
+        inputs = tuple(item for stage in INPUTS[artifact.stage] for item in made.get(stage, ()))
+        reads = tuple(item for stage in READS[artifact.stage] for item in made.get(stage, ()))
         pods, gpus = size(spec, artifact.stage)
         works.append(Work(artifact, inputs, reads, pods, gpus, artifact.stage in DISTRIBUTED))
     return tuple(works)
@@ -116,7 +119,7 @@ def size(spec: TrenchcoatSpec, stage: Stage) -> tuple[int, int]:
             return spec.collect.nodes, spec.collect.gpus_per_node
         case Stage.STITCH:
             return spec.stitch.nodes, spec.stitch.gpus_per_node
-        case Stage.CRIA | Stage.EVALUATE:
+        case Stage.SELECT | Stage.CRIA | Stage.EVALUATE:
             return 1, 1
         case _:
             return 1, 0

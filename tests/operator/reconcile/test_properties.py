@@ -33,6 +33,8 @@ def clusters(draw: st.DrawFn) -> Cluster:
         evaluate={"enabled": draw(st.booleans())},
         export={"enabled": draw(st.booleans())},
         suspend=draw(st.booleans()),
+        attention=draw(st.sampled_from([{}, {}, {"wide": {"share": "0.25"}}])),
+        collect={"nodes": 1, "gpusPerNode": draw(st.sampled_from([0, 0, 1]))},
     )
     cluster = Cluster.one(owner, draw(st.lists(st.integers(0, 2), min_size=1, max_size=3)))
     # Most of what can go wrong is in the Crias: the stages before are often done with.

@@ -9,6 +9,16 @@ from trenchcoat_trainer.cli import main
 from tests.trainer.helpers.killing import write_spec
 
 
+def test_a_choice_of_layers_is_a_stage_where_it_is_asked_for(
+    make_spec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for attention, lines in (({}, 0), ({"wide": {"share": "0.4"}}, 1)):
+        file = write_spec(make_spec(attention=attention), tmp_path)
+        assert main(["plan", str(file), "--store", str(tmp_path / "store")]) == ExitCode.OK
+        told = capsys.readouterr().out
+        assert told.count("select ") == told.count("the 2 layers") == lines
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

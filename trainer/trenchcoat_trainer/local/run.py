@@ -2,7 +2,7 @@
 
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -12,6 +12,7 @@ from trenchcoat_api.crias import cria_ranges
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.export_gate import explain_shortfalls, holds_export, shortfalls
 from trenchcoat_api.gates import excesses, explain
+from trenchcoat_api.layer_kinds import chooses_layers
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 from trenchcoat_api.results import Measured
 from trenchcoat_api.spec import TrenchcoatSpec
@@ -141,14 +142,18 @@ class _LocalRun:
         evaluated = [m for m in self._record.manifests.values() if m.stage is Stage.EVALUATE]
         if not evaluated:
             return None
-        return Summary.from_results(
+        chosen = [m.facts.selection for m in self._record.manifests.values() if m.facts.selection is not None]
+        selects = chooses_layers(self._spec.attention)
+        stages = [stage for stage in Stage if selects or stage is not Stage.SELECT]
+        summary = Summary.from_results(
             Measured(evaluated[0].facts.perplexities, evaluated[0].facts.evaluation),
-            stages=[StageTime(stage.value, self._seconds(stage)) for stage in Stage],
+            stages=[StageTime(stage.value, self._seconds(stage)) for stage in stages],
             stored_bytes=sum(manifest.size for manifest in self._record.manifests.values()),
             crias=self._crias,
             gpus=self._machine.gpus,
             max_crias_running=self._record.most_crias,
         )
+        return replace(summary, wide_layers=chosen[0].layers) if chosen else summary
 
     def export_folder(self) -> Path | None:
         """Where the Hugging Face checkpoint stands; none when the spec has no export."""

@@ -70,8 +70,8 @@ def admit(
 ) -> list[Artifact]:
     """Of the artifacts that are ready, those to start now.
 
-    Collection and sharding run side by side, up to `parallel_crias` Crias too; every other stage has the
-    machine to itself.
+    Collection and sharding run side by side, up to `parallel_crias` Crias too; every other stage, selection
+    among them, has the machine to itself.
     """
     together = {Stage.COLLECT, Stage.SHARD}
     stages = list(running.values())

@@ -1,7 +1,10 @@
 """What the student is made of, read from the artifacts Cria by Cria."""
 
+import json
+
 import torch
 from trenchcoat_api.crias import CriaRange
+from trenchcoat_api.layer_kinds import chooses_layers
 from trenchcoat_api.spec import DType, Lora, TrenchcoatSpec
 
 from trenchcoat_trainer.checkpoints.shards import TORCH_DTYPES, layer_path, load_config, load_object
@@ -10,12 +13,16 @@ from trenchcoat_trainer.models.adapters import merge_adapters
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.models.student import initial_parameters, student_config
 from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.runtime.inputs import Inputs
 from trenchcoat_trainer.students import StudentForm, form_of
 
 FEATURE_MAPS = "feature_maps.safetensors"
 """Object of a cria artifact: what attention transfer trained, ``layers.N.NAME`` by the form's names, fp32."""
 ADAPTERS = "adapters.safetensors"
 """Object of a cria or stitch artifact: adapters by peft's names."""
+
+SELECTION = "selection.json"
+"""Object of a select artifact: the wide layers, every layer's score, and how they were scored."""
 
 Tensors = dict[str, torch.Tensor]
 Adapters = tuple[Tensors, Lora]
@@ -29,12 +36,25 @@ def load_student_config(context: StageContext) -> TrenchcoatLlamaConfig:
             its form does not have.
     """
     try:
-        config = student_config(load_config(context), context.spec.attention)
+        config = student_config(load_config(context), context.spec.attention, selected_layers(context))
         check_form(context.spec, form_of(config))
     except ValueError as error:
         raise BadInputError(str(error)) from error
     config.dtype = weight_dtype(context)
     return config
+
+
+def selected_layers(inputs: Inputs) -> list[int] | None:
+    """Return the wide layers that the select stage chose; none where the spec does not have them chosen.
+
+    Raises:
+        MissingInputError: the select stage is not complete.
+        CorruptObjectError: its object is not what the manifest says.
+    """
+    if not chooses_layers(inputs.spec.attention):
+        return None
+    layers: list[int] = json.loads(inputs.read_object(inputs.artifacts.select, SELECTION))["layers"]
+    return layers
 
 
 def check_form(spec: TrenchcoatSpec, form: StudentForm) -> None:

@@ -1,5 +1,7 @@
 """The student that a spec makes of a teacher, before any training."""
 
+from collections.abc import Collection
+
 import torch
 from transformers import LlamaConfig
 from trenchcoat_api.layer_kinds import layer_kinds
@@ -10,14 +12,21 @@ from trenchcoat_trainer.seeds import generator
 from trenchcoat_trainer.students import form_of_spec, layer_attention
 
 
-def student_config(teacher: LlamaConfig, attention: Attention) -> TrenchcoatLlamaConfig:
+def student_config(
+    teacher: LlamaConfig, attention: Attention, selected: Collection[int] | None = None
+) -> TrenchcoatLlamaConfig:
     """Return the configuration of the student that `attention` makes of `teacher`.
+
+    Args:
+        teacher: the teacher's configuration.
+        attention: spec.attention.
+        selected: the wide layers that the run chose; read where attention.wide.share asks for it.
 
     Raises:
         ValueError: a layer is named that does not exist, or layers are to be chosen and were not; or there
             is no such form.
     """
-    form, kinds = form_of_spec(attention), layer_kinds(attention, teacher.num_hidden_layers)
+    form, kinds = form_of_spec(attention), layer_kinds(attention, teacher.num_hidden_layers, selected)
     of_the_teacher = ("model_type", "architectures", "auto_map")
     fields = {name: value for name, value in teacher.to_dict().items() if name not in of_the_teacher}
     config = TrenchcoatLlamaConfig(

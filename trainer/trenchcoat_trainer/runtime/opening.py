@@ -4,6 +4,7 @@ from pathlib import Path
 
 from trenchcoat_api.artifacts import Artifact, Artifacts
 from trenchcoat_api.crias import CriaRange, cria_ranges
+from trenchcoat_api.layer_kinds import chooses_layers
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import INPUTS, Stage
 
@@ -70,6 +71,8 @@ def check_inputs(context: StageContext) -> None:
     """Raise MissingInputError unless the manifest of every direct input is there."""
     artifacts = context.artifacts
     for stage in INPUTS[context.artifact.stage]:
+        if stage is Stage.SELECT and not chooses_layers(context.spec.attention):
+            continue
         if stage is Stage.CRIA:
             inputs = [artifacts.cria(cria) for cria in context.crias]
         else:
@@ -112,6 +115,8 @@ def _artifact(artifacts: Artifacts, stage: Stage, crias: list[CriaRange], cria: 
             return artifacts.collect
         case Stage.SHARD:
             return artifacts.shard
+        case Stage.SELECT:
+            return artifacts.select
         case Stage.CRIA:
             if cria is None:
                 raise ValueError("the cria stage needs a Cria")

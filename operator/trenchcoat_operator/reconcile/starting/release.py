@@ -1,8 +1,9 @@
 """Which of the works that may start do start now: other Trenchcoats, the gate, parallelism, GPUs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from itertools import groupby
 
 from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import WaitingReason
@@ -61,11 +62,9 @@ def release(look: Look, assessments: tuple[Assessment, ...]) -> Release:
         return Release(tuple(work for work in begun if work.key not in held), held, needs_surroundings=True)
     if not gated:
         return Release(tuple(start), held)
-    grant = _grant(look, gated)
-    jobs = grant.pods // gated[0].pods
-    problem = Problem("Unschedulable", grant.reason) if grant.never else None
-    held |= {work.key: Hold(WaitingReason.GPU, grant.reason, problem) for work in gated[jobs:]}
-    return Release(tuple(work for work in start if work.key not in held), held, due=grant.due)
+    without, due = _without_gpus(look, gated)
+    held |= without
+    return Release(tuple(work for work in start if work.key not in held), held, due=due)
 
 
 def _at_the_gate(look: Look, assessments: tuple[Assessment, ...], ready: list[Work]) -> Holds:
@@ -99,15 +98,31 @@ def _too_many(look: Look, ready: list[Work]) -> Holds:
     return {work.key: hold for work in crias[max(0, limit - made) :]}
 
 
-def _grant(look: Look, gated: list[Work]) -> sharing.Grant:
-    """What falls to this Trenchcoat of the GPUs that are free; its works are all of one stage."""
-    assert look.observed.capacity is not None  # noqa: S101
-    asking = contenders.contender(
-        look.trenchcoat,
-        contenders.held_gpus(look.trenchcoat, look.observed.children),
-        gated[0].stage,
-        len(gated),
-        contenders.waiting_since(look.trenchcoat, gated[0].key),
-    )
+def _without_gpus(look: Look, gated: list[Work]) -> tuple[Holds, tuple[str, ...]]:
+    """The works that no GPU falls to, and the other Trenchcoats for which GPUs are free now.
+
+    One stage asks after the other, in order, and none before all works of the one before it start: what those
+    take is gone by then.
+    """
+    capacity = look.observed.capacity
+    assert capacity is not None  # noqa: S101
+    taken = contenders.held_gpus(look.trenchcoat, look.observed.children)
     patience = timedelta(seconds=look.settings.gang_patience_seconds)
-    return sharing.grant(look.observed.capacity, asking, look.now, patience)
+    held: Holds = {}
+    due: tuple[str, ...] = ()
+    for stage, group in groupby(gated, key=lambda work: work.stage):
+        works = list(group)
+        if held:
+            hold = Hold(WaitingReason.GPU, f"asks for GPUs once {gated[0].stage} has started")
+            held |= {work.key: hold for work in works}
+            continue
+        since = contenders.waiting_since(look.trenchcoat, works[0].key)
+        asking = contenders.contender(look.trenchcoat, taken, stage, len(works), since)
+        grant = sharing.grant(capacity, asking, look.now, patience)
+        due = grant.due
+        jobs = grant.pods // works[0].pods
+        problem = Problem("Unschedulable", grant.reason) if grant.never else None
+        held |= {work.key: Hold(WaitingReason.GPU, grant.reason, problem) for work in works[jobs:]}
+        taken += grant.pods * asking.demand.gpus
+        capacity = replace(capacity, promised=(*capacity.promised, replace(asking.demand, pods=grant.pods)))
+    return held, due

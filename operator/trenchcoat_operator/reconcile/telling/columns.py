@@ -15,6 +15,7 @@ _WEIGHTS = {
     Stage.TOKENIZE: 2,
     Stage.COLLECT: 20,
     Stage.SHARD: 3,
+    Stage.SELECT: 1,
     Stage.CRIA: 50,
     Stage.STITCH: 20,
     Stage.EVALUATE: 3,

@@ -1,5 +1,6 @@
 """Rows of the status: one for each stage, one for each Cria; what an artifact is told to be."""
 
+from collections.abc import Collection
 from typing import Any
 
 from trenchcoat_api import texts
@@ -46,9 +47,15 @@ def cria_row(situation: Situation, assessment: Assessment, former: CriaStatus | 
     return CriaStatus(index=cria.index, layers=str(cria), **values)
 
 
-def blocked_row(stage: Stage, fault: str) -> StageStatus:
-    """The row of a stage whose artifact cannot be named before the model was read."""
-    inputs = " and ".join(stage.value for stage in INPUTS[stage])
+def blocked_row(stage: Stage, asked: Collection[Stage], fault: str) -> StageStatus:
+    """The row of a stage whose artifact cannot be named before the model was read.
+
+    Args:
+        stage: The stage.
+        asked: All stages that the spec asks for.
+        fault: Why the spec cannot work with the model, if it cannot.
+    """
+    inputs = " and ".join(item.value for item in INPUTS[stage] if item in asked)
     return StageStatus(name=stage.value, state=State.BLOCKED, message=fault or f"waits for {inputs}")
 
 

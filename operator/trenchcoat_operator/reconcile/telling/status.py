@@ -23,7 +23,7 @@ def status(situation: Situation) -> TrenchcoatStatus:
     known = look.store_is_known
     manifests = [item.manifest for item in situation.assessments if item.manifest is not None]
     by_stage = {manifest.stage: manifest for manifest in manifests}
-    evaluate = by_stage.get(Stage.EVALUATE)
+    evaluate, select = by_stage.get(Stage.EVALUATE), by_stage.get(Stage.SELECT)
     tokenize = store.told.get(Artifacts(trenchcoat.spec).tokenize.key)
     crias_running = sum(child.stage is Stage.CRIA and child.running for child in look.observed.children)
     return TrenchcoatStatus(
@@ -38,6 +38,7 @@ def status(situation: Situation) -> TrenchcoatStatus:
         export_uri=next((row.uri for row in stages if row.name == Stage.EXPORT), ""),
         model=tokenize.facts.model if tokenize else (former.model if not known else None),
         data=tokenize.facts.data if tokenize else (former.data if not known else None),
+        selection=select.facts.selection if select else (former.selection if not known else None),
         conditions=conditions(situation, stages, problem),
         stages=stages,
         crias=crias,

@@ -18,13 +18,14 @@ def rows(situation: Situation) -> tuple[list[StageStatus], list[CriaStatus]]:
     former = {row.name: row for row in look.former.stages}
     by_stage = {item.work.stage: item for item in situation.assessments if item.work.artifact.cria is None}
     stages = []
-    for stage in graph.stages(look.trenchcoat.spec):
+    asked = graph.stages(look.trenchcoat.spec)
+    for stage in asked:
         if stage is Stage.CRIA and crias:
             stages.append(crias_row(crias))
         elif stage in by_stage:
             stages.append(stage_row(stage, situation, by_stage[stage], former.get(stage.value)))
         else:
-            stages.append(blocked_row(stage, look.graph.fault))
+            stages.append(blocked_row(stage, asked, look.graph.fault))
     return stages, crias
 
 

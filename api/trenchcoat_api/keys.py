@@ -1,0 +1,45 @@
+"""Content keys: the hash of what a stage's result depends on."""
+
+import hashlib
+import json
+from typing import Any
+
+from trenchcoat_api.base import Camel
+from trenchcoat_api.spec import Attention, Data, Form, KeyMaps, Stitch, Transfer
+from trenchcoat_api.stages import Stage
+
+CODE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1)
+"""Raised by hand whenever a stage's code computes something else from the same inputs."""
+KEY_LENGTH = 16
+
+
+def content_key(stage: Stage, fields: dict[str, Any], inputs: tuple[str, ...]) -> str:
+    """Hash what a stage's result depends on: 16 hex digits of SHA-256 over canonical JSON."""
+    document = {"stage": stage, "code": CODE_VERSIONS[stage], "fields": fields, "inputs": list(inputs)}
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_LENGTH]
+
+
+_ADDED_LATER: dict[type[Camel], dict[str, str | int | None]] = {
+    Data: {"config": None, "split": "train", "revision": "main"},
+    Attention: {
+        "key_maps": KeyMaps.PER_QUERY_HEAD.value,
+        "form": Form.LOLCATS.value,
+        "first_tokens": 0,
+        "wide": None,
+    },
+    Transfer: {"window_dropout": "0"},
+    Stitch: {"recall_share": "0"},
+}
+"""Fields younger than the first release, with the value at which they change nothing."""
+
+
+def dump_fields(model: Camel, *, exclude: set[str] | None = None) -> dict[str, Any]:
+    """The fields of a part of the spec, for a key.
+
+    They have Python's names, not YAML's: the key must not change when an alias does. Nor does it when a field
+    is added that is not used.
+    """
+    fields = model.model_dump(mode="json", exclude=exclude)
+    unused = _ADDED_LATER.get(type(model), {})
+    return {name: value for name, value in fields.items() if name not in unused or value != unused[name]}

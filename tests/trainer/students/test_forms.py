@@ -14,7 +14,7 @@ from trenchcoat_trainer.models.student import initial_parameters, student_config
 from trenchcoat_trainer.stages import export
 from trenchcoat_trainer.stages.cria.fused import FusedCria
 from trenchcoat_trainer.stages.cria.transfer import TransferPhase, transfer_step
-from trenchcoat_trainer.stages.evaluate import linear_shares
+from trenchcoat_trainer.stages.evaluate.crossing import linear_shares
 from trenchcoat_trainer.stages.evaluate.variants import parts_of
 from trenchcoat_trainer.students import FORMS, Heads, LossWeights, form_of
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -17,9 +18,14 @@ from trenchcoat_trainer.models.artifacts import (
     stitch_adapters,
     trained_parameters,
 )
+from trenchcoat_trainer.runtime.context import Place
+from trenchcoat_trainer.runtime.opening import open_context
+from trenchcoat_trainer.stages import cria as training
 from trenchcoat_trainer.stages import evaluate
 from trenchcoat_trainer.stages.evaluate import states
 from trenchcoat_trainer.stages.stitch import next_token_loss
+
+from tests.trainer.stages.conftest import write_random_stitch
 
 
 @torch.no_grad()
@@ -101,6 +107,38 @@ def test_recall_is_measured_of_teacher_rival_and_student(context):
     assert [(item.probe, item.distance, item.samples) for item in recall] == [("copy", 40, 4)]
     assert set(recall[0].shares) == {"teacher", "windowedTeacher", "stitched"}
     assert all(0 <= float(share) <= 1 for share in recall[0].shares.values())
+
+
+def test_shares_of_attention_are_those_at_the_training_length(context, open_training, training_spec, change):
+    def shares(context):
+        evaluate.run(context)
+        return json.loads(context.read_object(context.artifact, evaluate.REPORT))["linearShareByLayer"]
+
+    spec = change(training_spec, evaluate={"lengthMultiples": [], "recallSamples": 0})
+    alone = open_training(spec, Stage.EVALUATE, store="alone", trained="stitched_store")
+    assert shares(context) == shares(alone)
+
+
+def test_a_form_with_nothing_to_train_has_no_row_after_attention_transfer(
+    training_spec, collected_store, change, tmp_path
+):
+    spec = change(
+        training_spec,
+        attention={"form": "window", "window": 8},
+        criaLora={"epochs": 0},
+        evaluate={"lengthMultiples": [], "recallSamples": 0},
+    )
+    folder = shutil.copytree(collected_store, tmp_path / "store")
+    for index in range(3):
+        training.run(open_context(spec, Stage.CRIA, cria=index, folder=folder, place=Place()))
+    write_random_stitch(spec, folder)
+    context = open_context(spec, Stage.EVALUATE, folder=folder, place=Place())
+    evaluate.run(context)
+    facts = context.manifest(context.artifact).facts
+    names = ["teacher", "windowedTeacher", "untrained", "criaLora", "stitched"]
+    assert [row.name for row in facts.perplexities] == names
+    told = [sentence for sentence in facts.evaluation.left_out if "attention transfer" in sentence]
+    assert len(told) == 1 and "nothing to train" in told[0]
 
 
 def test_what_cannot_be_measured_is_told(open_training, training_spec, change):

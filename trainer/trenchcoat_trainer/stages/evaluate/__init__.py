@@ -97,7 +97,7 @@ def measure(
                 for item in group:
                     shape = (*item.tokens.shape, config.hidden_size)
                     states |= {(form, item.name): HiddenStates(shape, config.dtype) for form in item.forms}
-                own = Pass(group, sizes, states)
+                own = Pass(group, sizes, states, has_shares=group[0] is sets[0])
                 cross(context, config, own, saved, source, ledger)
                 for item in group:
                     for form in item.forms:

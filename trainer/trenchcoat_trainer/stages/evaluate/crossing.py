@@ -29,6 +29,8 @@ class Pass:
     sizes: Mapping[str, int]
     """Sequences in a batch, by the set's name."""
     states: Mapping[Place, HiddenStates]
+    has_shares: bool
+    """Whether the shares are measured: in the first pass alone, on held-out text of the training length."""
     shares: dict[str, float] = field(default_factory=dict)
     """The linear part's share of attention by layer, of the stitched student on the first batch of all."""
 
@@ -79,7 +81,8 @@ def cross(
                     context.stop.check()
                     hidden = batch.to(source.device)
                     told: dict[str, float] = {}
-                    if variant.name == "stitched" and item is own.sets[0] and index == 0:
+                    is_first = item is own.sets[0] and index == 0
+                    if own.has_shares and variant.name == "stitched" and is_first:
                         own.shares |= {str(n): share for n, share in linear_shares(model, hidden).items()}
                         told = own.shares  # saved with the batch that they are measured on
                     batch.copy_(model(hidden))

@@ -1,22 +1,20 @@
 """What is measured of one run, and what cannot be and why."""
 
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 
 import torch
-from transformers import AutoTokenizer
 from trenchcoat_api.decode_state import DecodeState
 from trenchcoat_api.results import ModelForm, Probe
 
-from trenchcoat_trainer.checkpoints.shards import TEACHER, teacher_files
+from trenchcoat_trainer.checkpoints.stored_tokenizer import stored_tokenizer
 from trenchcoat_trainer.data import TokenData
 from trenchcoat_trainer.errors import BadInputError
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.runtime.context import StageContext
-from trenchcoat_trainer.stages.evaluate.recall import Encode, RecallText, copy_sets, passkey_sets
+from trenchcoat_trainer.stages.evaluate.recall import RecallText, copy_sets, passkey_sets
 from trenchcoat_trainer.stages.evaluate.sets import EvaluationSet, text_set
-from trenchcoat_trainer.stages.evaluate.variants import STAGES, WINDOWED, Variant, parts_of
+from trenchcoat_trainer.stages.evaluate.variants import TRANSFER, WINDOWED, Variant, parts_of, stages_of
 
 RECALL_FORMS = (ModelForm.TEACHER, ModelForm.WINDOWED_TEACHER, ModelForm.STITCHED)
 
@@ -48,7 +46,12 @@ def make_plan(context: StageContext, config: TrenchcoatLlamaConfig, decode: Deco
         )
     held_out = data.read(0, data.sequences)
     multiples, left_out = _multiples(context, config, data.sequences)
-    variants = list(STAGES)
+    variants = list(stages_of(config))
+    if TRANSFER not in variants:
+        left_out.append(
+            "the student after attention transfer: its attention has nothing to train there, so it is the "
+            "untrained one"
+        )
     longest = max((1, *multiples)) * data.sequence_length
     if decode.equal_window + 1 < longest and decode.student_layers:
         variants.insert(1, WINDOWED)
@@ -105,10 +108,11 @@ def _recall(
         left_out.append("recall: spec.evaluate.recallSamples is 0")
         return []
     multiple = max((1, *settings.length_multiples))
-    encode, special = _tokenizer(context)
+    tokenizer = stored_tokenizer(context)
+    encode = partial(tokenizer.encode, add_special_tokens=False)
     text = RecallText(
         stream=held_out.flatten().numpy(),
-        special=special,
+        special=frozenset(tokenizer.all_special_ids),
         longest=min(multiple * context.spec.data.sequence_length, config.max_position_embeddings),
         samples=settings.recall_samples,
         seed=context.spec.seed,
@@ -122,15 +126,3 @@ def _recall(
         if not sets
     ]
     return [item for sets in found.values() for item in sets]
-
-
-def _tokenizer(context: StageContext) -> tuple[Encode, frozenset[int]]:
-    """The teacher's tokenizer, without marks at a text's begin and end, and the ids that are no text."""
-    with tempfile.TemporaryDirectory() as folder:
-        for path in teacher_files(context):
-            file = Path(folder, path.removeprefix(TEACHER))
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(context.read_object(context.artifacts.shard, path))
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    special = frozenset(tokenizer.all_special_ids)
-    return lambda text: tokenizer.encode(text, add_special_tokens=False), special

@@ -18,7 +18,7 @@ from trenchcoat_trainer.models.artifacts import (
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.runtime.context import StageContext
-from trenchcoat_trainer.students import form_of
+from trenchcoat_trainer.students import form_of, layer_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,12 @@ class Source:
     device: torch.device
 
 
+TRANSFER = Variant("transfer", "teacher")
+"""The student after attention transfer."""
 STAGES = (
     Variant("teacher", "teacher", softmax=True),
     Variant("untrained", "teacher", is_trained=False),
-    Variant("transfer", "teacher"),
+    TRANSFER,
     Variant("criaLora", "criaLora"),
     Variant("stitched", "stitched"),
 )
@@ -62,6 +64,14 @@ STAGES = (
 
 WINDOWED = Variant("windowedTeacher", "teacher", softmax=True, is_windowed=True)
 """The student's rival: the teacher's own weights, untrained, cut to a window of the same bytes of state."""
+
+
+def stages_of(config: TrenchcoatLlamaConfig) -> tuple[Variant, ...]:
+    """Return what the evaluation reports; attention transfer only where it had something to train."""
+    layers = (n for n in range(config.num_hidden_layers) if n not in config.keep_softmax_layers)
+    if any(layer_attention(config, layer).shapes for layer in layers):
+        return STAGES
+    return tuple(variant for variant in STAGES if variant is not TRANSFER)
 
 
 def parts_of(config: TrenchcoatLlamaConfig) -> tuple[Variant, ...]:

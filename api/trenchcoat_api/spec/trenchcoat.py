@@ -7,11 +7,12 @@ from pydantic import Field, model_validator
 from trenchcoat_api.base import Camel
 from trenchcoat_api.presets import PRESETS, Preset, with_preset
 from trenchcoat_api.rules import Rule
-from trenchcoat_api.spec.attention import Attention, DType
+from trenchcoat_api.spec.attention import Attention, DType, Form
 from trenchcoat_api.spec.operation import Retention, Scheduling, StagePods
 from trenchcoat_api.spec.sources import Data, Model, Store
 from trenchcoat_api.spec.stages import Collect, Evaluate, Export, Gates
 from trenchcoat_api.spec.training import CriaLora, Objective, ProjectionName, Stitch, Transfer
+from trenchcoat_api.strings import where_decimals
 
 _SEQUENCE = Data.model_fields["sequence_length"].default
 _WINDOW = Attention.model_fields["window"].default
@@ -62,6 +63,38 @@ class TrenchcoatSpec(Camel):
                 "compares attention before o_proj): remove it, or set criaLora.objective to block"
             ),
             field="criaLora.lora.targetModules",
+        ),
+        Rule(
+            cel=(
+                "self.attention.form != 'window' || self.criaLora.objective != 'layerwise' || "
+                "(has(self.criaLora.epochs) && self.criaLora.epochs == 0) || "
+                + where_decimals("double(self.transfer.mseWeight) > 0.0", "self.transfer.mseWeight")
+            ),
+            holds=lambda spec: (
+                spec.attention.form is not Form.WINDOW
+                or spec.cria_lora.objective is not Objective.LAYERWISE
+                or spec.cria_lora.epochs == 0
+                or float(spec.transfer.mse_weight) > 0
+            ),
+            message=(
+                "transfer.mseWeight is 0, which leaves LoRA by Cria no loss in form window (it has no "
+                "attention maps to compare): raise it, or set criaLora.objective to block"
+            ),
+            field="transfer.mseWeight",
+        ),
+        Rule(
+            cel=(
+                "self.attention.form != 'window' || "
+                + where_decimals("double(self.transfer.windowDropout) == 0.0", "self.transfer.windowDropout")
+            ),
+            holds=lambda spec: (
+                spec.attention.form is not Form.WINDOW or float(spec.transfer.window_dropout) == 0
+            ),
+            message=(
+                "transfer.windowDropout is for form lolcats alone, for nothing else has more than a window: "
+                "remove it, or set attention.form to lolcats"
+            ),
+            field="transfer.windowDropout",
         ),
         Rule(
             cel=(

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from trenchcoat_api.base import Camel
 from trenchcoat_api.crias import CriaRange
-from trenchcoat_api.keys import content_key, dump_fields
+from trenchcoat_api.keys import content_key, dump_fields, form_fields
 from trenchcoat_api.layer_kinds import chooses_layers
 from trenchcoat_api.recall import RecallFacts
 from trenchcoat_api.results import Evaluation, Perplexity
@@ -345,8 +345,7 @@ class Artifacts:
             "dtype": spec.dtype,
             # Young, and no part of the key where it is off.
             **({"startPositions": dump_fields(starts)} if starts.are_random else {}),
-            "attention": dump_fields(spec.attention),
-            "transfer": dump_fields(spec.transfer),
+            **form_fields(spec.attention, spec.transfer),
             "criaLora": dump_fields(spec.cria_lora),
         }
 

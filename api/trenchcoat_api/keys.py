@@ -43,3 +43,20 @@ def dump_fields(model: Camel, *, exclude: set[str] | None = None) -> dict[str, A
     fields = model.model_dump(mode="json", exclude=exclude)
     unused = _ADDED_LATER.get(type(model), {})
     return {name: value for name, value in fields.items() if name not in unused or value != unused[name]}
+
+
+_UNREAD_BY_WINDOW = {
+    Attention: {"feature_dim", "key_maps"},
+    # It has nothing to train in attention transfer: what is left weighs the loss of LoRA by Cria, and says
+    # which sequences the error is measured on.
+    Transfer: set(Transfer.model_fields) - {"mse_weight", "epochs", "micro_batch_size"},
+}
+
+
+def form_fields(attention: Attention, transfer: Transfer) -> dict[str, dict[str, Any]]:
+    """The fields of spec.attention and spec.transfer that the student's form reads, for a key."""
+    unread = _UNREAD_BY_WINDOW if attention.form is Form.WINDOW else {}
+    return {
+        "attention": dump_fields(attention, exclude=unread.get(Attention)),
+        "transfer": dump_fields(transfer, exclude=unread.get(Transfer)),
+    }

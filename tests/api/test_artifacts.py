@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from trenchcoat_api.artifacts import Artifacts, Manifest, ObjectList, StoreChecksum, StoredObject
 from trenchcoat_api.crias import cria_ranges
+from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 
 from tests.api.specs import trenchcoat
@@ -73,6 +74,28 @@ def test_keys_are_those_of_the_first_release():
 )
 def test_a_change_touches_what_depends_on_it_and_nothing_else(path, value, stages):
     before, after = keys(), keys(path, value)
+    assert {Stage(name.split("-")[0]) for name in before if before[name] != after[name]} == stages
+
+
+@pytest.mark.parametrize(
+    ("fields", "stages"),
+    [
+        ({"attention": {"form": "window", "featureDim": 32}}, set()),
+        ({"attention": {"form": "window", "keyMaps": "perKeyValueHead"}}, set()),
+        ({"transfer": {"learningRate": "1e-3", "plateau": {"every": 2}}}, set()),
+        ({"transfer": {"batchSize": 4, "xentWeight": "2"}}, set()),
+        ({"transfer": {"mseWeight": "1"}}, TRAINED),
+        ({"transfer": {"microBatchSize": 2}}, TRAINED),
+        ({"attention": {"form": "window", "window": 32}}, TRAINED),
+    ],
+)
+def test_a_window_depends_on_nothing_that_only_feature_maps_read(fields, stages):
+    def of(spec):
+        spec = TrenchcoatSpec.model_validate(spec)
+        return {item.name: item.key for item in Artifacts(spec).all(CRIAS)}
+
+    base = trenchcoat().spec.model_dump(by_alias=True, mode="json") | {"attention": {"form": "window"}}
+    before, after = of(base), of(base | fields)
     assert {Stage(name.split("-")[0]) for name in before if before[name] != after[name]} == stages
 
 

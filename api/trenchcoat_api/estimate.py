@@ -41,6 +41,8 @@ class Estimate:
     """Matrix products of choosing the wide layers; 0 where the run does not."""
     collect_flop: float
     """Matrix products of the teacher's forward over all tokens."""
+    transfer_epochs: int
+    """Passes of attention transfer; none where the form has nothing to train in it."""
     cria_flop: float
     """Matrix products of all Crias, both phases."""
     decode: DecodeState
@@ -63,7 +65,7 @@ def estimate(spec: TrenchcoatSpec, model: ModelFacts) -> Estimate:
     per_layer = layer_parameters(model)
     longest = max(len(cria.layers) for cria in crias)
     forward = 2.0 * per_layer * model.layers * tokens
-    transfer_passes = 0 if spec.attention.form is Form.WINDOW else spec.transfer.epochs  # nothing to train
+    transfer_epochs = 0 if spec.attention.form is Form.WINDOW else spec.transfer.epochs
     # LoRA by Cria: layerwise is one more forward; block runs forward, recomputation and half a backward.
     lora_passes = 1.0 if spec.cria_lora.objective == "layerwise" else 3.0
     return Estimate(
@@ -74,6 +76,7 @@ def estimate(spec: TrenchcoatSpec, model: ModelFacts) -> Estimate:
         cria_weight_bytes=per_layer * longest * size,
         select_flop=forward / tokens * SEQUENCES * TOKENS if chooses_layers(spec.attention) else 0.0,
         collect_flop=forward,
-        cria_flop=forward * (transfer_passes + lora_passes * spec.cria_lora.epochs),
+        transfer_epochs=transfer_epochs,
+        cria_flop=forward * (transfer_epochs + lora_passes * spec.cria_lora.epochs),
         decode=decode_state(spec, model),
     )

@@ -67,7 +67,7 @@ def needs_table(spec: TrenchcoatSpec, needs: Estimate, teraflops: float) -> Tabl
         )
     hours = needs.gpu_hours(needs.cria_flop, teraflops)
     table.add_row(
-        f"GPU-hours of all Crias, at least ({spec.transfer.epochs} + {spec.cria_lora.epochs} epochs)",
+        f"GPU-hours of all Crias, at least ({needs.transfer_epochs} + {spec.cria_lora.epochs} epochs)",
         f"{hours:.2f}",
     )
     decode, length = needs.decode, spec.data.sequence_length

@@ -19,6 +19,16 @@ def test_a_choice_of_layers_is_a_stage_where_it_is_asked_for(
         assert told.count("select ") == told.count("the 2 layers") == lines
 
 
+@pytest.mark.parametrize(("form", "epochs"), [("lolcats", "3 + 2"), ("window", "0 + 2")])
+def test_epochs_are_those_that_are_trained(
+    make_spec, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str, epochs: str
+) -> None:
+    fields = {"attention": {"form": form}, "transfer": {"epochs": 3}, "criaLora": {"epochs": 2}}
+    file = write_spec(make_spec(**fields), tmp_path)
+    assert main(["plan", str(file), "--store", str(tmp_path / "store")]) == ExitCode.OK
+    assert f"({epochs} epochs)" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -10,7 +10,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.checkpoints.shards import load_config
+from trenchcoat_trainer.models.student import student_config
 from trenchcoat_trainer.stages import evaluate, export
+from trenchcoat_trainer.stages.export.card import model_card
 from trenchcoat_trainer.stages.export.files import plan_files
 
 from tests.trainer.stages.evaluate.test_evaluate import stitched_student
@@ -96,6 +99,16 @@ def test_the_card_shows_the_perplexities_once_they_are_measured(context, open_tr
     numbers = " | ".join(f"{float(value):.2f}" for value in (measured.perplexity, *measured.longer.values()))
     assert f"|   after stitching | {numbers} |" in card
     assert "Recall by distance" in card and "Decoding one sequence holds" in card
+
+
+@pytest.mark.parametrize(("kept", "is_constant"), [([], True), ([1, 3], False)])
+def test_the_card_promises_constant_memory_only_where_no_layer_keeps_its_cache(
+    context, training_spec, change, kept, is_constant
+):
+    spec = change(training_spec, attention={"keepSoftmaxLayers": kept})
+    card = model_card(spec, student_config(load_config(context), spec.attention), None)
+    assert ("Decoding needs constant memory." in card) is is_constant
+    assert ("grows with every token" in card) is not is_constant
 
 
 def test_a_second_attempt_makes_only_what_is_missing(context, open_training, monkeypatch):

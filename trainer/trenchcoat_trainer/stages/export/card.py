@@ -21,7 +21,7 @@ library_name: transformers
 ---
 # A linearized Llama
 
-{source}, its softmax attention replaced by {form.attention}. Decoding needs constant memory.
+{source}, its softmax attention replaced by {form.attention}. {_memory(config)}
 Made by Trenchcoat after {form.source}.
 
 ```python
@@ -48,6 +48,15 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
         told = remarks(measured.perplexities, measured.evaluation)
         card += "".join(f"\n- {remark}" for remark in told) + "\n" * bool(told)
     return card
+
+
+def _memory(config: TrenchcoatLlamaConfig) -> str:
+    if not config.keep_softmax_layers:
+        return "Decoding needs constant memory."
+    return (
+        "Decoding needs constant memory\nin all layers but those that keep softmax attention, whose cache "
+        "grows with every token."
+    )
 
 
 def markdown(sheet: Sheet) -> str:

@@ -1,6 +1,7 @@
 """The cluster, through the kubectl that runs this plugin: contexts, logins and proxies are kubectl's."""
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -80,4 +81,7 @@ def _documents(lines: Iterator[str] | Any) -> Iterator[Object]:
 
 
 def _said(text: str) -> str:
-    return text.strip().removeprefix("error: ")
+    """What kubectl says to people: lines of its log go, unless there are no others."""
+    lines = text.strip().splitlines()
+    plain = [line for line in lines if not re.match(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.", line)]
+    return "\n".join(plain or lines).removeprefix("error: ")

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from trenchcoat_api.artifacts import Artifact, Artifacts, ModelFacts
 from trenchcoat_api.estimate import estimate, layer_parameters
+from trenchcoat_api.layer_kinds import check_named_layers
 from trenchcoat_api.plan import needs_table, stage_table
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 from trenchcoat_api.stages import Stage
@@ -32,6 +33,7 @@ def plan(arguments: Namespace, kubectl: Kubectl, console: Console) -> int:
         )
     try:
         needs = estimate(wanted.spec, model)
+        check_named_layers(wanted.spec.attention, model.layers)
     except ValueError as error:
         raise PluginError(str(error)) from error
     console.print(stage_table(wanted.spec, needs))

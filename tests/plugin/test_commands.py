@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
+import yaml
 from trenchcoat_api.artifacts import Artifacts
 from trenchcoat_api.crias import cria_ranges
 from trenchcoat_api.stages import Stage
@@ -74,13 +75,18 @@ def test_no_kubectl(
     assert "kubectl is not on the PATH" in capsys.readouterr().err
 
 
+def _write_kubectl(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a shell script in kubectl's place, in front of the PATH."""
+    program = folder / "kubectl"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
 def test_flags_choose_the_cluster_before_and_after_the_command(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    program = tmp_path / "kubectl"
-    program.write_text('#!/bin/sh\necho "$@" >&2\nexit 1\n')
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    _write_kubectl(tmp_path, 'echo "$@" >&2\nexit 1', monkeypatch)
     for line in (
         ["-n", "ml", "--context=east", "status", "tiny"],
         ["status", "tiny", "--context=east", "-n", "ml"],
@@ -89,6 +95,16 @@ def test_flags_choose_the_cluster_before_and_after_the_command(
         words = "--context=east --namespace=ml get trenchcoats.trenchcoat.dev tiny -o json"
         assert capfd.readouterr().err.strip() == f"error: {words}"
     assert Kubectl(["--context=x"])
+
+
+def test_a_cluster_that_does_not_answer_is_told_without_kubectls_log(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logged = 'E1129 13:15:49.015487    9032 memcache.go:265] "Unhandled Error" err="refused"'
+    script = f"cat >&2 <<'END'\n{logged}\n{logged}\nerror: no server\nEND\nexit 1"
+    _write_kubectl(tmp_path, script, monkeypatch)
+    assert cli.main(["status", "tiny"]) == 1
+    assert capsys.readouterr().err == "error: no server\n"
 
 
 LLAMA = {
@@ -107,6 +123,18 @@ def test_the_shape_of_a_model_from_its_config(tmp_path: Path) -> None:
     facts = planning.config_facts(tmp_path / "config.json")
     assert facts.parameters == 405_853_388_800  # as published
     assert (facts.layers, facts.head_dim, facts.kv_heads) == (126, 128, 8)
+
+
+def test_a_plan_refuses_layers_that_the_model_has_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _write_kubectl(tmp_path, """echo '{"items": []}'""", monkeypatch)
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    body = samples.running().model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"status"})
+    body["spec"]["attention"]["keepSoftmaxLayers"] = [126]
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(body))
+    assert cli.main(["plan", str(tmp_path / "spec.yaml"), "--config", str(tmp_path / "config.json")]) == 1
+    assert "keepSoftmaxLayers has 126" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

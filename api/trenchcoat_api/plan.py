@@ -5,7 +5,7 @@ from rich.table import Table
 from trenchcoat_api.artifacts import Artifacts
 from trenchcoat_api.estimate import Estimate
 from trenchcoat_api.layer_kinds import chooses_layers, wide_count
-from trenchcoat_api.spec import TrenchcoatSpec
+from trenchcoat_api.spec import Form, TrenchcoatSpec
 
 
 def stage_table(spec: TrenchcoatSpec, needs: Estimate) -> Table:
@@ -27,12 +27,14 @@ def stage_table(spec: TrenchcoatSpec, needs: Estimate) -> Table:
     table.add_row("shard", "Job", "-", f"{_bytes(needs.weight_bytes)} of weights", artifacts.shard.key)
     if chooses_layers(spec.attention):
         count = wide_count(spec.attention, crias[-1].last + 1)
-        table.add_row("select", "Job", "1", f"the {count} layers that are to be wide", artifacts.select.key)
+        chosen = f"the {count} layers that are" if count > 1 else "the layer that is"
+        table.add_row("select", "Job", "1", f"{chosen} to be wide", artifacts.select.key)
+    trained = "adapters" if spec.attention.form is Form.WINDOW else "feature maps and adapters"
     table.add_row(
         "cria",
         f"{len(crias)} Jobs, at most {min(len(crias), spec.scheduling.max_parallel_crias)} at a time",
         "1 each",
-        f"feature maps and adapters of layers {crias[0]} to {crias[-1]}",
+        f"{trained} of layers {crias[0]} to {crias[-1]}",
         ", ".join(artifacts.cria(cria).key[:6] for cria in crias[:2]) + ", ...",
     )
     table.add_row(

@@ -1,5 +1,6 @@
 """`trenchcoat plan` tells what cannot work before anything is paid for."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,26 @@ def test_epochs_are_those_that_are_trained(
     file = write_spec(make_spec(**fields), tmp_path)
     assert main(["plan", str(file), "--store", str(tmp_path / "store")]) == ExitCode.OK
     assert f"({epochs} epochs)" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_what_a_form_does_not_train_is_not_promised(
+    make_spec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for attention, maps in (({}, True), ({"form": "window", "wide": {"share": "0.1"}}, False)):
+        file = write_spec(make_spec(attention=attention), tmp_path)
+        assert main(["plan", str(file), "--store", str(tmp_path / "store")]) == ExitCode.OK
+        told = " ".join(word for word in capsys.readouterr().out.split() if word != "│")
+        assert ("feature maps" in told) == maps
+        assert ("(0 + " in told) == ("the layer that is" in told) == (not maps)
+
+
+def test_a_config_json_may_have_any_name(
+    make_spec, teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = shutil.copyfile(teacher_folder / "config.json", tmp_path / "llama.json")
+    file = write_spec(make_spec(model={"source": "hf://nobody/out-of-reach"}), tmp_path)
+    assert main(["plan", str(file), "--config", str(named)]) == ExitCode.OK
+    assert "tokenize" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 from rich.markup import escape
@@ -63,7 +65,7 @@ def read_model(spec: TrenchcoatSpec, store: Path | None, config: Path | None) ->
         StoreError: the store cannot be used.
         OSError: `config` cannot be read.
     """
-    from trenchcoat_trainer.checkpoints.teacher import Teacher, open_teacher
+    from trenchcoat_trainer.checkpoints.teacher import CONFIG, Teacher, open_teacher
     from trenchcoat_trainer.store import FolderStore, open_store
 
     if config is None:
@@ -72,4 +74,6 @@ def read_model(spec: TrenchcoatSpec, store: Path | None, config: Path | None) ->
         json.loads(config.read_text())
     except json.JSONDecodeError as error:
         raise BadInputError(f"--config {config} is not JSON: {error}") from error
-    return Teacher(source=str(config), store=FolderStore(config.parent), prefix="").facts()
+    with TemporaryDirectory() as folder:  # the file may have any name, a checkpoint's has one
+        shutil.copyfile(config, Path(folder, CONFIG))
+        return Teacher(source=str(config), store=FolderStore(Path(folder)), prefix="").facts()

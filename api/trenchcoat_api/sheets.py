@@ -79,7 +79,7 @@ def remarks(perplexities: Sequence[Perplexity], evaluation: Evaluation | None) -
 
 
 def _perplexity(perplexities: Sequence[Perplexity], evaluation: Evaluation | None) -> Sheet:
-    lengths = list(dict.fromkeys(length for item in perplexities for length in item.longer))
+    lengths = sorted({length for item in perplexities for length in item.longer}, key=int)
     first = f"at {evaluation.sequence_length}" if evaluation is not None else "perplexity"
     base = baseline(perplexities)
     rows = []
@@ -96,7 +96,10 @@ def _perplexity(perplexities: Sequence[Perplexity], evaluation: Evaluation | Non
 
 
 def _recall(evaluation: Evaluation) -> Sheet:
-    names = list(dict.fromkeys(name for item in evaluation.recall for name in item.shares))
+    # A status that came from the API server has its maps in the order of the alphabet.
+    measured = {name for item in evaluation.recall for name in item.shares}
+    known = [form.value for form in ModelForm]
+    names = [name for name in known if name in measured] + sorted(measured.difference(known))
     rows = []
     for name in names:
         shares = (item.shares.get(name) for item in evaluation.recall)
@@ -117,6 +120,6 @@ def _recall(evaluation: Evaluation) -> Sheet:
 def _decode(evaluation: Evaluation) -> Sheet:
     assert evaluation.decode is not None  # noqa: S101
     held = {"student": evaluation.decode.student, "teacher's key/value cache": evaluation.decode.teacher}
-    lengths = list(evaluation.decode.student)
+    lengths = sorted(evaluation.decode.student, key=int)
     rows = [(name, *(texts.size(bytes_[length]) for length in lengths)) for name, bytes_ in held.items()]
     return Sheet("Decoding one sequence holds", ("", *(f"at {length}" for length in lengths)), rows)

@@ -95,6 +95,22 @@ def test_what_was_measured_besides_is_shown():
     assert "Not measured: perplexity at 4096 tokens: the teacher has 2048 positions." in text
 
 
+def test_rows_and_lengths_keep_their_order_when_a_status_has_lost_it():
+    # The API server gives maps back in the order of the alphabet.
+    shares = {"stitched": "0", "teacher": "0.5"}
+    evaluation = measured(
+        recall=[Recall(probe="copy", distance=256, samples=32, shares=shares)],
+        decode=DecodeFacts(
+            crossover=0, student={"2048": 2, "512": 1}, teacher={"2048": 4, "512": 3}, equal_window=1
+        ),
+    ).evaluation
+    windowed = Perplexity(name="windowedTeacher", perplexity="11", longer={"16384": "3", "2048": "2"})
+    text = " ".join(shown(summary(extra=[windowed], evaluation=evaluation)).split())
+    assert "at 1024 ┃ at 2048 ┃ at 16384" in text
+    assert "teacher (softmax attention) │ 50% │ │ after stitching │ 0% │" in text
+    assert "at 512 ┃ at 2048" in text
+
+
 def test_a_missing_adapted_teacher_is_told():
     adapted = Perplexity(name="adaptedTeacher", perplexity="9")
     evaluation = measured().evaluation

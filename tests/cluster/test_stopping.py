@@ -88,6 +88,8 @@ def test_a_worker_told_to_end_while_it_waits_for_its_master_does_so_at_once(envi
     """Its init container is our template's, and a shell."""
     apply(environment, a_gang_without_its_master(environment.trainer_image))
     try:
+        # To wait for the state of a pod that is not there yet is an error at once.
+        environment.kubectl("wait", "--for=create", "pod/bereft-worker-0", "--timeout=60s")
         jsonpath = "jsonpath={.status.initContainerStatuses[0].state.running}"
         environment.kubectl("wait", f"--for={jsonpath}", "pod/bereft-worker-0", "--timeout=90s")
         began = time.monotonic()

@@ -188,7 +188,6 @@ class Card(NamedTuple):
         attention: what took the place of softmax attention, in a sentence's second half.
         source: where the form was published.
         padding: what holds for prompts of different lengths in one batch, in a sentence or two.
-        untrained: the student before any training.
         rows: names and values of its settings.
     """
 
@@ -196,7 +195,6 @@ class Card(NamedTuple):
     attention: str
     source: str
     padding: str
-    untrained: str
     rows: tuple[tuple[str, str], ...]
 
 

@@ -47,6 +47,4 @@ class AveragingForm:
 
     def card(self, config: Any) -> Card:
         rows = (("windows", str(config.windows)),)
-        return Card(
-            tags=(), attention="averages", source="nobody", padding="None.", untrained="untrained", rows=rows
-        )
+        return Card(tags=(), attention="averages", source="nobody", padding="None.", rows=rows)

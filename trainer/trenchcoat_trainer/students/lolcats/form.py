@@ -106,7 +106,6 @@ class Lolcats:
                 "the window's\nblocks, and is refused. For scores alone, pad on the right and pass "
                 "`use_cache=False`."
             ),
-            untrained="hybrid attention, untrained feature maps",
             rows=(
                 ("window", f"{config.window}"),
                 ("feature dimension", f"{config.feature_dim} (twice as many features)"),

@@ -90,6 +90,5 @@ class Window:
                 "Prompts of one batch may differ in length: pad at either side, and pass the tokenizer's\n"
                 "`attention_mask` on."
             ),
-            untrained="the window, before any training",
             rows=(("window", sizes or "none"), ("first tokens", f"{config.first_tokens}")),
         )

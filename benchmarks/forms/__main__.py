@@ -44,6 +44,8 @@ class Variant:
         recall: share of the sequences with synthetic recall.
         long: share of the tokens that come in sequences of 4096, at the end.
         random_start: see `Phase`.
+        distilled: millions of tokens on which the teacher is adapted first; the student begins with its
+            adapters, and learns its logits in place of the text. 0 leaves that out.
         seed: of adapters, maps and recall.
     """
 
@@ -57,6 +59,7 @@ class Variant:
     recall: float = 0.0
     long: float = 0.0
     random_start: bool = False
+    distilled: float = 0
     seed: int = 0
 
 
@@ -79,6 +82,17 @@ VARIANTS = (
     Variant("untrained: 7 whole, 128", Sight(128), layers=ONE_PASS, tokens=0),
     Variant("all 64, linear", Sight(64), memory="linear", transfer=1),
     Variant("7 whole, 256, recall, long", Sight(256), layers=ONE_PASS, recall=0.1, long=0.25),
+    Variant("8M: adapted teacher, recall, long", WHOLE, tokens=8, recall=0.1, long=0.25),
+    Variant("8M: 7 whole, 128, recall, long", Sight(128), layers=ONE_PASS, tokens=8, recall=0.1, long=0.25),
+    Variant("8M: 7 whole, 256, recall, long", Sight(256), layers=ONE_PASS, tokens=8, recall=0.1, long=0.25),
+    Variant(
+        "4M + 4M: 7 whole, 128, recall, long, KL",
+        Sight(128),
+        layers=ONE_PASS,
+        distilled=4,
+        recall=0.1,
+        long=0.25,
+    ),
 )
 
 
@@ -113,6 +127,12 @@ def train(teacher: Teacher, text: Text, variant: Variant) -> Student:
     sights = [variant.wide if n in variant.layers else variant.narrow for n in range(teacher.layers)]
     rank = 8 if variant.tokens else 0
     student = Student(teacher, sights, rank=rank, memory=variant.memory, seed=variant.seed)
+    if variant.distilled:
+        name = f"{variant.name}, teacher"
+        adapted = Variant(name, WHOLE, tokens=variant.distilled, recall=variant.recall, long=variant.long)
+        target = train(teacher, text, adapted).requires_grad_(False)
+        student.load_state_dict(target.state_dict())
+        student.target = target
     if variant.transfer:
         steps = int(variant.transfer * 1e6 / STEP_TOKENS)
         phase = Phase(loss="transfer_loss", trains=lambda name: not is_adapter(name), steps=steps, rate=3e-3)
@@ -126,7 +146,7 @@ def train(teacher: Teacher, text: Text, variant: Variant) -> Student:
             steps=short,
             decay=(1.0, 0.3 if variant.long else 0.1),
             recall=variant.recall,
-            first=int(variant.transfer * 1e6 / 1024),
+            first=int((variant.transfer + variant.distilled) * 1e6 / 1024),
             random_start=variant.random_start,
         )
         run(student, text, phase, variant.name)
@@ -139,7 +159,7 @@ def train(teacher: Teacher, text: Text, variant: Variant) -> Student:
             length=4096,
             decay=(0.3, 0.03),
             recall=variant.recall,
-            first=short * 2,
+            first=int(variant.distilled * 1e6 / 4096) + short * 2,
         )
         run(student, text, phase, f"{variant.name}, long")
     return student

@@ -98,6 +98,7 @@ class Student(nn.Module):
         memory: "" for none; "linear": linear attention with learned feature maps (Hedgehog's) on queries and
             keys before RoPE, over what has left the window; "delta": a gated delta rule over everything. A
             gate that depends on the token mixes it with the softmax.
+        target: a student whose logits are learned in place of the text.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Student(nn.Module):
         super().__init__()
         self.teacher, self.sights, self.memory, self.seed = teacher, sights, memory, seed
         self.labels: torch.Tensor | None = None
+        self.target: Student | None = None
         self.params = nn.ParameterDict()
         source = torch.Generator().manual_seed(seed)
         for layer, sight in enumerate(sights):
@@ -213,8 +215,15 @@ class Student(nn.Module):
         return F.linear(hidden, self.teacher.weights["embed_tokens.weight"]).float()
 
     def language_loss(self, ids: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """Return the mean negative log-likelihood of the labels, nats a token."""
+        """Return the mean negative log-likelihood of the labels, nats a token, or KL from `target`."""
         hidden = self.hidden(ids, angles)[:, :-1].flatten(0, 1)
+        if self.target is not None:
+            with torch.no_grad():
+                told = self.target.logits(self.target.hidden(ids, angles)[:, :-1].flatten(0, 1)).log_softmax(
+                    -1
+                )
+            log_probabilities = self.logits(hidden).log_softmax(-1)
+            return F.kl_div(log_probabilities, told, reduction="batchmean", log_target=True)
         labels = ids if self.labels is None else self.labels
         return F.cross_entropy(self.logits(hidden), labels[:, 1:].flatten())
 

@@ -55,7 +55,7 @@ def run(student: Student, text: Text, phase: Phase, log: str) -> None:
     rate = torch.zeros((), device=DEVICE)
     graphed = DEVICE == "cuda"
     optimizer = torch.optim.AdamW(
-        parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.0, capturable=graphed, foreach=True
+        parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.0, capturable=graphed, foreach=graphed
     )
     ids = torch.zeros(phase.rows, phase.length, dtype=torch.long, device=DEVICE)
     student.labels = torch.zeros_like(ids)

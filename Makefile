@@ -25,7 +25,7 @@ demo: venv  ## linearize a small Llama on a real Kubernetes; KUBECONFIG=... REGI
 	$(PYTHON) hack/demo $(if $(KUBECONFIG),--kubeconfig $(KUBECONFIG)) $(if $(REGISTRY),--registry $(REGISTRY) --tag $(TAG))
 
 test: lint  ## all tests, those on a real cluster included; starts and removes a cluster of its own
-	hack/cluster/cluster build helm minio health
+	hack/cluster/cluster build kubernetes etcd helm minio health
 	$(PYTHON) -m pytest -n auto tests --ignore tests/cluster
 	$(PYTHON) -m pytest tests/cluster
 

@@ -7,13 +7,14 @@ import sys
 import kopf
 from prometheus_client import start_http_server
 
-from trenchcoat_operator import handlers
+from trenchcoat_operator import handlers, health
 from trenchcoat_operator.kubernetes.client import Cluster
 from trenchcoat_operator.loop.queue import WorkQueue
 from trenchcoat_operator.loop.reconciler import Reconciler
 from trenchcoat_operator.loop.worker import Worker
 from trenchcoat_operator.metrics.recorder import Metrics
 from trenchcoat_operator.settings import Settings, SettingsError
+from trenchcoat_operator.watching import Watching
 
 
 def main() -> int:
@@ -25,7 +26,6 @@ def main() -> int:
         return 2
     kopf.configure(log_format=kopf.LogFormat.JSON if not sys.stderr.isatty() else kopf.LogFormat.PLAIN)
     logging.getLogger().setLevel(settings.log_level)
-    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)  # a line for each probe, otherwise
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # what it retries in vain is told by who asked
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # an info line for each event, otherwise
     metrics = Metrics()
@@ -38,13 +38,9 @@ def main() -> int:
         start_http_server(settings.metrics_port, registry=metrics.registry)
     registry = kopf.OperatorRegistry()
     handlers.register(registry, queue, worker)
-    kopf.run(
-        registry=registry,
-        standalone=True,
-        clusterwide=not settings.namespaces,
-        namespaces=settings.namespaces,
-        liveness_endpoint=f"http://0.0.0.0:{settings.health_port}/healthz",
-    )
+    watching = Watching(cluster, settings, registry, worker)
+    health.serve(settings.health_port, {health.LIVE: watching.live, health.READY: watching.ready})
+    watching.run()
     return 0
 
 

@@ -9,7 +9,6 @@ from trenchcoat_operator.loop.queue import WorkQueue
 from trenchcoat_operator.loop.worker import Worker
 from trenchcoat_operator.model.key import Key
 
-STOP_SECONDS = 20.0
 _NOISE = {"resourceVersion", "managedFields"}
 
 
@@ -49,18 +48,6 @@ def register(registry: kopf.OperatorRegistry, queue: WorkQueue, worker: Worker) 
     @kopf.on.startup(registry=registry)
     def start(settings: kopf.OperatorSettings, **_: Any) -> None:
         _configure(settings)
-        worker.start()
-
-    @kopf.on.cleanup(registry=registry)
-    def stop(**_: Any) -> None:
-        worker.stop(STOP_SECONDS)
-
-    @kopf.on.probe(registry=registry, id="worker")
-    def healthy(**_: Any) -> str:
-        fault = worker.fault()
-        if fault:
-            raise kopf.PermanentError(fault)  # any other error would leave the probe green
-        return "well"
 
     @kopf.on.event(constants.GROUP, constants.VERSION, constants.PLURAL, registry=registry)
     def trenchcoat(

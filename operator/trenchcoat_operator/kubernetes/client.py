@@ -37,6 +37,22 @@ class Cluster:
             library_config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
         return cls(library.ApiClient(configuration), observe)
 
+    def serves(self, kind: Kind) -> bool:
+        """Whether the API server names a kind among those that it serves: its group, and in it the kind.
+
+        Raises:
+            ApiError: it could not be asked.
+        """
+        groups = self._call(Request("GET", "/apis")).get("groups") or []
+        versions = [item["groupVersion"] for group in groups for item in group["versions"]]
+        if kind.group_version not in versions:
+            return False
+        try:
+            there = self._call(Request("GET", f"/apis/{kind.group_version}"))
+        except NotFoundError:
+            return False
+        return any(item["name"] == kind.plural for item in there.get("resources") or [])
+
     def get(self, kind: Kind, namespace: str, name: str) -> Object:
         """Read one object.
 

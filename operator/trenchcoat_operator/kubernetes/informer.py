@@ -59,6 +59,7 @@ class Informer(Generic[T]):
         self._fault: ApiError | None = None
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
+        self._wake = threading.Event()
         self._end_watch: Callable[[], None] | None = None
 
     def start(self) -> None:
@@ -116,9 +117,14 @@ class Informer(Generic[T]):
                 lambda: self._seen.issuperset(made) and self._seen.isdisjoint(deleted), seconds
             )
 
+    def hurry(self) -> None:
+        """Try again at once, if it waits to: what could not be listed can be now."""
+        self._wake.set()
+
     def stop(self) -> None:
         """Follow no longer."""
         self._stop.set()
+        self._wake.set()
         with self._changed:
             end = self._end_watch
         if end is not None:
@@ -148,7 +154,8 @@ class Informer(Generic[T]):
             with self._changed:
                 self._fault, self._synced = fault, False
                 self._changed.notify_all()
-            self._stop.wait(pause)
+            self._wake.wait(pause)
+            self._wake.clear()
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _list(self) -> str:

@@ -39,6 +39,8 @@ def request_labels(method: str, path: str, content_type: str) -> tuple[str, str]
     """The verb, as Kubernetes calls it, and the resource of a request."""
     parts = path.strip("/").split("/")
     parts = parts[2:] if parts[0] == "api" else parts[3:]  # api/v1/..., apis/GROUP/VERSION/...
+    if not parts:
+        return "discover", "apis"  # what the API server serves
     if parts[0] == "namespaces" and len(parts) > 2:
         parts = parts[2:]
     plural, one, subresource = parts[0], len(parts) > 1, "/".join(parts[2:])

@@ -98,6 +98,10 @@ class Reconciler:
         """Follow the cluster from now on, not only from the first step."""
         self._informers.start()
 
+    def served_again(self) -> None:
+        """Trenchcoats are served again: look at once, not when a pause is over."""
+        self._informers.hurry()
+
     def stop(self) -> None:
         """End what goes on between steps; none may follow."""
         self._informers.stop()

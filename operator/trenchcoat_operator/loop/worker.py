@@ -26,6 +26,7 @@ class Worker:
         self._reconciler = reconciler
         self._settings = settings
         self._stop = threading.Event()
+        self._wake = threading.Event()
         self._last_resync = time.monotonic()
         self._threads = [
             threading.Thread(target=self._work, name=f"worker-{number}", daemon=True)
@@ -36,13 +37,21 @@ class Worker:
 
     def start(self) -> None:
         """Start the threads."""
+        self._last_resync = time.monotonic()
         self._reconciler.start()
         for thread in self._threads:
             thread.start()
 
+    def served_again(self) -> None:
+        """Trenchcoats are served again after a while in which they were not."""
+        self._last_resync = time.monotonic()
+        self._reconciler.served_again()
+        self._wake.set()
+
     def stop(self, timeout: float) -> None:
         """Let what is being worked on end, and stop."""
         self._stop.set()
+        self._wake.set()
         self._queue.stop()
         deadline = time.monotonic() + timeout
         for thread in self._threads:
@@ -101,4 +110,5 @@ class Worker:
                 wait = min(wait, 5.0)
             else:
                 self._last_resync = time.monotonic()
-            self._stop.wait(wait)
+            self._wake.wait(wait)
+            self._wake.clear()

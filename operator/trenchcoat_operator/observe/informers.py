@@ -82,6 +82,11 @@ class Informers:
         for informer in self._all():
             informer.start()
 
+    def hurry(self) -> None:
+        """Try again at once what waits to be tried again."""
+        for informer in self._all():
+            informer.hurry()
+
     def stop(self) -> None:
         """Follow nothing any longer."""
         for informer in self._all():

@@ -15,6 +15,8 @@ from trenchcoat_operator.kubernetes.transport import request_labels
         (("DELETE", "/apis/kubeflow.org/v1/namespaces/a/pytorchjobs/p"), ("delete", "pytorchjobs")),
         (("POST", "/api/v1/namespaces/a/events"), ("create", "events")),
         (("GET", "/api/v1/namespaces/a"), ("get", "namespaces")),
+        (("GET", "/apis"), ("discover", "apis")),
+        (("GET", "/apis/batch/v1"), ("discover", "apis")),
     ],
 )
 def test_requests_are_told_by_verb_and_resource(request_line, labels):

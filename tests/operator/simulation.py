@@ -357,6 +357,17 @@ class Cluster:
         self.children[name] = replace(child, phase=phase, finished_at=self.now, pods=pods)
         self.places.pop(name, None)
 
+    def end_stage(self, name: str, exit_code: int = 0) -> None:
+        """Let the stage's containers end in pods with a sidecar that goes on: the Job knows of no end."""
+        child = self.children[name]
+        if not exit_code:
+            self.manifests[child.key] = world.manifest(self.artifacts[child.key])
+        self.objects.add(child.key)
+        pods = tuple(
+            replace(pod, exit_code=exit_code, ended_at=self.now, beside=("proxy",)) for pod in child.pods
+        )
+        self.children[name] = replace(child, pods=pods)
+
     def active(self) -> list[str]:
         return sorted(name for name, child in self.children.items() if child.active)
 
@@ -364,19 +375,33 @@ class Cluster:
         return [
             name
             for name in self.active()
-            if self.children[name].running and not self.children[name].pods[-1].unschedulable
+            if self.children[name].running
+            and not self.children[name].pods[-1].unschedulable
+            and self.children[name].pods[-1].exit_code is None
         ]
 
 
-def run(cluster: Cluster, luck: random.Random, fail: float = 0.0, rounds: int = 300) -> None:
-    """Let the loop run until nothing more happens; Jobs end in any order."""
+def run(
+    cluster: Cluster, luck: random.Random, fail: float = 0.0, rounds: int = 300, sidecars: float = 0.0
+) -> None:
+    """Let the loop run until nothing more happens; Jobs end in any order.
+
+    Args:
+        cluster: The cluster.
+        luck: Decides.
+        fail: Share of the Jobs that fail.
+        rounds: How often it may look.
+        sidecars: Share of the Jobs whose stage ends and whose pods do not.
+    """
     for _ in range(rounds):
         waits = [settle(cluster, name) for name in luck.sample(sorted(cluster.tenants), len(cluster.tenants))]
         cluster.schedule()
         running = cluster.running()
         if running:
             for name in luck.sample(running, luck.randint(1, len(running))):
-                if luck.random() < fail:
+                if luck.random() < sidecars:
+                    cluster.end_stage(name, luck.choice([1, 75, 69]) if luck.random() < fail else 0)
+                elif luck.random() < fail:
                     cluster.end(name, ChildPhase.FAILED, luck.choice([1, 75, 69]))
                 else:
                     cluster.end(name, ChildPhase.SUCCEEDED)
@@ -395,7 +420,9 @@ def settle(cluster: Cluster, name: str) -> float | None:
         plan = cluster.plan(name)
         cluster.carry_out(plan, name)
         # A store's steps follow one another, and what is taken away leaves room for what waited.
-        goes_on = any(isinstance(action, plans.StoreAction | plans.Delete) for action in plan.actions)
+        goes_on = any(
+            isinstance(action, plans.StoreAction | plans.Delete | plans.Stop) for action in plan.actions
+        )
         if not plan.actions or not (deleting or goes_on):
             break
     if name not in cluster.tenants:

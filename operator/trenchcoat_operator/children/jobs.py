@@ -10,10 +10,6 @@ from trenchcoat_operator.model.plan import Object
 from trenchcoat_operator.settings import PodDefaults
 from trenchcoat_operator.works.graph import Work
 
-JOB_CONTAINER = "stage"
-PYTORCH_CONTAINER = "pytorch"
-"""The training-operator insists on this name."""
-
 
 def kind(work: Work) -> ChildKind:
     """Which kind of object runs a work."""
@@ -21,8 +17,7 @@ def kind(work: Work) -> ChildKind:
 
 
 def _pod_spec(trenchcoat: Trenchcoat, work: Work, defaults: PodDefaults, spec_name: str) -> Object:
-    container = PYTORCH_CONTAINER if work.distributed else JOB_CONTAINER
-    return pods.pod_spec(trenchcoat.spec, work, spec_name, container, defaults)
+    return pods.pod_spec(trenchcoat.spec, work, spec_name, kind(work).container, defaults)
 
 
 def template_hash(trenchcoat: Trenchcoat, work: Work, defaults: PodDefaults) -> str:
@@ -95,7 +90,7 @@ def _job(metadata: Object, template: Object, *, suspend: bool) -> Object:
 
 
 def _exits(*codes: ExitCode) -> Object:
-    return {"containerName": JOB_CONTAINER, "operator": "In", "values": sorted(map(int, codes))}
+    return {"containerName": ChildKind.JOB.container, "operator": "In", "values": sorted(map(int, codes))}
 
 
 def _pytorch_job(metadata: Object, work: Work, template: Object, *, suspend: bool) -> Object:

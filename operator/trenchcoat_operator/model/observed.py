@@ -17,6 +17,11 @@ class ChildKind(StrEnum):
     JOB = "Job"
     PYTORCH_JOB = "PyTorchJob"
 
+    @property
+    def container(self) -> str:
+        """Name of the container that runs the stage; the training-operator insists on its own."""
+        return "stage" if self is ChildKind.JOB else "pytorch"
+
 
 class ChildPhase(StrEnum):
     """Where a child stands, by its own conditions."""
@@ -36,6 +41,7 @@ class Pod:
     node: str = ""
     created_at: datetime | None = None
     started_at: datetime | None = None
+    scheduled_at: datetime | None = None
     finished_at: datetime | None = None
     """When the last of its containers ended, once all have."""
     extended: Mapping[str, int] = field(default_factory=dict)
@@ -46,14 +52,28 @@ class Pod:
     waiting_reason: str = ""
     """Why a container does not run, such as ImagePullBackOff."""
     waiting_message: str = ""
+    waiting_container: str = ""
+    """Name of that container; empty for the stage's own."""
+    initializing: str = ""
+    """Name of the init container that runs, and that the stage waits for."""
+    initializing_since: datetime | None = None
     exit_code: int | None = None
+    """Of the stage's own container, or of an init container that failed before it; none while it runs."""
     exit_reason: str = ""
-    """Reason of the terminated container, such as OOMKilled."""
+    """Reason of that container, such as OOMKilled."""
     exit_message: str = ""
+    exit_of: str = ""
+    """Name of that init container; empty for the stage's own."""
+    ended_at: datetime | None = None
+    """When that container ended."""
+    beside: tuple[str, ...] = ()
+    """Names of containers beside the stage's that have not ended."""
     disrupted: bool = False
     """The cluster ended it: preemption, eviction, a lost node."""
     reason: str = ""
     """The pod's own reason, such as Evicted."""
+    message: str = ""
+    """What the kubelet or a controller said with it."""
     gone_by: datetime | None = None
     """When it should have ended and be gone, once it was deleted."""
 
@@ -61,6 +81,16 @@ class Pod:
     def waits_for_node(self) -> bool:
         """Whether the scheduler finds no node for it."""
         return bool(self.unschedulable) and self.phase == "Pending"
+
+    @property
+    def over(self) -> bool:
+        """Whether all of its containers have ended."""
+        return self.phase in ("Succeeded", "Failed")
+
+    @property
+    def outstays_its_stage(self) -> bool:
+        """Whether other containers go on though its stage's own has ended, and nobody told it to end."""
+        return self.ended_at is not None and not self.exit_of and not self.over and self.gone_by is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +153,11 @@ class Child:
     def waiting(self) -> bool:
         """Whether it has yet to begin, or to go on: none of its pods runs, nor is the end of all it has."""
         return not self.running and (not self.pods or any(pod.phase == "Pending" for pod in self.pods))
+
+    @property
+    def stage_succeeded(self) -> bool:
+        """Whether the stage's own container ended well in all of its pods."""
+        return bool(self.pods) and all(pod.exit_code == 0 for pod in self.pods)
 
     @property
     def holding(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 from trenchcoat_api import constants
 from trenchcoat_api.stages import Stage
 
+from trenchcoat_operator.model import containers
 from trenchcoat_operator.model.capacity import BoundPod, Node, Placement, Requirement, Taint, Toleration
 from trenchcoat_operator.model.observed import Child, ChildKind, ChildPhase, Pod, Queued
 
@@ -100,61 +101,59 @@ def child(
 def pod(body: Object) -> Pod:
     """A pod of a child."""
     spec, status = body.get("spec") or {}, body.get("status") or {}
-    containers = status.get("containerStatuses") or []
-    states = [item.get("state") or {} for item in [*(status.get("initContainerStatuses") or []), *containers]]
-    waiting: Object = next(
-        (
-            state["waiting"]
-            for state in states
-            if state.get("waiting") and state["waiting"].get("reason") not in _JUST_STARTING
-        ),
-        {},
-    )
-    terminated: Object = next(
-        (
-            state["terminated"]
-            for state in states
-            if state.get("terminated") and state["terminated"].get("exitCode")
-        ),
-        {},
-    )
-    begun = [
-        start
-        for item in containers
-        for state in (item.get("state") or {}).values()
-        if state and (start := moment(state.get("startedAt"))) is not None
-    ]
-    ends = [
-        moment(((item.get("state") or {}).get("terminated") or {}).get("finishedAt")) for item in containers
-    ]
-    finished = max((end for end in ends if end is not None), default=None)
-    unschedulable, unschedulable_since = "", None
+    seen = containers.read(body)
+    started_at, finished_at = containers.begun_and_ended(status.get("containerStatuses") or [])
+    phase = str(status.get("phase") or "Pending")
+    if phase == "Pending" and seen.begun:
+        phase = "Running"  # a sidecar that cannot start keeps it Pending, though its stage computes
+    unschedulable, unschedulable_since, scheduled_at = "", None, None
     for condition in status.get("conditions") or []:
-        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+        if condition.get("type") != "PodScheduled":
+            continue
+        if condition.get("status") == "False":
             unschedulable = str(condition.get("message") or condition.get("reason") or "")
             unschedulable_since = moment(condition.get("lastTransitionTime"))
+        else:
+            scheduled_at = moment(condition.get("lastTransitionTime"))
+    own = seen.waiting_name == containers.stage_container(body)
     return Pod(
         name=body["metadata"]["name"],
-        phase=str(status.get("phase") or "Pending"),
+        phase=phase,
         node=str(spec.get("nodeName") or ""),
-        started_at=min(begun, default=None),
-        finished_at=finished if len(ends) == sum(end is not None for end in ends) else None,
+        started_at=started_at,
+        scheduled_at=scheduled_at,
+        finished_at=finished_at,
         created_at=moment(body["metadata"].get("creationTimestamp")),
         extended=extended_requests(spec),
         unschedulable=unschedulable,
         unschedulable_since=unschedulable_since,
-        waiting_reason=str(waiting.get("reason") or ""),
-        waiting_message=str(waiting.get("message") or ""),
-        exit_code=terminated.get("exitCode"),
-        exit_reason=str(terminated.get("reason") or ""),
-        exit_message=str(terminated.get("message") or ""),
+        waiting_reason=str(seen.waiting.get("reason") or ""),
+        waiting_message=_waiting_message(seen.waiting),
+        waiting_container="" if own else seen.waiting_name,
+        initializing=seen.initializing_name,
+        initializing_since=moment(seen.initializing.get("startedAt")),
+        exit_code=seen.end.get("exitCode"),
+        exit_reason=str(seen.end.get("reason") or ""),
+        exit_message=str(seen.end.get("message") or ""),
+        exit_of=seen.end_of,
+        ended_at=moment(seen.end.get("finishedAt")),
+        beside=seen.beside,
         disrupted=_condition(body, "DisruptionTarget") is not None,
         reason=str(status.get("reason") or ""),
+        message=str(status.get("message") or ""),
         gone_by=moment(body["metadata"].get("deletionTimestamp")),
     )
 
 
-_JUST_STARTING = {"ContainerCreating", "PodInitializing", None, ""}
+def _waiting_message(waiting: Object) -> str:
+    """What is said of a container that does not run, and how it ended the last time."""
+    said, last = str(waiting.get("message") or ""), waiting.get("last") or {}
+    if not last:
+        return said
+    how = f"it ended with exit code {last.get('exitCode')}"
+    if message := str(last.get("message") or "").strip():
+        how += f": {message}"
+    return f"{said}; {how}" if said else how
 
 
 def _count(quantity: object) -> int:
@@ -185,15 +184,32 @@ def node(body: Object) -> Node:
 
 
 def extended_requests(spec: Object) -> dict[str, int]:
-    """Extended resources that a pod's spec requests."""
-    together: dict[str, int] = {}
-    for container in spec.get("containers") or []:
-        for name, count in _extended((container.get("resources") or {}).get("requests") or {}).items():
-            together[name] = together.get(name, 0) + count
+    """Extended resources that a pod's spec requests, added up as the scheduler does.
+
+    Native sidecars go on beside the containers and beside the init containers after them.
+    """
+    native: dict[str, int] = {}
+    most: dict[str, int] = {}
     for container in spec.get("initContainers") or []:
-        for name, count in _extended((container.get("resources") or {}).get("requests") or {}).items():
-            together[name] = max(together.get(name, 0), count)
-    return together
+        own = _requested(container)
+        if container.get("restartPolicy") == "Always":
+            native = _sum(native, own)
+            own = native
+        else:
+            own = _sum(native, own)
+        most = {name: max(most.get(name, 0), own.get(name, 0)) for name in {**most, **own}}
+    together = native
+    for container in spec.get("containers") or []:
+        together = _sum(together, _requested(container))
+    return {name: max(together.get(name, 0), most.get(name, 0)) for name in {**together, **most}}
+
+
+def _requested(container: Object) -> dict[str, int]:
+    return _extended((container.get("resources") or {}).get("requests") or {})
+
+
+def _sum(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
 
 
 def tolerations(spec: Object) -> tuple[Toleration, ...]:

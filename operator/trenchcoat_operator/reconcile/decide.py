@@ -30,6 +30,7 @@ def reconcile(trenchcoat: Trenchcoat, observed: Observed, settings: Settings, no
     released = release(look, assessments)
     removals = unwanted.deletions(look)
     overdue = ended.past_deadline(look)
+    outstayed = ended.outstayed(look, assessments, {action.name for action in (*removals, *overdue)})
     kept = retention.intermediates(look)
     actions = (
         *retention.wanted_finalizer(trenchcoat),
@@ -37,11 +38,12 @@ def reconcile(trenchcoat: Trenchcoat, observed: Observed, settings: Settings, no
         *ended.verdicts(assessments),  # with a pod goes the knowledge that its node was lost
         *ended.lost_pods(look),
         *overdue,
+        *outstayed,
         *creations(look, assessments, released),
         *kept.actions,
     )
     situation = Situation(look, assessments, released, frozenset(action.name for action in removals))
-    told = usage.account(status(situation), look, last_look=bool(removals or overdue))
+    told = usage.account(status(situation), look, last_look=bool(removals or overdue or outstayed))
     stuck = observed.capacity is None and bool(unwanted.stuck(look))
     return Plan(
         actions,

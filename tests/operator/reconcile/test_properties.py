@@ -174,6 +174,31 @@ def test_from_nothing_every_artifact_is_made_once(luck: random.Random, gpus: lis
     assert cluster.trenchcoat.status.max_crias_running <= sum(gpus)
 
 
+@pytest.mark.slow
+@given(st.randoms(use_true_random=False), st.lists(st.integers(1, 2), min_size=1, max_size=3))
+@settings(max_examples=25, deadline=None)
+def test_sidecars_keep_no_gpu_and_have_nothing_made_twice(luck: random.Random, gpus: list[int]) -> None:
+    """Jobs whose pods go on after their stage would hold their GPUs for ever."""
+    cluster = Cluster.one(trenchcoat(layersPerCria=2), gpus)
+    run(cluster, luck, sidecars=0.7)
+    assert succeeded(cluster.trenchcoat)
+    assert sorted(cluster.made) == sorted(cluster.artifacts)
+    assert not cluster.active()
+    rows = [*cluster.trenchcoat.status.stages, *cluster.trenchcoat.status.crias]
+    assert {item.outcome for row in rows for item in row.attempts} == {"Succeeded"}
+
+
+@pytest.mark.slow
+@given(st.randoms(use_true_random=False))
+@settings(max_examples=15, deadline=None)
+def test_failures_beside_sidecars_count_as_others_do(luck: random.Random) -> None:
+    cluster = Cluster.one(trenchcoat(layersPerCria=4), [2])
+    run(cluster, luck, fail=0.4, sidecars=0.7)
+    failed = any(row.state is State.FAILED for row in cluster.trenchcoat.status.stages)
+    assert succeeded(cluster.trenchcoat) != failed
+    assert not cluster.active()
+
+
 @given(st.randoms(use_true_random=False))
 @settings(max_examples=25, deadline=None)
 def test_with_failures_it_ends_complete_or_failed(luck: random.Random) -> None:

@@ -14,7 +14,7 @@ from trenchcoat_operator.children import names
 from trenchcoat_operator.model.observed import Child, ChildPhase, Problem
 from trenchcoat_operator.reconcile.assessment import failures, lost
 from trenchcoat_operator.reconcile.assessment.at_work import at_work
-from trenchcoat_operator.reconcile.assessment.failures import FailureClass, Outcome
+from trenchcoat_operator.reconcile.assessment.failures import Outcome
 from trenchcoat_operator.reconcile.assessment.retries import after_failures
 from trenchcoat_operator.reconcile.assessment.standing import Assessment
 from trenchcoat_operator.reconcile.look import Look
@@ -167,10 +167,11 @@ def _was_deleted(child: Child, deletion: Deletion | None) -> bool:
 def _outcome(child: Child, now: datetime, *, complete: bool) -> Outcome | None:
     """How a try failed; None when it did not, or not yet. `complete` says that its artifact is there."""
     if child.phase is ChildPhase.FAILED:
-        return failures.classify(child, now)
+        # What failed in a pod beside the stage is nothing to an artifact that is there.
+        return None if complete and child.stage_succeeded else failures.classify(child, now)
     if child.phase is ChildPhase.SUCCEEDED and not complete and (child.outcome or _overdue(child, now)):
-        message = f"{child.kind} {child.name} ended well but left no manifest in the store"
-        return Outcome(FailureClass.NO_MANIFEST, message)
+        # Of a gang whose ranks end in one look its controller may see the first alone, and call it well.
+        return failures.by_pods(child, now) or failures.no_manifest(child)
     return None
 
 

@@ -8,7 +8,8 @@ from trenchcoat_api.status import State, WaitingReason
 
 from trenchcoat_operator.gpus.places import UNSCHEDULABLE_GRACE
 from trenchcoat_operator.model.observed import Child, ChildKind, Pod, Problem
-from trenchcoat_operator.reconcile.assessment.containers import pod_problem
+from trenchcoat_operator.reconcile.assessment import beside
+from trenchcoat_operator.reconcile.assessment.containers import held_up, pod_problem
 from trenchcoat_operator.reconcile.assessment.deadlines import deadline_of
 from trenchcoat_operator.reconcile.assessment.standing import Assessment
 from trenchcoat_operator.reconcile.look import Look
@@ -41,6 +42,8 @@ def at_work(base: Assessment, child: Child, look: Look) -> Assessment:
     stuck = next((pod for pod in child.pods if pod.waits_for_node), None)
     if stuck is not None:
         return _unschedulable(base, child, stuck, look)
+    if beside.outstaying(child) and not leaving:
+        return replace(base, state=State.RUNNING, message=beside.told(child), look_at=beside.ends_at(child))
     if child.running and not leaving:
         return replace(base, state=State.RUNNING, look_at=deadline_of(base.work, look.trenchcoat, child))
     if leaving:
@@ -50,6 +53,11 @@ def at_work(base: Assessment, child: Child, look: Look) -> Assessment:
     problem = pod_problem(child)
     if problem is not None:
         return replace(base, state=State.STARTING, message=problem.message, problem=problem)
+    waits = held_up(child)
+    if waits is not None:
+        known = look.now >= waits.tell_at
+        message = waits.message if known else "its pods start"
+        return replace(base, state=State.STARTING, message=message, look_at=None if known else waits.tell_at)
     return _between_pods(base, child, look)
 
 

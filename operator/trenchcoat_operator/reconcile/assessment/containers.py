@@ -1,6 +1,11 @@
 """Containers that do not start, and what a person must mend so that they do."""
 
-from trenchcoat_operator.model.observed import Child, Problem
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from trenchcoat_api import texts
+
+from trenchcoat_operator.model.observed import Child, Pod, Problem
 from trenchcoat_operator.reconcile.assessment.failures import short
 
 _IMAGE_REASONS = {
@@ -14,21 +19,66 @@ _IMAGE_REASONS = {
 _CONTAINER_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 
 
+_CRASHES = "CrashLoopBackOff"
+
+STARTING_GRACE = timedelta(seconds=60)
+"""A pod that has a node may take so long to start its containers before anybody is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldUp:
+    """What a pod that has a node waits for."""
+
+    message: str
+    tell_at: datetime
+    """When it has waited for so long that it is told."""
+
+
 def pod_problem(child: Child) -> Problem | None:
     """What keeps a child's pods from starting and will keep them until somebody mends it."""
     for pod in sorted(child.pods, key=lambda pod: pod.name):
+        said = f"{pod.waiting_reason}: {pod.waiting_message or 'no message'}"
         if pod.waiting_reason in _IMAGE_REASONS:
-            return Problem(
-                "ImagePullFailed",
-                short(
-                    f"pod {pod.name}: {pod.waiting_reason}: {pod.waiting_message or 'no image'}"
-                    f"; set spec.pods.{child.stage}.image, or the operator's trainerImage, to an image that "
-                    "the node can pull"
-                ),
-            )
+            field = f"spec.pods.{child.stage}.image"
+            remedy = f"set {field}, or the operator's trainerImage, to an image that the node can pull"
+            if pod.waiting_container:
+                remedy = "it is not of this operator's making: mend what adds it to pods"
+            return Problem("ImagePullFailed", short(f"{_subject(pod)}: {said}; {remedy}"))
         if pod.waiting_reason in _CONTAINER_REASONS:
-            return Problem(
-                "ContainerConfigError",
-                short(f"pod {pod.name}: {pod.waiting_reason}: {pod.waiting_message}"),
+            return Problem("ContainerConfigError", short(f"{_subject(pod)}: {said}"))
+        if pod.waiting_reason == _CRASHES:
+            remedy = f"`kubectl logs {pod.name} -c {pod.waiting_container}` says why"
+            return Problem("ContainerCrashes", short(f"{_subject(pod)}: {said}; {remedy}"))
+    return None
+
+
+def held_up(child: Child) -> HeldUp | None:
+    """What the first of a child's pods that have a node and do not run waits for; None if there is none."""
+    for pod in sorted(child.pods, key=lambda pod: pod.name):
+        if pod.phase != "Pending" or not pod.node:
+            continue
+        if pod.initializing and pod.initializing_since is not None:
+            return _since(
+                pod.initializing_since,
+                f"pod {pod.name} on {pod.node} waits for its init container {pod.initializing}",
+                f"`kubectl logs {pod.name} -c {pod.initializing}`",
+            )
+        if pod.scheduled_at is not None:
+            return _since(
+                pod.scheduled_at,
+                f"node {pod.node} starts no container of pod {pod.name}: it pulls an image, or finds a "
+                "volume or a network missing",
+                f"`kubectl describe pod {pod.name}`",
             )
     return None
+
+
+def _since(moment: datetime, what: str, command: str) -> HeldUp:
+    return HeldUp(f"since {texts.timestamp(moment)} {what}; {command} says why", moment + STARTING_GRACE)
+
+
+def _subject(pod: Pod) -> str:
+    """The pod, and its container where that is not the stage's own."""
+    return (
+        f"pod {pod.name}, container {pod.waiting_container}" if pod.waiting_container else f"pod {pod.name}"
+    )

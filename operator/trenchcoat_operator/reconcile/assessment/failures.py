@@ -65,9 +65,8 @@ def classify(child: Child, now: datetime) -> Outcome:
     """Say how a failed child failed, from what was recorded, its pods and its own condition."""
     if child.outcome in set(FailureClass):
         return Outcome(FailureClass(child.outcome), child.outcome_message)
-    ends = [(pod, end) for pod in child.pods if (end := _pod_outcome(pod, now)) is not None]
-    if ends:
-        return min(_explaining(ends), key=lambda end: (_WEIGHT.index(end.failure), end.message))
+    if (told := by_pods(child, now)) is not None:
+        return told
     for code, failure in _BY_EXIT_CODE.items():
         # Job's own condition outlives the pods: "Container x for pod y failed with exit code 65 matching ..."
         if child.reason == "PodFailurePolicy" and f"exit code {code:d} " in child.message:
@@ -76,17 +75,33 @@ def classify(child: Child, now: datetime) -> Outcome:
     return Outcome(FailureClass.FAILED, short(message))
 
 
+def by_pods(child: Child, now: datetime) -> Outcome | None:
+    """How a child failed by its pods alone; None while they tell of no failure."""
+    ends = [(pod, end) for pod in child.pods if (end := _pod_outcome(pod, now)) is not None]
+    if ends:
+        return min(_explaining(ends), key=lambda end: (_WEIGHT.index(end.failure), end.message))
+    if child.pods and all(pod.exit_code == 0 for pod in child.pods):
+        return no_manifest(child)
+    return None
+
+
+def no_manifest(child: Child) -> Outcome:
+    """What is recorded of a child whose stage ended well, for nothing."""
+    message = f"{child.kind} {child.name} ended well but left no manifest in the store"
+    return Outcome(FailureClass.NO_MANIFEST, message)
+
+
 def _explaining(ends: list[tuple[Pod, Outcome]]) -> list[Outcome]:
     """The ends without those of pods that were told to end because another had failed."""
     failed = [
-        pod.finished_at
+        pod.ended_at
         for pod, end in ends
-        if end.failure is not FailureClass.PREEMPTED and pod.finished_at is not None
+        if end.failure is not FailureClass.PREEMPTED and pod.ended_at is not None
     ]
     first = min(failed, default=None)
 
     def follows(pod: Pod) -> bool:
-        return first is not None and pod.finished_at is not None and pod.finished_at > first
+        return first is not None and pod.ended_at is not None and pod.ended_at > first
 
     return [end for pod, end in ends if not (_ended_on_request(pod) and follows(pod))]
 
@@ -106,8 +121,8 @@ def _outstayed(pod: Pod) -> bool:
     return (
         pod.exit_code == _KILLED
         and pod.gone_by is not None
-        and pod.finished_at is not None
-        and pod.finished_at >= pod.gone_by - _CLOCKS_DIFFER
+        and pod.ended_at is not None
+        and pod.ended_at >= pod.gone_by - _CLOCKS_DIFFER
     )
 
 
@@ -128,6 +143,8 @@ def _pod_outcome(pod: Pod, now: datetime) -> Outcome | None:
             FailureClass.PREEMPTED,
             f"the cluster ended pod {pod.name}{where}: {pod.reason or 'preemption, eviction or a lost node'}",
         )
+    if pod.exit_of:
+        return _of_init_container(pod)
     if pod.exit_reason == "OOMKilled":
         return Outcome(
             FailureClass.OUT_OF_MEMORY,
@@ -147,6 +164,18 @@ def _pod_outcome(pod: Pod, now: datetime) -> Outcome | None:
         said = f"pod {pod.name} was told to end while it started"
     failure = _BY_EXIT_CODE.get(_known(pod.exit_code), FailureClass.FAILED)
     return Outcome(failure, short(said or f"pod {pod.name} ended with exit code {pod.exit_code}"))
+
+
+def _of_init_container(pod: Pod) -> Outcome:
+    """How a pod failed whose stage never began; the exit codes of others mean nothing to us."""
+    if pod.gone_by is not None:
+        message = f"pod {pod.name} was told to end while its init container {pod.exit_of} ran"
+        return Outcome(FailureClass.PREEMPTED, message)
+    how = f"{pod.exit_reason or 'Error'}, exit code {pod.exit_code}"
+    said = _last_line(pod.exit_message) or f"`kubectl logs {pod.name} -c {pod.exit_of}` says why"
+    return Outcome(
+        FailureClass.FAILED, short(f"init container {pod.exit_of} of pod {pod.name} failed ({how}): {said}")
+    )
 
 
 def _known(code: int) -> ExitCode:

@@ -1,6 +1,11 @@
 """Children that failed, ran for too long or lost a node: the verdict is written onto them, and they end."""
 
-from trenchcoat_operator.model.plan import Action, ForcePod, RecordOutcome, Stop
+from collections.abc import Container
+
+from trenchcoat_api.status import State
+
+from trenchcoat_operator.model.plan import Delete, ForcePod, RecordOutcome, Stop
+from trenchcoat_operator.reconcile.assessment import beside, failures
 from trenchcoat_operator.reconcile.assessment.deadlines import deadline_exceeded, deadline_of
 from trenchcoat_operator.reconcile.assessment.lost import is_lost
 from trenchcoat_operator.reconcile.assessment.standing import Assessment
@@ -16,10 +21,10 @@ def verdicts(assessments: tuple[Assessment, ...]) -> list[RecordOutcome]:
     ]
 
 
-def past_deadline(look: Look) -> list[Action]:
+def past_deadline(look: Look) -> list[RecordOutcome | Stop]:
     """Children that ran for longer than they may: the verdict is recorded first, so that it is never lost."""
     wanted = {work.key: work for work in look.graph.works}
-    result: list[Action] = []
+    result: list[RecordOutcome | Stop] = []
     for child in look.children:
         work = wanted.get(child.key)
         if not child.active or child.terminating or child.stopped or work is None:
@@ -30,6 +35,35 @@ def past_deadline(look: Look) -> list[Action]:
         outcome = deadline_exceeded(work, look.trenchcoat)
         result.append(RecordOutcome(child.kind, child.name, outcome.failure.value, outcome.message))
         result.append(Stop(child.kind, child.name, outcome.message))
+    return result
+
+
+def outstayed(
+    look: Look, assessments: tuple[Assessment, ...], going: Container[str]
+) -> list[Delete | RecordOutcome | Stop]:
+    """Children whose stage has ended and whose pods go on for a sidecar: their GPUs are given back.
+
+    Those that left their artifact go; of the others the verdict is recorded before they are stopped.
+
+    Args:
+        look: The look.
+        assessments: Where each work stands.
+        going: Names of children that end for another reason.
+    """
+    result: list[Delete | RecordOutcome | Stop] = []
+    for assessment in assessments:
+        child = assessment.latest
+        if child is None or not child.active or child.terminating or child.stopped or child.name in going:
+            continue
+        due = beside.ends_at(child)
+        if due is None or look.now < due or not look.store_is_known:
+            continue
+        if assessment.state is State.SUCCEEDED:
+            result.append(Delete(child.kind, child.name, beside.told(child)))
+            continue
+        outcome = failures.by_pods(child, look.now) or failures.no_manifest(child)
+        result.append(RecordOutcome(child.kind, child.name, outcome.failure.value, outcome.message))
+        result.append(Stop(child.kind, child.name, beside.told(child)))
     return result
 
 

@@ -9,7 +9,12 @@ from trenchcoat_operator.reconcile.assessment.standing import Assessment
 def seen(assessment: Assessment) -> list[tuple[int, str]]:
     """Number and outcome of the tries whose Jobs are there."""
     failed = {child.name: outcome.failure.value for child, outcome in assessment.outcomes}
-    ended = {child.name: "Succeeded" for child in assessment.tries if child.phase is ChildPhase.SUCCEEDED}
+    complete = assessment.manifest is not None
+    ended = {
+        child.name: "Succeeded"
+        for child in assessment.tries
+        if child.phase is ChildPhase.SUCCEEDED or (complete and child.stage_succeeded)
+    }
     return [(child.attempt, (ended | failed).get(child.name, "")) for child in assessment.tries]
 
 

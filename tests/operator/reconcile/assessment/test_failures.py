@@ -82,6 +82,20 @@ def test_out_of_memory_says_what_to_change() -> None:
     assert "spec.pods" in outcome.message
 
 
+@pytest.mark.parametrize("code", [1, 64, 66, 75, 143])
+def test_exit_codes_of_init_containers_mean_nothing_to_us(code: int) -> None:
+    broken = ended(code, "no role", exit_of="vault-agent-init", exit_reason="Error")
+    outcome = verdict(replace(CHILD, pods=(broken,)))
+    assert outcome.failure is FailureClass.FAILED
+    assert outcome.message == (
+        f"init container vault-agent-init of pod pod failed (Error, exit code {code}): no role"
+    )
+    told = verdict(replace(CHILD, pods=(replace(broken, gone_by=at(60)),)))
+    assert told.failure is FailureClass.PREEMPTED
+    eaten = verdict(replace(CHILD, pods=(replace(broken, exit_reason="OOMKilled"),)))
+    assert eaten.failure is FailureClass.FAILED, "spec.pods.cria.resources would not help"
+
+
 def test_of_several_pods_the_one_that_explains_the_others_counts() -> None:
     pods = (ended(1, "connection closed by peer"), ended(65, "loss became NaN"), ended(75, "stopped"))
     assert verdict(replace(CHILD, pods=pods)).message == "loss became NaN"
@@ -90,10 +104,10 @@ def test_of_several_pods_the_one_that_explains_the_others_counts() -> None:
 
 
 def test_a_pod_killed_when_its_grace_period_was_over_is_preempted() -> None:
-    late = ended(137, gone_by=at(120), finished_at=at(121))
+    late = ended(137, gone_by=at(120), ended_at=at(121))
     assert verdict(replace(CHILD, pods=(late,))).failure is FailureClass.PREEMPTED
     # What ended by itself may be deleted afterwards.
-    before = ended(137, gone_by=at(120), finished_at=at(60))
+    before = ended(137, gone_by=at(120), ended_at=at(60))
     assert verdict(replace(CHILD, pods=(before,))).failure is FailureClass.FAILED
     eaten = replace(late, exit_reason="OOMKilled")
     assert verdict(replace(CHILD, pods=(eaten,))).failure is FailureClass.OUT_OF_MEMORY
@@ -102,16 +116,16 @@ def test_a_pod_killed_when_its_grace_period_was_over_is_preempted() -> None:
 @pytest.mark.parametrize("code", [ExitCode.PREEMPTED, ExitCode.TERMINATED, 137])
 def test_pods_told_to_end_because_another_failed_explain_nothing(code: int) -> None:
     """The training-operator deletes the pods that still run, and a failure must not be tried for ever."""
-    broken = ended(1, "what was at fault", finished_at=at(60))
-    told = ended(code, gone_by=at(63), finished_at=at(63))
+    broken = ended(1, "what was at fault", ended_at=at(60))
+    told = ended(code, gone_by=at(63), ended_at=at(63))
     assert verdict(replace(CHILD, pods=(told, broken))).message == "what was at fault"
     # The other way round, the first to be told to end explains the one that lost its connection to it.
-    lost = replace(broken, finished_at=at(64))
+    lost = replace(broken, ended_at=at(64))
     assert verdict(replace(CHILD, pods=(told, lost))).failure is FailureClass.PREEMPTED
 
 
 def test_of_a_gang_that_broke_the_lost_node_is_the_cause() -> None:
-    broken = ended(1, "connection closed by peer", finished_at=at(2))
+    broken = ended(1, "connection closed by peer", ended_at=at(2))
     silent = Pod(name="other", phase="Running", node="gpu-2", gone_by=at(123))
     gang = replace(CHILD, kind=ChildKind.PYTORCH_JOB, pods=(broken, silent))
     assert classify(gang, at(130)).failure is FailureClass.FAILED

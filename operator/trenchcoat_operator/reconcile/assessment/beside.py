@@ -1,0 +1,31 @@
+"""Containers that go on beside a stage that has ended: sidecars keep its pod, and with it the GPU."""
+
+from datetime import datetime, timedelta
+
+from trenchcoat_operator.model.observed import Child, Pod
+
+SIDECAR_GRACE = timedelta(seconds=20)
+"""Sidecars that watch the stage have this long to end by themselves."""
+
+
+def outstaying(child: Child) -> tuple[Pod, ...]:
+    """Pods of a child whose stage is over and that go on all the same; none while any of it has work to do.
+
+    A rank that failed ends the work of all.
+    """
+    left = tuple(pod for pod in child.pods if pod.outstays_its_stage)
+    failed = any(pod.exit_code for pod in left)
+    return left if failed or all(pod.exit_code is not None or pod.over for pod in child.pods) else ()
+
+
+def ends_at(child: Child) -> datetime | None:
+    """When such pods are ended, from which on the GPUs that they hold are given back."""
+    ends = [pod.ended_at for pod in outstaying(child) if pod.ended_at is not None]
+    return max(ends) + SIDECAR_GRACE if ends else None
+
+
+def told(child: Child) -> str:
+    """Which containers are waited for."""
+    pod = outstaying(child)[0]
+    names = " and ".join(pod.beside) or "another container"
+    return f"its stage has ended, but {names} of pod {pod.name} still runs and keeps what the pod holds"

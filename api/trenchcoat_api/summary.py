@@ -34,7 +34,8 @@ class Summary:
 
     teacher_ppl: float
     untrained_ppl: float
-    transfer_ppl: float
+    transfer_ppl: float | None
+    """None for a form of student whose attention has nothing to learn in transfer."""
     cria_lora_ppl: float
     stitched_ppl: float
     stages: list[StageTime]
@@ -63,16 +64,17 @@ class Summary:
         """Make a summary from what the evaluate stage measured.
 
         Raises:
-            ValueError: a form of the model is missing among the perplexities.
+            ValueError: a form of the model is missing among the perplexities; attention transfer's may be.
         """
         by_name = {item.name: float(item.perplexity) for item in measured.perplexities}
-        missing = _FORMS.keys() - by_name.keys()
+        missing = _FORMS.keys() - by_name.keys() - {ModelForm.TRANSFER.value}
         if missing:
             raise ValueError(
                 f"no perplexity of: {', '.join(sorted(missing))}; was spec.evaluate switched off?"
             )
+        figures: dict[str, Any] = {field: by_name.get(name) for name, field in _FORMS.items()}
         return cls(
-            **{field: by_name[name] for name, field in _FORMS.items()},
+            **figures,
             perplexities=tuple(measured.perplexities),
             evaluation=measured.evaluation,
             stages=stages,

@@ -40,6 +40,15 @@ def test_json_has_the_documented_keys():
     }
 
 
+def test_a_form_of_student_without_attention_transfer_has_a_summary():
+    rows = [Perplexity(name=name, perplexity="9") for name in NAMES if name != "transfer"]
+    result = Summary.from_results(
+        Measured(rows, None), stages=[], stored_bytes=1, crias=2, gpus=1, max_crias_running=1
+    )
+    assert json.loads(result.to_json())["transfer_ppl"] is None
+    assert "after stitching │ 9.00" in " ".join(shown(result).split())
+
+
 def test_json_has_every_number_as_a_number():
     result = json.loads(measured().to_json())
     assert result["perplexities"]["teacher"] == {"1024": 10.0}

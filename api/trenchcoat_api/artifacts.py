@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from trenchcoat_api.base import Camel
 from trenchcoat_api.crias import CriaRange
-from trenchcoat_api.keys import content_key, dump_fields, form_fields
+from trenchcoat_api.keys import content_key, dump_fields, form_fields, stitch_fields
 from trenchcoat_api.layer_kinds import chooses_layers
 from trenchcoat_api.recall import RecallFacts
 from trenchcoat_api.results import Evaluation, Perplexity
@@ -262,7 +262,6 @@ class Artifact:
 
 
 # What decides how a stage runs but not what it computes stays out of the keys.
-_HOW_IT_RUNS = {"nodes", "gpus_per_node"}
 _HOW_IT_EVALUATES = {"enabled", "batch_size"}
 _SECRETS = {"token_secret_ref"}
 
@@ -352,7 +351,7 @@ class Artifacts:
     def stitch(self, crias: list[CriaRange]) -> Artifact:
         """End-to-end adapters over the whole student."""
         spec = self._spec
-        fields = {"seed": spec.seed, "stitch": dump_fields(spec.stitch, exclude=_HOW_IT_RUNS)}
+        fields = {"seed": spec.seed, "stitch": stitch_fields(spec.stitch)}
         inputs = (self.tokenize.key, self.shard.key, *(self.cria(cria).key for cria in crias))
         return self._make(Stage.STITCH, fields, inputs)
 

@@ -45,6 +45,18 @@ def dump_fields(model: Camel, *, exclude: set[str] | None = None) -> dict[str, A
     return {name: value for name, value in fields.items() if name not in unused or value != unused[name]}
 
 
+_HOW_IT_RUNS = {"nodes", "gpus_per_node"}
+"""What decides how a stage runs but not what it computes."""
+
+
+def stitch_fields(stitch: Stitch) -> dict[str, Any]:
+    """The fields of spec.stitch that say what is trained, for a key."""
+    fields = dump_fields(stitch, exclude={*_HOW_IT_RUNS, "long_sequences"})
+    if stitch.long_sequences.are_on:  # young, and no part of the key where they are off
+        fields["long_sequences"] = dump_fields(stitch.long_sequences)
+    return fields
+
+
 _UNREAD_BY_WINDOW = {
     Attention: {"feature_dim", "key_maps"},
     # It has nothing to train in attention transfer: what is left weighs the loss of LoRA by Cria, and says

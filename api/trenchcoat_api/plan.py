@@ -41,7 +41,7 @@ def stage_table(spec: TrenchcoatSpec, needs: Estimate) -> Table:
         "stitch",
         f"PyTorchJob, {stitch.nodes} pods",
         str(stitch.nodes * stitch.gpus_per_node),
-        "end-to-end adapters",
+        f"end-to-end adapters{_at_the_end(spec)}",
         artifacts.stitch(crias).key,
     )
     if spec.evaluate.enabled:
@@ -51,6 +51,13 @@ def stage_table(spec: TrenchcoatSpec, needs: Estimate) -> Table:
             "export", "Job", "-", f"{_bytes(needs.weight_bytes)} checkpoint", artifacts.export(crias).key
         )
     return table
+
+
+def _at_the_end(spec: TrenchcoatSpec) -> str:
+    long = spec.stitch.long_sequences
+    if not long.are_on:
+        return ""
+    return f"; sequences of {long.multiple * spec.data.sequence_length:,} tokens in the last {long.share}"
 
 
 def needs_table(spec: TrenchcoatSpec, needs: Estimate, teraflops: float) -> Table:

@@ -58,6 +58,9 @@ def test_keys_are_those_of_the_first_release():
         ("spec.transfer.epochs", 2, set()),
         ("spec.criaLora.lora.rank", 4, TRAINED),
         ("spec.stitch.learningRate", "1e-3", {Stage.STITCH, Stage.EVALUATE, Stage.EXPORT}),
+        ("spec.stitch.longSequences.share", "0.25", {Stage.STITCH, Stage.EVALUATE, Stage.EXPORT}),
+        ("spec.stitch.longSequences.share", "0.0", set()),
+        ("spec.stitch.longSequences.multiple", 8, set()),  # of no use without a share
         ("spec.export.maxShardBytes", 1_000_000, {Stage.EXPORT}),
         ("spec.collect.nodes", 7, set()),
         ("spec.stitch.nodes", 7, set()),

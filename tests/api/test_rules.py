@@ -39,7 +39,8 @@ def test_every_rule_is_bounded_told_and_about_a_field_that_there_is(path, schema
 
 def test_every_python_rule_stands_in_the_definition():
     text = str(custom_resource_definition())
-    assert text.count("does not divide batchSize") == 3
+    assert text.count("microBatchSize does not divide batchSize") == 3
+    assert text.count("longSequences.multiple does not divide batchSize") == 1
     assert text.count("which leaves no loss") == 1
     assert text.count("cannot change, for the artifacts would be lost") == 3
 

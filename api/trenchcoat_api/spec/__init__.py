@@ -10,6 +10,7 @@ from trenchcoat_api.spec.sources import Data, Model, SecretKeyRef, SecretRef, St
 from trenchcoat_api.spec.stages import Collect, Evaluate, Export, Gates
 from trenchcoat_api.spec.training import (
     CriaLora,
+    LongSequences,
     Lora,
     Objective,
     Plateau,
@@ -32,6 +33,7 @@ __all__ = [
     "Form",
     "Gates",
     "KeyMaps",
+    "LongSequences",
     "Lora",
     "Model",
     "Objective",

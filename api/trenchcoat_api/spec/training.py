@@ -149,10 +149,53 @@ class CriaLora(Camel):
     lora: Lora = Field(default_factory=Lora, description="The adapters.")
 
 
+class LongSequences(Camel):
+    """Longer sequences at the end of the stitch: neighbours of the text, joined again."""
+
+    share: Share = Field(
+        default="0",
+        description=(
+            "Share of the stitch's training tokens, below 1, that are read as long sequences: the last ones, "
+            "in whole optimiser steps. 0 switches it off."
+        ),
+    )
+    multiple: int = Field(
+        default=4,
+        description=(
+            "A long sequence is so many times data.sequenceLength: as many neighbours in the text. It has to "
+            "divide stitch.batchSize, for a step keeps its number of tokens."
+        ),
+        ge=2,
+        le=64,
+    )
+
+    @property
+    def are_on(self) -> bool:
+        """Whether there are any."""
+        return float(self.share) > 0
+
+
 class Stitch(Camel):
     """Stitching: end-to-end LoRA over the whole model with the language-modelling loss."""
 
-    rules = (_MICRO_BATCH,)
+    rules = (
+        _MICRO_BATCH,
+        Rule(
+            cel=where_decimals(
+                "double(self.longSequences.share) == 0.0 || self.longSequences.multiple < 1 || "
+                "self.batchSize % self.longSequences.multiple == 0",
+                "self.longSequences.share",
+            ),
+            holds=lambda stitch: (
+                not stitch.long_sequences.are_on or stitch.batch_size % stitch.long_sequences.multiple == 0
+            ),
+            message=(
+                "longSequences.multiple does not divide batchSize, so that a step of long sequences would "
+                "have fewer tokens: set it to a divisor, or change batchSize"
+            ),
+            field="longSequences.multiple",
+        ),
+    )
 
     nodes: int = Field(default=1, description="Pods of the PyTorchJob.", ge=1, le=1000)
     gpus_per_node: int = Field(default=1, description="GPUs of each pod; 0 runs on CPUs.", ge=0, le=64)
@@ -176,3 +219,22 @@ class Stitch(Camel):
             "sequence apart. 0 switches it off."
         ),
     )
+    long_sequences: LongSequences = Field(
+        default_factory=LongSequences,
+        description=(
+            "Longer sequences for the last part of the training tokens, so that the student learns to use "
+            "what lies further back. microBatchSize shrinks with them, to 1 at least."
+        ),
+    )
+
+    @property
+    def long_micro_batch_size(self) -> int:
+        """Long sequences of a forward pass: no more tokens than otherwise, if one of them allows that."""
+        return max(1, self.micro_batch_size // self.long_sequences.multiple)
+
+    @property
+    def largest_micro_batch(self) -> int:
+        """The most that one forward pass takes, in sequences of data.sequenceLength."""
+        if not self.long_sequences.are_on:
+            return self.micro_batch_size
+        return max(self.micro_batch_size, self.long_micro_batch_size * self.long_sequences.multiple)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from trenchcoat_trainer.data import packing
 from trenchcoat_trainer.data.layout import DOCUMENT_STARTS, TOKENS
-from trenchcoat_trainer.data.packing import Packer
+from trenchcoat_trainer.data.packing import Packer, stored_places
 
 LENGTH = 8
 
@@ -78,6 +78,16 @@ def test_shuffling_keeps_the_sequences_and_parts_neighbours() -> None:
     at = {row: index for index, row in enumerate(mixed_rows)}
     distances = [abs(at[first] - at[second]) for first, second in pairwise(rows)]
     assert np.median(distances) > 2
+
+
+@pytest.mark.parametrize("documents", [1, 4, 8, 60, 200])
+def test_where_each_sequence_of_the_text_was_stored_follows_from_their_number(documents: int) -> None:
+    """Fewer than are mixed at a time, as many, and more."""
+    plain, _ = pack(make_documents(documents))
+    mixed, _ = pack(make_documents(documents), shuffle=True)
+    places = stored_places(len(plain.tokens), LENGTH)
+    assert torch.equal(mixed.tokens[places], plain.tokens)
+    assert sorted(places) == list(range(len(plain.tokens)))
 
 
 def test_no_more_than_the_limit_is_made() -> None:

@@ -58,6 +58,25 @@ def test_by_default_sequences_end_within_the_teachers_positions(make_spec, posit
     assert (set(drawn(found)) == {0}) is (below == 0)
 
 
+def test_longer_sequences_end_no_further_back(make_spec):
+    found = starts(make_spec, share="0.5", below=150)
+    longer = found.of_longer(100)
+    assert max(drawn(found)) + 64 <= 150 + 63
+    assert 0 < max(drawn(longer)) + 164 <= 150 + 63
+    assert set(drawn(found.of_longer(150))) == {0}
+    assert found.of_longer(0) == found
+
+
+def test_longer_sequences_than_the_teacher_has_positions_are_refused(make_spec):
+    def spec(multiple, share="0.25"):
+        return make_spec(stitch={"longSequences": {"share": share, "multiple": multiple}})
+
+    Starts.of(spec(4), make_config())
+    Starts.of(spec(8, share="0"), make_config())
+    with pytest.raises(BadInputError, match=r"longSequences\.multiple is 8, .* 512 long, past .* 256 pos"):
+        Starts.of(spec(8), make_config())
+
+
 def test_a_bound_of_the_specs_own_may_use_all_positions_and_no_more(make_spec):
     assert max(drawn(starts(make_spec, share="0.9", below=193))) + 64 <= 256
     with pytest.raises(BadInputError, match=r"startPositions\.below is 194, .* lower it to at most 193"):

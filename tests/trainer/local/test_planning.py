@@ -41,6 +41,16 @@ def test_what_a_form_does_not_train_is_not_promised(
         assert ("(0 + " in told) == ("the layer that is" in told) == (not maps)
 
 
+def test_longer_sequences_at_the_end_are_told(
+    make_spec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for share, told in (("0", False), ("0.25", True)):
+        file = write_spec(make_spec(stitch={"longSequences": {"share": share}}), tmp_path)
+        assert main(["plan", str(file), "--store", str(tmp_path / "store")]) == ExitCode.OK
+        words = " ".join(word for word in capsys.readouterr().out.split() if word != "│")
+        assert ("sequences of 256 tokens in the last 0.25" in words) == told
+
+
 def test_a_config_json_may_have_any_name(
     make_spec, teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

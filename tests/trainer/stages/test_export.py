@@ -111,6 +111,18 @@ def test_the_card_promises_constant_memory_only_where_no_layer_keeps_its_cache(
     assert ("grows with every token" in card) is not is_constant
 
 
+def test_the_card_tells_how_long_the_sequences_were(context, training_spec, change):
+    def lengths(**stitch):
+        spec = change(training_spec, stitch=stitch)
+        card = model_card(spec, student_config(load_config(context), spec.attention), None)
+        return [line for line in card.splitlines() if "tokens in a training sequence" in line]
+
+    long = {"share": "0.25", "multiple": 4}
+    told = "| tokens in a training sequence | 64, 256 in the last 0.25 of the stitch |"
+    assert lengths(longSequences=long) == [told]
+    assert lengths(longSequences=long, epochs=0) == lengths() == []
+
+
 def test_a_second_attempt_makes_only_what_is_missing(context, open_training, monkeypatch):
     export.write_weights(context, files(context))
     context.writer.save_journal()

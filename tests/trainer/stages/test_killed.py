@@ -146,6 +146,14 @@ def test_stitch(runners, spread_spec: TrenchcoatSpec, change) -> None:
     check(*runners(spec, Stage.STITCH, "spread_store"), seed=5, least=5, kinds=STITCH_KINDS)
 
 
+def test_stitch_of_longer_sequences_at_the_end(runners, spread_spec: TrenchcoatSpec, change) -> None:
+    """Checkpoints before the first of them, at the switch and after it."""
+    long = {"share": "0.5", "multiple": 2}
+    own = {"longSequences": long, "recallShare": "0.9", "lora": {"dropout": "0.2"}}
+    made = runners(change(spread_spec, stitch=own), Stage.STITCH, "spread_store")
+    check(*made, seed=9, least=5, kinds=STITCH_KINDS)
+
+
 def test_stitch_with_another_number_of_ranks(runners, training_spec: TrenchcoatSpec) -> None:
     """Not bit for bit: ranks add their gradients in another order."""
     made = runners(training_spec, Stage.STITCH, "trained_store")

@@ -9,7 +9,7 @@ import torch
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.checkpoints.shards import load_rest_weights
-from trenchcoat_trainer.data import Starts, TokenData
+from trenchcoat_trainer.data import LengtheningData, Schedule, Starts, TokenData
 from trenchcoat_trainer.errors import PreemptedError
 from trenchcoat_trainer.models.adapters import inject_adapters
 from trenchcoat_trainer.models.artifacts import (
@@ -22,6 +22,8 @@ from trenchcoat_trainer.models.artifacts import (
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.runtime.processes import free_port
 from trenchcoat_trainer.stages import stitch
+from trenchcoat_trainer.stages.stitch.batches import StitchData
+from trenchcoat_trainer.stages.stitch.recall import IGNORED
 
 from tests.trainer.helpers.trainer_samples import StopAfter
 
@@ -40,8 +42,20 @@ def cria_weights(context, cria, *adapters) -> dict[str, torch.Tensor]:
     return {k: v for layer in cria.layers for k, v in layer_weights(context, cria, layer, *adapters).items()}
 
 
-def train_plainly(context, starts: Starts | None = None) -> dict[str, torch.Tensor]:
-    """The same training in a few lines, without DeepSpeed; from `starts` where they are not the spec's."""
+def plain_batches(context) -> list[list[torch.Tensor]]:
+    """Token ids of every step of every epoch."""
+    settings = context.spec.stitch
+    return [
+        list(TokenData(context).batches(epoch=epoch, batch_size=settings.batch_size))
+        for epoch in range(settings.epochs)
+    ]
+
+
+def train_plainly(context, starts: Starts | None = None, batches=None) -> dict[str, torch.Tensor]:
+    """The same training in a few lines, without DeepSpeed.
+
+    From `starts` and on `batches` where they are not the spec's; longer sequences are micro-batches of one.
+    """
     settings = context.spec.stitch
     config = load_student_config(context)
     rest = load_rest_weights(context)
@@ -59,19 +73,21 @@ def train_plainly(context, starts: Starts | None = None) -> dict[str, torch.Tens
     adapters = inject_adapters(model, settings.lora, seed=context.spec.seed, purpose="stitch")
     adamw = torch.optim.AdamW(adapters.values(), lr=float(settings.learning_rate), weight_decay=0.0)
     starts = starts or Starts.of(context.spec, config)
-    for epoch in range(settings.epochs):
-        batches = TokenData(context).batches(epoch=epoch, batch_size=settings.batch_size)
-        for step, tokens in enumerate(batches):
-            for index, micro in enumerate(tokens.split(settings.micro_batch_size)):
+    for epoch, steps in enumerate(batches or plain_batches(context)):
+        for step, tokens in enumerate(steps):
+            longer = tokens.shape[1] - context.spec.data.sequence_length
+            own = starts.of_longer(longer)
+            for index, micro in enumerate(tokens.split(1 if longer else settings.micro_batch_size)):
                 hidden = torch.nn.functional.embedding(micro, rest["model.embed_tokens.weight"])
                 for cria in model:
-                    hidden = cria(hidden, starts.start("stitch", epoch, step, index))
+                    hidden = cria(hidden, own.start("stitch", epoch, step, index))
                 hidden = torch.nn.functional.rms_norm(
                     hidden, hidden.shape[-1:], rest["model.norm.weight"], config.rms_norm_eps
                 )
                 logits = hidden @ rest["lm_head.weight"].T
                 (stitch.next_token_loss(logits, micro) * len(micro) / len(tokens)).backward()
-            torch.nn.utils.clip_grad_norm_(adapters.values(), float(settings.clip))
+            if float(settings.clip):
+                torch.nn.utils.clip_grad_norm_(adapters.values(), float(settings.clip))
             adamw.step()
             adamw.zero_grad()
     return {name: parameter.detach() for name, parameter in adapters.items()}
@@ -103,6 +119,83 @@ def test_at_random_positions_it_trains_what_plain_training_does(open_training, s
     assert (adapters[name] - at_0).abs().max() > 1e-3
 
 
+def joined_batches(context, long: int) -> list[list[torch.Tensor]]:
+    """What one epoch reads, of which the last `long` steps are long; the tokens are worked out from text."""
+    settings, length = context.spec.stitch, context.spec.data.sequence_length
+    multiple = settings.long_sequences.multiple
+    schedule = Schedule(
+        sequences=TokenData(context).sequences,
+        batch_size=settings.batch_size,
+        epochs=1,
+        share=float(settings.long_sequences.share),
+        multiple=multiple,
+    )
+    batches = list(LengtheningData(TokenData(context), schedule, context.spec.seed).batches(0))
+    assert [batch.shape[1] // length for batch in batches] == [1] * (len(batches) - long) + [multiple] * long
+    return [batches]
+
+
+LONG = {"epochs": 1, "batchSize": 4, "longSequences": {"share": "0.4", "multiple": 2}}
+"""Of 5 steps the last 2."""
+
+
+@pytest.mark.parametrize(("micro_batch", "clip"), [(1, "0"), (2, "0.5")])
+def test_on_longer_sequences_at_the_end_it_trains_what_plain_training_does(
+    open_training, spread_spec, change, micro_batch, clip
+):
+    """Two micro-batches in the steps of longer sequences, four or two in the others.
+
+    Unclipped, for clipping would hide losses that are scaled otherwise in one kind of step than in the other.
+    """
+    own = LONG | {"microBatchSize": micro_batch, "clip": clip}
+    context = open_training(change(spread_spec, stitch=SETTINGS | own), Stage.STITCH, trained="spread_store")
+    stitch.run(context)
+    adapters = stitch_adapters(context)[0]
+    assert_alike(adapters, train_plainly(context, batches=joined_batches(context, 2)))
+    name = "base_model.model.model.layers.4.self_attn.o_proj.lora_B.weight"
+    assert (adapters[name] - train_plainly(context)[name]).abs().max() > 1e-3
+
+
+def test_recall_spans_the_longer_sequences(open_training, spread_spec, change):
+    long = {"share": "0.4", "multiple": 4}
+    spec = change(spread_spec, stitch={"batchSize": 4, "recallShare": "0.9", "longSequences": long})
+    context = open_training(spec, Stage.STITCH, trained="spread_store")
+    *_, last = StitchData(context, load_student_config(context)).batches(0)
+    (micro,) = last.micro_batches
+    assert micro.tokens.shape == (1, 4 * 64)
+    (tokens,), (labels,) = micro.tokens, micro.labels
+    (text,) = joined_batches(context, 2)[0][-1]
+    asked = ((tokens != text) & (labels != IGNORED)).nonzero()[:, 0]
+    first = [
+        distance
+        for distance in range(64, int(asked[0]))
+        if torch.equal(tokens[asked], tokens[asked - distance])
+        and (labels[asked - distance] == IGNORED).all()
+    ]
+    assert first and len(asked) > 4
+
+
+def test_stopped_around_the_first_longer_sequences_it_ends_with_the_same_adapters(
+    open_training, spread_spec, change
+):
+    own = LONG | {"lora": {"dropout": "0.2"}, "recallShare": "0.9"}
+    spec = change(spread_spec, stitch=SETTINGS | own)
+    context = open_training(spec, Stage.STITCH, trained="spread_store")
+    stitch.run(context)
+    for steps in (2, 1, 1):  # before the last short one, at the switch, within the long ones
+        stop = StopAfter(steps - 1)
+        with pytest.raises(PreemptedError):
+            stitch.run(open_training(spec, Stage.STITCH, store="stopped", trained="spread_store", stop=stop))
+    again = open_training(spec, Stage.STITCH, store="stopped", trained="spread_store")
+    stitch.run(again)
+    expected = stitch_adapters(context)[0]
+    for name, tensor in stitch_adapters(again)[0].items():
+        assert torch.equal(tensor, expected[name]), name
+    facts = [which.manifest(which.artifact).facts for which in (context, again)]
+    assert facts[0].recall == facts[1].recall
+    assert facts[0].losses == facts[1].losses
+
+
 def test_stopped_and_started_again_it_ends_with_the_same_adapters(open_training, spread_spec, change):
     own = {"lora": {"dropout": "0.2"}, "microBatchSize": 2, "recallShare": "0.6"}
     spec = change(spread_spec, stitch=SETTINGS | own)
@@ -124,9 +217,13 @@ def test_stopped_and_started_again_it_ends_with_the_same_adapters(open_training,
     assert recall[0].asked < recall[0].tokens / 2
 
 
-def test_two_ranks_train_the_same(open_training, spread_spec, change, tmp_path):
-    """As a PyTorchJob starts them: one process each, without LOCAL_RANK; 3 micro-batches for 2 ranks."""
-    spec = change(spread_spec, stitch=SETTINGS | {"batchSize": 3, "epochs": 1, "recallShare": "0.6"})
+@pytest.mark.parametrize("own", [{}, {"batchSize": 6, "longSequences": {"share": "0.5", "multiple": 2}}])
+def test_two_ranks_train_the_same(open_training, spread_spec, change, tmp_path, own):
+    """As a PyTorchJob starts them: one process each, without LOCAL_RANK; 3 micro-batches for 2 ranks.
+
+    With longer sequences 3 micro-batches of a step stand beside 6 of another.
+    """
+    spec = change(spread_spec, stitch=SETTINGS | {"batchSize": 3, "epochs": 1, "recallShare": "0.6"} | own)
     alone = open_training(spec, Stage.STITCH, trained="spread_store")
     stitch.run(alone)
 

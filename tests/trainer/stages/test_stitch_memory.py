@@ -39,6 +39,22 @@ def test_405b_over_24_gpus_holds_neither_graph_nor_weights(llama_405b, make_spec
     assert decide(Sizes.of(spec, llama_405b), 79e9, 24) == Held(graph=False, weights=False)
 
 
+def test_it_counts_on_the_longest_sequences(llama_405b, make_spec):
+    def sizes(**settings):
+        data = {"sequenceLength": 1024, "tokens": 1024, "heldOutTokens": 1024}
+        return Sizes.of(make_spec(dtype="bfloat16", data=data, stitch=settings), llama_405b)
+
+    long = {"share": "0.25", "multiple": 4}
+    plain, four = sizes(), sizes(longSequences=long)
+    assert (four.graph, four.logits, four.boundary) == (4 * plain.graph, 4 * plain.logits, 4 * plain.boundary)
+    assert (four.layer, four.weights) == (plain.layer, plain.weights)
+    assert sizes(longSequences=long | {"share": "0"}) == plain
+    # One long sequence in place of six others, in place of eight two.
+    assert sizes(batchSize=24, microBatchSize=6, longSequences=long).graph == 6 * plain.graph
+    assert sizes(microBatchSize=8, longSequences=long).graph == 8 * plain.graph
+    assert sizes(microBatchSize=2, longSequences=long).graph == 4 * plain.graph
+
+
 def test_more_memory_never_holds_less(llama_405b, make_spec):
     spec = make_spec(dtype="bfloat16", data={"sequenceLength": 1024, "tokens": 1024, "heldOutTokens": 1024})
     small = replace(Sizes.of(spec, llama_405b), layers=12, weights=80_000_000_000)

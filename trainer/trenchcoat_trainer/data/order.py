@@ -35,17 +35,23 @@ class Order:
         """Sequences in a group."""
         return min(self.group_size, self.sequences - group * self.group_size)
 
-    def pieces(self, epoch: int, *, skip: int = 0, shuffle: bool = True) -> Iterator[Piece]:
-        """Every sequence of an epoch but the first `skip` of its order, group by group."""
+    def pieces(
+        self, epoch: int, *, skip: int = 0, shuffle: bool = True, without: np.ndarray | None = None
+    ) -> Iterator[Piece]:
+        """Every sequence of an epoch but the first `skip` of its order, group by group.
+
+        `without` says of each sequence whether it is left out altogether, bool [sequences].
+        """
         groups = np.arange(self.groups)
         if shuffle:
             groups = np.random.default_rng([self.seed, epoch]).permutation(groups)
         for group in groups.tolist():
-            length = self.length(group)
-            if skip >= length:
-                skip -= length
+            rows = np.arange(self.length(group))
+            if without is not None:
+                rows = rows[~without[group * self.group_size :][: len(rows)]]
+            if skip >= len(rows):
+                skip -= len(rows)
                 continue
-            rows = np.arange(length)
             if shuffle:
                 rows = np.random.default_rng([self.seed, epoch, group + 1]).permutation(rows)
             yield Piece(group, rows[skip:])

@@ -27,7 +27,7 @@ class Packer:
         self._limit = limit
         self._write = write
         self._object_size = sequences_per_token_object(sequence_length)
-        self._buffer_size = max(1, SHUFFLE_TOKENS // sequence_length) if shuffle else 1
+        self._buffer_size = _buffer_size(sequence_length) if shuffle else 1
         self._open = np.empty(0, np.int32)
         self._open_starts: list[int] = []
         self._buffer: list[tuple[np.ndarray, list[int]]] = []
@@ -55,7 +55,7 @@ class Packer:
 
     def finish(self) -> int:
         """Hand on what is left and return the number of sequences."""
-        order = np.random.default_rng([0, self._handed_on]).permutation(len(self._buffer))
+        order = _last_order(self._handed_on, len(self._buffer))
         rest, self._buffer = [self._buffer[index] for index in order], []
         for sequence in rest:
             self._hand_on(sequence)
@@ -100,7 +100,7 @@ class Packer:
         if len(self._buffer) < self._buffer_size:
             self._buffer.append(sequence)
             return
-        index = int(np.random.default_rng([0, self._handed_on]).integers(self._buffer_size))
+        index = _leaving(self._handed_on, self._buffer_size)
         leaving, self._buffer[index] = self._buffer[index], sequence
         self._hand_on(leaving)
 
@@ -118,6 +118,38 @@ class Packer:
         }
         self._write((self._handed_on - 1) // self._object_size, tensors)
         self._object = []
+
+
+def stored_places(sequences: int, sequence_length: int) -> np.ndarray:
+    """Where each of so many shuffled sequences was stored, by its place in the text: int64 [sequences].
+
+    What is mixed with what follows from the numbers alone, so it is worked out anew: sequences i and i + 1 of
+    the text are those stored at places[i] and places[i + 1]. Takes about 20 us a sequence.
+    """
+    size = min(_buffer_size(sequence_length), sequences)
+    order = np.empty(sequences, np.int64)
+    buffer = np.arange(size)
+    for handed_on, arriving in enumerate(range(size, sequences)):
+        index = _leaving(handed_on, size)
+        order[handed_on], buffer[index] = buffer[index], arriving
+    order[sequences - size :] = buffer[_last_order(sequences - size, size)]
+    places = np.empty_like(order)
+    places[order] = np.arange(sequences)
+    return places
+
+
+def _buffer_size(sequence_length: int) -> int:
+    return max(1, SHUFFLE_TOKENS // sequence_length)
+
+
+def _leaving(handed_on: int, size: int) -> int:
+    """Which sequence of a full buffer makes room for the next one."""
+    return int(np.random.default_rng([0, handed_on]).integers(size))
+
+
+def _last_order(handed_on: int, count: int) -> np.ndarray:
+    """The order in which those that are left in the buffer are stored."""
+    return np.random.default_rng([0, handed_on]).permutation(count)
 
 
 def _stack(sequences: list[tuple[np.ndarray, list[int]]], length: int) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Where on the axis of positions training's sequences start."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trenchcoat_api.spec import TrenchcoatSpec
@@ -35,9 +35,16 @@ class Starts:
             BadInputError: sequences would reach positions that the teacher does not have.
         """
         settings, length = spec.data.start_positions, spec.data.sequence_length
+        longest = _positions(config)
+        long = spec.stitch.long_sequences
+        if long.are_on and long.multiple * length > longest:
+            raise BadInputError(
+                f"spec.stitch.longSequences.multiple is {long.multiple}, so that sequences of {length} "
+                f"tokens would become {long.multiple * length} long, past the teacher's {longest} positions: "
+                "lower it, or data.sequenceLength"
+            )
         if not settings.are_random:
             return cls(seed=spec.seed)
-        longest = _positions(config)
         if settings.below is not None and settings.below + length - 1 > longest:
             raise BadInputError(
                 f"spec.data.startPositions.below is {settings.below}, so that sequences of {length} tokens "
@@ -46,6 +53,10 @@ class Starts:
             )
         below = settings.below or max(0, min(longest, LENGTHS * length) - length)
         return cls(seed=spec.seed, share=float(settings.share), below=below)
+
+    def of_longer(self, tokens: int) -> "Starts":
+        """Return those of sequences that are so many tokens longer, and end no further back."""
+        return replace(self, below=max(0, self.below - tokens))
 
     def start(self, phase: str, epoch: int, step: int, micro_batch: int) -> int:
         """Return a micro-batch's first position: the same in every Cria, on every rank, in every attempt."""

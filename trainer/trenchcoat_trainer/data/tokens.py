@@ -2,8 +2,9 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+import numpy as np
 import torch
 
 from trenchcoat_trainer.data.layout import TOKENS, sequences_per_token_object, token_path
@@ -59,14 +60,32 @@ class TokenData:
         take `steps(batch_size, world_size)` steps.
         """
         skip = start_step * batch_size * world_size
-        pieces = self._order.pieces(epoch, skip=skip, shuffle=shuffle)
-        rows = (row for group in prefetch(self._read_piece, pieces) for row in group)
+        rows = self._rows(self._order.pieces(epoch, skip=skip, shuffle=shuffle))
         left = self.steps(batch_size, world_size) - start_step
         for _ in range(left):
             for turn in range(world_size):
                 batch = [row for _, row in zip(range(batch_size), rows, strict=False)]
                 if turn == rank:
                     yield torch.stack(batch).long()
+
+    def shuffled(self, epoch: int, *, skip: int, without: np.ndarray) -> Iterator[torch.Tensor]:
+        """Sequences one by one, int32 [tokens], in the order of `batches`, without some.
+
+        Args:
+            epoch: number of the epoch.
+            skip: sequences of those that are left to begin after.
+            without: whether a sequence is left out, bool [sequences].
+        """
+        return self._rows(self._order.pieces(epoch, skip=skip, without=without))
+
+    def at(self, places: np.ndarray) -> torch.Tensor:
+        """Sequences from anywhere in the store, in the order of `places`: int32 [places, tokens].
+
+        Raises:
+            CorruptObjectError: an object is not what the manifest says.
+        """
+        found = (divmod(place, self._group_size) for place in places.tolist())
+        return torch.stack([self._object(index)[row] for index, row in found])
 
     def read(self, first: int, last: int) -> torch.Tensor:
         """Sequences first, ..., last - 1 as stored: int32 [last - first, tokens].
@@ -79,6 +98,9 @@ class TokenData:
             start = index * self._group_size
             parts.append(self._object(index)[max(first - start, 0) : last - start])
         return torch.cat(parts)
+
+    def _rows(self, pieces: Iterable[Piece]) -> Iterator[torch.Tensor]:
+        return (row for group in prefetch(self._read_piece, pieces) for row in group)
 
     def _read_piece(self, piece: Piece) -> torch.Tensor:
         return self._read_object(piece.group)[torch.from_numpy(piece.rows)]

@@ -41,13 +41,23 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
 {rows}
 | layers that keep softmax attention | {kept} |
 | training tokens, at most | {spec.data.tokens} |
-"""
+{_lengths(spec)}"""
     if measured is not None:
         for sheet in sheets(measured.perplexities, measured.evaluation):
             card += f"\n## {sheet.title}\n\n{markdown(sheet)}"
         told = remarks(measured.perplexities, measured.evaluation)
         card += "".join(f"\n- {remark}" for remark in told) + "\n" * bool(told)
     return card
+
+
+def _lengths(spec: TrenchcoatSpec) -> str:
+    length, long = spec.data.sequence_length, spec.stitch.long_sequences
+    if not (long.are_on and spec.stitch.epochs):
+        return ""
+    return (
+        f"| tokens in a training sequence | {length}, {long.multiple * length} in the last {long.share} of "
+        "the stitch |\n"
+    )
 
 
 def _memory(config: TrenchcoatLlamaConfig) -> str:

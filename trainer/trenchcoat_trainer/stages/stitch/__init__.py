@@ -77,6 +77,9 @@ def train(deepspeed: Any, context: StageContext, device: torch.device) -> None:
     engine, masters, cursor = set_up(deepspeed, context, device)
     data = StitchData(context, engine.module.config)
     steps = settings.epochs * data.steps
+    if settings.long_sequences.are_on:
+        length = settings.long_sequences.multiple * context.spec.data.sequence_length
+        logger.info("the last %d of %d steps read sequences of %d tokens", data.long_steps, steps, length)
     saved_at = time.monotonic()
     while cursor.epoch < settings.epochs:
         for batch in data.batches(cursor.epoch, start_step=cursor.step):
@@ -184,7 +187,10 @@ def train_step(
         ranks that had it; fp32, on the device, the same on all ranks.
     """
     rank, ranks = context.rank, context.world_size
-    turns = accumulation_steps(context.spec.stitch, ranks)
+    turns = -(-len(batch.micro_batches) // ranks)
+    # DeepSpeed divides losses by the accumulation steps of its configuration, however many there are, and
+    # averages over the ranks: undo both, the shares add up to 1.
+    weight = accumulation_steps(context.spec.stitch, ranks) * ranks
     told = torch.tensor([0.0, *map(float, wishes)], dtype=torch.float64, device=engine.device)
     for turn in range(turns):
         index = turn * ranks + rank
@@ -197,8 +203,9 @@ def train_step(
             engine(input_ids=tokens, position_ids=micro.positions(engine.device), use_cache=False).logits,
             labels,
         )
-        # DeepSpeed divides by the turns and averages over the ranks: undo both, the shares add up to 1.
-        engine.backward(loss * share * turns * ranks)
+        # By its own count it would wait for as many micro-batches in a step of longer sequences.
+        engine.set_gradient_accumulation_boundary(turn == turns - 1)
+        engine.backward(loss * share * weight)
         engine.step()
         told[0] += share * loss.detach().double()
     told = told.float()

@@ -8,7 +8,7 @@ import torch
 from trenchcoat_api.spec import TrenchcoatSpec
 
 from trenchcoat_trainer.checkpoints.stored_tokenizer import stored_tokenizer
-from trenchcoat_trainer.data import Starts, TokenData
+from trenchcoat_trainer.data import LengtheningData, Schedule, Starts, TokenData
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.runtime.inputs import Inputs
 from trenchcoat_trainer.stages.stitch.recall import IGNORED, Recall, RecallCounts
@@ -56,21 +56,34 @@ class StitchData:
     def __init__(self, inputs: Inputs, student: TrenchcoatLlamaConfig) -> None:
         """Raises BadInputError where spec.data.startPositions is not possible with this model."""
         self._spec: TrenchcoatSpec = inputs.spec
-        self._text = TokenData(inputs)
+        settings, text = inputs.spec.stitch, TokenData(inputs)
+        long = settings.long_sequences
+        self._schedule = Schedule(
+            sequences=text.sequences,
+            batch_size=settings.batch_size,
+            epochs=settings.epochs,
+            share=float(long.share),
+            multiple=long.multiple,
+        )
+        self._text = LengtheningData(text, self._schedule, inputs.spec.seed)
         self._starts = Starts.of(inputs.spec, student)
-        share = float(inputs.spec.stitch.recall_share)
+        self._long_starts = self._starts.of_longer((long.multiple - 1) * text.sequence_length)
+        share = float(settings.recall_share)
         self._recall = make_recall(inputs, student.vocab_size, share) if share else None
 
     @property
     def steps(self) -> int:
         """Optimiser steps of an epoch."""
-        return self._text.steps(self._spec.stitch.batch_size)
+        return self._schedule.steps
+
+    @property
+    def long_steps(self) -> int:
+        """Optimiser steps of all epochs that read long sequences; the last ones."""
+        return sum(map(self._schedule.long_steps, range(self._schedule.epochs)))
 
     def batches(self, epoch: int, *, start_step: int = 0) -> Iterator[StepBatch]:
         """Yield what every optimiser step takes, from `start_step` on."""
-        size = self._spec.stitch.batch_size
-        steps = self._text.batches(epoch=epoch, batch_size=size, start_step=start_step)
-        for step, tokens in enumerate(steps, start_step):
+        for step, tokens in enumerate(self._text.batches(epoch, start_step=start_step), start_step):
             labels, counts = tokens, RecallCounts()
             if self._recall is not None:
                 labels, counts = self._recall.put_into(tokens, epoch, step)
@@ -79,13 +92,15 @@ class StitchData:
     def _cut(
         self, tokens_BT: torch.Tensor, labels_BT: torch.Tensor, epoch: int, step: int
     ) -> list[MicroBatch]:
-        size = self._spec.stitch.micro_batch_size
-        counted = count_predicted(labels_BT)
+        settings, counted = self._spec.stitch, count_predicted(labels_BT)
+        size, starts = settings.micro_batch_size, self._starts
+        if tokens_BT.shape[1] > self._spec.data.sequence_length:
+            size, starts = settings.long_micro_batch_size, self._long_starts
         return [
             MicroBatch(
                 tokens=tokens,
                 labels=labels,
-                start=self._starts.start(PHASE, epoch, step, index),
+                start=starts.start(PHASE, epoch, step, index),
                 share=count_predicted(labels) / counted,
             )
             for index, (tokens, labels) in enumerate(

@@ -35,7 +35,7 @@ class Sizes:
     weights: int
     """All weights."""
     graph: int
-    """One layer's graph for one micro-batch."""
+    """One layer's graph for one micro-batch, the largest of the run."""
     layers: int
     """Number of layers, not bytes."""
     boundary: int
@@ -47,7 +47,7 @@ class Sizes:
     def of(cls, spec: TrenchcoatSpec, student: TrenchcoatLlamaConfig) -> "Sizes":
         """Work them out for a spec and the student's shape."""
         item = ITEM_BYTES[spec.dtype]
-        tokens = spec.stitch.micro_batch_size * spec.data.sequence_length
+        tokens = spec.stitch.largest_micro_batch * spec.data.sequence_length
         hidden, intermediate = student.hidden_size, student.intermediate_size
         layer = layer_parameters(student) * item
         outside = student.vocab_size * hidden * (1 if student.tie_word_embeddings else 2) * item

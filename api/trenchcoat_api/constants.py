@@ -20,6 +20,9 @@ MANAGED_BY = "trenchcoat"
 ANNOTATION_KEY = f"{GROUP}/artifact-key"  # the content key of the artifact that the object produces
 ANNOTATION_ATTEMPT = f"{GROUP}/attempt"  # 1 for the first try
 ANNOTATION_SPEC = f"{GROUP}/spec"  # name of the ConfigMap that its pods read the spec from
+ANNOTATION_EXPECTS_NODES = (
+    f"{GROUP}/expects-nodes"  # "true": made without free GPUs, for an autoscaler to see
+)
 ANNOTATION_TEMPLATE = f"{GROUP}/pod-template"  # hash of the pod template that it was made with
 
 # Annotations that the operator adds to a child that failed, so that the verdict outlives its pods.

@@ -79,6 +79,8 @@ class WaitingReason(StrEnum):
     """A free GPU."""
     PARALLELISM = "Parallelism"
     """Fewer running Crias: spec.scheduling.maxParallelCrias are running."""
+    SCHEDULER = "Scheduler"
+    """A node for its pods: the scheduler has found none, and an autoscaler may add one."""
     QUEUE = "Queue"
     """Kueue, which has not admitted its Job yet."""
     RETRY = "Retry"
@@ -111,8 +113,8 @@ class Work(Camel):
     waiting_reason: WaitingReason | None = Field(
         default=None,
         description=(
-            "What it waits for: Gpu, Parallelism, Queue, Retry, Cleanup, Store, TrainingOperator, Shared or "
-            "Gate."
+            "What it waits for: Gpu, Parallelism, Scheduler, Queue, Retry, Cleanup, Store, TrainingOperator, "
+            "Shared or Gate."
         ),
     )
     waiting_since: str = Field(default="", description="Since when it waits for that, RFC 3339.")

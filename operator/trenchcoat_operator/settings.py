@@ -40,6 +40,10 @@ class Settings:
     """Trenchcoats reconciled at one time."""
     poll_seconds: float = 2.0
     """How often a Trenchcoat with something going on is looked at."""
+    pending_jobs: int = 0
+    """Jobs of a Trenchcoat that may wait as Pending pods for an autoscaler, where it does not say itself."""
+    pending_patience_seconds: float = 900.0
+    """How long pods may wait for nodes that may be added before a person is told."""
     gang_patience_seconds: float = 300.0
     """A gang that waits longer for GPUs goes first, and GPUs that come free are kept for it."""
     resync_seconds: float = 60.0
@@ -98,6 +102,8 @@ class Settings:
             count_gpus=switch("COUNT_GPUS", base.count_gpus),
             workers=int(number("WORKERS", base.workers, 1)),
             poll_seconds=number("POLL_SECONDS", base.poll_seconds, 0.1),
+            pending_jobs=int(number("PENDING_JOBS", base.pending_jobs, 0)),
+            pending_patience_seconds=number("PENDING_PATIENCE_SECONDS", base.pending_patience_seconds, 0),
             gang_patience_seconds=number("GANG_PATIENCE_SECONDS", base.gang_patience_seconds, 0),
             resync_seconds=number("RESYNC_SECONDS", base.resync_seconds, 1),
             health_port=int(number("HEALTH_PORT", base.health_port, 1)),

@@ -31,7 +31,7 @@ from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 from trenchcoat_operator.apply.applier import status_object
 from trenchcoat_operator.children import jobs, names, specs
-from trenchcoat_operator.model import views, workloads
+from trenchcoat_operator.model import sayings, views, workloads
 from trenchcoat_operator.model.capacity import Capacity, Contender, Demand
 from trenchcoat_operator.model.observed import Child, ChildKind, Observed, Peers, Problem, StoreView
 from trenchcoat_operator.model.plan import (
@@ -191,7 +191,9 @@ class World:
         seen, uid = self.seen, self.trenchcoat.metadata.uid
         pods: dict[str, list[Any]] = {}
         for body in seen.get("pods", []):
-            pods.setdefault(views.controller(body), []).append(views.pod(body))
+            pod = views.pod(body)
+            said = sayings.by_autoscalers(_events_of(seen, pod.name)) if pod.waits_for_node else ""
+            pods.setdefault(views.controller(body), []).append(replace(pod, autoscaler=said))
         queued = {workloads.job_uid(body): workloads.queued(body) for body in seen.get("workloads", [])}
         children = []
         for body in seen.get("children", []):
@@ -266,6 +268,10 @@ class World:
                 for item in seen.get("contenders", [])
             ),
         )
+
+
+def _events_of(seen: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    return [event for event in seen.get("events", []) if event["involvedObject"]["name"] == name]
 
 
 def _demand(seen: dict[str, Any]) -> Demand:

@@ -25,6 +25,16 @@ class Scheduling(Camel):
     max_parallel_crias: int = Field(
         default=1000, description="Cria Jobs at one time, at most.", ge=1, le=1000
     )
+    pending_jobs: int | None = Field(
+        default=None,
+        description=(
+            "Jobs that may wait as Pending pods beyond the GPUs that are free, so that an autoscaler adds "
+            "nodes; 0 where the cluster does not grow. The operator's own setting by default. Where no node "
+            "is there that the pods may go to, one Job waits so in any case."
+        ),
+        ge=0,
+        le=64,
+    )
     gpu_resource: ExtendedResource = Field(
         default="nvidia.com/gpu", description="Name of the extended resource that counts GPUs."
     )

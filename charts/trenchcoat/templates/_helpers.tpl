@@ -90,4 +90,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [""]
   resources: [events]
   verbs: [create]
+# What autoscalers say of pods that wait for nodes, and controllers of Jobs that get no pods, for the status.
+- apiGroups: [""]
+  resources: [events]
+  verbs: [list]
 {{- end -}}

@@ -43,8 +43,10 @@ def _queue_labels(trenchcoat: Trenchcoat) -> dict[str, str]:
     return labels
 
 
-def build(trenchcoat: Trenchcoat, work: Work, attempt: int, defaults: PodDefaults) -> Object:
-    """The object that runs a work for the given time."""
+def build(
+    trenchcoat: Trenchcoat, work: Work, attempt: int, defaults: PodDefaults, *, expects_nodes: bool = False
+) -> Object:
+    """The object that runs a work for the given time; it may be made for nodes that are yet to be added."""
     spec_name = specs.spec_name(trenchcoat)
     metadata = names.metadata(
         trenchcoat, names.child_name(trenchcoat.metadata.name, work.artifact, attempt), work.artifact
@@ -55,6 +57,8 @@ def build(trenchcoat: Trenchcoat, work: Work, attempt: int, defaults: PodDefault
         constants.ANNOTATION_SPEC: spec_name,
         constants.ANNOTATION_TEMPLATE: template_hash(trenchcoat, work, defaults),
     }
+    if expects_nodes:
+        metadata["annotations"][constants.ANNOTATION_EXPECTS_NODES] = "true"
     queue = _queue_labels(trenchcoat)
     metadata["labels"] |= queue
     template = {

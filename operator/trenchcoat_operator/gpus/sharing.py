@@ -18,6 +18,10 @@ class Grant:
     reason: str = ""
     never: bool = False
     """No node of the cluster could ever take them, not even an empty one."""
+    full: bool = False
+    """Whether more would find no room, and it is nobody's turn but the asking one's."""
+    nowhere: bool = False
+    """Whether not even one of the pods could ever go to any node that is there."""
     due: tuple[str, ...] = ()
     """Others for whom GPUs are free now."""
 
@@ -44,7 +48,14 @@ def grant(capacity: Capacity, asking: Contender, now: datetime, patience: timede
         return Grant(granted, due=due)
     never = not could_ever_fit(capacity.nodes, demand, together=asking.gang)
     others = sum(sharing.granted.values()) - granted
-    return Grant(granted, reasons.why_not_more(capacity, asking, sharing.kept_for, others, never), never, due)
+    return Grant(
+        granted,
+        reasons.why_not_more(capacity, asking, sharing.kept_for, others, never),
+        never,
+        full=not others and sharing.kept_for in ("", asking.name),
+        nowhere=not could_ever_fit(capacity.nodes, demand, together=False),
+        due=due,
+    )
 
 
 class _Sharing:

@@ -49,6 +49,10 @@ class Pod:
     unschedulable: str = ""
     """What the scheduler said, while it finds no node."""
     unschedulable_since: datetime | None = None
+    autoscaler: str = ""
+    """What an autoscaler said of it meanwhile."""
+    gates: tuple[str, ...] = ()
+    """Names of its scheduling gates: until they are lifted the scheduler does not look at it."""
     waiting_reason: str = ""
     """Why a container does not run, such as ImagePullBackOff."""
     waiting_message: str = ""
@@ -80,7 +84,7 @@ class Pod:
     @property
     def waits_for_node(self) -> bool:
         """Whether the scheduler finds no node for it."""
-        return bool(self.unschedulable) and self.phase == "Pending"
+        return bool(self.unschedulable) and self.phase == "Pending" and not self.gates
 
     @property
     def over(self) -> bool:
@@ -118,6 +122,8 @@ class Child:
     """The ConfigMap that its pods read."""
     template: str
     """Hash of the pod template that it was made with."""
+    expects_nodes: bool = False
+    """Whether it was made without free GPUs, so that an autoscaler sees its pods."""
     owned: bool
     """By this very Trenchcoat, not by a deleted one of the same name."""
     phase: ChildPhase = ChildPhase.ACTIVE

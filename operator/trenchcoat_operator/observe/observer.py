@@ -19,6 +19,7 @@ from trenchcoat_operator.model.observed import Child, ChildKind, Observed, Pod, 
 from trenchcoat_operator.model.plan import Action, Apply
 from trenchcoat_operator.observe.informers import Informers
 from trenchcoat_operator.observe.kept import Job, place_of
+from trenchcoat_operator.observe.said import Said
 from trenchcoat_operator.observe.store import StoreLook
 from trenchcoat_operator.observe.surroundings import Surroundings
 from trenchcoat_operator.settings import Settings
@@ -38,6 +39,7 @@ class Observer:
         self._informers = informers
         self._stores = stores
         self._surroundings = Surroundings(informers, settings)
+        self._said = Said(cluster)
 
     def look(self, trenchcoat: Trenchcoat) -> Observed:
         """Everything about one Trenchcoat but what it shares with others.
@@ -106,7 +108,7 @@ class Observer:
                 training_operator = False
         pods: defaultdict[Place, list[Pod]] = defaultdict(list)
         for own in self._informers.pods_of(place_of(trenchcoat)):
-            pods[own.job].append(own.pod)
+            pods[own.job].append(self._heard_of(namespace, own.pod))
         queued, kueue = self._queued(namespace, [job for job in jobs if _is_held(job, pods[job.place])])
         children = tuple(
             replace(
@@ -119,6 +121,12 @@ class Observer:
             for job in jobs
         )
         return children, training_operator, kueue
+
+    def _heard_of(self, namespace: str, pod: Pod) -> Pod:
+        """A pod with what an autoscaler said of it, while it waits for a node."""
+        if not pod.waits_for_node or pod.gone_by is not None:
+            return pod
+        return replace(pod, autoscaler=self._said.by_autoscalers(namespace, pod.name))
 
     def _room_by(self, job: Job, pods: list[Pod]) -> datetime | None:
         waiting = [

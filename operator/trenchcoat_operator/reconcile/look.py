@@ -42,6 +42,12 @@ class Look:
         return self.trenchcoat.status
 
     @property
+    def pending_jobs(self) -> int:
+        """Jobs that may wait as Pending pods, so that an autoscaler adds nodes."""
+        own = self.trenchcoat.spec.scheduling.pending_jobs
+        return self.settings.pending_jobs if own is None else own
+
+    @property
     def store_is_known(self) -> bool:
         """Whether the store could be read: else nothing of it is known, nor what is wanted."""
         return self.observed.store.problem is None

@@ -63,6 +63,9 @@ class Api:
         while (event := events.get(timeout=10)) is not None:
             yield event
 
+    def list(self, chosen: Selection, *, cached: bool = False) -> Iterator[Body]:
+        yield from self.snapshot(chosen)[0]
+
     def get(self, kind: Kind, *_: str) -> Body:
         raise NotFoundError(404, "NotFound", f"there is no such {kind.plural}")
 

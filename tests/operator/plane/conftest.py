@@ -5,10 +5,21 @@ from collections.abc import Iterator
 import pytest
 
 from tests.control_plane import ControlPlane, control_plane
+from tests.minio_server import MinioServer, minio_or_skip
+
+GATES = "MutatingAdmissionPolicy=true"
+RUNTIME = "admissionregistration.k8s.io/v1beta1=true"
 
 
 @pytest.fixture(scope="session")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    with control_plane(tmp_path_factory.mktemp("plane")) as made:
+    folder = tmp_path_factory.mktemp("plane")
+    with control_plane(folder, gates=GATES, runtime=RUNTIME) as made:
         made.define()
+        yield made
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MinioServer]:
+    with minio_or_skip(tmp_path_factory.mktemp("minio")) as made:
         yield made

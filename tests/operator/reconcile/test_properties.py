@@ -21,7 +21,7 @@ from trenchcoat_operator.reconcile.decide import reconcile
 from trenchcoat_operator.works import graph
 
 from tests.operator import world
-from tests.operator.simulation import BASE, Cluster, run, succeeded, takes_gpu, trenchcoat
+from tests.operator.simulation import BASE, Cluster, run, settle, succeeded, takes_gpu, trenchcoat
 
 
 @st.composite
@@ -234,3 +234,47 @@ def test_names_stay_within_a_pods(stage: Stage) -> None:
             # The longest suffix is the training-operator's: -worker-999; a Job's pods get six characters.
             name = names.child_name("a" * 32, artifact, 99)
             assert len(name + ("-worker-999" if stage in (Stage.COLLECT, Stage.STITCH) else "-abcde")) <= 63
+
+
+@given(
+    pending=st.sampled_from([None, 1, 2, 5]),
+    crias=st.sampled_from([2, 4, 12]),
+    gang=st.integers(0, 2),
+    largest=st.integers(2, 4),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=25, deadline=None)
+def test_a_pool_that_grows_for_pending_pods_alone_carries_a_run_to_its_end(
+    pending: int | None, crias: int, gang: int, largest: int, seed: int
+) -> None:
+    """Nodes of one GPU come for pods that wait, and go when nothing runs on them."""
+    owner = trenchcoat(
+        layersPerCria=12 // crias,
+        scheduling={} if pending is None else {"pendingJobs": pending},
+        stitch={"nodes": max(1, gang), "gpusPerNode": min(1, gang)},
+    )
+    cluster, luck, most = Cluster.one(owner, [0] * largest), random.Random(seed), 0
+    for _ in range(400):
+        wait = settle(cluster, "tiny")
+        cluster.schedule()
+        waiting = [child for child in cluster.children.values() if child.active and not is_placed(child)]
+        most = max(most, sum(child.expects_nodes for child in waiting))
+        assert all(child.expects_nodes for child in waiting), "who waits was made to wait"
+        running = cluster.running()
+        for name in running:
+            if luck.random() < 0.5:
+                cluster.end(name, ChildPhase.SUCCEEDED)
+        if not waiting and not running and wait is None:
+            break
+        cluster.now += timedelta(seconds=luck.choice([2, 30, 120]))
+        used = {node for places in cluster.places.values() for node in places}
+        if waiting and 0 in cluster.gpus and luck.random() < 0.7:
+            cluster.gpus[cluster.gpus.index(0)] = 1
+        elif not waiting:
+            cluster.gpus = [int(node in used) for node in range(largest)]
+    assert succeeded(cluster.tenants["tiny"])
+    assert 1 <= most <= max(1, pending or 0)
+
+
+def is_placed(child: Child) -> bool:
+    return bool(child.pods) and not any(pod.waits_for_node for pod in child.pods)

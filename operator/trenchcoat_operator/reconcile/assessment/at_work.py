@@ -3,12 +3,10 @@
 from dataclasses import replace
 from datetime import timedelta
 
-from trenchcoat_api import texts
 from trenchcoat_api.status import State, WaitingReason
 
-from trenchcoat_operator.gpus.places import UNSCHEDULABLE_GRACE
-from trenchcoat_operator.model.observed import Child, ChildKind, Pod, Problem
-from trenchcoat_operator.reconcile.assessment import beside
+from trenchcoat_operator.model.observed import Child, ChildKind, Problem
+from trenchcoat_operator.reconcile.assessment import beside, placing
 from trenchcoat_operator.reconcile.assessment.containers import held_up, pod_problem
 from trenchcoat_operator.reconcile.assessment.deadlines import deadline_of
 from trenchcoat_operator.reconcile.assessment.standing import Assessment
@@ -39,9 +37,9 @@ def at_work(base: Assessment, child: Child, look: Look) -> Assessment:
     taken_back = child.suspended or (child.queued is not None and child.queued.evicted)
     if taken_back and (leaving or not child.running):
         return _queued(base, child, look)
-    stuck = next((pod for pod in child.pods if pod.waits_for_node), None)
-    if stuck is not None:
-        return _unschedulable(base, child, stuck, look)
+    without_node = placing.of_pods(base, child, look)
+    if without_node is not None:
+        return without_node
     if beside.outstaying(child) and not leaving:
         return replace(base, state=State.RUNNING, message=beside.told(child), look_at=beside.ends_at(child))
     if child.running and not leaving:
@@ -104,17 +102,3 @@ def _queued(base: Assessment, child: Child, look: Look) -> Assessment:
 def not_admitted(queue: str) -> str:
     """What is said of a child that Kueue was asked for and has not spoken of."""
     return f"Kueue has not admitted it to LocalQueue {queue} yet"
-
-
-def _unschedulable(base: Assessment, child: Child, pod: Pod, look: Look) -> Assessment:
-    message = f"pod {pod.name} waits for a node: {pod.unschedulable}"
-    since = pod.unschedulable_since or pod.created_at or child.created_at or look.now
-    if child.room_by is not None and child.room_by > since:
-        since = child.room_by
-        message += f"; pods that end there should be gone by {texts.timestamp(since)}"
-    if look.now - since < UNSCHEDULABLE_GRACE:
-        return replace(base, state=State.STARTING, message=message, look_at=since + UNSCHEDULABLE_GRACE)
-    field = f"spec.pods.{base.work.stage}"
-    remedy = f"add nodes, free some, or change {field}.resources, nodeSelector, tolerations or affinity"
-    problem = Problem("Unschedulable", f"{message}; {remedy}")
-    return replace(base, state=State.STARTING, message=problem.message, problem=problem)

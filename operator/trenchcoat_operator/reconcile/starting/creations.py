@@ -14,6 +14,12 @@ def creations(look: Look, assessments: tuple[Assessment, ...], released: Release
     if released.start and specs.spec_name(look.trenchcoat) not in look.observed.config_maps:
         result.append(Apply(specs.spec_config_map(look.trenchcoat)))
     for work in released.start:
-        job = jobs.build(look.trenchcoat, work, attempts[work.key] + 1, look.settings.pods)
+        job = jobs.build(
+            look.trenchcoat,
+            work,
+            attempts[work.key] + 1,
+            look.settings.pods,
+            expects_nodes=work.key in released.expecting_nodes,
+        )
         result.append(Apply(job))
     return result

@@ -9,7 +9,7 @@ from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import WaitingReason
 
 from trenchcoat_operator.gpus import contenders, sharing
-from trenchcoat_operator.model.observed import Problem
+from trenchcoat_operator.model.observed import Child, Problem
 from trenchcoat_operator.reconcile.assessment.standing import Assessment
 from trenchcoat_operator.reconcile.look import Look
 from trenchcoat_operator.reconcile.starting import gate
@@ -37,6 +37,8 @@ class Release:
     start: tuple[Work, ...] = ()
     held: Mapping[str, Hold] = field(default_factory=dict)
     """By content key."""
+    expecting_nodes: frozenset[str] = frozenset()
+    """Content keys of works that start though no GPU is free, so that an autoscaler sees their pods."""
     needs_surroundings: bool = False
     due: tuple[str, ...] = ()
     """Other Trenchcoats for which GPUs are free now, as namespace/name."""
@@ -62,9 +64,10 @@ def release(look: Look, assessments: tuple[Assessment, ...]) -> Release:
         return Release(tuple(work for work in begun if work.key not in held), held, needs_surroundings=True)
     if not gated:
         return Release(tuple(start), held)
-    without, due = _without_gpus(look, gated)
-    held |= without
-    return Release(tuple(work for work in start if work.key not in held), held, due=due)
+    shared = _share(look, gated)
+    held |= shared.held
+    started = tuple(work for work in start if work.key not in held)
+    return Release(started, held, expecting_nodes=frozenset(shared.expecting), due=shared.due)
 
 
 def _at_the_gate(look: Look, assessments: tuple[Assessment, ...], ready: list[Work]) -> Holds:
@@ -98,8 +101,20 @@ def _too_many(look: Look, ready: list[Work]) -> Holds:
     return {work.key: hold for work in crias[max(0, limit - made) :]}
 
 
-def _without_gpus(look: Look, gated: list[Work]) -> tuple[Holds, tuple[str, ...]]:
-    """The works that no GPU falls to, and the other Trenchcoats for which GPUs are free now.
+@dataclass(slots=True)
+class _Share:
+    """What came of the GPUs that are free."""
+
+    held: Holds = field(default_factory=dict)
+    """The works that none falls to."""
+    expecting: set[str] = field(default_factory=set)
+    """Content keys of those that start all the same."""
+    due: tuple[str, ...] = ()
+    """The other Trenchcoats for which GPUs are free now."""
+
+
+def _share(look: Look, gated: list[Work]) -> _Share:
+    """Share the GPUs that are free.
 
     One stage asks after the other, in order, and none before all works of the one before it start: what those
     take is gone by then.
@@ -108,21 +123,39 @@ def _without_gpus(look: Look, gated: list[Work]) -> tuple[Holds, tuple[str, ...]
     assert capacity is not None  # noqa: S101
     taken = contenders.held_gpus(look.trenchcoat, look.observed.children)
     patience = timedelta(seconds=look.settings.gang_patience_seconds)
-    held: Holds = {}
-    due: tuple[str, ...] = ()
+    pending = sum(_is_pending(child) for child in look.children)
+    result = _Share()
     for stage, group in groupby(gated, key=lambda work: work.stage):
         works = list(group)
-        if held:
+        if result.held:
             hold = Hold(WaitingReason.GPU, f"asks for GPUs once {gated[0].stage} has started")
-            held |= {work.key: hold for work in works}
+            result.held |= {work.key: hold for work in works}
             continue
         since = contenders.waiting_since(look.trenchcoat, works[0].key)
         asking = contenders.contender(look.trenchcoat, taken, stage, len(works), since)
         grant = sharing.grant(capacity, asking, look.now, patience)
-        due = grant.due
+        result.due = grant.due
         jobs = grant.pods // works[0].pods
-        problem = Problem("Unschedulable", grant.reason) if grant.never else None
-        held |= {work.key: Hold(WaitingReason.GPU, grant.reason, problem) for work in works[jobs:]}
-        taken += grant.pods * asking.demand.gpus
-        capacity = replace(capacity, promised=(*capacity.promised, replace(asking.demand, pods=grant.pods)))
-    return held, due
+        allowed = max(look.pending_jobs, 1 if grant.nowhere else 0) if grant.full else 0
+        more = works[jobs:][: max(0, allowed - pending)]
+        pending += len(more)
+        result.expecting |= {work.key for work in more}
+        result.held |= {work.key: _no_gpu(grant, pending) for work in works[jobs + len(more) :]}
+        started = (jobs + len(more)) * works[0].pods
+        taken += started * asking.demand.gpus
+        capacity = replace(capacity, promised=(*capacity.promised, replace(asking.demand, pods=started)))
+    return result
+
+
+def _is_pending(child: Child) -> bool:
+    """Whether a child that was made for nodes yet to be added still waits for some."""
+    placed = sum(bool(pod.node) for pod in child.pods)
+    return child.active and child.expects_nodes and placed < max(1, len(child.pods))
+
+
+def _no_gpu(grant: sharing.Grant, pending: int) -> Hold:
+    if pending:
+        jobs = "1 Job waits" if pending == 1 else f"{pending} Jobs wait"
+        return Hold(WaitingReason.GPU, f"{grant.reason}; {jobs} for nodes to be added")
+    problem = Problem("Unschedulable", grant.reason) if grant.never else None
+    return Hold(WaitingReason.GPU, grant.reason, problem)

@@ -5,6 +5,7 @@ from trenchcoat_operator.gpus import places
 from trenchcoat_operator.gpus.places import UNSCHEDULABLE_GRACE
 from trenchcoat_operator.model.observed import Child, ChildKind
 from trenchcoat_operator.model.plan import Delete
+from trenchcoat_operator.reconcile.assessment import placing
 from trenchcoat_operator.reconcile.look import Look
 from trenchcoat_operator.works.graph import Work
 
@@ -58,8 +59,17 @@ def stuck(look: Look) -> list[Child]:
     return [
         child
         for child in look.children
-        if child.active and not child.terminating and _stuck_for_long(child, look)
+        if child.active
+        and not child.terminating
+        and _stuck_for_long(child, look)
+        and not _expects_nodes(child, look)
     ]
+
+
+def _expects_nodes(child: Child, look: Look) -> bool:
+    """Whether a child's pods may wait on; half a gang holds GPUs, and that only for a while."""
+    until = placing.may_wait_until(child, look) if child.expects_nodes else None
+    return until is not None and (look.now < until or not any(pod.node for pod in child.pods))
 
 
 def _stuck_for_long(child: Child, look: Look) -> bool:

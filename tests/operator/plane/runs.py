@@ -1,0 +1,130 @@
+"""A Trenchcoat on a control plane, worked on by the operator's own code in this process, step by step.
+
+Jobs are made by the real controllers and pods are bound by the real scheduler. No program runs: a test writes
+the artifacts that are to be there already.
+"""
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from kubernetes import client
+from minio import Minio
+from trenchcoat_api import constants
+from trenchcoat_api.artifacts import Artifact
+from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_operator.kubernetes.client import Cluster
+from trenchcoat_operator.loop.reconciler import Reconciler
+from trenchcoat_operator.metrics.recorder import Metrics
+from trenchcoat_operator.model.key import Key
+from trenchcoat_operator.settings import Settings
+
+from tests.control_plane import Body, ControlPlane
+from tests.minio_server import ACCESS_KEY, BUCKET, SECRET_KEY, MinioServer
+from tests.operator import world
+from tests.operator.simulation import BASE
+from tests.waiting import until
+
+BEFORE_CRIAS = ("tokenize", "collect", "shard")
+
+
+class Operator:
+    """The operator's loop, one step at a time."""
+
+    def __init__(self, plane: ControlPlane, **settings: Any) -> None:
+        self.plane = plane
+        self._reconciler = Reconciler(Cluster(plane.api), Settings(**settings), Metrics(), lambda *_: None)
+
+    def stop(self) -> None:
+        self._reconciler.stop()
+
+    def until(self, run: "Run", holds: Callable[[Body], Any], seconds: float, what: str) -> Any:
+        """Look again and again until something holds of the status; returns what `holds` does."""
+
+        def step() -> Any:
+            self._reconciler.step(Key(run.namespace, run.name))
+            return holds(run.status())
+
+        try:
+            return until(step, seconds, what)
+        except AssertionError as error:
+            error.add_note(f"{run.status()}")
+            raise
+
+
+@contextmanager
+def operator(plane: ControlPlane, **settings: Any) -> Iterator[Operator]:
+    made = Operator(plane, **settings)
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+class Run:
+    """One Trenchcoat."""
+
+    def __init__(
+        self, plane: ControlPlane, server: MinioServer, namespace: str, name: str, **spec: Any
+    ) -> None:
+        self.plane, self.namespace, self.name = plane, namespace, name
+        store = {"endpoint": server.endpoint, "prefix": f"{namespace}-{name}"}
+        metadata = {"name": name, "namespace": namespace}
+        self.body: Body = world.merged(
+            {key: value for key, value in BASE.items() if key != "metadata"},
+            {"metadata": metadata, "spec": {"store": store, "layersPerCria": 4, **spec}},
+        )
+        read = Trenchcoat.from_object({**self.body, "metadata": {**metadata, "uid": "none"}})
+        self.artifacts: dict[str, Artifact] = world.artifacts_of(read.spec)
+        self._store = Minio(
+            urlsplit(server.endpoint).netloc, access_key=ACCESS_KEY, secret_key=SECRET_KEY, secure=False
+        )
+
+    def begin(self, done: tuple[str, ...] = BEFORE_CRIAS) -> None:
+        """Apply it, with some artifacts there already."""
+        for name in done:
+            self.complete(name)
+        self.plane.apply(self.body, self.namespace)
+
+    def complete(self, name: str) -> None:
+        """Write an artifact as its program would."""
+        artifact = self.artifacts[name]
+        manifest = world.manifest(artifact).model_dump_json(by_alias=True).encode()
+        for path, data in ((artifact.prefix + "data", b"0" * 1000), (artifact.manifest_path, manifest)):
+            self._store.put_object(BUCKET, path, io.BytesIO(data), len(data))
+
+    def status(self) -> Body:
+        found: Body = self.plane.read(self.name, self.namespace).get("status") or {}
+        return found
+
+    def pods(self) -> list[Any]:
+        label = f"{constants.LABEL_NAME}={self.name}"
+        return list(self.plane.core.list_namespaced_pod(self.namespace, label_selector=label).items)
+
+    def jobs(self) -> list[Any]:
+        label = f"{constants.LABEL_NAME}={self.name}"
+        batch = client.BatchV1Api(self.plane.api)
+        return list(batch.list_namespaced_job(self.namespace, label_selector=label).items)
+
+
+def condition(status: Body, kind: str) -> Body:
+    found: Body = next((item for item in status.get("conditions", []) if item["type"] == kind), {})
+    return found
+
+
+def crias(status: Body) -> list[tuple[str, str]]:
+    """State and reason of waiting of each Cria."""
+    return [(row["state"], row.get("waitingReason", "")) for row in status.get("crias", [])]
+
+
+def namespace(plane: ControlPlane, name: str) -> str:
+    """A namespace with the store's credentials."""
+    plane.namespace(name)
+    data = {
+        constants.SECRET_ACCESS_KEY_FIELD: ACCESS_KEY,
+        constants.SECRET_SECRET_KEY_FIELD: SECRET_KEY,
+    }
+    plane.core.create_namespaced_secret(name, {"metadata": {"name": "minio"}, "stringData": data})
+    return name

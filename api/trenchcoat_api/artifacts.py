@@ -17,8 +17,16 @@ from pydantic import Field, model_validator
 
 from trenchcoat_api.base import Camel
 from trenchcoat_api.crias import CriaRange
-from trenchcoat_api.keys import content_key, dump_fields, form_fields, stitch_fields
+from trenchcoat_api.keys import (
+    adapt_fields,
+    content_key,
+    dump_fields,
+    form_fields,
+    stitch_fields,
+    training_fields,
+)
 from trenchcoat_api.layer_kinds import chooses_layers
+from trenchcoat_api.phases import adapts_teacher, reads_boundaries
 from trenchcoat_api.recall import RecallFacts
 from trenchcoat_api.results import Evaluation, Perplexity
 from trenchcoat_api.selection import Selection, cut_first_tokens
@@ -262,7 +270,7 @@ class Artifact:
 
 
 # What decides how a stage runs but not what it computes stays out of the keys.
-_HOW_IT_EVALUATES = {"enabled", "batch_size"}
+_HOW_IT_EVALUATES = {"enabled", "batch_size", "adapted_teacher"}
 _SECRETS = {"token_secret_ref"}
 
 
@@ -323,8 +331,9 @@ class Artifacts:
     @property
     def before_crias(self) -> list[Artifact]:
         """Those that the spec asks for and that need no number of layers, in an order as `all` has."""
+        boundaries = [self.collect] if reads_boundaries(self._spec) else []
         selection = [self.select] if chooses_layers(self._spec.attention) else []
-        return [self.tokenize, self.collect, self.shard, *selection]
+        return [self.tokenize, *boundaries, self.shard, *selection]
 
     def cria(self, cria: CriaRange) -> Artifact:
         """Feature maps, window factors and adapters of one Cria."""
@@ -338,12 +347,8 @@ class Artifacts:
     def _cria_fields(self) -> dict[str, Any]:
         """What all Crias of a spec depend on alike."""
         spec = self._spec
-        starts = spec.data.start_positions
         return {
-            "seed": spec.seed,
-            "dtype": spec.dtype,
-            # Young, and no part of the key where it is off.
-            **({"startPositions": dump_fields(starts)} if starts.are_random else {}),
+            **training_fields(spec),
             **form_fields(spec.attention, spec.transfer),
             "criaLora": dump_fields(spec.cria_lora),
         }
@@ -355,10 +360,19 @@ class Artifacts:
         inputs = (self.tokenize.key, self.shard.key, *(self.cria(cria).key for cria in crias))
         return self._make(Stage.STITCH, fields, inputs)
 
+    @cached_property
+    def adapt(self) -> Artifact:
+        """The adapted teacher's adapters: nothing of the student is in its key, so many share it.
+
+        The stitch's program makes it, of the shards, which are the model's bytes however they are cut.
+        """
+        return self._make(Stage.ADAPT, adapt_fields(self._spec), (self.tokenize.key,))
+
     def evaluate(self, crias: list[CriaRange]) -> Artifact:
         """Perplexities and recall of the teacher and of the student after every stage."""
         fields = dump_fields(self._spec.evaluate, exclude=_HOW_IT_EVALUATES)
-        return self._make(Stage.EVALUATE, fields, (self.stitch(crias).key,))
+        adapted = (self.adapt.key,) if adapts_teacher(self._spec) else ()
+        return self._make(Stage.EVALUATE, fields, (self.stitch(crias).key, *adapted))
 
     def export(self, crias: list[CriaRange]) -> Artifact:
         """The Hugging Face checkpoint."""
@@ -377,6 +391,8 @@ class Artifacts:
             *(self.cria(cria) for cria in crias),
             self.stitch(crias),
         ]
+        if adapts_teacher(self._spec):
+            wanted.append(self.adapt)
         if self._spec.evaluate.enabled:
             wanted.append(self.evaluate(crias))
         if self._spec.export.enabled:

@@ -10,8 +10,9 @@ from trenchcoat_api.artifacts import ModelFacts
 from trenchcoat_api.crias import CriaRange, cria_ranges
 from trenchcoat_api.decode_state import ITEM_BYTES, DecodeState, decode_state
 from trenchcoat_api.layer_kinds import chooses_layers
+from trenchcoat_api.phases import adapter_epochs, adapts_teacher, reads_boundaries, transfer_epochs
 from trenchcoat_api.selection import SEQUENCES, TOKENS
-from trenchcoat_api.spec import Form, TrenchcoatSpec
+from trenchcoat_api.spec import TrenchcoatSpec
 
 TERAFLOPS = 600.0
 """What one GPU of the H100 class sustains in bf16, where nobody says otherwise."""
@@ -32,7 +33,7 @@ class Estimate:
     tokens: int
     """Training tokens in full sequences."""
     activation_bytes: int
-    """Hidden states at all inner boundaries."""
+    """Hidden states at all inner boundaries; 0 where no Cria reads them."""
     weight_bytes: int
     """The teacher's weights in spec.dtype."""
     cria_weight_bytes: int
@@ -40,11 +41,15 @@ class Estimate:
     select_flop: float
     """Matrix products of choosing the wide layers; 0 where the run does not."""
     collect_flop: float
-    """Matrix products of the teacher's forward over all tokens."""
+    """Matrix products of the teacher's forward over all tokens; 0 where no Cria reads what it leaves."""
     transfer_epochs: int
     """Passes of attention transfer; none where the form has nothing to train in it."""
     cria_flop: float
     """Matrix products of all Crias, both phases."""
+    stitch_flop: float
+    """Matrix products of the stitch: forward, and backward through weights that stay as they are."""
+    adapt_flop: float
+    """The same of the adapted teacher; 0 where the run does not train it."""
     decode: DecodeState
     """What decoding one sequence holds."""
 
@@ -65,18 +70,20 @@ def estimate(spec: TrenchcoatSpec, model: ModelFacts) -> Estimate:
     per_layer = layer_parameters(model)
     longest = max(len(cria.layers) for cria in crias)
     forward = 2.0 * per_layer * model.layers * tokens
-    transfer_epochs = 0 if spec.attention.form is Form.WINDOW else spec.transfer.epochs
+    collects, epochs = reads_boundaries(spec), transfer_epochs(spec)
     # LoRA by Cria: layerwise is one more forward; block runs forward, recomputation and half a backward.
     lora_passes = 1.0 if spec.cria_lora.objective == "layerwise" else 3.0
     return Estimate(
         crias=crias,
         tokens=tokens,
-        activation_bytes=(len(crias) - 1) * model.hidden_size * tokens * size,
+        activation_bytes=(len(crias) - 1) * model.hidden_size * tokens * size if collects else 0,
         weight_bytes=model.parameters * size,
         cria_weight_bytes=per_layer * longest * size,
         select_flop=forward / tokens * SEQUENCES * TOKENS if chooses_layers(spec.attention) else 0.0,
-        collect_flop=forward,
-        transfer_epochs=transfer_epochs,
-        cria_flop=forward * (transfer_epochs + lora_passes * spec.cria_lora.epochs),
+        collect_flop=forward if collects else 0.0,
+        transfer_epochs=epochs,
+        cria_flop=forward * (epochs + lora_passes * spec.cria_lora.epochs),
+        stitch_flop=2 * forward * spec.stitch.epochs,
+        adapt_flop=2 * forward * adapter_epochs(spec) if adapts_teacher(spec) else 0.0,
         decode=decode_state(spec, model),
     )

@@ -5,12 +5,15 @@ import json
 from typing import Any
 
 from trenchcoat_api.base import Camel
-from trenchcoat_api.spec import Attention, Data, Form, KeyMaps, Stitch, Transfer
+from trenchcoat_api.phases import adapter_epochs
+from trenchcoat_api.spec import Attention, Data, Form, KeyMaps, Stitch, Transfer, TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 
 CODE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1)
 """Raised by hand whenever a stage's code computes something else from the same inputs."""
 KEY_LENGTH = 16
+_HOW_IT_RUNS = {"nodes", "gpus_per_node"}
+"""What decides how a stage runs but not what it computes."""
 
 
 def content_key(stage: Stage, fields: dict[str, Any], inputs: tuple[str, ...]) -> str:
@@ -45,10 +48,6 @@ def dump_fields(model: Camel, *, exclude: set[str] | None = None) -> dict[str, A
     return {name: value for name, value in fields.items() if name not in unused or value != unused[name]}
 
 
-_HOW_IT_RUNS = {"nodes", "gpus_per_node"}
-"""What decides how a stage runs but not what it computes."""
-
-
 def stitch_fields(stitch: Stitch) -> dict[str, Any]:
     """The fields of spec.stitch that say what is trained, for a key."""
     fields = dump_fields(stitch, exclude={*_HOW_IT_RUNS, "long_sequences"})
@@ -71,4 +70,25 @@ def form_fields(attention: Attention, transfer: Transfer) -> dict[str, dict[str,
     return {
         "attention": dump_fields(attention, exclude=unread.get(Attention)),
         "transfer": dump_fields(transfer, exclude=unread.get(Transfer)),
+    }
+
+
+def training_fields(spec: TrenchcoatSpec) -> dict[str, Any]:
+    """What all training depends on, of teacher and student, for a key."""
+    starts = spec.data.start_positions
+    return {
+        "seed": spec.seed,
+        "dtype": spec.dtype,
+        # Young, and no part of the key where it is off.
+        **({"startPositions": dump_fields(starts)} if starts.are_random else {}),
+    }
+
+
+def adapt_fields(spec: TrenchcoatSpec) -> dict[str, Any]:
+    """What the adapted teacher depends on besides model and text, for a key; the stitch makes it."""
+    return {
+        **training_fields(spec),
+        "program": CODE_VERSIONS[Stage.STITCH],
+        "epochs": adapter_epochs(spec),
+        "stitch": {name: value for name, value in stitch_fields(spec.stitch).items() if name != "epochs"},
     }

@@ -5,6 +5,7 @@ from rich.table import Table
 from trenchcoat_api.artifacts import Artifacts
 from trenchcoat_api.estimate import Estimate
 from trenchcoat_api.layer_kinds import chooses_layers, wide_count
+from trenchcoat_api.phases import adapter_epochs, adapts_teacher, reads_boundaries, why_not_adapted
 from trenchcoat_api.spec import Form, TrenchcoatSpec
 
 
@@ -17,13 +18,14 @@ def stage_table(spec: TrenchcoatSpec, needs: Estimate) -> Table:
     crias = list(needs.crias)
     collect, stitch = spec.collect, spec.stitch
     table.add_row("tokenize", "Job", "-", f"{needs.tokens:,} tokens", artifacts.tokenize.key)
-    table.add_row(
-        "collect",
-        f"PyTorchJob, {collect.nodes} pods",
-        str(collect.nodes * collect.gpus_per_node),
-        f"{_bytes(needs.activation_bytes)} of activations at {len(crias) - 1} boundaries",
-        artifacts.collect.key,
-    )
+    if reads_boundaries(spec):
+        table.add_row(
+            "collect",
+            f"PyTorchJob, {collect.nodes} pods",
+            str(collect.nodes * collect.gpus_per_node),
+            f"{_bytes(needs.activation_bytes)} of activations at {len(crias) - 1} boundaries",
+            artifacts.collect.key,
+        )
     table.add_row("shard", "Job", "-", f"{_bytes(needs.weight_bytes)} of weights", artifacts.shard.key)
     if chooses_layers(spec.attention):
         count = wide_count(spec.attention, crias[-1].last + 1)
@@ -44,6 +46,14 @@ def stage_table(spec: TrenchcoatSpec, needs: Estimate) -> Table:
         f"end-to-end adapters{_at_the_end(spec)}",
         artifacts.stitch(crias).key,
     )
+    if adapts_teacher(spec):
+        table.add_row(
+            "adapt",
+            f"PyTorchJob, {stitch.nodes} pods",
+            str(stitch.nodes * stitch.gpus_per_node),
+            "adapters of the teacher, to compare with",
+            artifacts.adapt.key,
+        )
     if spec.evaluate.enabled:
         table.add_row("evaluate", "Job", "1", "perplexities", artifacts.evaluate(crias).key)
     if spec.export.enabled:
@@ -65,9 +75,10 @@ def needs_table(spec: TrenchcoatSpec, needs: Estimate, teraflops: float) -> Tabl
     table = Table(title="Needs", title_justify="left", show_header=False)
     table.add_row("store", _bytes(needs.activation_bytes + 2 * needs.weight_bytes))
     table.add_row("GPU memory for a Cria's weights", _bytes(needs.cria_weight_bytes))
+    collection = f"{needs.gpu_hours(needs.collect_flop, teraflops):.2f}"
     table.add_row(
         f"GPU-hours of collection, at least, at {teraflops:.0f} TFLOP/s",
-        f"{needs.gpu_hours(needs.collect_flop, teraflops):.2f}",
+        collection if reads_boundaries(spec) else "none: no Cria trains on what it leaves",
     )
     if needs.select_flop:
         table.add_row(
@@ -79,6 +90,11 @@ def needs_table(spec: TrenchcoatSpec, needs: Estimate, teraflops: float) -> Tabl
         f"GPU-hours of all Crias, at least ({needs.transfer_epochs} + {spec.cria_lora.epochs} epochs)",
         f"{hours:.2f}",
     )
+    table.add_row(
+        f"GPU-hours of the stitch, at least ({spec.stitch.epochs} epochs)",
+        f"{needs.gpu_hours(needs.stitch_flop, teraflops):.2f}",
+    )
+    table.add_row(*_adapted_teacher(spec, needs, teraflops))
     decode, length = needs.decode, spec.data.sequence_length
     for tokens in (length, *(length * multiple for multiple in sorted(spec.evaluate.length_multiples))):
         table.add_row(
@@ -89,6 +105,15 @@ def needs_table(spec: TrenchcoatSpec, needs: Estimate, teraflops: float) -> Tabl
         table.add_row("the student holds less than the teacher from", f"{decode.crossover:,} tokens")
         table.add_row("a sliding window of as many bytes sees", f"{decode.equal_window:,} tokens")
     return table
+
+
+def _adapted_teacher(spec: TrenchcoatSpec, needs: Estimate, teraflops: float) -> tuple[str, str]:
+    """What the adapted teacher costs, or why there is none."""
+    reason = why_not_adapted(spec)
+    if reason:
+        return "the adapted teacher, to compare with", f"none: {reason}"
+    epochs, hours = adapter_epochs(spec), needs.gpu_hours(needs.adapt_flop, teraflops)
+    return f"GPU-hours of the adapted teacher, at least ({epochs} epochs)", f"{hours:.2f}"
 
 
 def _bytes(count: float) -> str:

@@ -13,11 +13,16 @@ class Stage(StrEnum):
     """Only where spec.attention.wide.share has the wide layers chosen."""
     CRIA = "cria"
     STITCH = "stitch"
+    ADAPT = "adapt"
+    """The adapted teacher, to compare with: only where spec.evaluate.adaptedTeacher wants it."""
     EVALUATE = "evaluate"
     EXPORT = "export"
 
 
-DISTRIBUTED = (Stage.COLLECT, Stage.STITCH)
+WITHOUT_ADAPTED_TEACHER = "--without-adapted-teacher"
+"""Argument of the evaluate stage's program: evaluate as if the spec asked for no adapted teacher."""
+
+DISTRIBUTED = (Stage.COLLECT, Stage.STITCH, Stage.ADAPT)
 """The stages that run as many ranks, on several nodes if need be."""
 
 INPUTS: dict[Stage, tuple[Stage, ...]] = {
@@ -27,7 +32,8 @@ INPUTS: dict[Stage, tuple[Stage, ...]] = {
     Stage.SELECT: (Stage.TOKENIZE,),
     Stage.CRIA: (Stage.COLLECT, Stage.SHARD, Stage.SELECT),
     Stage.STITCH: (Stage.CRIA,),
-    Stage.EVALUATE: (Stage.STITCH,),
+    Stage.ADAPT: (Stage.TOKENIZE, Stage.SHARD),
+    Stage.EVALUATE: (Stage.STITCH, Stage.ADAPT),
     Stage.EXPORT: (Stage.STITCH,),
 }
 """The stages whose artifacts must be complete before a stage may start, as far as the spec asks for them
@@ -40,7 +46,8 @@ READS: dict[Stage, tuple[Stage, ...]] = {
     Stage.SELECT: (Stage.TOKENIZE,),
     Stage.CRIA: (Stage.TOKENIZE, Stage.COLLECT, Stage.SHARD, Stage.SELECT),
     Stage.STITCH: (Stage.TOKENIZE, Stage.SHARD, Stage.SELECT, Stage.CRIA),
-    Stage.EVALUATE: (Stage.TOKENIZE, Stage.SHARD, Stage.SELECT, Stage.CRIA, Stage.STITCH),
+    Stage.ADAPT: (Stage.TOKENIZE, Stage.SHARD),
+    Stage.EVALUATE: (Stage.TOKENIZE, Stage.SHARD, Stage.SELECT, Stage.CRIA, Stage.STITCH, Stage.ADAPT),
     Stage.EXPORT: (Stage.SHARD, Stage.SELECT, Stage.CRIA, Stage.STITCH),
 }
 """The stages whose artifacts a stage reads: they must not be deleted before it is complete."""

@@ -151,7 +151,9 @@ class Work(Camel):
 class StageStatus(Work):
     """One stage; the Crias together are one."""
 
-    name: str = Field(description="tokenize, collect, shard, select, cria, stitch, evaluate or export.")
+    name: str = Field(
+        description="tokenize, collect, shard, select, cria, stitch, adapt, evaluate or export."
+    )
 
 
 class CriaStatus(Work):
@@ -182,6 +184,9 @@ class EstimateStatus(Camel):
     cria_weight_bytes: int = Field(description="Weights of the largest Cria, which its GPU must hold.")
     collect_gpu_hours: str = Field(description="GPU-hours of collection at 600 TFLOP/s.")
     cria_gpu_hours: str = Field(description="GPU-hours of all Crias at 600 TFLOP/s.")
+    adapt_gpu_hours: str = Field(
+        default="", description="GPU-hours of the adapted teacher at 600 TFLOP/s; empty where there is none."
+    )
 
 
 class TrenchcoatStatus(Camel):

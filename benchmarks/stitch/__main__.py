@@ -123,7 +123,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         set_up_seconds = time.perf_counter() - began
         losses, seconds = [], []
         with profiled(arguments.profile, device):
-            for batch in stitch.StitchData(context, engine.module.config).batches(0):
+            for batch in stitch.StitchData(context, engine.module.config, epochs=1).batches(0):
                 began = time.perf_counter()
                 loss, _, _ = stitch.train_step(engine, context, batch, cursor, wishes=(False, False)).tolist()
                 cursor.note(loss)

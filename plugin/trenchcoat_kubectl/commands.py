@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from trenchcoat_api import constants
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
-from trenchcoat_api.stages import Stage
+from trenchcoat_api.stages import DISTRIBUTED, Stage
 from trenchcoat_api.status import ConditionType, State
 from trenchcoat_api.status import Work as Row
 
@@ -20,7 +20,6 @@ from trenchcoat_kubectl.kubectl import Kubectl, Object, PluginError
 
 RESOURCE = f"{constants.PLURAL}.{constants.GROUP}"
 POLL_SECONDS = 2.0
-_DISTRIBUTED = (Stage.COLLECT, Stage.STITCH)
 
 
 def read(body: Object) -> Trenchcoat:
@@ -136,7 +135,7 @@ class Target:
     @property
     def kind(self) -> str:
         """Resource of the objects that run it."""
-        return "pytorchjobs.kubeflow.org" if self.stage in _DISTRIBUTED else "jobs.batch"
+        return "pytorchjobs.kubeflow.org" if self.stage in DISTRIBUTED else "jobs.batch"
 
 
 def find(trenchcoat: Trenchcoat, word: str) -> Target:

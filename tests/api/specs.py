@@ -37,6 +37,6 @@ def changed(path: str | dict[str, Any], value: Any = None) -> dict[str, Any]:
     return body
 
 
-def trenchcoat(path: str | None = None, value: Any = None) -> Trenchcoat:
+def trenchcoat(path: str | dict[str, Any] | None = None, value: Any = None) -> Trenchcoat:
     """The base object, or one with a field changed, as a model."""
     return Trenchcoat.from_document(changed(path, value) if path else copy.deepcopy(BASE))

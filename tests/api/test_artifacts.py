@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from trenchcoat_api.artifacts import Artifacts, Manifest, ObjectList, StoreChecksum, StoredObject
 from trenchcoat_api.crias import cria_ranges
+from trenchcoat_api.phases import without_adapted_teacher
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 
@@ -16,6 +17,7 @@ from tests.api.specs import trenchcoat
 CRIAS = cria_ranges(12, 2)
 ALL = set(Stage) - {Stage.SELECT}  # what a spec asks for that does not have wide layers chosen
 TRAINED = {Stage.CRIA, Stage.STITCH, Stage.EVALUATE, Stage.EXPORT}
+ADAPTED = TRAINED | {Stage.ADAPT}
 CHOSEN = {"wide": {"share": "0.25"}}
 
 
@@ -35,7 +37,7 @@ def test_keys_are_those_of_the_first_release():
         ("spec.data.tokens", 2_000_000, ALL - {Stage.SHARD}),
         ("spec.data.source", "hf://datasets/me/text", ALL - {Stage.SHARD}),
         ("spec.model.source", "s3://trenchcoat/teachers/other", ALL),
-        ("spec.layersPerCria", 3, ALL - {Stage.TOKENIZE}),
+        ("spec.layersPerCria", 3, ALL - {Stage.TOKENIZE, Stage.ADAPT}),
         ("spec.transfer.learningRate", "1e-3", TRAINED),
         (
             "spec.attention.keyMaps",
@@ -49,21 +51,22 @@ def test_keys_are_those_of_the_first_release():
             TRAINED,
         ),
         ("spec.attention.firstTokens", 0, set()),
-        ("spec.data.startPositions.share", "0.5", TRAINED),
+        ("spec.data.startPositions.share", "0.5", ADAPTED),
         ("spec.data.startPositions.share", "0.0", set()),
         ("spec.data.startPositions.below", 100, set()),  # of no use without a share
         ("spec.transfer.windowDropout", "0.5", TRAINED),
-        ("spec.preset", "paper", TRAINED),
+        ("spec.preset", "paper", ADAPTED),
         ("spec.preset", "shipped", set()),
         ("spec.transfer.epochs", 2, set()),
         ("spec.criaLora.lora.rank", 4, TRAINED),
-        ("spec.stitch.learningRate", "1e-3", {Stage.STITCH, Stage.EVALUATE, Stage.EXPORT}),
-        ("spec.stitch.longSequences.share", "0.25", {Stage.STITCH, Stage.EVALUATE, Stage.EXPORT}),
+        ("spec.stitch.learningRate", "1e-3", ADAPTED - {Stage.CRIA}),
+        ("spec.stitch.longSequences.share", "0.25", ADAPTED - {Stage.CRIA}),
         ("spec.stitch.longSequences.share", "0.0", set()),
         ("spec.stitch.longSequences.multiple", 8, set()),  # of no use without a share
         ("spec.export.maxShardBytes", 1_000_000, {Stage.EXPORT}),
         ("spec.collect.nodes", 7, set()),
-        ("spec.stitch.nodes", 7, set()),
+        ("spec.stitch.gpusPerNode", 7, set()),
+        ("spec.stitch.nodes", 7, {Stage.ADAPT, Stage.EVALUATE}),  # no adapted teacher any more
         ("spec.scheduling.maxParallelCrias", 1, set()),
         ("spec.suspend", True, set()),
         ("spec.pods.cria.image", "other", set()),
@@ -77,7 +80,7 @@ def test_keys_are_those_of_the_first_release():
 )
 def test_a_change_touches_what_depends_on_it_and_nothing_else(path, value, stages):
     before, after = keys(), keys(path, value)
-    assert {Stage(name.split("-")[0]) for name in before if before[name] != after[name]} == stages
+    assert {Stage(name.split("-")[0]) for name in before if before[name] != after.get(name)} == stages
 
 
 @pytest.mark.parametrize(
@@ -135,6 +138,46 @@ def test_the_choice_rests_on_seed_and_text_and_not_on_the_cut_into_crias():
     assert select() == select("spec.layersPerCria", 3) == select("spec.transfer.learningRate", "1e-3")
     others = {select(), select("spec.seed", 1), select("spec.data.tokens", 2_000_000)}
     assert len(others | {select("spec.dtype", "float32"), select("spec.model.source", "hf://me/it")}) == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "shares"),
+    [
+        ({"attention": {"form": "window", "window": 32}}, True),
+        ({"attention": {"keepSoftmaxLayers": [1, 5], "featureDim": 16}}, True),
+        ({"attention": {"wide": {"share": "0.25"}}}, True),
+        ({"transfer": {"epochs": 9, "learningRate": "1e-3"}}, True),
+        ({"layersPerCria": 3}, True),
+        ({"criaLora": {"learningRate": "1e-3"}}, True),
+        ({"criaLora": {"epochs": 1}, "stitch": {"epochs": 2}}, True),  # as many passes in all
+        ({"criaLora": {"epochs": 1}}, False),
+        ({"stitch": {"epochs": 2}}, False),
+        ({"stitch": {"recallShare": "0.1"}}, False),
+        ({"stitch": {"lora": {"rank": 8}}}, False),
+        ({"stitch": {"gpusPerNode": 8}}, True),
+        ({"seed": 1}, False),
+        ({"dtype": "float32"}, False),
+        ({"data": {"source": "s3://trenchcoat/corpora/*.jsonl", "tokens": 2_000_000}}, False),
+    ],
+)
+def test_students_share_an_adapted_teacher_that_saw_what_they_saw(fields, shares):
+    def adapt(changes):
+        base = trenchcoat().spec.model_dump(by_alias=True, mode="json", exclude_unset=True)
+        return Artifacts(TrenchcoatSpec.model_validate(base | changes)).adapt.key
+
+    assert (adapt(fields) == adapt({})) is shares
+
+
+def test_an_evaluation_without_the_adapted_teacher_is_another():
+    spec = trenchcoat().spec
+    bare = without_adapted_teacher(spec)
+    assert Artifacts(spec).evaluate(CRIAS).key != Artifacts(bare).evaluate(CRIAS).key
+    never = trenchcoat("spec.evaluate", {"adaptedTeacher": "never"}).spec
+    assert Artifacts(never).all(CRIAS) == Artifacts(bare).all(CRIAS)
+    always = trenchcoat("spec.evaluate", {"adaptedTeacher": "always"}).spec
+    assert Artifacts(always).all(CRIAS) == Artifacts(spec).all(CRIAS)
+    # As it was before there was an adapted teacher.
+    assert Artifacts(bare).evaluate(CRIAS).key == GOLDEN["evaluate"]
 
 
 @pytest.mark.parametrize(
@@ -220,4 +263,5 @@ def test_places_stand_below_the_prefix():
 GOLDEN = {
     "tokenize": "5c6478c85894e838",
     "stitch": "81d58b5f5cfda0a9",
+    "evaluate": "d3826f871fa53f07",
 }

@@ -3,6 +3,7 @@
 import pytest
 from trenchcoat_api.artifacts import ModelFacts
 from trenchcoat_api.estimate import estimate, layer_parameters
+from trenchcoat_api.phases import without_adapted_teacher
 
 from tests.api.specs import trenchcoat
 
@@ -79,3 +80,18 @@ def test_layers_that_do_not_divide():
     spec = trenchcoat("spec.layersPerCria", 8).spec
     found = estimate(spec, LLAMA_405B)
     assert [len(cria.layers) for cria in found.crias][-2:] == [8, 6]
+
+
+def test_the_adapted_teacher_costs_a_stitch_of_as_many_passes_as_the_students_adapters_see():
+    found = estimate(published(), LLAMA_405B)
+    assert found.adapt_flop == pytest.approx(3 * found.stitch_flop) and found.stitch_flop
+    assert found.stitch_flop == pytest.approx(2 * found.collect_flop)
+    never = without_adapted_teacher(published())
+    assert estimate(never, LLAMA_405B).adapt_flop == 0
+
+
+def test_what_no_cria_reads_costs_nothing():
+    fields = published().model_dump(by_alias=True)
+    still = {"attention": {"form": "window"}, "criaLora": {"epochs": 0}}
+    found = estimate(type(published()).model_validate(fields | still), LLAMA_405B)
+    assert found.collect_flop == found.cria_flop == found.activation_bytes == 0

@@ -1,1 +1,1 @@
-"""The stages of a linearization: tokenize, collect, shard, select, cria, stitch, evaluate, export."""
+"""The stages of a linearization: tokenize, collect, shard, select, cria, stitch, adapt, evaluate, export."""

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trenchcoat_api.stages import DISTRIBUTED, Stage
+from trenchcoat_api.stages import DISTRIBUTED, WITHOUT_ADAPTED_TEACHER, Stage
 
 from trenchcoat_trainer.local.command import add_run
 from trenchcoat_trainer.local.planning import add_plan
@@ -22,6 +22,7 @@ _HELP = {
     Stage.SELECT: "choose the layers that are to be wide, by one pass of the teacher",
     Stage.CRIA: "train one Cria: attention transfer, then LoRA",
     Stage.STITCH: "train adapters over the whole student, end to end",
+    Stage.ADAPT: "train the same adapters over the teacher, to compare the student with",
     Stage.EVALUATE: "measure perplexity on held-out text",
     Stage.EXPORT: "write a Hugging Face checkpoint",
 }
@@ -76,7 +77,13 @@ def _add_stage(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
             metavar="N",
             help="run as N processes of this machine, one for each of its GPUs (default: as this one alone)",
         )
-    command.set_defaults(run=_run_stage, stage=stage, cria=None, processes=1)
+    if stage is Stage.EVALUATE:
+        command.add_argument(
+            WITHOUT_ADAPTED_TEACHER,
+            action="store_true",
+            help="as if spec.evaluate.adaptedTeacher were never: where training the adapted teacher failed",
+        )
+    command.set_defaults(run=_run_stage, stage=stage, cria=None, processes=1, without_adapted_teacher=False)
 
 
 def _run_stage(arguments: argparse.Namespace) -> int:
@@ -92,5 +99,10 @@ def _run_stage(arguments: argparse.Namespace) -> int:
     from trenchcoat_trainer.program import run_program
 
     return run_program(
-        arguments.stage, arguments.spec, cria=arguments.cria, folder=arguments.store, stop=stop
+        arguments.stage,
+        arguments.spec,
+        cria=arguments.cria,
+        folder=arguments.store,
+        stop=stop,
+        without_adapted_teacher=arguments.without_adapted_teacher,
     )

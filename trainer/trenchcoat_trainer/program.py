@@ -5,6 +5,7 @@ import logging
 import sys
 from pathlib import Path
 
+from trenchcoat_api import phases
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 from trenchcoat_api.stages import Stage
@@ -16,9 +17,18 @@ from trenchcoat_trainer.runtime.termination import write_termination_log
 
 logger = logging.getLogger(__name__)
 
+_PROGRAMS = {Stage.ADAPT: Stage.STITCH}
+"""Stages that another stage's program makes: by its artifact it knows which one it is."""
+
 
 def run_program(
-    stage: Stage, spec_file: Path, *, cria: int | None, folder: Path | None, stop: StopRequest
+    stage: Stage,
+    spec_file: Path,
+    *,
+    cria: int | None,
+    folder: Path | None,
+    stop: StopRequest,
+    without_adapted_teacher: bool = False,
 ) -> int:
     """Run a stage from its spec's file and return the exit code; a failure's message goes where it is read.
 
@@ -26,7 +36,14 @@ def run_program(
     """
     try:
         stop.check()
-        run_stage(stage, spec_file, cria=cria, folder=folder, stop=stop)
+        run_stage(
+            stage,
+            spec_file,
+            cria=cria,
+            folder=folder,
+            stop=stop,
+            without_adapted_teacher=without_adapted_teacher,
+        )
     except StageError as error:
         logger.error("%s: %s", stage.value, error)
         write_termination_log(str(error))
@@ -39,9 +56,23 @@ def run_program(
 
 
 def run_stage(
-    stage: Stage, spec_file: Path, *, cria: int | None, folder: Path | None, stop: StopRequest
+    stage: Stage,
+    spec_file: Path,
+    *,
+    cria: int | None,
+    folder: Path | None,
+    stop: StopRequest,
+    without_adapted_teacher: bool = False,
 ) -> None:
     """Run a stage unless its artifact is complete.
+
+    Args:
+        stage: Which stage.
+        spec_file: The Trenchcoat in YAML.
+        cria: Index of the Cria; the cria stage alone.
+        folder: The folder that stands for the store, if any.
+        stop: Where a wish to stop is noted.
+        without_adapted_teacher: Whether to run it as if the spec asked for no adapted teacher.
 
     Raises:
         StageError: of the kind that tells what to do about it.
@@ -52,6 +83,8 @@ def run_stage(
         raise BadInputError(str(error)) from error
     except OSError as error:
         raise BadInputError(f"--spec {spec_file} cannot be read ({error.strerror}): name a file") from error
+    if without_adapted_teacher:
+        spec = phases.without_adapted_teacher(spec)
     context = open_context(spec, stage, cria=cria, folder=folder, stop=stop)
     if context.store.exists(context.artifact.manifest_path):
         logger.info("%s: %s is complete already", context.artifact.name, context.artifact.prefix)
@@ -59,7 +92,7 @@ def run_stage(
         return
     check_inputs(context)
     logger.info("%s: making %s in %s", context.artifact.name, context.artifact.prefix, context.store.name)
-    module = importlib.import_module(f"trenchcoat_trainer.stages.{stage.value}")
+    module = importlib.import_module(f"trenchcoat_trainer.stages.{_PROGRAMS.get(stage, stage).value}")
     try:
         module.run(context)
     except Exception as error:

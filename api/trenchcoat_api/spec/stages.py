@@ -1,5 +1,6 @@
 """The stages that train nothing, and the bounds of quality between stages."""
 
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
@@ -15,6 +16,15 @@ class Collect(Camel):
     nodes: int = Field(default=1, description="Pods of the PyTorchJob.", ge=1, le=1000)
     gpus_per_node: int = Field(default=1, description="GPUs of each pod; 0 runs on CPUs.", ge=0, le=64)
     batch_size: int = Field(default=1, description="Sequences per forward pass.", ge=1, le=65_536)
+
+
+class AdaptedTeacher(StrEnum):
+    """When the teacher is trained with the same adapters on the same tokens, to compare the student with."""
+
+    AUTO = "auto"
+    """Where the stitch runs on one node."""
+    ALWAYS = "always"
+    NEVER = "never"
 
 
 class Evaluate(Camel):
@@ -43,6 +53,14 @@ class Evaluate(Camel):
         ),
         ge=0,
         le=65_536,
+    )
+    adapted_teacher: AdaptedTeacher = Field(
+        default=AdaptedTeacher.AUTO,
+        description=(
+            "Whether the teacher is trained as well, with the stitch's adapters and settings, as long as the "
+            "student's adapters are: what those gain of the text's domain alone is then told apart. It costs "
+            "as much as a stitch of criaLora.epochs + stitch.epochs. auto: where stitch.nodes is 1."
+        ),
     )
 
 

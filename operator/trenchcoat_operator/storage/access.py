@@ -8,7 +8,6 @@ from typing import Any
 from trenchcoat_api import constants
 from trenchcoat_api.artifacts import Artifact, Manifest
 from trenchcoat_api.resource import Trenchcoat
-from trenchcoat_api.stages import Stage
 from trenchcoat_s3.connection import Credentials
 
 from trenchcoat_operator.kubernetes import kinds
@@ -17,7 +16,6 @@ from trenchcoat_operator.kubernetes.errors import ForbiddenError, NotFoundError
 from trenchcoat_operator.storage.cache import ManifestCache, Readers, SecretCache
 from trenchcoat_operator.storage.errors import SecretError
 from trenchcoat_operator.storage.reader import ReadObserver, StoreReader
-from trenchcoat_operator.works import graph
 
 
 class Stores:
@@ -106,10 +104,10 @@ class Stores:
 
 def _mounted(trenchcoat: Trenchcoat) -> Iterator[tuple[str, str]]:
     """Field and name of each Secret that users' volumes need; a pod waits for it in silence."""
-    for stage in Stage:
-        for item in graph.overrides(trenchcoat.spec, stage).volumes:
+    for name in type(trenchcoat.spec.pods).model_fields:
+        for item in getattr(trenchcoat.spec.pods, name).volumes:
             volume: dict[str, Any] = {**item}
-            field = f"spec.pods.{stage}.volumes {volume.get('name')!r}"
+            field = f"spec.pods.{name}.volumes {volume.get('name')!r}"
             sources = [(volume.get("secret") or {}, "secretName")]
             projected = (volume.get("projected") or {}).get("sources") or []
             sources += [(source.get("secret") or {}, "name") for source in projected]

@@ -6,7 +6,6 @@ from functools import lru_cache
 
 from trenchcoat_api.artifacts import Artifact, Artifacts, Manifest
 from trenchcoat_api.crias import CriaRange, cria_ranges
-from trenchcoat_api.layer_kinds import chooses_layers
 from trenchcoat_api.pods import PodOverrides
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import DISTRIBUTED, INPUTS, READS, Stage
@@ -57,21 +56,21 @@ class Graph:
     """Why the spec cannot work with this model."""
 
 
-def stages(spec: TrenchcoatSpec) -> tuple[Stage, ...]:
-    """The stages that the spec asks for, in order."""
-    unwanted = set()
-    if not chooses_layers(spec.attention):
-        unwanted.add(Stage.SELECT)
-    if not spec.evaluate.enabled:
-        unwanted.add(Stage.EVALUATE)
-    if not spec.export.enabled:
-        unwanted.add(Stage.EXPORT)
-    return tuple(stage for stage in Stage if stage not in unwanted)
+def waits_for(stage: Stage) -> tuple[Stage, ...]:
+    """The stages that must be complete before one starts, as far as the spec asks for them."""
+    if stage is Stage.ADAPT:  # which takes no GPU before the student is done
+        return (*INPUTS[stage], Stage.STITCH)
+    return INPUTS[stage]
+
+
+def pods_of(stage: Stage) -> str:
+    """The field of spec.pods that has a stage's settings; the adapted teacher's are those of the stitch."""
+    return Stage.STITCH.value if stage is Stage.ADAPT else stage.value
 
 
 def overrides(spec: TrenchcoatSpec, stage: Stage) -> PodOverrides:
     """Pod settings of one stage."""
-    settings: PodOverrides = getattr(spec.pods, stage.value)
+    settings: PodOverrides = getattr(spec.pods, pods_of(stage))
     return settings
 
 
@@ -105,7 +104,7 @@ def _works(spec: TrenchcoatSpec, artifacts: list[Artifact]) -> tuple[Work, ...]:
         made.setdefault(artifact.stage, []).append(artifact)
     works = []
     for artifact in artifacts:
-        inputs = tuple(item for stage in INPUTS[artifact.stage] for item in made.get(stage, ()))
+        inputs = tuple(item for stage in waits_for(artifact.stage) for item in made.get(stage, ()))
         reads = tuple(item for stage in READS[artifact.stage] for item in made.get(stage, ()))
         pods, gpus = size(spec, artifact.stage)
         works.append(Work(artifact, inputs, reads, pods, gpus, artifact.stage in DISTRIBUTED))
@@ -117,7 +116,7 @@ def size(spec: TrenchcoatSpec, stage: Stage) -> tuple[int, int]:
     match stage:
         case Stage.COLLECT:
             return spec.collect.nodes, spec.collect.gpus_per_node
-        case Stage.STITCH:
+        case Stage.STITCH | Stage.ADAPT:
             return spec.stitch.nodes, spec.stitch.gpus_per_node
         case Stage.SELECT | Stage.CRIA | Stage.EVALUATE:
             return 1, 1

@@ -43,7 +43,26 @@ def test_stitching_waits_for_every_cria():
     some = keys(Stage.TOKENIZE, Stage.COLLECT, Stage.SHARD) | {WANTED[3].key}
     assert "stitch" not in names(ready(WANTED, some, set()))
     every = keys(Stage.TOKENIZE, Stage.COLLECT, Stage.SHARD, Stage.CRIA)
-    assert names(ready(WANTED, every, set())) == ["stitch"]
+    assert names(ready(WANTED, every, set())) == ["stitch", "adapt"]
+
+
+def test_the_adapted_teacher_keeps_no_stage_of_the_student_waiting():
+    some = keys(Stage.TOKENIZE, Stage.COLLECT, Stage.SHARD)
+    candidates = ready(WANTED, some, set())
+    assert "adapt" in names(candidates)
+    assert set(names(admit(candidates, {}, parallel_crias=9))) == {f"cria-0{index}" for index in range(6)}
+    candidates = ready(WANTED, some | keys(Stage.CRIA), set())
+    assert names(admit(candidates, {}, parallel_crias=9)) == ["stitch"]
+    candidates = ready(WANTED, some | keys(Stage.CRIA, Stage.STITCH), set())
+    assert names(admit(candidates, {}, parallel_crias=9)) == ["adapt"]
+
+
+def test_where_no_cria_reads_boundaries_none_are_collected():
+    fields = {"spec.attention": {"form": "window"}, "spec.criaLora": {"epochs": 0}}
+    wanted = Artifacts(trenchcoat(fields).spec).all(CRIAS)
+    assert "collect" not in names(wanted)
+    done = {item.key for item in wanted if item.stage in (Stage.TOKENIZE, Stage.SHARD)}
+    assert "cria-00" in names(ready(wanted, done, set()))
 
 
 def test_a_run_ends_from_wherever_it_begins():
@@ -59,6 +78,8 @@ def test_ranks_fit_the_machine():
     assert Machine(gpus=2, cores=16).workers(Stage.COLLECT, spec) == 2
     assert Machine(gpus=0, cores=4).workers(Stage.COLLECT, spec) == 4
     assert Machine(gpus=8, cores=16).workers(Stage.CRIA, spec) == 1
+    spec = trenchcoat("spec.stitch", {"nodes": 2, "gpusPerNode": 2}).spec
+    assert Machine(gpus=8, cores=16).workers(Stage.ADAPT, spec) == 4
 
 
 def test_crias_share_the_gpus_out():

@@ -160,7 +160,7 @@ def test_recall_spans_the_longer_sequences(open_training, spread_spec, change):
     long = {"share": "0.4", "multiple": 4}
     spec = change(spread_spec, stitch={"batchSize": 4, "recallShare": "0.9", "longSequences": long})
     context = open_training(spec, Stage.STITCH, trained="spread_store")
-    *_, last = StitchData(context, load_student_config(context)).batches(0)
+    *_, last = StitchData(context, load_student_config(context), epochs=1).batches(0)
     (micro,) = last.micro_batches
     assert micro.tokens.shape == (1, 4 * 64)
     (tokens,), (labels,) = micro.tokens, micro.labels

@@ -81,7 +81,7 @@ def losses(context, held: Held, zero: dict) -> list[float]:
     with stitch.process_group(deepspeed, context, device):
         engine, _, cursor = stitch.set_up(deepspeed, context, device, held=held, zero=zero)
         found = []
-        for batch in stitch.StitchData(context, engine.module.config).batches(0):
+        for batch in stitch.StitchData(context, engine.module.config, epochs=1).batches(0):
             found.append(stitch.train_step(engine, context, batch, cursor).item())
             cursor.note(found[-1])
     return found

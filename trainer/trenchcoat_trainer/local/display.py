@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from trenchcoat_api.artifacts import Artifact
 from trenchcoat_api.artifacts import Progress as StageProgress
@@ -68,6 +69,10 @@ class Display:
             self._bars.update(task, detail=f"[red]{detail}")
         self._bars.stop_task(task)
         self._say(f"{artifact.name}: {detail}")
+
+    def warn(self, line: str) -> None:
+        """Tell of what went wrong and does not end the run."""
+        self._console.print(f"[yellow]warning:[/] {escape(line)}", highlight=False, soft_wrap=True)
 
     def _say(self, line: str) -> None:
         if not self._console.is_terminal:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -75,7 +76,13 @@ def termination_log(logs: Path, artifact: Artifact) -> Path:
 
 
 def start(
-    artifact: Artifact, files: RunFiles, *, workers: int, threads: int, gpu: int | None = None
+    artifact: Artifact,
+    files: RunFiles,
+    *,
+    workers: int,
+    threads: int,
+    gpu: int | None = None,
+    arguments: Sequence[str] = (),
 ) -> StageProcesses:
     """Start the processes of a stage.
 
@@ -85,6 +92,7 @@ def start(
         workers: Number of ranks.
         threads: CPU threads of each rank.
         gpu: The only GPU that the stage may use; None for all.
+        arguments: Further arguments of the stage's program.
     """
     failure = termination_log(files.logs, artifact)
     failure.unlink(missing_ok=True)
@@ -97,7 +105,7 @@ def start(
         (files.logs / f"{artifact.name}{suffix}.log").open("wb") for suffix in suffixes
     ]
     ranks = start_ranks(
-        stage_command(artifact.stage, files.spec, store=files.store, cria=cria),
+        [*stage_command(artifact.stage, files.spec, store=files.store, cria=cria), *arguments],
         workers,
         environment=environment,
         outputs=outputs,

@@ -12,11 +12,12 @@ from trenchcoat_api.crias import cria_ranges
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.export_gate import explain_shortfalls, holds_export, shortfalls
 from trenchcoat_api.gates import excesses, explain
-from trenchcoat_api.layer_kinds import chooses_layers
+from trenchcoat_api.phases import may_go_without, without_adapted_teacher
+from trenchcoat_api.phases import stages as stages_of
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 from trenchcoat_api.results import Measured
 from trenchcoat_api.spec import TrenchcoatSpec
-from trenchcoat_api.stages import Stage
+from trenchcoat_api.stages import WITHOUT_ADAPTED_TEACHER, Stage
 from trenchcoat_api.summary import StageTime, Summary
 
 from trenchcoat_trainer.errors import NotFoundError
@@ -119,6 +120,8 @@ class _LocalRun:
         self._record = _Record()
         self._running: dict[str, StageProcesses] = {}
         self._crias = 0
+        self._arguments: dict[Stage, tuple[str, ...]] = {}
+        """Of stages' programs, besides those that all have."""
 
     def execute(self, display: Display) -> None:
         """Start what can start, wait, repeat."""
@@ -143,11 +146,9 @@ class _LocalRun:
         if not evaluated:
             return None
         chosen = [m.facts.selection for m in self._record.manifests.values() if m.facts.selection is not None]
-        selects = chooses_layers(self._spec.attention)
-        stages = [stage for stage in Stage if selects or stage is not Stage.SELECT]
         summary = Summary.from_results(
             Measured(evaluated[0].facts.perplexities, evaluated[0].facts.evaluation),
-            stages=[StageTime(stage.value, self._seconds(stage)) for stage in stages],
+            stages=[StageTime(stage.value, self._seconds(stage)) for stage in stages_of(self._spec)],
             stored_bytes=sum(manifest.size for manifest in self._record.manifests.values()),
             crias=self._crias,
             gpus=self._machine.gpus,
@@ -208,6 +209,7 @@ class _LocalRun:
                 workers=workers,
                 threads=max(1, self._machine.cores // sharing),
                 gpu=self._gpu_for(artifact.stage),
+                arguments=self._arguments.get(artifact.stage, ()),
             )
             self._record.started[artifact.key] = time.monotonic()
             display.begin(artifact)
@@ -253,12 +255,22 @@ class _LocalRun:
             self._record.ended[key] = time.monotonic()
             if code != ExitCode.OK:
                 display.end(stage.artifact, "failed", complete=False)
+                if stage.artifact.stage is Stage.ADAPT and may_go_without(self._spec):
+                    self._go_without(display, stage.failure(code))
+                    continue
                 raise LocalRunError(f"{stage.artifact.name} failed: {stage.failure(code)}", max(code, 1))
             if not self._take_if_complete(stage.artifact):
                 raise LocalRunError(f"{stage.artifact.name} ended without a manifest", ExitCode.FAILED)
             display.end(stage.artifact, f"complete in {stage.seconds:.0f} s")
             if stage.artifact.stage is Stage.TOKENIZE:
                 self._take_complete(display)
+
+    def _go_without(self, display: Display, failure: str) -> None:
+        """Evaluate without the adapted teacher, which could not be trained."""
+        display.warn(f"the evaluation goes on without the adapted teacher: {failure}")
+        self._spec = without_adapted_teacher(self._spec)
+        self._arguments[Stage.EVALUATE] = (WITHOUT_ADAPTED_TEACHER,)
+        self._take_complete(display)
 
     def _show(self, display: Display) -> None:
         for stage in self._running.values():

@@ -19,7 +19,7 @@ class Machine:
         """Processes of one stage: as many as the spec's pods have GPUs, but no more than fit here."""
         if stage is Stage.COLLECT:
             wanted = spec.collect.nodes * max(1, spec.collect.gpus_per_node)
-        elif stage is Stage.STITCH:
+        elif stage in (Stage.STITCH, Stage.ADAPT):
             wanted = spec.stitch.nodes * max(1, spec.stitch.gpus_per_node)
         else:
             return 1

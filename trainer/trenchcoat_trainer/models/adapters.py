@@ -72,6 +72,25 @@ def adapter_delta(projection: LoraLinear, x: torch.Tensor) -> torch.Tensor:
     return up(down(projection.lora_dropout[ADAPTER](x.to(down.weight.dtype)))) * projection.scaling[ADAPTER]
 
 
+def adapted_weights(
+    weights: dict[str, torch.Tensor], adapters: dict[str, torch.Tensor]
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return which of `weights` the adapters stand on, by name, and A and B of each.
+
+    Args:
+        weights: by their names in a Hugging Face checkpoint.
+        adapters: by their names in files; those of layers that `weights` lacks are ignored.
+    """
+    found = {}
+    for name, a in adapters.items():
+        if not name.endswith(".lora_A.weight"):
+            continue
+        target = "model." + name.removeprefix(FILE_PREFIX).removesuffix(".lora_A.weight") + ".weight"
+        if target in weights:
+            found[target] = (a, adapters[name.replace(".lora_A.", ".lora_B.")])
+    return found
+
+
 @torch.no_grad()
 def merge_adapters(weights: dict[str, torch.Tensor], adapters: dict[str, torch.Tensor], lora: Lora) -> None:
     """Add `adapters` to `weights`: W + B A alpha / rank, computed in fp32, rounded to the dtype of W.
@@ -81,12 +100,7 @@ def merge_adapters(weights: dict[str, torch.Tensor], adapters: dict[str, torch.T
         adapters: by their names in files; those of layers that `weights` lacks are ignored.
         lora: the settings that the adapters were trained with.
     """
-    for name, a in adapters.items():
-        if not name.endswith(".lora_A.weight"):
-            continue
-        target = "model." + name.removeprefix(FILE_PREFIX).removesuffix(".lora_A.weight") + ".weight"
-        if target in weights:
-            w = weights[target]
-            b = adapters[name.replace(".lora_A.", ".lora_B.")]
-            delta = b.to(w.device, torch.float32) @ a.to(w.device, torch.float32)
-            w.copy_(delta.mul_(lora.alpha / lora.rank).add_(w))
+    for name, (a, b) in adapted_weights(weights, adapters).items():
+        w = weights[name]
+        delta = b.to(w.device, torch.float32) @ a.to(w.device, torch.float32)
+        w.copy_(delta.mul_(lora.alpha / lora.rank).add_(w))

@@ -5,7 +5,7 @@ import json
 import torch
 from trenchcoat_api.crias import CriaRange
 from trenchcoat_api.layer_kinds import chooses_layers
-from trenchcoat_api.spec import DType, Lora, TrenchcoatSpec
+from trenchcoat_api.spec import Attention, DType, Lora, TrenchcoatSpec
 
 from trenchcoat_trainer.checkpoints.shards import TORCH_DTYPES, layer_path, load_config, load_object
 from trenchcoat_trainer.errors import BadInputError
@@ -40,6 +40,15 @@ def load_student_config(context: StageContext) -> TrenchcoatLlamaConfig:
         check_form(context.spec, form_of(config))
     except ValueError as error:
         raise BadInputError(str(error)) from error
+    config.dtype = weight_dtype(context)
+    return config
+
+
+def load_teacher_config(context: StageContext) -> TrenchcoatLlamaConfig:
+    """Return the configuration of a student all of whose layers keep softmax attention: the teacher's own."""
+    teacher = load_config(context)
+    attention = Attention(keep_softmax_layers=list(range(teacher.num_hidden_layers)))
+    config = student_config(teacher, attention)
     config.dtype = weight_dtype(context)
     return config
 
@@ -95,6 +104,11 @@ def stitch_adapters(context: StageContext) -> Adapters:
     """Return the adapters over the whole student that stitching left, with their settings."""
     tensors = context.read_tensors(context.artifacts.stitch(context.crias), ADAPTERS)
     return tensors, context.spec.stitch.lora
+
+
+def adapted_teacher_adapters(context: StageContext) -> Adapters:
+    """Return the adapters over the whole teacher that the adapt stage left, with their settings."""
+    return context.read_tensors(context.artifacts.adapt, ADAPTERS), context.spec.stitch.lora
 
 
 def layer_weights(context: StageContext, cria: CriaRange, layer: int, *adapters: Adapters) -> Tensors:

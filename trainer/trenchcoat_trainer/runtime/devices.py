@@ -57,5 +57,6 @@ def _local_rank(rank: int, found: int) -> int:
 
 def _gpus_given(spec: TrenchcoatSpec, stage: Stage) -> int:
     """GPUs of each of the stage's pods, as the operator asks for them."""
-    many = {Stage.COLLECT: spec.collect.gpus_per_node, Stage.STITCH: spec.stitch.gpus_per_node}
-    return many.get(stage, 1)
+    if stage is Stage.COLLECT:
+        return spec.collect.gpus_per_node
+    return spec.stitch.gpus_per_node if stage in (Stage.STITCH, Stage.ADAPT) else 1

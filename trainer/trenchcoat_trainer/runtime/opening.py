@@ -4,7 +4,7 @@ from pathlib import Path
 
 from trenchcoat_api.artifacts import Artifact, Artifacts
 from trenchcoat_api.crias import CriaRange, cria_ranges
-from trenchcoat_api.layer_kinds import chooses_layers
+from trenchcoat_api.phases import stages
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import INPUTS, Stage
 
@@ -69,9 +69,9 @@ def open_context(
 
 def check_inputs(context: StageContext) -> None:
     """Raise MissingInputError unless the manifest of every direct input is there."""
-    artifacts = context.artifacts
+    artifacts, asked = context.artifacts, stages(context.spec)
     for stage in INPUTS[context.artifact.stage]:
-        if stage is Stage.SELECT and not chooses_layers(context.spec.attention):
+        if stage not in asked:
             continue
         if stage is Stage.CRIA:
             inputs = [artifacts.cria(cria) for cria in context.crias]
@@ -123,6 +123,8 @@ def _artifact(artifacts: Artifacts, stage: Stage, crias: list[CriaRange], cria: 
             return artifacts.cria(cria)
         case Stage.STITCH:
             return artifacts.stitch(crias)
+        case Stage.ADAPT:
+            return artifacts.adapt
         case Stage.EVALUATE:
             return artifacts.evaluate(crias)
         case Stage.EXPORT:

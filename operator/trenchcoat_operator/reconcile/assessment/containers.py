@@ -7,6 +7,7 @@ from trenchcoat_api import texts
 
 from trenchcoat_operator.model.observed import Child, Pod, Problem
 from trenchcoat_operator.reconcile.assessment.failures import short
+from trenchcoat_operator.works import graph
 
 _IMAGE_REASONS = {
     "ErrImagePull",
@@ -39,7 +40,7 @@ def pod_problem(child: Child) -> Problem | None:
     for pod in sorted(child.pods, key=lambda pod: pod.name):
         said = f"{pod.waiting_reason}: {pod.waiting_message or 'no message'}"
         if pod.waiting_reason in _IMAGE_REASONS:
-            field = f"spec.pods.{child.stage}.image"
+            field = f"spec.pods.{graph.pods_of(child.stage)}.image"
             remedy = f"set {field}, or the operator's trainerImage, to an image that the node can pull"
             if pod.waiting_container:
                 remedy = "it is not of this operator's making: mend what adds it to pods"

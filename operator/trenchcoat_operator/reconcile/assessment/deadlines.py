@@ -21,7 +21,7 @@ def deadline_of(work: Work, trenchcoat: Trenchcoat, child: Child) -> datetime | 
 
 def deadline_exceeded(work: Work, trenchcoat: Trenchcoat) -> Outcome:
     """What is recorded of a child that was stopped at its deadline."""
-    field = f"spec.pods.{work.stage}.deadlineSeconds"
+    field = f"spec.pods.{graph.pods_of(work.stage)}.deadlineSeconds"
     seconds = graph.overrides(trenchcoat.spec, work.stage).deadline_seconds
     return Outcome(
         FailureClass.DEADLINE_EXCEEDED,

@@ -11,6 +11,7 @@ from trenchcoat_operator.model.observed import Child, Pod, Problem
 from trenchcoat_operator.reconcile.assessment.failures import short
 from trenchcoat_operator.reconcile.assessment.standing import Assessment
 from trenchcoat_operator.reconcile.look import Look
+from trenchcoat_operator.works import graph
 
 
 def of_pods(base: Assessment, child: Child, look: Look) -> Assessment | None:
@@ -75,7 +76,7 @@ def _without_node(base: Assessment, child: Child, pod: Pod, look: Look) -> Asses
         message += f"; pods that end there should be gone by {texts.timestamp(since)}"
     if until is None and look.now - since < UNSCHEDULABLE_GRACE:
         return replace(base, state=State.STARTING, message=message, look_at=since + UNSCHEDULABLE_GRACE)
-    field = f"spec.pods.{base.work.stage}"
+    field = f"spec.pods.{graph.pods_of(base.work.stage)}"
     remedy = f"add nodes, free some, or change {field}.resources, nodeSelector, tolerations or affinity"
     problem = Problem("Unschedulable", short(f"{message}; {remedy}"))
     if until is None:

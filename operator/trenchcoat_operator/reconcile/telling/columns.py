@@ -18,6 +18,7 @@ _WEIGHTS = {
     Stage.SELECT: 1,
     Stage.CRIA: 50,
     Stage.STITCH: 20,
+    Stage.ADAPT: 20,
     Stage.EVALUATE: 3,
     Stage.EXPORT: 2,
 }

@@ -23,6 +23,9 @@ _OF_STAGE = {
 }
 
 
+NOTHING_TO_COLLECT = "no Cria has anything to train, so nothing reads activations: none are collected"
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """A condition before it is known whether it changed."""
@@ -89,6 +92,9 @@ def _of_stages(stages: list[StageStatus]) -> Verdicts:
     rows = {row.name: row for row in stages}
     result = {}
     for kind, stage in _OF_STAGE.items():
+        if stage.value not in rows:
+            result[kind] = Verdict("True", "NotNeeded", NOTHING_TO_COLLECT)
+            continue
         row = rows[stage.value]
         reason = row.source.value if row.source else row.state.value
         result[kind] = Verdict(_yes(row.state is State.SUCCEEDED), reason, row.message)

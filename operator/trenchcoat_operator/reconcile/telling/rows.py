@@ -6,7 +6,7 @@ from typing import Any
 from trenchcoat_api import texts
 from trenchcoat_api.artifacts import Manifest, Progress
 from trenchcoat_api.gates import worst_layer
-from trenchcoat_api.stages import INPUTS, Stage
+from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import CriaStatus, Source, StageStatus, State, WaitingReason
 from trenchcoat_api.status import Work as Row
 
@@ -15,6 +15,7 @@ from trenchcoat_operator.reconcile.assessment.standing import Assessment
 from trenchcoat_operator.reconcile.look import Look
 from trenchcoat_operator.reconcile.situation import Situation
 from trenchcoat_operator.reconcile.telling import attempts
+from trenchcoat_operator.works import graph
 
 MESSAGE_LIMIT = 4096
 
@@ -55,7 +56,7 @@ def blocked_row(stage: Stage, asked: Collection[Stage], fault: str) -> StageStat
         asked: All stages that the spec asks for.
         fault: Why the spec cannot work with the model, if it cannot.
     """
-    inputs = " and ".join(item.value for item in INPUTS[stage] if item in asked)
+    inputs = " and ".join(item.value for item in graph.waits_for(stage) if item in asked)
     return StageStatus(name=stage.value, state=State.BLOCKED, message=fault or f"waits for {inputs}")
 
 

@@ -66,4 +66,5 @@ def _estimate(trenchcoat: Trenchcoat, model: ModelFacts | None) -> EstimateStatu
         cria_weight_bytes=needs.cria_weight_bytes,
         collect_gpu_hours=f"{needs.gpu_hours(needs.collect_flop, TERAFLOPS):.3g}",
         cria_gpu_hours=f"{needs.gpu_hours(needs.cria_flop, TERAFLOPS):.3g}",
+        adapt_gpu_hours=f"{needs.gpu_hours(needs.adapt_flop, TERAFLOPS):.3g}" if needs.adapt_flop else "",
     )

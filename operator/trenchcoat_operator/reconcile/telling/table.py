@@ -1,12 +1,12 @@
 """All rows of the status, in order."""
 
+from trenchcoat_api.phases import stages as stages_of
 from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import CriaStatus, StageStatus
 
 from trenchcoat_operator.reconcile.situation import Situation
 from trenchcoat_operator.reconcile.telling.rows import blocked_row, cria_row, stage_row
 from trenchcoat_operator.reconcile.telling.summary_row import crias_row
-from trenchcoat_operator.works import graph
 
 
 def rows(situation: Situation) -> tuple[list[StageStatus], list[CriaStatus]]:
@@ -18,7 +18,7 @@ def rows(situation: Situation) -> tuple[list[StageStatus], list[CriaStatus]]:
     former = {row.name: row for row in look.former.stages}
     by_stage = {item.work.stage: item for item in situation.assessments if item.work.artifact.cria is None}
     stages = []
-    asked = graph.stages(look.trenchcoat.spec)
+    asked = stages_of(look.trenchcoat.spec)
     for stage in asked:
         if stage is Stage.CRIA and crias:
             stages.append(crias_row(crias))

@@ -149,6 +149,7 @@ def test_what_cannot_be_measured_is_told(open_training, training_spec, change):
     assert facts.evaluation.recall == []
     assert facts.evaluation.left_out == [
         "perplexity at 512 tokens: the teacher has 256 positions",
+        "the adapted teacher: spec.evaluate.adaptedTeacher is never, or training it failed",
         "recall: spec.evaluate.recallSamples is 0",
     ]
     assert all(list(row.longer) == ["128"] for row in facts.perplexities)

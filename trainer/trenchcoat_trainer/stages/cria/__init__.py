@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from trenchcoat_api.artifacts import Facts
 from trenchcoat_api.crias import CriaRange
+from trenchcoat_api.phases import reads_boundaries
 
 from trenchcoat_trainer.checkpoints.finite import require_finite
 from trenchcoat_trainer.checkpoints.shards import load_cria_weights, load_embeddings
@@ -55,7 +56,7 @@ def run(context: StageContext) -> None:
 def train(context: StageContext) -> None:
     """Set up, run both phases from the last checkpoint on, save."""
     model = load_cria(context, context.cria)
-    if not any(model.student_layers()):
+    if not any(model.student_layers()) or not reads_boundaries(context.spec):
         leave_as_it_is(context, model)
         return
     loop = Loop(
@@ -122,11 +123,11 @@ def facts_of(context: StageContext, loop: Loop) -> Facts:
 
 
 def leave_as_it_is(context: StageContext, model: CriaModel) -> None:
-    """Finish a Cria all of whose layers keep softmax attention: there is nothing to train."""
-    logger.info("Cria %d keeps softmax attention in all its layers: nothing to train", context.cria.index)
+    """Finish a Cria all of whose layers keep softmax attention, or none of whose phases trains."""
+    logger.info("Cria %d has nothing to train: its attention stays as it is", context.cria.index)
     spec = context.spec
     adapters = inject_adapters(model, spec.cria_lora.lora, seed=spec.seed, purpose="cria")
-    context.writer.write_tensors(FEATURE_MAPS, {})
+    context.writer.write_tensors(FEATURE_MAPS, {n: p.detach() for n, p in model.form_parameters().items()})
     context.writer.write_tensors(ADAPTERS, {name: p.detach() for name, p in adapters.items()})
     context.writer.finish(Facts())
 

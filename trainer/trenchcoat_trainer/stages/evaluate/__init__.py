@@ -15,7 +15,11 @@ from trenchcoat_api.decode_state import decode_state
 
 from trenchcoat_trainer.checkpoints.shards import load_rest_weights
 from trenchcoat_trainer.errors import BadInputError
-from trenchcoat_trainer.models.artifacts import load_student_config, stitch_adapters
+from trenchcoat_trainer.models.artifacts import (
+    adapted_teacher_adapters,
+    load_student_config,
+    stitch_adapters,
+)
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.runtime.devices import choose_device
@@ -26,7 +30,7 @@ from trenchcoat_trainer.stages.evaluate.saved import SavedStates
 from trenchcoat_trainer.stages.evaluate.scores import Score, score
 from trenchcoat_trainer.stages.evaluate.sets import EvaluationSet, passes
 from trenchcoat_trainer.stages.evaluate.states import HiddenStates
-from trenchcoat_trainer.stages.evaluate.variants import Source
+from trenchcoat_trainer.stages.evaluate.variants import ADAPTED, Source
 
 __all__ = ["REPORT", "run"]
 SCORES = "scores"
@@ -53,7 +57,10 @@ def run(context: StageContext) -> None:
         "lm_head.weight": rest.get("lm_head.weight", embeddings).to(device),  # absent when tied
     }
     variants = (*plan.variants, *plan.parts)
-    source = Source(variants, stitch_adapters(context), decode.equal_window, embeddings, device)
+    adapters = {"stitched": stitch_adapters(context)}
+    if ADAPTED in variants:
+        adapters["adaptedTeacher"] = adapted_teacher_adapters(context)
+    source = Source(variants, adapters, decode.equal_window, embeddings, device)
     scores, shares = measure(context, config, plan.sets, source, head)
 
     context.writer.write(REPORT, json.dumps(report(plan, scores, shares, decode), indent=1).encode())

@@ -5,7 +5,9 @@ from functools import partial
 
 import torch
 from trenchcoat_api.decode_state import DecodeState
+from trenchcoat_api.phases import why_not_adapted
 from trenchcoat_api.results import ModelForm, Probe
+from trenchcoat_api.spec import AdaptedTeacher
 
 from trenchcoat_trainer.checkpoints.stored_tokenizer import stored_tokenizer
 from trenchcoat_trainer.data import TokenData
@@ -14,9 +16,22 @@ from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaCo
 from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.stages.evaluate.recall import RecallText, copy_sets, passkey_sets
 from trenchcoat_trainer.stages.evaluate.sets import EvaluationSet, text_set
-from trenchcoat_trainer.stages.evaluate.variants import TRANSFER, WINDOWED, Variant, parts_of, stages_of
+from trenchcoat_trainer.stages.evaluate.variants import (
+    ADAPTED,
+    TEACHER,
+    TRANSFER,
+    WINDOWED,
+    Variant,
+    parts_of,
+    stages_of,
+)
 
-RECALL_FORMS = (ModelForm.TEACHER, ModelForm.WINDOWED_TEACHER, ModelForm.STITCHED)
+RECALL_FORMS = (
+    ModelForm.TEACHER,
+    ModelForm.ADAPTED_TEACHER,
+    ModelForm.WINDOWED_TEACHER,
+    ModelForm.STITCHED,
+)
 
 
 @dataclass(slots=True)
@@ -52,11 +67,19 @@ def make_plan(context: StageContext, config: TrenchcoatLlamaConfig, decode: Deco
             "the student after attention transfer: its attention has nothing to train there, so it is the "
             "untrained one"
         )
+    teachers = [TEACHER]
+    if why_not := why_not_adapted(context.spec):
+        if context.spec.evaluate.adapted_teacher is AdaptedTeacher.NEVER:
+            why_not += ", or training it failed"  # which leaves the same evaluation
+        left_out.append(f"the adapted teacher: {why_not}")
+    else:
+        teachers.append(ADAPTED)
     longest = max((1, *multiples)) * data.sequence_length
     if decode.equal_window + 1 < longest and decode.student_layers:
-        variants.insert(1, WINDOWED)
+        teachers.append(WINDOWED)
     else:
         left_out.append(_no_rival(decode, longest))
+    variants = [*teachers, *(variant for variant in variants if variant is not TEACHER)]
     forms = [variant.name for variant in variants]
     parts = parts_of(config)
     sets = [text_set(held_out, 1, [*forms, *(part.name for part in parts)])]

@@ -1,15 +1,16 @@
 """The forms of the model that are compared: the teacher, and the student after every stage and in parts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from trenchcoat_api.crias import CriaRange
 
 from trenchcoat_trainer.checkpoints.shards import load_cria_weights
-from trenchcoat_trainer.models.adapters import merge_adapters
+from trenchcoat_trainer.models.adapters import adapted_weights, merge_adapters
 from trenchcoat_trainer.models.artifacts import (
     Adapters,
+    Tensors,
     cria_adapters,
     trained_parameters,
     untrained_parameters,
@@ -27,7 +28,8 @@ class Variant:
 
     name: str
     weights: str
-    """"teacher", "criaLora" (its adapters merged in) or "stitched" (those of the stitch as well)."""
+    """"teacher", "adaptedTeacher" (its own adapters merged in), "criaLora" (the Cria's) or "stitched" (those
+    and the stitch's)."""
     softmax: bool = False
     is_trained: bool = True
     """Whether the attention's parameters are those that attention transfer left, or the initial ones."""
@@ -42,8 +44,8 @@ class Source:
     """What Crias in the form of variants are made of, besides their own artifacts."""
 
     variants: tuple[Variant, ...]
-    stitch: Adapters
-    """Those that stitching left."""
+    adapters: Mapping[str, Adapters]
+    """Those over the whole model that stitching and adapting the teacher left, by `Variant.weights`."""
     window: int
     """Tokens that a windowed variant sees, besides the first."""
     embeddings: torch.Tensor
@@ -51,10 +53,11 @@ class Source:
     device: torch.device
 
 
+TEACHER = Variant("teacher", "teacher", softmax=True)
 TRANSFER = Variant("transfer", "teacher")
 """The student after attention transfer."""
 STAGES = (
-    Variant("teacher", "teacher", softmax=True),
+    TEACHER,
     Variant("untrained", "teacher", is_trained=False),
     TRANSFER,
     Variant("criaLora", "criaLora"),
@@ -62,6 +65,8 @@ STAGES = (
 )
 """What the evaluation reports, in order."""
 
+ADAPTED = Variant("adaptedTeacher", "adaptedTeacher", softmax=True)
+"""What the student is held to: the teacher with the same adapters, trained on the same tokens."""
 WINDOWED = Variant("windowedTeacher", "teacher", softmax=True, is_windowed=True)
 """The student's rival: the teacher's own weights, untrained, cut to a window of the same bytes of state."""
 
@@ -80,8 +85,8 @@ def parts_of(config: TrenchcoatLlamaConfig) -> tuple[Variant, ...]:
     return tuple(Variant(name, "stitched", keep_parts=part) for name, part in parts)
 
 
-WEIGHTS = ("teacher", "criaLora", "stitched")
-"""In the order in which adapters are merged, one set after the other."""
+WEIGHTS = ("teacher", "adaptedTeacher", "criaLora", "stitched")
+"""In the order in which adapters are merged: the student's one set after the other."""
 
 
 def cria_of_each(
@@ -91,11 +96,15 @@ def cria_of_each(
     weights = load_cria_weights(context, cria, source.device)
     untrained, trained = untrained_parameters(context, config, cria), trained_parameters(context, cria)
     for name in WEIGHTS:
+        variants = [variant for variant in source.variants if variant.weights == name]
+        over_all = source.adapters.get(name)
+        kept: Tensors = {}
+        if name == "adaptedTeacher" and over_all:  # the student's stand on the weights without them
+            kept = {key: weights[key].to("cpu", copy=True) for key in adapted_weights(weights, over_all[0])}
         if name == "criaLora":
             merge_adapters(weights, *cria_adapters(context, cria))
-        if name == "stitched":
-            merge_adapters(weights, *source.stitch)
-        variants = [variant for variant in source.variants if variant.weights == name]
+        if over_all:
+            merge_adapters(weights, *over_all)
         if not variants:
             continue
         dtype = weight_dtype(context)
@@ -105,3 +114,5 @@ def cria_of_each(
             window = source.window if variant.is_windowed else None
             model.use(softmax=variant.softmax, keep_parts=variant.keep_parts, softmax_window=window)
             yield variant, model
+        for key, tensor in kept.items():
+            weights[key].copy_(tensor)

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from trenchcoat_api.artifacts import Facts
+from trenchcoat_api.artifacts import Artifacts, Facts
+from trenchcoat_api.phases import without_adapted_teacher
 
 from trenchcoat_trainer.checkpoints.shards import TEACHER, load_rest_weights, teacher_files
 from trenchcoat_trainer.errors import MissingInputError
@@ -147,7 +148,10 @@ def config_json(config: TrenchcoatLlamaConfig) -> bytes:
 
 def measured(context: StageContext) -> Facts | None:
     """Return what the evaluation measured if it is complete; export does not wait for it."""
-    try:
-        return context.manifest(context.artifacts.evaluate(context.crias)).facts
-    except MissingInputError:
-        return None
+    # Where the adapted teacher could not be trained, the evaluation is that of a spec without it.
+    for artifacts in (context.artifacts, Artifacts(without_adapted_teacher(context.spec))):
+        try:
+            return context.manifest(artifacts.evaluate(context.crias)).facts
+        except MissingInputError:
+            continue
+    return None

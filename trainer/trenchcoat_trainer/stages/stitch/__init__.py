@@ -1,4 +1,6 @@
-"""The stitch stage: adapters over the whole student, end to end, with the language-modelling loss.
+"""The stages stitch and adapt: adapters over the whole student, or the teacher, end to end.
+
+The loss is that of language modelling.
 
 DeepSpeed ZeRO-3 partitions the weights over all ranks. What is trained does not depend on how many there are:
 a step takes the same sequences, in micro-batches that the ranks share out. Leaves ``adapters.safetensors``.
@@ -18,7 +20,7 @@ from trenchcoat_api.recall import RecallFacts
 
 from trenchcoat_trainer.errors import DivergedError, OutOfMemoryError, PreemptedError
 from trenchcoat_trainer.models.adapters import inject_adapters
-from trenchcoat_trainer.models.artifacts import ADAPTERS, load_student_config
+from trenchcoat_trainer.models.artifacts import ADAPTERS
 from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.runtime.devices import choose_device
 from trenchcoat_trainer.runtime.progress import format_loss
@@ -27,6 +29,7 @@ from trenchcoat_trainer.seeds import derived_seed
 from trenchcoat_trainer.stages.stitch.batches import PHASE, StepBatch, StitchData
 from trenchcoat_trainer.stages.stitch.memory import Held, choose
 from trenchcoat_trainer.stages.stitch.recall import IGNORED, RecallCounts
+from trenchcoat_trainer.stages.stitch.subject import Subject
 from trenchcoat_trainer.stages.stitch.zero import (
     Masters,
     accumulation_steps,
@@ -66,35 +69,35 @@ def run(context: StageContext) -> None:
             train(deepspeed, context, device)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(
-            f"the stitch does not fit into the GPUs' memory over {context.world_size} ranks: raise "
-            "spec.stitch.nodes or spec.stitch.gpusPerNode, or set spec.stitch.microBatchSize to 1"
+            f"{context.artifact.name} does not fit into the GPUs' memory over {context.world_size} ranks: "
+            "raise spec.stitch.nodes or spec.stitch.gpusPerNode, or set spec.stitch.microBatchSize to 1"
         ) from error
 
 
 def train(deepspeed: Any, context: StageContext, device: torch.device) -> None:
     """Set up, train from the last checkpoint on, save."""
-    settings = context.spec.stitch
-    engine, masters, cursor = set_up(deepspeed, context, device)
-    data = StitchData(context, engine.module.config)
-    steps = settings.epochs * data.steps
-    if settings.long_sequences.are_on:
-        length = settings.long_sequences.multiple * context.spec.data.sequence_length
+    subject, long = Subject.of(context), context.spec.stitch.long_sequences
+    engine, masters, cursor = set_up(deepspeed, context, device, subject=subject)
+    data = StitchData(context, subject.config, epochs=subject.epochs)
+    steps = subject.epochs * data.steps
+    if long.are_on:
+        length = long.multiple * context.spec.data.sequence_length
         logger.info("the last %d of %d steps read sequences of %d tokens", data.long_steps, steps, length)
     saved_at = time.monotonic()
-    while cursor.epoch < settings.epochs:
+    while cursor.epoch < subject.epochs:
         for batch in data.batches(cursor.epoch, start_step=cursor.step):
             due = context.rank == 0 and time.monotonic() - saved_at >= CHECKPOINT_SECONDS
             told = train_step(engine, context, batch, cursor, wishes=(due, context.stop.requested))
             loss, save, stop = told.tolist()  # the one wait for the device
-            require_finite(loss, cursor.done)
+            require_finite(loss, cursor.done, subject.name)
             cursor.note(loss)
             cursor.count(batch.recall)
             context.progress.update(
-                "stitch",
+                subject.name,
                 cursor.done,
                 steps,
                 fraction=cursor.done / steps,
-                losses={"stitch": cursor.final or 0.0},
+                losses={subject.name: cursor.final or 0.0},
                 tokens=batch.tokens,
             )
             if save or stop:
@@ -109,12 +112,12 @@ def train(deepspeed: Any, context: StageContext, device: torch.device) -> None:
     result = masters.adapters()
     if context.rank == 0:
         context.writer.write_tensors(ADAPTERS, result)
-        losses = {"stitchInitial": cursor.initial, "stitch": cursor.final} if cursor.done else {}
+        losses = {f"{subject.name}Initial": cursor.initial, subject.name: cursor.final} if cursor.done else {}
         context.writer.finish(
             Facts(
                 losses={name: format_loss(loss) for name, loss in losses.items()},
                 curve=context.progress.curve.formatted(),
-                recall=RecallFacts(**cursor.recall) if float(settings.recall_share) else None,
+                recall=RecallFacts(**cursor.recall) if float(context.spec.stitch.recall_share) else None,
             )
         )
     dist.barrier()
@@ -125,34 +128,36 @@ def set_up(
     context: StageContext,
     device: torch.device,
     *,
+    subject: Subject | None = None,
     held: Held | None = None,
     zero: dict[str, Any] | None = None,
 ) -> tuple[Any, Masters, StitchCursor]:
-    """Build the student with its adapters, as the last checkpoint has them.
+    """Build the subject with its adapters, as the last checkpoint has them.
 
     Args:
         deepspeed: the module, imported for this device.
         context: the stage's context.
         device: this rank's.
+        subject: whose adapters are trained; None to take that of the stage.
         held: what stays in memory; None to decide by the device.
         zero: changes to DeepSpeed's settings of ZeRO, for benchmarks.
 
     Returns:
         DeepSpeed's engine, what reads and sets its adapters, and where training stands.
     """
-    settings, student = context.spec.stitch, load_student_config(context)
-    held = held or choose(context.spec, student, context.world_size, device)
+    settings, subject = context.spec.stitch, subject or Subject.of(context)
+    held = held or choose(context.spec, subject.config, context.world_size, device)
     logger.info("held in memory: %s", held)
-    config = zero_config(context.spec, context.world_size, student, held)
+    config = zero_config(context.spec, context.world_size, subject.config, held)
     config["zero_optimization"] |= zero or {}
-    model = build_student(deepspeed, context, config, device)
+    model = build_student(deepspeed, context, subject, config, device)
     adapters = inject_adapters(model, settings.lora, seed=context.spec.seed, purpose="stitch")
     start, cursor = {name: parameter.detach().clone() for name, parameter in adapters.items()}, StitchCursor()
     saved = context.checkpoint.load()
     if saved:
         start, cursor = saved[0], StitchCursor(**saved[1]["cursor"])
         logger.info("going on from step %d", cursor.done)
-        context.progress.go_on("stitch", saved[1]["curve"])
+        context.progress.go_on(subject.name, saved[1]["curve"])
         for name, parameter in adapters.items():
             parameter.data.copy_(start[name])
     # The backward hook of a layer, which DeepSpeed relies on, needs an input with a gradient.
@@ -230,10 +235,10 @@ def save_checkpoint(context: StageContext, masters: Masters, cursor: Cursor) -> 
     dist.barrier()
 
 
-def require_finite(loss: float, done: int) -> None:
+def require_finite(loss: float, done: int, name: str) -> None:
     """Raise DivergedError if the loss is not a finite number."""
     if not math.isfinite(loss):
         raise DivergedError(
-            f"the stitch's loss became {loss} at step {done + 1}: lower spec.stitch.learningRate or "
+            f"{name}: the loss became {loss} at step {done + 1}: lower spec.stitch.learningRate or "
             "spec.stitch.clip"
         )

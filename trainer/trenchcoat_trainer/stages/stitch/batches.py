@@ -53,15 +53,19 @@ class StepBatch:
 class StitchData:
     """The training text as the stitch takes it; the same whatever the number of ranks."""
 
-    def __init__(self, inputs: Inputs, student: TrenchcoatLlamaConfig) -> None:
-        """Raises BadInputError where spec.data.startPositions is not possible with this model."""
+    def __init__(self, inputs: Inputs, student: TrenchcoatLlamaConfig, *, epochs: int) -> None:
+        """Set up `epochs` passes over the text.
+
+        Raises:
+            BadInputError: spec.data.startPositions is not possible with this model.
+        """
         self._spec: TrenchcoatSpec = inputs.spec
         settings, text = inputs.spec.stitch, TokenData(inputs)
         long = settings.long_sequences
         self._schedule = Schedule(
             sequences=text.sequences,
             batch_size=settings.batch_size,
-            epochs=settings.epochs,
+            epochs=epochs,
             share=float(long.share),
             multiple=long.multiple,
         )

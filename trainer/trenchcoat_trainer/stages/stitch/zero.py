@@ -15,10 +15,7 @@ from trenchcoat_api.spec import Stitch, TrenchcoatSpec
 from trenchcoat_trainer.checkpoints.shards import load_rest_weights
 from trenchcoat_trainer.models.artifacts import (
     Tensors,
-    cria_adapters,
     layer_weights,
-    load_student_config,
-    trained_parameters,
     weight_dtype,
 )
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
@@ -27,6 +24,7 @@ from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatLlamaForCaus
 from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.runtime.ranks import joined
 from trenchcoat_trainer.stages.stitch.memory import Held, layer_parameters
+from trenchcoat_trainer.stages.stitch.subject import Subject
 
 EVERYTHING = 10**15
 """Parameters: more than any model has."""
@@ -111,9 +109,13 @@ def zero_config(
 
 
 def build_student(
-    deepspeed: Any, context: StageContext, config: dict[str, Any], device: torch.device
+    deepspeed: Any,
+    context: StageContext,
+    subject: Subject,
+    config: dict[str, Any],
+    device: torch.device,
 ) -> TrenchcoatLlamaForCausalLM:
-    """Build the student partitioned over the ranks, with what the Crias learned, LoRA merged in.
+    """Build the subject partitioned over the ranks; a student with what the Crias learned, LoRA merged in.
 
     Besides its own partition the first rank holds one layer's weights at most, the others nothing. What
     attention transfer trained becomes plain tensors, the same on all ranks: as parameters DeepSpeed would
@@ -121,7 +123,7 @@ def build_student(
     """
     from transformers.integrations import HfDeepSpeedConfig
 
-    student_config = load_student_config(context)
+    student_config = subject.config
     keep_alive = HfDeepSpeedConfig(config)  # while this lives, transformers partitions
     model = TrenchcoatLlamaForCausalLM._from_config(student_config, dtype=weight_dtype(context))
     del keep_alive
@@ -132,13 +134,13 @@ def build_student(
     names = {parameter: name for name, parameter in model.named_parameters()}
     _fill(deepspeed, rest, names, load_rest_weights(context) if is_first else {}, is_first)
     for cria in context.crias:
-        adapters = cria_adapters(context, cria)
+        adapters = subject.adapters(context, cria)
         for number in cria.layers:
             layer = model.model.layers[number]
             _take_form_parameters(layer)
-            weights = layer_weights(context, cria, number, adapters) if is_first else {}
+            weights = layer_weights(context, cria, number, *adapters) if is_first else {}
             _fill(deepspeed, [layer], names, weights, is_first)
-        _put_form_parameters(model, trained_parameters(context, cria), device)
+        _put_form_parameters(model, subject.form_parameters(context, cria), device)
     return model
 
 

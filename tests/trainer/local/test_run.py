@@ -1,0 +1,80 @@
+"""`trenchcoat run`, with every stage as a process of its own: the adapted teacher, and what is left out."""
+
+import json
+from pathlib import Path
+
+import pytest
+from trenchcoat_api.artifacts import Artifacts
+from trenchcoat_api.crias import cria_ranges
+from trenchcoat_api.exitcodes import ExitCode
+from trenchcoat_api.spec import TrenchcoatSpec
+from trenchcoat_trainer.cli import main
+
+from tests.trainer.helpers.killing import write_spec
+
+pytestmark = pytest.mark.slow
+
+WINDOW = {
+    "data": {"tokens": 20 * 64},
+    "layersPerCria": 5,
+    "attention": {"form": "window", "window": 8, "firstTokens": 1},
+    "criaLora": {"epochs": 0},
+    "stitch": {"batchSize": 4, "learningRate": "1e-2"},
+    "evaluate": {"lengthMultiples": [2], "recallSamples": 4},
+    "export": {"enabled": False},
+}
+"""A student whose Crias have nothing to train."""
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables without broken lines."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def run(spec: TrenchcoatSpec, folder: Path) -> tuple[int, dict]:
+    summary = folder / "summary.json"
+    command = ["run", str(write_spec(spec, folder)), "--store", str(folder / "store")]
+    code = main([*command, "--summary", str(summary)])
+    return code, json.loads(summary.read_text()) if summary.exists() else {}
+
+
+def test_a_run_trains_the_adapted_teacher_and_collects_nothing_that_nobody_reads(
+    make_spec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, summary = run(make_spec(**WINDOW), tmp_path)
+    assert code == ExitCode.OK
+    names = [stage["name"] for stage in summary["stages"]]
+    assert names == ["tokenize", "shard", "cria", "stitch", "adapt", "evaluate"]
+    perplexities = {name: values["64"] for name, values in summary["perplexities"].items()}
+    assert perplexities["adaptedTeacher"] < perplexities["teacher"]
+    assert set(summary["perplexities"]["adaptedTeacher"]) == {"64", "128"}
+    told = capsys.readouterr().out
+    assert "adapted on the same tokens" in told and "to adapted teacher" in told
+    assert "collect" not in told
+    assert told.index("stitch: complete") < told.index("adapt: started") < told.index("evaluate: started")
+
+
+def test_a_run_goes_on_without_an_adapted_teacher_that_cannot_be_trained(
+    make_spec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = make_spec(**WINDOW)
+    place = tmp_path / "store" / "trenchcoat" / Artifacts(spec).adapt.prefix
+    place.parent.mkdir(parents=True)
+    place.touch()  # a file where its folder should be
+    code, summary = run(spec, tmp_path)
+    assert code == ExitCode.OK
+    assert "adaptedTeacher" not in summary["perplexities"]
+    told = capsys.readouterr().out
+    assert "warning: the evaluation goes on without the adapted teacher" in told
+    assert "training it failed" in told
+
+    demanding = make_spec(**WINDOW | {"evaluate": WINDOW["evaluate"] | {"adaptedTeacher": "always"}})
+    assert run(demanding, tmp_path)[0] != ExitCode.OK
+    assert "adapt failed" in capsys.readouterr().err
+
+    place.unlink()  # mended: what was left out is trained now, and the evaluation made anew
+    code, summary = run(spec, tmp_path)
+    assert code == ExitCode.OK and "adaptedTeacher" in summary["perplexities"]
+    evaluations = [item for item in Artifacts(spec).all(cria_ranges(5, 5)) if item.stage == "evaluate"]
+    assert (tmp_path / "store" / "trenchcoat" / evaluations[0].manifest_path).exists()

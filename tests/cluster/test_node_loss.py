@@ -82,6 +82,13 @@ def has_checkpoint(environment: Environment, body: Body, key: str) -> bool:
         return any(str(item.object_name).endswith(".safetensors") for item in found)
 
 
+def has_saved_there(environment: Environment, body: Body) -> list[int]:
+    """Crias that run on the node that will be lost and have saved what they would go on from."""
+    rows = body.get("status", {}).get("crias", [])
+    there = [item for item in rows if item.get("node") == NODE and item["state"] == "Running"]
+    return [item["index"] for item in there if has_checkpoint(environment, body, item["key"])]
+
+
 @contextlib.contextmanager
 def bereaved(environment: Environment, tokens: int) -> Iterator[None]:
     """A Trenchcoat that may not fail once."""
@@ -138,14 +145,9 @@ def test_a_gang_that_loses_a_node_starts_again_when_it_finds_room(
 def test_a_cria_on_a_lost_node_goes_on_elsewhere_from_its_checkpoint(
     store: Environment, machine: Machine
 ) -> None:
-    def has_saved_there(body: Body) -> list[int]:
-        rows = body.get("status", {}).get("crias", [])
-        there = [item for item in rows if item.get("node") == NODE and item["state"] == "Running"]
-        return [item["index"] for item in there if has_checkpoint(store, body, item["key"])]
-
     with bereaved(store, LASTING):
-        body = wait(store, NAME, has_saved_there, timeout=5 * MINUTES)
-        (index,) = has_saved_there(body)
+        body = wait(store, NAME, lambda body: has_saved_there(store, body), timeout=5 * MINUTES)
+        (index,) = has_saved_there(store, body)
         assert on_the_node(store, "cria")
         machine.lose()
 
@@ -156,7 +158,33 @@ def test_a_cria_on_a_lost_node_goes_on_elsewhere_from_its_checkpoint(
             store, NAME, lambda body: cria(body)["state"] == "Succeeded", timeout=8 * MINUTES
         )
         assert cria(body)["node"] == "node-1"
-        assert "lastFailure" not in cria(body)
-        assert {"Interrupted", "NodeLost"} <= set(reasons(store))
-        (pod,) = pods(store, NAME, "trenchcoat.dev/stage=cria", f"trenchcoat.dev/cria={index}")
-        assert "going on from step" in store.kubectl("logs", pod["metadata"]["name"], "--tail=-1")
+        assert cria(body)["lastFailure"].startswith("Preempted: ")
+        assert "NodeLost" in reasons(store)
+        assert went_on(store, index)
+
+
+def went_on(environment: Environment, index: int) -> bool:
+    """Whether the pod of a Cria that came to its end began at a checkpoint."""
+    found = pods(environment, NAME, "trenchcoat.dev/stage=cria", f"trenchcoat.dev/cria={index}")
+    (pod,) = [pod for pod in found if pod["status"]["phase"] == "Succeeded"]
+    return "going on from step" in environment.kubectl("logs", pod["metadata"]["name"], "--tail=-1")
+
+
+def test_a_node_that_restarts_under_a_cria_costs_it_no_try(store: Environment, machine: Machine) -> None:
+    """The kubelet comes back before anybody misses it, and finds the container gone."""
+    with bereaved(store, LASTING):
+        body = wait(store, NAME, lambda body: has_saved_there(store, body), timeout=5 * MINUTES)
+        (index,) = has_saved_there(store, body)
+        machine.lose()
+        machine.give_back()
+        body = even_if_stalled(
+            store,
+            NAME,
+            lambda body: body["status"]["crias"][index]["state"] == "Succeeded",
+            timeout=8 * MINUTES,
+        )
+        cria = body["status"]["crias"][index]
+        print(f"after a restart of its node: {cria['lastFailure']}")
+        assert cria["lastFailure"].startswith("Preempted: ")
+        assert cria["attempt"] == 2
+        assert went_on(store, index)

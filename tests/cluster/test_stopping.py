@@ -1,13 +1,23 @@
-"""Pods that are told to end before their program listens: preemption and suspension come when they like."""
+"""Pods that end otherwise than by their stage's end: told to, evicted, or kept by a sidecar.
 
+Preemption and suspension come when they like, before the program listens too.
+"""
+
+import json
 import random
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from demo.environment import Environment
+from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_operator.children import jobs, specs
+from trenchcoat_operator.settings import PodDefaults
+from trenchcoat_operator.works import graph
 
 from tests.cluster.held import held
-from tests.cluster.objects import Body, apply, delete, example, pods, row, wait
+from tests.cluster.objects import Body, apply, delete, even_if_stalled, events, example, pods, row, wait
 from tests.cluster.security import restricted_pod
 from tests.waiting import until
 
@@ -17,6 +27,10 @@ AT_ONCE = 20.0
 
 TOKENS = 512 * random.randrange(160, 300)
 """No other test, nor this one on a cluster that was kept, has a tokenize stage of so many in the store."""
+
+
+JOB_BACK_OFF = 10.0
+"""Seconds after which a Job's controller makes another pod for one that was ignored, at the earliest."""
 
 
 def trenchcoat(**changes: object) -> Body:
@@ -52,10 +66,9 @@ def test_a_pod_told_to_end_while_python_starts_does_so_at_once(late: Environment
     late.kubectl("delete", "pod", first, "--wait=true", "--timeout=150s")
     assert time.monotonic() - began < AT_ONCE
 
-    # It is no failure: the same Job goes on with another pod.
+    # It is no failure that counts, and goes on with another Job at once.
     wait_for_start(late, first)
-    (job,) = late.get("jobs", "-l", "trenchcoat.dev/name=late")["items"]
-    assert not job["status"].get("conditions")
+    assert jobs_of(late) == {1: "Failed", 2: ""}
 
     began = time.monotonic()
     late.kubectl("patch", "trenchcoat", "late", "--type=merge", "-p", '{"spec":{"suspend":true}}')
@@ -64,7 +77,108 @@ def test_a_pod_told_to_end_while_python_starts_does_so_at_once(late: Environment
 
     apply(late, trenchcoat(pods={}, suspend=False))
     body = wait(late, "late", lambda body: row(body, "tokenize").get("state") == "Succeeded", timeout=120)
+    assert row(body, "tokenize")["lastFailure"].startswith("Preempted: ")
+
+
+def jobs_of(environment: Environment) -> dict[int, str]:
+    """How each try's Job ended, by its number; empty while it goes on."""
+    result = {}
+    for job in environment.get("jobs", "-l", "trenchcoat.dev/name=late")["items"]:
+        ends = [item["type"] for item in job["status"].get("conditions", []) if item["type"] in ENDS]
+        result[int(job["metadata"]["annotations"]["trenchcoat.dev/attempt"])] = ends[0] if ends else ""
+    return result
+
+
+ENDS = ("Complete", "Failed")
+
+
+def test_an_evicted_pod_is_followed_by_another_before_its_job_would_make_one(late: Environment) -> None:
+    """The Job controller waits 10, 20, 40 s, up to 10 minutes, with the GPU idle."""
+    first = wait_for_start(late)
+    path = f"/api/v1/namespaces/{late.namespace}/pods/{first}/eviction"
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": first}}
+    late.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
+
+    def ended() -> bool:
+        found = [pod for pod in pods(late, "late") if pod["metadata"]["name"] == first]
+        return not found or found[0]["status"]["phase"] == "Failed"
+
+    until(ended, AT_ONCE, "the evicted pod has ended")
+    began = time.monotonic()
+    until(
+        lambda: any(pod["metadata"]["name"] != first for pod in pods(late, "late")), 60, "another pod is made"
+    )
+    took = time.monotonic() - began
+    print(f"from the end of an evicted pod to the next: {took:.1f} s")
+    assert took < JOB_BACK_OFF
+    assert jobs_of(late)[1] == "Failed"
+    told = row(late.get("trenchcoat", "late"), "tokenize")
+    assert told["lastFailure"].startswith("Preempted: the cluster ended")
+
+
+@pytest.fixture
+def beside(store: Environment, alone: None) -> Iterator[Any]:
+    """Makes a Trenchcoat and its first Job with a log shipper in its pod, as admission plugins do."""
+    made = []
+
+    def make(name: str, **changes: object) -> None:
+        made.append(name)
+        apply(store, example(name, **changes))
+        owner = Trenchcoat.from_object(store.get("trenchcoat", name))
+        work = graph.build(owner.spec, {}).works[0]
+        defaults = PodDefaults(image=store.trainer_image, pull_policy="Never")
+        job = jobs.build(owner, work, 1, defaults)
+        spec = job["spec"]["template"]["spec"]
+        (shipper,) = restricted_pod(store.trainer_image, "sleep", "600")["containers"]
+        spec["containers"].insert(0, shipper | {"name": "a-shipper", "imagePullPolicy": "Never"})
+        apply(store, specs.spec_config_map(owner))
+        apply(store, job)
+
+    yield make
+    for name in made:
+        delete(store, name)
+
+
+def operate(environment: Environment) -> None:
+    environment.command(
+        "kubectl", "-n", "trenchcoat-system", "scale", "--replicas=1", "deployment", "-l", OPERATOR
+    )
+
+
+OPERATOR = "app.kubernetes.io/name=trenchcoat"
+
+
+def stage_is_over(environment: Environment, name: str) -> bool:
+    """Whether the stage's own container has ended in the one pod, which goes on."""
+    (pod,) = pods(environment, name)
+    states = {item["name"]: item["state"] for item in pod["status"].get("containerStatuses", [])}
+    return pod["status"]["phase"] == "Running" and "terminated" in states.get("stage", {})
+
+
+def test_a_stage_that_ended_is_told_from_the_sidecar_that_goes_on(store: Environment, beside: Any) -> None:
+    """Without an operator, and long before the shipper ends: nobody else would ever end these Jobs."""
+    beside("shipped", data__tokens=TOKENS - 512)
+    beside("misled", data__tokens=TOKENS - 512, data__textField="nothing")
+    for name in ("shipped", "misled"):
+        until(lambda name=name: stage_is_over(store, name), 120, f"the stage of {name} has ended")
+    operate(store)
+    body = wait(store, "shipped", lambda body: row(body, "tokenize").get("state") == "Succeeded", timeout=90)
+    selector = "trenchcoat.dev/stage=tokenize"
+    until(lambda: not pods(store, "shipped", selector), 90, "its pod and the sidecar are gone")
+    body = wait(
+        store, "shipped", lambda body: row(body, "tokenize")["attempts"][0].get("outcome"), timeout=30
+    )
+    (attempt,) = row(body, "tokenize")["attempts"]
+    assert attempt["outcome"] == "Succeeded"
     assert "lastFailure" not in row(body, "tokenize")
+
+    failed = even_if_stalled(
+        store, "misled", lambda body: row(body, "tokenize").get("state") == "Failed", timeout=90
+    )
+    assert row(failed, "tokenize")["lastFailure"].startswith("InvalidInput: ")
+    until(lambda: not pods(store, "misled", "trenchcoat.dev/stage=tokenize"), 90, "its pod is gone too")
+    told = [event["message"] for event in events(store, "misled") if event["reason"] == "Stopped"]
+    assert any("a-shipper" in message for message in told)
 
 
 def a_gang_without_its_master(image: str) -> Body:

@@ -1,5 +1,7 @@
 """The Job or PyTorchJob that makes one artifact."""
 
+from collections.abc import Sequence
+
 from trenchcoat_api import constants
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.resource import Trenchcoat
@@ -44,9 +46,24 @@ def _queue_labels(trenchcoat: Trenchcoat) -> dict[str, str]:
 
 
 def build(
-    trenchcoat: Trenchcoat, work: Work, attempt: int, defaults: PodDefaults, *, expects_nodes: bool = False
+    trenchcoat: Trenchcoat,
+    work: Work,
+    attempt: int,
+    defaults: PodDefaults,
+    *,
+    avoid: Sequence[str] = (),
+    expects_nodes: bool = False,
 ) -> Object:
-    """The object that runs a work for the given time; it may be made for nodes that are yet to be added."""
+    """The object that runs a work for the given time.
+
+    Args:
+        trenchcoat: Whose it is.
+        work: What it makes.
+        attempt: Counted from 1.
+        defaults: What pods get where the spec does not say otherwise.
+        avoid: Nodes that are taken only where no other will do.
+        expects_nodes: Whether it is made for nodes that are yet to be added.
+    """
     spec_name = specs.spec_name(trenchcoat)
     metadata = names.metadata(
         trenchcoat, names.child_name(trenchcoat.metadata.name, work.artifact, attempt), work.artifact
@@ -61,34 +78,35 @@ def build(
         metadata["annotations"][constants.ANNOTATION_EXPECTS_NODES] = "true"
     queue = _queue_labels(trenchcoat)
     metadata["labels"] |= queue
-    template = {
-        "metadata": {"labels": names.labels(trenchcoat, work.artifact)},
-        "spec": _pod_spec(trenchcoat, work, defaults, spec_name),
-    }
+    spec = _pod_spec(trenchcoat, work, defaults, spec_name)
+    if avoid:
+        spec["affinity"] = pods.avoiding(spec.get("affinity", {}), avoid)
+    template = {"metadata": {"labels": names.labels(trenchcoat, work.artifact)}, "spec": spec}
     if work.distributed:
-        return _pytorch_job(metadata, work, template, suspend=bool(queue))
-    return _job(metadata, template, suspend=bool(queue))
+        return _pytorch_job(metadata, work, template, queued=bool(queue))
+    return _job(metadata, template, queued=bool(queue))
 
 
-def _job(metadata: Object, template: Object, *, suspend: bool) -> Object:
+def _job(metadata: Object, template: Object, *, queued: bool) -> Object:
     final = (ExitCode.BAD_INPUT, ExitCode.DIVERGED, ExitCode.OUT_OF_MEMORY)
+    stopped = (ExitCode.PREEMPTED, ExitCode.TERMINATED)
+    disrupted: Object = {"onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    # Another pod of the same Job would come after the Job controller's back-off, 10 s to 10 minutes: the
+    # operator makes another Job at once. Kueue, though, preempts by suspending a Job: its pod then ends
+    # without being a target of disruption, and that is no end of the Job.
+    rules: list[Object] = [{"action": "FailJob", **disrupted}]
+    if queued:
+        rules.append({"action": "Ignore", "onExitCodes": _exits(*stopped)})
+        rules.append({"action": "FailJob", "onExitCodes": _exits(*final)})
+    else:
+        rules.append({"action": "FailJob", "onExitCodes": _exits(*final, *stopped)})
     spec: Object = {
         "backoffLimit": 0,  # tries are the operator's: one Job for each
         "podReplacementPolicy": "Failed",
-        "podFailurePolicy": {
-            "rules": [
-                {
-                    "action": "Ignore",
-                    "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
-                },
-                # Kueue suspends a Job to preempt it: its pod ends without being a target of disruption.
-                {"action": "Ignore", "onExitCodes": _exits(ExitCode.PREEMPTED, ExitCode.TERMINATED)},
-                {"action": "FailJob", "onExitCodes": _exits(*final)},
-            ]
-        },
+        "podFailurePolicy": {"rules": rules},
         "template": template,
     }
-    if suspend:
+    if queued:
         spec["suspend"] = True  # Kueue admits it
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
 
@@ -97,12 +115,12 @@ def _exits(*codes: ExitCode) -> Object:
     return {"containerName": ChildKind.JOB.container, "operator": "In", "values": sorted(map(int, codes))}
 
 
-def _pytorch_job(metadata: Object, work: Work, template: Object, *, suspend: bool) -> Object:
+def _pytorch_job(metadata: Object, work: Work, template: Object, *, queued: bool) -> Object:
     replicas = {"Master": {"replicas": 1, "restartPolicy": "Never", "template": template}}
     if work.pods > 1:
         replicas["Worker"] = {"replicas": work.pods - 1, "restartPolicy": "Never", "template": template}
     policy: Object = {"cleanPodPolicy": "Running"}
-    if suspend:
+    if queued:
         policy["suspend"] = True
     spec: Object = {"runPolicy": policy, "pytorchReplicaSpecs": replicas}
     if work.gpus > 1:

@@ -14,6 +14,7 @@ from trenchcoat_operator.works.graph import Work
 
 USER = 65532
 _SINGLE_GPU = (Stage.CRIA, Stage.EVALUATE)
+_PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
 _LOST_NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
 
@@ -45,7 +46,19 @@ def affinity(spec: TrenchcoatSpec, work: Work) -> dict[str, Any]:
     beside = {"matchExpressions": [{"key": constants.LABEL_STAGE, "operator": "In", "values": stages}]}
     term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": beside}
     preferred = {"weight": 100, "podAffinityTerm": term}
-    return {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [preferred]}} | wanted
+    return {"podAffinity": {_PREFERRED: [preferred]}} | wanted
+
+
+def avoiding(wanted: dict[str, Any], nodes: Iterable[str]) -> dict[str, Any]:
+    """An affinity that also prefers other nodes than these: they have just refused such a pod."""
+    others = [{"weight": 100, "preference": {"matchFields": [_other_than(node)]}} for node in nodes]
+    of_nodes = wanted.get("nodeAffinity") or {}
+    preferred = [*(of_nodes.get(_PREFERRED) or []), *others]
+    return {**wanted, "nodeAffinity": {**of_nodes, _PREFERRED: preferred}}
+
+
+def _other_than(node: str) -> dict[str, Any]:
+    return {"key": "metadata.name", "operator": "NotIn", "values": [node]}
 
 
 def arguments(work: Work) -> list[str]:

@@ -63,6 +63,13 @@ def _between_pods(base: Assessment, child: Child, look: Look) -> Assessment:
     """A controller takes a moment to make pods, and to make something of their end."""
     ended = [pod.finished_at for pod in child.pods if pod.finished_at is not None]
     since = max(ended, default=child.created_at) if len(ended) == len(child.pods) else None
+    if since is not None and look.now - since > NO_POD_GRACE and child.kind is ChildKind.JOB and ended:
+        # Of a queued Job, or of one made by an earlier version: the next pod is its controller's.
+        message = (
+            "its pod has ended, and the Job controller makes another after its back-off: 10 s to 10 minutes, "
+            "by how often that happened"
+        )
+        return replace(base, state=State.STARTING, message=message)
     if since is not None and look.now - since > NO_POD_GRACE:
         return replace(
             base,

@@ -1,11 +1,13 @@
 """What a failed Job means: the class of its failure decides whether it is tried again."""
 
+import re
 import signal
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
 from trenchcoat_api.exitcodes import ExitCode
+from trenchcoat_api.stages import Stage
 
 from trenchcoat_operator.model.observed import Child, Pod
 from trenchcoat_operator.reconcile.assessment.lost import is_lost, lingers
@@ -19,7 +21,11 @@ class FailureClass(StrEnum):
     BAD_INPUT = "InvalidInput"
     DIVERGED = "Diverged"
     OUT_OF_MEMORY = "OutOfMemory"
+    EVICTED = "Evicted"
+    """The pod used more than it asked for, or than it may: free of charge the first time alone."""
     PREEMPTED = "Preempted"
+    NODE_REFUSED = "NodeRefused"
+    """The kubelet did not take the pod: free of charge, but not for ever."""
     STORE_UNAVAILABLE = "StoreUnavailable"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     NO_MANIFEST = "NoManifest"
@@ -33,7 +39,7 @@ class FailureClass(StrEnum):
     @property
     def free(self) -> bool:
         """Whether it leaves the number of tries as it is."""
-        return self is FailureClass.PREEMPTED
+        return self in (FailureClass.PREEMPTED, FailureClass.NODE_REFUSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +59,14 @@ _BY_EXIT_CODE = {
     ExitCode.TERMINATED: FailureClass.PREEMPTED,
 }
 _KILLED = 128 + signal.SIGKILL
+_UNKNOWN = 255
+"""The exit code that containerd gives a container of which it knows no other."""
 _CLOCKS_DIFFER = timedelta(seconds=5)
 
 _PREEMPTED_REASONS = {"Evicted", "NodeLost", "Preempting", "Shutdown", "NodeShutdown", "Terminated"}
+# What the kubelet says of an eviction that the pod itself gave rise to.
+_OWN_DOING = re.compile(r"exceeds the (total )?limit|exceeded its local|Container (stage|pytorch) was using")
+_DISRUPTED = "has condition DisruptionTarget"
 
 # Of several failed pods, the one whose end explains the others'.
 _WEIGHT = list(FailureClass)
@@ -67,6 +78,8 @@ def classify(child: Child, now: datetime) -> Outcome:
         return Outcome(FailureClass(child.outcome), child.outcome_message)
     if (told := by_pods(child, now)) is not None:
         return told
+    if child.reason == "PodFailurePolicy" and _DISRUPTED in child.message:
+        return Outcome(FailureClass.PREEMPTED, "the cluster ended its pod, which is gone")
     for code, failure in _BY_EXIT_CODE.items():
         # Job's own condition outlives the pods: "Container x for pod y failed with exit code 65 matching ..."
         if child.reason == "PodFailurePolicy" and f"exit code {code:d} " in child.message:
@@ -77,7 +90,7 @@ def classify(child: Child, now: datetime) -> Outcome:
 
 def by_pods(child: Child, now: datetime) -> Outcome | None:
     """How a child failed by its pods alone; None while they tell of no failure."""
-    ends = [(pod, end) for pod in child.pods if (end := _pod_outcome(pod, now)) is not None]
+    ends = [(pod, end) for pod in child.pods if (end := _pod_outcome(pod, child.stage, now)) is not None]
     if ends:
         return min(_explaining(ends), key=lambda end: (_WEIGHT.index(end.failure), end.message))
     if child.pods and all(pod.exit_code == 0 for pod in child.pods):
@@ -106,8 +119,25 @@ def _explaining(ends: list[tuple[Pod, Outcome]]) -> list[Outcome]:
     return [end for pod, end in ends if not (_ended_on_request(pod) and follows(pod))]
 
 
+def evicted_itself(pod: Pod) -> bool:
+    """Whether the kubelet evicted a pod for what the pod itself used."""
+    return pod.reason == "Evicted" and _OWN_DOING.search(pod.message) is not None
+
+
 def _ended_by_cluster(pod: Pod) -> bool:
     return pod.disrupted or pod.reason in _PREEMPTED_REASONS
+
+
+def _was_refused(pod: Pod) -> bool:
+    """Whether its node did not take it: it failed, with a reason, before any container was made."""
+    return pod.phase == "Failed" and bool(pod.reason) and pod.exit_code is None and pod.started_at is None
+
+
+def _was_lost_from_sight(pod: Pod) -> bool:
+    """Whether its container was gone when the kubelet, or the runtime, came back: the node was restarted."""
+    return pod.exit_reason == "ContainerStatusUnknown" or (
+        pod.exit_code == _UNKNOWN and pod.exit_reason == "Unknown"
+    )
 
 
 def _ended_on_request(pod: Pod) -> bool:
@@ -134,15 +164,25 @@ def may_be_excused(child: Child, outcome: Outcome) -> bool:
     return not outcome.failure.permanent and not outcome.failure.free and lingers(child)
 
 
-def _pod_outcome(pod: Pod, now: datetime) -> Outcome | None:
+def _pod_outcome(pod: Pod, stage: Stage, now: datetime) -> Outcome | None:
     if is_lost(pod, now):
         return Outcome(FailureClass.PREEMPTED, f"node {pod.node} of pod {pod.name} does not answer")
+    where = f" on {pod.node}" if pod.node else ""
+    said = f": {words}" if (words := pod.message.strip(" .")) else ""
+    if evicted_itself(pod):
+        field = "memory" if "resource: memory" in pod.message else "ephemeralStorage"
+        remedy = f"raise spec.pods.{stage}.resources.{field}, or the sizeLimit of the volume that it names"
+        message = f"the kubelet evicted pod {pod.name}{where} for what it used itself{said}; {remedy}"
+        return Outcome(FailureClass.EVICTED, short(message))
     if _ended_by_cluster(pod):
-        where = f" on {pod.node}" if pod.node else ""
-        return Outcome(
-            FailureClass.PREEMPTED,
-            f"the cluster ended pod {pod.name}{where}: {pod.reason or 'preemption, eviction or a lost node'}",
-        )
+        why = f"{pod.reason}{said}" if pod.reason else "preemption, eviction or a lost node"
+        return Outcome(FailureClass.PREEMPTED, short(f"the cluster ended pod {pod.name}{where}: {why}"))
+    if _was_refused(pod):
+        message = f"node {pod.node} refused pod {pod.name}: {pod.reason}{said}"
+        return Outcome(FailureClass.NODE_REFUSED, short(message))
+    if _was_lost_from_sight(pod):
+        message = f"the container of pod {pod.name}{where} was gone when its node came back"
+        return Outcome(FailureClass.PREEMPTED, message)
     if pod.exit_of:
         return _of_init_container(pod)
     if pod.exit_reason == "OOMKilled":

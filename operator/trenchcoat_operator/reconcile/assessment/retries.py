@@ -2,17 +2,19 @@
 
 from dataclasses import replace
 from datetime import timedelta
-from itertools import takewhile
 
 from trenchcoat_api.status import State, WaitingReason
 
 from trenchcoat_operator.model.observed import Child, Problem
-from trenchcoat_operator.reconcile.assessment.failures import Outcome
+from trenchcoat_operator.reconcile.assessment.counting import counted, in_a_row
+from trenchcoat_operator.reconcile.assessment.failures import FailureClass, Outcome
 from trenchcoat_operator.reconcile.assessment.standing import Assessment
 from trenchcoat_operator.reconcile.look import Look
 
 BACKOFF = timedelta(seconds=10)
 BACKOFF_LIMIT = timedelta(minutes=5)
+MAX_REFUSALS = 8
+"""With the back-off, a node has 10 minutes to take a pod: its GPUs may be told of late after a restart."""
 
 
 def after_failures(base: Assessment, latest: Child, outcomes: list[Outcome], look: Look) -> Assessment | None:
@@ -25,24 +27,28 @@ def after_failures(base: Assessment, latest: Child, outcomes: list[Outcome], loo
         look: The look.
     """
     last = outcomes[-1]
-    counted = sum(not outcome.failure.free for outcome in outcomes)
+    counts = counted(outcomes)
     limit = look.trenchcoat.spec.scheduling.max_attempts
     again = f"; mend it, then `kubectl delete {latest.kind.lower()} {latest.name}` to try again"
     if last.failure.permanent:
         return _failed(base, last.failure.value, last.message + again)
-    if counted >= limit:
-        message = f"failed {counted} of {limit} times, lastly: {last.message}{again}"
+    if counts >= limit:
+        message = f"failed {counts} of {limit} times, lastly: {last.message}{again}"
         return _failed(base, "AttemptsExhausted", message)
+    refused = in_a_row(outcomes, FailureClass.NODE_REFUSED)
+    if refused >= MAX_REFUSALS:
+        message = f"refused {refused} times in a row, lastly: {last.message}; mend or cordon the node{again}"
+        return _failed(base, FailureClass.NODE_REFUSED.value, message)
     if look.trenchcoat.spec.suspend:
         return None
     if last.failure.free:
         # The first comes back at once; a cluster that preempts again and again is not pressed.
-        in_a_row = sum(1 for _ in takewhile(lambda outcome: outcome.failure.free, reversed(outcomes)))
-        doublings = in_a_row - 2
+        free = [item for item in FailureClass if item.free]
+        doublings = in_a_row(outcomes, *free) - 2
         tell = f"try {latest.attempt + 1}"
     else:
-        doublings = counted - 1
-        tell = f"try {counted + 1} of {limit}"
+        doublings = counts - 1
+        tell = f"try {counts + 1} of {limit}"
     if doublings < 0:
         return None
     ended = latest.finished_at or latest.created_at or look.now

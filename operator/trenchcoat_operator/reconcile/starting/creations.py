@@ -2,6 +2,7 @@
 
 from trenchcoat_operator.children import jobs, specs
 from trenchcoat_operator.model.plan import Apply
+from trenchcoat_operator.reconcile.assessment.counting import refusing_nodes
 from trenchcoat_operator.reconcile.assessment.standing import Assessment
 from trenchcoat_operator.reconcile.look import Look
 from trenchcoat_operator.reconcile.starting.release import Release
@@ -9,7 +10,7 @@ from trenchcoat_operator.reconcile.starting.release import Release
 
 def creations(look: Look, assessments: tuple[Assessment, ...], released: Release) -> list[Apply]:
     """The objects to make, the ConfigMap first."""
-    attempts = {item.work.key: item.attempt for item in assessments}
+    known = {item.work.key: item for item in assessments}
     result = []
     if released.start and specs.spec_name(look.trenchcoat) not in look.observed.config_maps:
         result.append(Apply(specs.spec_config_map(look.trenchcoat)))
@@ -17,8 +18,9 @@ def creations(look: Look, assessments: tuple[Assessment, ...], released: Release
         job = jobs.build(
             look.trenchcoat,
             work,
-            attempts[work.key] + 1,
+            known[work.key].attempt + 1,
             look.settings.pods,
+            avoid=refusing_nodes(known[work.key].outcomes),
             expects_nodes=work.key in released.expecting_nodes,
         )
         result.append(Apply(job))

@@ -3,17 +3,21 @@
 from trenchcoat_operator.children import jobs, specs
 from trenchcoat_operator.gpus import places
 from trenchcoat_operator.gpus.places import UNSCHEDULABLE_GRACE
-from trenchcoat_operator.model.observed import Child, ChildKind
+from trenchcoat_operator.model.observed import Child, ChildKind, ChildPhase
 from trenchcoat_operator.model.plan import Delete
 from trenchcoat_operator.reconcile.assessment import placing
+from trenchcoat_operator.reconcile.assessment.failures import FailureClass, evicted_itself
 from trenchcoat_operator.reconcile.look import Look
 from trenchcoat_operator.works.graph import Work
+
+KEPT = 8
+"""Tries that the cluster ended, and that are kept: the back-off grows no further with them."""
 
 
 def deletions(look: Look) -> list[Delete]:
     """What is deleted, and why."""
     wanted = {work.key: work for work in look.graph.works}
-    homeless = _homeless(look)
+    homeless, bygone = _homeless(look), _bygone(look)
     result: list[Delete] = []
     going = set()
     for child in look.children:
@@ -22,6 +26,8 @@ def deletions(look: Look) -> list[Delete]:
         reason = _reason(look, child, wanted.get(child.key))
         if not reason and child.name in homeless:
             reason = "the GPUs that were free for it are taken; it waits for others"
+        if not reason and child.name in bygone:
+            reason = f"the cluster has ended more than {KEPT} tries since"
         if reason:
             going.add(child.name)
             result.append(Delete(child.kind, child.name, reason))
@@ -46,10 +52,24 @@ def _reason(look: Look, child: Child, work: Work | None) -> str:
         and child.template != jobs.template_hash(look.trenchcoat, work, look.settings.pods)
     ):
         return "its pod settings changed while it waited"
-    if child.kind is ChildKind.PYTORCH_JOB and child.active and any(pod.disrupted for pod in child.pods):
+    broken = any(pod.disrupted and not evicted_itself(pod) for pod in child.pods)
+    if child.kind is ChildKind.PYTORCH_JOB and child.active and broken:
         # Its other pods cannot go on without the one that is gone; their ends would count as failures.
         return "the cluster ended a pod of it; it starts again from its checkpoint"
     return ""
+
+
+def _bygone(look: Look) -> set[str]:
+    """Tries that the cluster ended long ago: on nodes that come and go there would be hundreds."""
+    ended: dict[str, list[Child]] = {}
+    for child in look.children:
+        if child.phase is ChildPhase.FAILED and child.outcome == FailureClass.PREEMPTED.value:
+            ended.setdefault(child.key, []).append(child)
+    return {
+        child.name
+        for tries in ended.values()
+        for child in sorted(tries, key=lambda child: child.attempt)[:-KEPT]
+    }
 
 
 def stuck(look: Look) -> list[Child]:

@@ -76,6 +76,83 @@ def test_what_the_cluster_ends_is_preempted(pod: Pod) -> None:
     assert verdict(replace(CHILD, pods=(pod,))).failure is FailureClass.PREEMPTED
 
 
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        ("UnexpectedAdmissionError", "Allocate failed due to no healthy devices present"),
+        ("OutOfnvidia.com/gpu", "Node didn't have enough resource: nvidia.com/gpu, requested: 1, used: 1"),
+        ("OutOfcpu", "Node didn't have enough resource: cpu, requested: 4000, used: 2000, capacity: 4000"),
+        ("NodeAffinity", "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"),
+        ("TopologyAffinityError", "Resources cannot be allocated with Topology locality"),
+    ],
+)
+def test_what_a_node_refuses_is_free_and_told_in_its_words(reason: str, message: str) -> None:
+    refused = Pod(
+        name="pod", phase="Failed", node="gpu-1", reason=reason, message=f"Pod was rejected: {message}"
+    )
+    outcome = verdict(replace(CHILD, pods=(refused,)))
+    assert outcome.failure is FailureClass.NODE_REFUSED
+    assert outcome.message == f"node gpu-1 refused pod pod: {reason}: Pod was rejected: {message}"
+
+
+@pytest.mark.parametrize(("code", "reason"), [(255, "Unknown"), (137, "ContainerStatusUnknown")])
+def test_a_node_that_was_restarted_under_a_pod_is_free(code: int, reason: str) -> None:
+    assert verdict(replace(CHILD, pods=(ended(code, exit_reason=reason),))).failure is FailureClass.PREEMPTED
+    assert verdict(replace(CHILD, pods=(ended(255, exit_reason="Error"),))).failure is FailureClass.FAILED
+
+
+LOW = "The node was low on resource: {0}. Threshold quantity: 100Mi, available: 80Mi. "
+
+
+@pytest.mark.parametrize(
+    ("message", "remedy"),
+    [
+        ("Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. ", "ephemeralStorage"),
+        ('Container stage exceeded its local ephemeral storage limit "1Gi". ', "ephemeralStorage"),
+        ('Usage of EmptyDir volume "scratch" exceeds the limit "1Gi". ', "sizeLimit"),
+        (
+            LOW.format("ephemeral-storage")
+            + "Container stage was using 9Gi, request is 0, has larger consumption of ephemeral-storage. ",
+            "ephemeralStorage",
+        ),
+        (
+            LOW.format("memory")
+            + "Container pytorch was using 9Gi, request is 256Mi, has larger consumption of memory. ",
+            "memory",
+        ),
+    ],
+)
+@pytest.mark.parametrize("disrupted", [False, True])
+def test_evicted_for_its_own_doing(message: str, remedy: str, disrupted: bool) -> None:
+    pod = replace(ended(137, reason="Evicted", disrupted=disrupted), message=message)
+    outcome = verdict(replace(CHILD, pods=(pod,)))
+    assert outcome.failure is FailureClass.EVICTED
+    assert message.strip(" .") in outcome.message
+    assert remedy in outcome.message.removeprefix(message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        LOW.format("memory"),
+        LOW.format("memory")
+        + "Container istio-proxy was using 1Gi, request is 0, has larger consumption of memory. ",
+        "The node had condition: [DiskPressure]. ",
+    ],
+)
+def test_evicted_for_what_others_did_is_free(message: str) -> None:
+    evicted = replace(ended(137, reason="Evicted"), message=message)
+    outcome = verdict(replace(CHILD, pods=(evicted,)))
+    assert outcome.failure is FailureClass.PREEMPTED
+    assert message.strip(" .") in outcome.message
+
+
+def test_a_job_whose_disrupted_pod_is_gone_was_preempted() -> None:
+    message = "Pod ml/x has condition DisruptionTarget matching FailJob rule at index 0"
+    child = replace(CHILD, reason="PodFailurePolicy", message=message)
+    assert verdict(child).failure is FailureClass.PREEMPTED
+
+
 def test_out_of_memory_says_what_to_change() -> None:
     outcome = verdict(replace(CHILD, pods=(ended(137, exit_reason="OOMKilled"),)))
     assert outcome.failure is FailureClass.OUT_OF_MEMORY
@@ -159,7 +236,7 @@ def test_what_is_permanent_and_what_is_free() -> None:
         FailureClass.DIVERGED,
         FailureClass.OUT_OF_MEMORY,
     }
-    assert [item for item in FailureClass if item.free] == [FailureClass.PREEMPTED]
+    assert {item for item in FailureClass if item.free} == {FailureClass.PREEMPTED, FailureClass.NODE_REFUSED}
 
 
 def test_long_messages_are_cut() -> None:

@@ -9,7 +9,7 @@ KUBECONFIG :=
 REGISTRY :=
 TAG := latest
 
-.PHONY: help venv demo local-demo test unit explore lint format crds chart-docs lock cluster-up cluster-down cluster-status images
+.PHONY: help venv demo local-demo test test-serving unit explore lint format crds chart-docs lock cluster-up cluster-down cluster-status images
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -26,15 +26,19 @@ demo: venv  ## linearize a small Llama on a real Kubernetes; KUBECONFIG=... REGI
 
 test: lint  ## all tests, those on a real cluster included; starts and removes a cluster of its own
 	hack/cluster/cluster build kubernetes etcd helm minio health
-	$(PYTHON) -m pytest -n auto tests --ignore tests/cluster
+	$(PYTHON) -m pytest -n auto tests --ignore tests/cluster --ignore tests/serving
 	$(PYTHON) -m pytest tests/cluster
 
+test-serving: venv  ## vLLM's real engine on the CPU serves exports; not part of make test (a few minutes, 6 GB once)
+	hack/python-env serving
+	$(PYTHON) -m pytest tests/serving
+
 unit: venv  ## tests without a cluster, under a minute; make test has the slow ones too
-	$(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster -m "not slow"
+	$(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster --ignore tests/serving -m "not slow"
 
 explore: venv  ## the property tests ten times over, with other examples each time
 	for seed in $$(shuf -i 1-1000000 -n 10); do \
-	  $(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster -m hypothesis --hypothesis-seed=$$seed; \
+	  $(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster --ignore tests/serving -m hypothesis --hypothesis-seed=$$seed; \
 	done
 
 lint: venv  ## ruff, mypy --strict on api, operator, plugin and s3, who may import whom, sizes
@@ -61,6 +65,9 @@ lock: venv  ## pin the newest versions that pyproject.toml allows
 	  --extra trainer pyproject.toml -o requirements/trainer.txt
 	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  --extra dev pyproject.toml -c requirements/trainer.txt -c requirements/operator.txt -o requirements/dev.txt
+	.venv/bin/uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
+	  --no-annotate --no-header --override requirements/serving-overrides.txt requirements/serving.in \
+	  -o requirements/serving.txt
 
 images: ## build all images, into the cluster made here if it runs
 	hack/cluster/cluster images

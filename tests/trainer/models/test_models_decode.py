@@ -121,6 +121,14 @@ def test_softmax_layers_are_the_teachers():
     assert torch.equal(student(ids, use_cache=False).logits, teacher(ids, use_cache=False).logits)
 
 
+@torch.no_grad()
+def test_a_student_of_softmax_layers_alone_generates():
+    teacher = make_teacher(layers=2)
+    student = make_student(teacher, ATTENTION.model_copy(update={"keep_softmax_layers": [0, 1]}))
+    ids, settings = tokens(batch=2, length=9), {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    assert student.generate(ids, **settings).tolist() == teacher.generate(ids, **settings).tolist()
+
+
 def test_bf16_keeps_the_maps_in_fp32(tmp_path):
     student = make_student(make_teacher(layers=1))
     student.save_pretrained(tmp_path)

@@ -259,7 +259,8 @@ class TrenchcoatLlamaModel(TrenchcoatPreTrainedModel, LlamaModel):
 
     def _adopt(self, cache):
         """Give an empty cache, such as generate() makes for any model, the layers of this one."""
-        if any(isinstance(layer, StateLayer) for layer in cache.layers):
+        needs_states = any(layer.self_attn.student is not None for layer in self.layers)
+        if not needs_states or any(isinstance(layer, StateLayer) for layer in cache.layers):
             return
         if cache.get_seq_length() > 0:
             raise ValueError("past_key_values holds keys of ordinary attention: pass a TrenchcoatCache")

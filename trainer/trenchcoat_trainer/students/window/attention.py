@@ -181,7 +181,7 @@ class WindowAttention:
     def _slots(self) -> int:
         return self.first_tokens + self.window
 
-    def _slot(self, position: Any) -> Any:
+    def slot(self, position: Any) -> Any:
         """Return the slot of a position that is not among the first: an int's, or a tensor's."""
         return self.first_tokens + (position - self.first_tokens) % self.window
 
@@ -194,7 +194,7 @@ class WindowAttention:
         if state.hidden is not None:
             position_B = position_B - state.hidden
             mask = (torch.arange(taken, device=k.device) <= position_B[:, None])[:, None, None]
-        slot_B = torch.where(position_B < self.first_tokens, position_B, self._slot(position_B))
+        slot_B = torch.where(position_B < self.first_tokens, position_B, self.slot(position_B))
         index = slot_B.view(-1, 1, 1, 1).expand_as(k)
         state.keys, state.values = _write(state.keys, index, k), _write(state.values, index, v)
         q_BKGD = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
@@ -209,7 +209,7 @@ class WindowAttention:
         new, old = Pair(*new_tensors), state.kept(Pair(*new_tensors))
         seen, total, first_tokens = state.tokens, state.tokens + q.shape[2], self.first_tokens
         later = min(max(seen - first_tokens, 0), self.window)
-        oldest = self._slot(seen) if seen > self._slots else first_tokens
+        oldest = self.slot(seen) if seen > self._slots else first_tokens
         rest = old.part(oldest, first_tokens + later).followed_by(old.part(first_tokens, oldest), new)
         missing = new.part(0, max(first_tokens - seen, 0))
         first = old.part(0, min(seen, first_tokens)).followed_by(missing)
@@ -239,7 +239,7 @@ class WindowAttention:
         def gather(position_BX: torch.Tensor) -> Pair:
             """Take keys and values by their positions; what was not kept or is not there gives any key."""
             new_BX = (position_BX - after_B1 + new_tokens).clamp(0, new_tokens - 1)
-            slot_BX = torch.where(position_BX < self.first_tokens, position_BX, self._slot(position_BX))
+            slot_BX = torch.where(position_BX < self.first_tokens, position_BX, self.slot(position_BX))
             old_BX = slot_BX.clamp(0, max(slots - 1, 0))
             index_BX = torch.where(position_BX < before_B1, old_BX, slots + order_BT.gather(1, new_BX))
             index = index_BX[:, None, :, None].expand(-1, kv_heads, -1, head_dim)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""A real model through the product's own stages: SmolLM2-135M-Instruct, by `trenchcoat run`, on one GPU.
+"""Student forms through the product's own stages: SmolLM2-135M-Instruct, by `trenchcoat run`, on one GPU.
 
     python benchmarks/quality/corpus.py --out build/quality                       # once
     python benchmarks/forms/prepare.py --corpus build/quality --out build/forms   # once
-    python benchmarks/quality/smollm2.py --model build/forms --corpus build/quality
+    python benchmarks/quality/students.py --model build/forms --corpus build/quality
 
 One spec for each student below; they share a store, so that what two have in common is computed once. What a
 run says at its end, and how long its stages took, goes to the results file after every run.
@@ -23,24 +23,16 @@ from typing import Any
 import torch
 import yaml
 
-RESULTS = Path(__file__).parent / "results" / "smollm2.json"
+RESULTS = Path(__file__).parent / "results" / "students.json"
 PACKAGES = ("torch", "triton", "transformers", "peft", "deepspeed")
 LORA = {"rank": 8, "alpha": 16, "targetModules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
-RECALL = {"recallShare": "0.1"}
-UNTRAINED_CRIAS = {"epochs": 0}
+UNTRAINED_CRIAS = {"criaLora": {"epochs": 0}}
 """All tokens go to the stitch: the window form has nothing to train in attention transfer."""
-WINDOW = {"form": "window", "window": 128}
+WINDOW = {"form": "window", "window": 256}
 STUDENTS: dict[str, dict[str, Any]] = {
-    "window": {
-        "attention": WINDOW | {"wide": {"share": "0.25"}},
-        "criaLora": UNTRAINED_CRIAS,
-        "stitch": RECALL,
-    },
-    "constant": {
-        "attention": WINDOW | {"wide": {"share": "0.25", "window": 1088}},
-        "criaLora": UNTRAINED_CRIAS,
-        "stitch": RECALL,
-    },
+    "window": UNTRAINED_CRIAS | {"attention": WINDOW | {"wide": {"share": "0.25"}}},
+    "constant": UNTRAINED_CRIAS | {"attention": WINDOW | {"wide": {"share": "0.25", "window": 1088}}},
+    "crias": {"attention": WINDOW | {"wide": {"share": "0.25"}}},
     "lolcats": {"attention": {"form": "lolcats"}, "data": {"startPositions": {"share": "0.5"}}},
 }
 
@@ -52,12 +44,13 @@ def main() -> None:
     )
     parser.add_argument("--model", type=Path, default=Path("build/forms"), help="from forms/prepare.py")
     parser.add_argument("--corpus", type=Path, default=Path("build/quality"), help="from corpus.py")
-    parser.add_argument("--work", type=Path, default=Path("build/smollm2"), help="specs and store")
+    parser.add_argument("--work", type=Path, default=Path("build/students"), help="specs and store")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file to write")
     parser.add_argument("--tokens", type=int, default=1_000_000, help="training tokens of each phase")
     parser.add_argument("--held-out", type=int, default=131_072, help="held-out tokens")
     parser.add_argument("--samples", type=int, default=32, help="samples of each recall test")
     parser.add_argument("--no-export", action="store_true", help="leave out the checkpoint")
+    parser.add_argument("--short", action="store_true", help="no sequences beyond 1024 tokens, in training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="regular expression of the students to run")
     arguments = parser.parse_args()
@@ -76,6 +69,7 @@ def main() -> None:
 def spec_of(settings: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the whole spec of a student."""
     model, corpus = (path.resolve().as_uri() for path in (arguments.model, arguments.corpus))
+    layers = json.loads((arguments.model / "config.json").read_text())["num_hidden_layers"]
     spec: dict[str, Any] = {
         "model": {"source": model},
         "data": {
@@ -90,15 +84,19 @@ def spec_of(settings: dict[str, Any], arguments: argparse.Namespace) -> dict[str
             "credentialsSecretRef": {"name": "local"},
         },
         "seed": arguments.seed,
-        "layersPerCria": 15,
+        "layersPerCria": -(-layers // 2),
         "collect": {"batchSize": 16},
-        "evaluate": {"batchSize": 16, "recallSamples": arguments.samples},
+        "evaluate": {"batchSize": 16, "recallSamples": arguments.samples, "adaptedTeacher": "always"},
         "export": {"enabled": not arguments.no_export},
         "transfer": {"epochs": 1, "microBatchSize": 8},
         "criaLora": {
             "epochs": 1, "objective": "block", "learningRate": "1e-3", "microBatchSize": 8, "lora": LORA,
         },
-        "stitch": {"epochs": 1, "learningRate": "1e-3", "batchSize": 8, "microBatchSize": 8, "lora": LORA},
+        "stitch": {
+            "epochs": 1, "learningRate": "1e-3", "batchSize": 8, "microBatchSize": 8, "lora": LORA,
+            "recallShare": "0.1",
+            "longSequences": {"share": "0" if arguments.short else "0.25", "multiple": 4},
+        },
     }  # fmt: skip
     for part, fields in settings.items():
         spec[part] = spec.get(part, {}) | fields

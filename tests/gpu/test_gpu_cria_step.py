@@ -23,6 +23,7 @@ from trenchcoat_trainer.layers import (
 from trenchcoat_trainer.layers.prefetch import on_device
 from trenchcoat_trainer.students import LossWeights, Student
 from trenchcoat_trainer.students.lolcats.form import LolcatsLayer
+from trenchcoat_trainer.students.window.form import WindowLayer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -34,7 +35,19 @@ CONFIG = LlamaConfig(
     hidden_size=HIDDEN, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, head_dim=HEAD_DIM,
     intermediate_size=512, num_hidden_layers=LAYERS, vocab_size=16,
 )  # fmt: skip
-ATTENTION = LolcatsLayer(HEADS, KV_HEADS, key_maps=HEADS, head_dim=HEAD_DIM, feature_dim=32, window_size=64)
+FORMS = {
+    "lolcats": LolcatsLayer(
+        HEADS, KV_HEADS, key_maps=HEADS, head_dim=HEAD_DIM, feature_dim=32, window_size=64
+    ),
+    "window": WindowLayer(HEADS, KV_HEADS, HEAD_DIM, window=64, first_tokens=4),
+}
+STEPS = pytest.mark.parametrize(
+    ("form", "step"),
+    [
+        *(("lolcats", step) for step in ("transfer", "layerwise", "block")),
+        *(("window", step) for step in ("layerwise", "block")),  # has nothing to train in attention transfer
+    ],
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
@@ -54,7 +67,8 @@ def test_fused_operations(dtype):
 class Cria:
     """A small Cria of random weights."""
 
-    def __init__(self, device, dtype, tokens=300):
+    def __init__(self, form, device, dtype, tokens=300):
+        self.attention = FORMS[form]
         generator = torch.Generator().manual_seed(0)
 
         def draw(*size):
@@ -68,7 +82,9 @@ class Cria:
                 part.copy_(draw(*part.shape) * HIDDEN**-0.5 if part.ndim == 2 else torch.ones(part.shape))
             self.layers.append(layer)
         self.maps = [
-            {
+            {}
+            if form == "window"
+            else {
                 "w_q": (draw(HEADS, HEAD_DIM, 32) * 0.1).to(device).requires_grad_(),
                 "w_k": (draw(HEADS, HEAD_DIM, 32) * 0.1).to(device).requires_grad_(),
                 "window_factor": (draw(HEADS) - 2).to(device).requires_grad_(),
@@ -92,7 +108,7 @@ class Cria:
 
     def student(self):
         rows = zip(self.layers, self.maps, self.adapters, strict=True)
-        layers = [Layer(weights, Student(ATTENTION, maps), adapters) for weights, maps, adapters in rows]
+        layers = [Layer(weights, Student(self.attention, maps), adapters) for weights, maps, adapters in rows]
         return CriaLayers(self.shape, layers)
 
     def transfer(self):
@@ -105,10 +121,10 @@ class Cria:
         return block_step(self.student(), self.hidden, self.hidden.flip(1), self.rope)
 
 
-@pytest.mark.parametrize("step", ["transfer", "layerwise", "block"])
+@STEPS
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
-def test_the_gpu_agrees_with_the_cpu(step, dtype):
-    tested, truth = Cria("cuda", dtype), Cria("cpu", torch.float64)
+def test_the_gpu_agrees_with_the_cpu(form, step, dtype):
+    tested, truth = Cria(form, "cuda", dtype), Cria(form, "cpu", torch.float64)
     loss, expected = getattr(tested, step)(), getattr(truth, step)()
     tolerance = 5e-2 if dtype == torch.bfloat16 else 1e-3
     torch.testing.assert_close(loss.cpu().double(), expected.double(), rtol=tolerance, atol=0)
@@ -118,9 +134,9 @@ def test_the_gpu_agrees_with_the_cpu(step, dtype):
             assert fused_checks.relative(x.grad, y.grad) < tolerance
 
 
-@pytest.mark.parametrize("step", ["transfer", "layerwise", "block"])
-def test_a_step_never_waits_for_the_gpu(step):
-    cria = Cria("cuda", torch.bfloat16)
+@STEPS
+def test_a_step_never_waits_for_the_gpu(form, step):
+    cria = Cria(form, "cuda", torch.bfloat16)
     getattr(cria, step)()
     torch.cuda.set_sync_debug_mode("error")
     try:

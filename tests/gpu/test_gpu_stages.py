@@ -113,6 +113,18 @@ def test_a_gpu_trains_what_the_cpu_does(inputs, tmp_path, objective):
     assert losses["stitch.stitch"] < losses["stitch.stitchInitial"]
 
 
+def test_a_gpu_trains_a_window_as_the_cpu_does(inputs, tmp_path):
+    """Wide layers that are chosen, recall in the text, and longer sequences at the end of the stitch."""
+    body = document(inputs, "block", 1)
+    body["spec"]["attention"] = {"form": "window", "window": 64, "wide": {"share": "0.25", "window": 200}}
+    body["spec"]["evaluate"] = {"recallSamples": 4}
+    body["spec"]["stitch"] |= {"recallShare": "0.3", "longSequences": {"share": "0.5", "multiple": 2}}
+    expected = linearize(tmp_path / "cpu", body, "")
+    found = linearize(tmp_path / "gpu", body, "0")
+    assert_alike(found, expected)
+    assert found[1]["stitch.stitch"] < found[1]["stitch.stitchInitial"]
+
+
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
 
 

@@ -10,8 +10,8 @@ and to no other: a sliding window, and the first tokens as attention sinks (Stre
 Keys keep the teacher's own RoPE, and nothing is trained.  Decoding remembers S + w keys and values.
 
 Shape letters: B batch, H query heads, K key/value heads (K divides H), G = H / K, T tokens, D head dimension,
-S first tokens, R later keys at hand, N blocks of C queries, M = G C rows of a
-block, L keys that it looks at, U of them behind the first tokens.
+S first tokens, R later keys at hand, N blocks of C queries, M = G C rows of a block, L keys that it looks
+at, U of them behind the first tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import torch.nn.functional as F
 
 BLOCK = (64, 256)
 """Fewest and most queries of a block; between them it is as long as the window."""
-
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """q [B, H, T, D], k and v [B, K, T, D] of one layer, q and k after RoPE."""
@@ -344,10 +343,12 @@ def attend_in_blocks(
     )
     # Position of the first key of `rest` that each block looks at.
     spans_BN = (torch.arange(blocks, device=q_BHTD.device) * length - before + start).view(-1, blocks)
-    early = blocks
     if isinstance(start, int):  # after the early ones all blocks see alike, and share one mask
         early = min(max(-(-(max(first_tokens - start, 0) + before) // length), 0), blocks)
-    lowest = torch.as_tensor(start, device=q_BHTD.device).clamp_min(first_tokens)
+        # Filled on the device: a number that is copied to a GPU has the host wait for it.
+        lowest = torch.full((), max(start, first_tokens), device=q_BHTD.device)
+    else:
+        early, lowest = blocks, start.clamp_min(first_tokens)
     rows = []
     for some in (slice(0, early), slice(early, blocks)):
         if some.start == some.stop:

@@ -29,6 +29,8 @@ class ConditionType(StrEnum):
     """Every Cria's feature maps and adapters are in the store."""
     STITCHED = "Stitched"
     """End-to-end adapters are trained."""
+    TEACHER_ADAPTED = "TeacherAdapted"
+    """The adapted teacher is trained; only where the run wants one."""
     SUCCEEDED = "Succeeded"
     """All stages are complete, evaluation and export included."""
     RECONCILING = "Reconciling"

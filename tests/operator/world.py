@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from trenchcoat_api import phases
 from trenchcoat_api.artifacts import (
     Artifact,
     Artifacts,
@@ -76,7 +77,7 @@ def crias_of(spec: TrenchcoatSpec, layers: int = LAYERS) -> list[CriaRange]:
 
 
 def artifacts_of(spec: TrenchcoatSpec, layers: int = LAYERS) -> dict[str, Artifact]:
-    """All artifacts that a spec can ask for, by name."""
+    """All artifacts that a spec can ask for, by name; evaluate-without is that without an adapted teacher."""
     all_of_them = spec.model_copy(
         update={
             "evaluate": spec.evaluate.model_copy(update={"enabled": True}),
@@ -86,7 +87,10 @@ def artifacts_of(spec: TrenchcoatSpec, layers: int = LAYERS) -> dict[str, Artifa
     crias = crias_of(spec, layers)
     artifacts = Artifacts(all_of_them)
     found = artifacts.all(crias) if crias else artifacts.before_crias
-    return {artifact.name: artifact for artifact in found}
+    result = {artifact.name: artifact for artifact in found}
+    if crias and phases.may_go_without(all_of_them):
+        result["evaluate-without"] = Artifacts(phases.without_adapted_teacher(all_of_them)).evaluate(crias)
+    return result
 
 
 def manifest(artifact: Artifact, layers: int = LAYERS) -> Manifest:
@@ -182,8 +186,8 @@ class World:
     def _templates(self) -> dict[str, str]:
         manifests = {a.key: manifest(a, self.layers) for a in self.artifacts.values()}
         return {
-            work.artifact.name: jobs.template_hash(self.trenchcoat, work, SETTINGS.pods)
-            for work in graph.build(self.trenchcoat.spec, manifests).works
+            self._codes[work.key]: jobs.template_hash(self.trenchcoat, work, SETTINGS.pods)
+            for work in graph.possible(self.trenchcoat.spec, manifests)
         }
 
     @property

@@ -71,7 +71,7 @@ def arguments(work: Work) -> list[str]:
         line += ["--cria", str(work.artifact.cria.index)]
     if work.gpus > 1:
         line += ["--processes", str(work.gpus)]
-    return line
+    return [*line, *work.arguments]
 
 
 def environment(spec: TrenchcoatSpec) -> list[dict[str, Any]]:

@@ -87,7 +87,7 @@ class Observer:
         reader = self._stores.open(trenchcoat)
         found = [
             work.artifact
-            for work in graph.build(trenchcoat.spec, observed.store.told).works
+            for work in graph.possible(trenchcoat.spec, observed.store.told)
             if work.key in wanted and reader.is_complete(work.artifact)
         ]
         for artifact in found:

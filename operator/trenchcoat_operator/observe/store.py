@@ -81,7 +81,7 @@ class StoreLook:
             built = graph.build(self._trenchcoat.spec, told)
             ready = [
                 work.artifact
-                for work in built.works
+                for work in graph.possible(self._trenchcoat.spec, told)
                 if work.key not in asked and all(item.key in told for item in work.inputs)
             ]
             if not ready:

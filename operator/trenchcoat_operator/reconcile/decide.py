@@ -10,6 +10,7 @@ from trenchcoat_operator.model.observed import Observed
 from trenchcoat_operator.model.plan import Plan, StoreAction
 from trenchcoat_operator.reconcile.again import look_again
 from trenchcoat_operator.reconcile.assessment.assess import assess_all
+from trenchcoat_operator.reconcile.assessment.giving_up import going_on
 from trenchcoat_operator.reconcile.look import Look
 from trenchcoat_operator.reconcile.situation import Situation
 from trenchcoat_operator.reconcile.starting.creations import creations
@@ -26,7 +27,7 @@ def reconcile(trenchcoat: Trenchcoat, observed: Observed, settings: Settings, no
     look = Look.at(trenchcoat, observed, settings, now)
     if trenchcoat.metadata.deletion_timestamp:
         return _part(look)
-    assessments = assess_all(look)
+    look, assessments = going_on(look, assess_all(look))
     released = release(look, assessments)
     removals = unwanted.deletions(look)
     overdue = ended.past_deadline(look)

@@ -1,6 +1,6 @@
 """What a decision rests on: put together once, before anything is decided, and only read afterwards."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Self
 
@@ -32,9 +32,16 @@ class Look:
     def at(cls, trenchcoat: Trenchcoat, observed: Observed, settings: Settings, now: datetime) -> Self:
         """Work out what the spec asks for, and what of it is still to be made."""
         built = graph.build(trenchcoat.spec, observed.store.told)
-        needed = graph.needed(built.works, observed.store.manifests, observed.store.deletions)
+        needed = graph.needed(built, observed.store.manifests, observed.store.deletions)
         children = sorted((child for child in observed.children if child.owned), key=lambda child: child.name)
         return cls(trenchcoat, observed, settings, now, built, frozenset(needed), tuple(children))
+
+    def without_adapted_teacher(self) -> Self:
+        """The same for a run that goes on without the adapted teacher, which could not be trained."""
+        store = self.observed.store
+        built = graph.build(self.trenchcoat.spec, store.told, without_adapted_teacher=True)
+        needed = graph.needed(built, store.manifests, store.deletions)
+        return replace(self, graph=built, needed=frozenset(needed))
 
     @property
     def former(self) -> TrenchcoatStatus:

@@ -1,14 +1,16 @@
 """What a Trenchcoat asks for: the artifacts still to be made, and what each waits for."""
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from trenchcoat_api.artifacts import Artifact, Artifacts, Manifest
 from trenchcoat_api.crias import CriaRange, cria_ranges
+from trenchcoat_api.phases import may_go_without
+from trenchcoat_api.phases import without_adapted_teacher as without
 from trenchcoat_api.pods import PodOverrides
 from trenchcoat_api.spec import TrenchcoatSpec
-from trenchcoat_api.stages import DISTRIBUTED, INPUTS, READS, Stage
+from trenchcoat_api.stages import DISTRIBUTED, INPUTS, READS, WITHOUT_ADAPTED_TEACHER, Stage
 
 INTERMEDIATE = (Stage.COLLECT, Stage.SHARD)
 """Stages whose artifacts nobody needs once those of the stages after them are there."""
@@ -28,6 +30,8 @@ class Work:
     """GPUs of each pod."""
     distributed: bool = False
     """Whether a PyTorchJob runs it."""
+    arguments: tuple[str, ...] = ()
+    """Of the stage's program, besides those that all have."""
 
     @property
     def stage(self) -> Stage:
@@ -54,6 +58,8 @@ class Graph:
     """Empty until the model was read."""
     fault: str = ""
     """Why the spec cannot work with this model."""
+    given_up: frozenset[str] = frozenset()
+    """Content keys of what could not be made and the run goes on without: the adapted teacher's."""
 
 
 def waits_for(stage: Stage) -> tuple[Stage, ...]:
@@ -74,18 +80,36 @@ def overrides(spec: TrenchcoatSpec, stage: Stage) -> PodOverrides:
     return settings
 
 
-def build(spec: TrenchcoatSpec, manifests: Mapping[str, Manifest]) -> Graph:
-    """Work out what is wanted from the spec and, for Crias and after, from what tokenize found out."""
+def build(
+    spec: TrenchcoatSpec, manifests: Mapping[str, Manifest], *, without_adapted_teacher: bool = False
+) -> Graph:
+    """Work out what is wanted from the spec and, for Crias and after, from what tokenize found out.
+
+    Args:
+        spec: The spec.
+        manifests: Manifests of complete artifacts, by content key.
+        without_adapted_teacher: Whether to evaluate without the adapted teacher, which could not be trained.
+    """
     text = spec.model_dump_json()
-    first = _built(text, None)
+    first = _built(text, None, False)
     tokenize = manifests.get(first.works[0].key)
     if tokenize is None or tokenize.facts.model is None:
         return first
-    return _built(text, tokenize.facts.model.layers)
+    return _built(text, tokenize.facts.model.layers, without_adapted_teacher)
+
+
+def possible(spec: TrenchcoatSpec, manifests: Mapping[str, Manifest]) -> tuple[Work, ...]:
+    """All works that may come to be wanted: those of `build`, and those that take a place of theirs."""
+    works = build(spec, manifests).works
+    if not may_go_without(spec):
+        return works
+    known = {work.key for work in works}
+    others = build(spec, manifests, without_adapted_teacher=True).works
+    return (*works, *(work for work in others if work.key not in known))
 
 
 @lru_cache(maxsize=1024)
-def _built(text: str, layers: int | None) -> Graph:
+def _built(text: str, layers: int | None, without_adapted_teacher: bool) -> Graph:
     """The graph of a spec; kept, for every look asks for all keys, which are hashes of much of the spec."""
     spec = TrenchcoatSpec.model_validate_json(text)
     artifacts = Artifacts(spec)
@@ -95,7 +119,14 @@ def _built(text: str, layers: int | None) -> Graph:
         crias = cria_ranges(layers, spec.layers_per_cria)
     except ValueError as error:
         return Graph(_works(spec, [artifacts.tokenize]), fault=str(error))
-    return Graph(_works(spec, artifacts.all(crias)), tuple(crias))
+    works = _works(spec, artifacts.all(crias))
+    if not without_adapted_teacher:
+        return Graph(works, tuple(crias))
+    bare = without(spec)
+    others = {work.stage: work for work in _works(bare, Artifacts(bare).all(crias))}
+    evaluation = replace(others[Stage.EVALUATE], arguments=(WITHOUT_ADAPTED_TEACHER,))
+    works = tuple(evaluation if work.stage is Stage.EVALUATE else work for work in works)
+    return Graph(works, tuple(crias), given_up=frozenset({artifacts.adapt.key}))
 
 
 def _works(spec: TrenchcoatSpec, artifacts: list[Artifact]) -> tuple[Work, ...]:
@@ -124,14 +155,16 @@ def size(spec: TrenchcoatSpec, stage: Stage) -> tuple[int, int]:
             return 1, 0
 
 
-def needed(works: tuple[Work, ...], manifests: Container[str], deleted: Container[str]) -> set[str]:
+def needed(built: Graph, manifests: Container[str], deleted: Container[str]) -> set[str]:
     """Content keys of the artifacts that are still to be made.
 
     An artifact that was deleted on purpose is made anew only if a stage that is still to come reads it.
     """
     found: set[str] = set()
     wanted_by_others: set[str] = set()
-    for work in reversed(works):  # what reads an artifact comes after it
+    for work in reversed(built.works):  # what reads an artifact comes after it
+        if work.key in built.given_up:
+            continue
         if work.key in manifests or (work.key in deleted and work.key not in wanted_by_others):
             continue
         found.add(work.key)

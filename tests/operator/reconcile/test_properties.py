@@ -216,6 +216,24 @@ def test_with_failures_it_ends_complete_or_failed(luck: random.Random) -> None:
         assert len(counted) <= cluster.trenchcoat.spec.scheduling.max_attempts
 
 
+@given(st.randoms(use_true_random=False), st.sampled_from(["auto", "always"]))
+@settings(max_examples=25, deadline=None)
+def test_a_run_goes_on_without_an_adapted_teacher_that_fails(luck: random.Random, wanted: str) -> None:
+    owner = trenchcoat(layersPerCria=4, stitch={"nodes": 1}, evaluate={"adaptedTeacher": wanted})
+    cluster = Cluster.one(owner, [2])
+    run(cluster, luck, fail=0.4)
+    status = cluster.trenchcoat.status
+    failed = {row.name for row in status.stages if row.state is State.FAILED}
+    assert succeeded(cluster.trenchcoat) == (not failed or (wanted == "auto" and failed == {"adapt"}))
+    found = world.artifacts_of(owner.spec)
+    if "evaluate" not in failed and found["stitch"].key in cluster.manifests:
+        # One evaluation was made, and it is that without the adapted teacher exactly where that failed.
+        names = {"evaluate", "evaluate-without"} & found.keys()
+        made = [name for name in names if found[name].key in cluster.manifests]
+        expected = {"auto": ["evaluate-without"], "always": []}[wanted] if "adapt" in failed else ["evaluate"]
+        assert made == expected
+
+
 @given(clusters())
 @settings(max_examples=60, deadline=None)
 def test_suspended_nothing_runs(cluster: Cluster) -> None:

@@ -73,3 +73,33 @@ def test_a_spec_that_does_not_fit_the_model_is_bad_input(
     file = write_spec(make_spec(**changes), tmp_path)
     assert main(["plan", str(file), "--store", str(tmp_path / "store")]) == ExitCode.BAD_INPUT
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("fields", "told", "untold"),
+    [
+        ({}, ["adapt ", "adapters of the teacher", "of the adapted teacher, at least (3 epochs)"], ["none:"]),
+        ({"stitch": {"nodes": 2}}, ["none: spec.evaluate.adaptedTeacher is auto", "is 2"], ["adapt "]),
+        ({"evaluate": {"adaptedTeacher": "never"}}, ["adaptedTeacher is never"], ["adapt "]),
+        (
+            {"attention": {"form": "window"}, "criaLora": {"epochs": 0}},
+            ["none: no Cria trains", "of the adapted teacher, at least (1 epochs)"],
+            ["collect ", "activations"],
+        ),
+    ],
+)
+def test_what_is_left_out_is_told(
+    make_spec,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    fields: dict,
+    told: list[str],
+    untold: list[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    file = write_spec(make_spec(**fields), tmp_path)
+    assert main(["plan", str(file), "--store", str(tmp_path / "store")]) == ExitCode.OK
+    found = capsys.readouterr().out
+    assert [text for text in told if text not in found] == []
+    assert [text for text in untold if text in found] == []

@@ -3,10 +3,10 @@
 from math import ceil
 
 from trenchcoat_api import texts
-from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import CriaStatus, StageStatus, State
 
+from trenchcoat_operator.reconcile.look import Look
 from trenchcoat_operator.reconcile.situation import Situation
 from trenchcoat_operator.reconcile.telling import rows
 
@@ -25,13 +25,11 @@ _WEIGHTS = {
 _AT_WORK = (State.RUNNING, State.STARTING)
 
 
-def stage(
-    trenchcoat: Trenchcoat, stages: list[StageStatus], crias: list[CriaStatus], *, stalled: bool
-) -> str:
+def stage(look: Look, stages: list[StageStatus], crias: list[CriaStatus], *, stalled: bool) -> str:
     """What it does now."""
-    if all(row.state is State.SUCCEEDED for row in stages):
+    if rows.all_over(stages, look.graph):
         return "Complete"
-    if trenchcoat.spec.suspend:
+    if look.trenchcoat.spec.suspend:
         return "Suspended"
     crias_at_work = any(cria.state in _AT_WORK for cria in crias)
     at_work = [
@@ -39,11 +37,11 @@ def stage(
     ]
     if at_work:
         return ",".join(at_work)
-    if any(row.state is State.FAILED for row in stages):
+    if any(row.state is State.FAILED and not rows.is_over(row, look.graph) for row in stages):
         return "Failed"
     if stalled:
         return "Stalled"
-    return next((row.name for row in stages if row.state is not State.SUCCEEDED), "")
+    return next((row.name for row in stages if not rows.is_over(row, look.graph)), "")
 
 
 def crias_done(crias: list[CriaStatus]) -> str:
@@ -59,10 +57,11 @@ def loss(stages: list[StageStatus]) -> str:
     return (running or [row.loss for row in stages if row.loss] or [""])[-1]
 
 
-def progress(stages: list[StageStatus]) -> str:
+def progress(look: Look, stages: list[StageStatus]) -> str:
     """Share of the whole run that is done."""
     total = sum(_WEIGHTS[Stage(row.name)] for row in stages)
-    done = sum(_WEIGHTS[Stage(row.name)] * _share(row) for row in stages)
+    shares = [1.0 if rows.is_over(row, look.graph) else rows.fraction(row) for row in stages]
+    done = sum(_WEIGHTS[Stage(row.name)] * share for row, share in zip(stages, shares, strict=True))
     return texts.percent(done / total) if total else ""
 
 
@@ -88,8 +87,3 @@ def eta(situation: Situation) -> str:
         if whole:
             longest += ceil(waiting / len(crias)) * (sum(whole) / len(whole))
     return texts.duration(longest)
-
-
-def _share(row: StageStatus) -> float:
-    """The share of a row's work that is done."""
-    return 1.0 if row.state is State.SUCCEEDED else rows.fraction(row)

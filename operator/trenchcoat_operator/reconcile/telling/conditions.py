@@ -12,6 +12,8 @@ from trenchcoat_operator.model.observed import Problem
 from trenchcoat_operator.reconcile.assessment.failures import FailureClass
 from trenchcoat_operator.reconcile.situation import Situation
 from trenchcoat_operator.reconcile.starting import gate
+from trenchcoat_operator.reconcile.telling import rows
+from trenchcoat_operator.works.graph import Graph
 
 _MESSAGE_LIMIT = 32_000
 
@@ -20,9 +22,12 @@ _OF_STAGE = {
     ConditionType.SHARDS_READY: Stage.SHARD,
     ConditionType.CRIAS_TRAINED: Stage.CRIA,
     ConditionType.STITCHED: Stage.STITCH,
+    ConditionType.TEACHER_ADAPTED: Stage.ADAPT,
 }
 
 
+GIVEN_UP = "GivenUp"
+"""Of a stage that failed and that the run goes on without."""
 NOTHING_TO_COLLECT = "no Cria has anything to train, so nothing reads activations: none are collected"
 
 
@@ -47,12 +52,12 @@ def conditions(situation: Situation, stages: list[StageStatus], problem: Problem
         problem: What a person must mend, if anything.
     """
     look = situation.look
-    wanted = {ConditionType.ACCEPTED: _accepted(situation)} | _of_stages(stages)
-    complete = bool(stages) and all(row.state is State.SUCCEEDED for row in stages)
+    wanted = {ConditionType.ACCEPTED: _accepted(situation)} | _of_stages(stages, look.graph)
+    complete = rows.all_over(stages, look.graph)
     if complete:
         problem = None
         wanted |= {
-            ConditionType.SUCCEEDED: Verdict("True", "Complete", "all stages are complete"),
+            ConditionType.SUCCEEDED: Verdict("True", "Complete", _all_complete(look.graph)),
             ConditionType.RECONCILING: Verdict("False", "Complete"),
         }
     elif look.trenchcoat.spec.suspend:
@@ -88,18 +93,25 @@ def _accepted(situation: Situation) -> Verdict:
     return Verdict("Unknown", "Validating", "the tokenize stage reads the model and the text")
 
 
-def _of_stages(stages: list[StageStatus]) -> Verdicts:
-    rows = {row.name: row for row in stages}
+def _all_complete(built: Graph) -> str:
+    return "all stages are complete" + (" but adapt, which failed" if built.given_up else "")
+
+
+def _of_stages(stages: list[StageStatus], built: Graph) -> Verdicts:
+    by_name = {row.name: row for row in stages}
     result = {}
     for kind, stage in _OF_STAGE.items():
-        if stage.value not in rows:
-            result[kind] = Verdict("True", "NotNeeded", NOTHING_TO_COLLECT)
+        row = by_name.get(stage.value)
+        if row is None:
+            if stage is Stage.COLLECT:
+                result[kind] = Verdict("True", "NotNeeded", NOTHING_TO_COLLECT)
             continue
-        row = rows[stage.value]
         reason = row.source.value if row.source else row.state.value
         result[kind] = Verdict(_yes(row.state is State.SUCCEEDED), reason, row.message)
         if row.name == Stage.STITCH and row.waiting_reason is WaitingReason.GATE:
             result[kind] = Verdict("False", gate.REASON, row.message)
+        if row.key in built.given_up:
+            result[kind] = Verdict("False", GIVEN_UP, f"the run goes on without it: {row.message}")
     return result
 
 

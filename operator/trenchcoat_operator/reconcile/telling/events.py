@@ -19,6 +19,7 @@ from trenchcoat_api.status import (
 from trenchcoat_operator.model.plan import Action, Apply, Condemn, Delete, Event, ForcePod, Restore, Stop
 from trenchcoat_operator.reconcile.assessment.standing import Assessment
 from trenchcoat_operator.reconcile.situation import Situation
+from trenchcoat_operator.reconcile.telling.conditions import GIVEN_UP
 
 
 def of_look(situation: Situation, actions: tuple[Action, ...], status: TrenchcoatStatus) -> tuple[Event, ...]:
@@ -154,6 +155,8 @@ def _news(
             return "Warning", condition.reason, condition.message
         case ConditionType.SUCCEEDED, "True":
             return "Normal", "Succeeded", condition.message
+        case ConditionType.TEACHER_ADAPTED, "False" if condition.reason == GIVEN_UP:
+            return "Warning", "GoesOnWithout", f"adapt: {condition.message}"
         case ConditionType.STALLED, "True":
             accepted = now.get(ConditionType.ACCEPTED)
             if accepted is not None and accepted.status == "False":

@@ -60,6 +60,16 @@ def blocked_row(stage: Stage, asked: Collection[Stage], fault: str) -> StageStat
     return StageStatus(name=stage.value, state=State.BLOCKED, message=fault or f"waits for {inputs}")
 
 
+def is_over(row: StageStatus, built: graph.Graph) -> bool:
+    """Whether a stage is complete, or the run goes on without it."""
+    return row.state is State.SUCCEEDED or row.key in built.given_up
+
+
+def all_over(stages: list[StageStatus], built: graph.Graph) -> bool:
+    """Whether nothing of a run is left to do."""
+    return bool(stages) and all(is_over(row, built) for row in stages)
+
+
 def fraction(row: Row) -> float:
     """The share of a row's work that its progress tells of."""
     return float(row.progress.rstrip("%") or 0) / 100

@@ -28,10 +28,10 @@ def status(situation: Situation) -> TrenchcoatStatus:
     crias_running = sum(child.stage is Stage.CRIA and child.running for child in look.observed.children)
     return TrenchcoatStatus(
         observed_generation=trenchcoat.metadata.generation,
-        stage=columns.stage(trenchcoat, stages, crias, stalled=problem is not None),
+        stage=columns.stage(look, stages, crias, stalled=problem is not None),
         crias_done=columns.crias_done(crias),
         loss=columns.loss(stages),
-        progress=columns.progress(stages),
+        progress=columns.progress(look, stages),
         eta=columns.eta(situation),
         max_crias_running=max(former.max_crias_running, crias_running),
         stored_bytes=sum(manifest.size for manifest in manifests) if known else former.stored_bytes,

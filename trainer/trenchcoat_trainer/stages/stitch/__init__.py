@@ -239,6 +239,6 @@ def require_finite(loss: float, done: int, name: str) -> None:
     """Raise DivergedError if the loss is not a finite number."""
     if not math.isfinite(loss):
         raise DivergedError(
-            f"{name}: the loss became {loss} at step {done + 1}: lower spec.stitch.learningRate or "
+            f"the loss of {name} became {loss} at step {done + 1}: lower spec.stitch.learningRate or "
             "spec.stitch.clip"
         )

@@ -9,6 +9,7 @@ bucket `trenchcoat` of a folder store, and kept in the cache folder for the next
 """
 
 import argparse
+import fcntl
 import gzip
 import hashlib
 import json
@@ -173,20 +174,27 @@ def train_teacher(recipe: Recipe, texts: list[str], folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def make_cached(recipe: Recipe, made: Path) -> None:
+    """Make the folder with both, whole or not at all."""
+    partial = made.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    write_corpus(recipe, partial / "corpora" / "stdlib")
+    started = time.monotonic()
+    texts = [record["text"] for record in documents(recipe.corpus_bytes)]
+    train_teacher(recipe, texts, partial / "teachers/tiny")
+    print(f"teacher trained in {time.monotonic() - started:.0f} s")
+    partial.rename(made)
+
+
 def make(recipe: Recipe, store: Path, cache: Path) -> None:
     """Put teacher and text below `store`, from the cache when they are there."""
     key = hashlib.sha256(json.dumps([asdict(recipe), sys.version_info[:2]]).encode()).hexdigest()[:12]
     made = cache / "teacher" / key
-    if not made.exists():
-        partial = made.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-        write_corpus(recipe, partial / "corpora" / "stdlib")
-        started = time.monotonic()
-        train_teacher(
-            recipe, [record["text"] for record in documents(recipe.corpus_bytes)], partial / "teachers/tiny"
-        )
-        print(f"teacher trained in {time.monotonic() - started:.0f} s")
-        partial.rename(made)
+    made.parent.mkdir(parents=True, exist_ok=True)
+    with made.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # it is made once, and nobody takes away what another one writes
+        if not made.exists():
+            make_cached(recipe, made)
     shutil.copytree(made, store / BUCKET, dirs_exist_ok=True)
     print(f"teacher: {store / BUCKET / 'teachers/tiny'}\ntext:    {store / BUCKET / 'corpora/stdlib'}")
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 
 from . import golang
@@ -64,6 +65,12 @@ def build(wanted: list[str]) -> None:
     if _missing(wanted):  # or else nobody waits for another one's build
         with locked(cache() / "components.lock"):
             _build(_missing(wanted))
+
+
+def wait(wanted: list[str]) -> None:
+    """Wait until another process has built them, for as long as it takes."""
+    while _missing(wanted):
+        time.sleep(1)
 
 
 def _missing(wanted: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ import shutil
 from functools import lru_cache
 from pathlib import Path
 
+from . import debian
 from .layout import cache
 from .shell import Failure, locked, run, step
 
@@ -54,9 +55,7 @@ def _install(target: Path) -> None:
     log = cache() / "logs" / "go.log"
     with step(f"install {PINNED}"):
         if not shutil.which("go"):
-            run(["apt-get", "update"], log=log)
-            quiet = {"DEBIAN_FRONTEND": "noninteractive"}
-            run(["apt-get", "install", "-y", "--no-install-recommends", "golang-go"], log=log, env=quiet)
+            debian.install(["golang-go"], log)
         module = f"golang.org/toolchain@v0.0.1-{PINNED}.linux-{architecture}"
         modules = target.parent / "modules"
         # Not the user's module cache: the toolchain is moved out of it, and files there are read-only.

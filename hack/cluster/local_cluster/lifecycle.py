@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import components, config, images, namespaces, pki
+from . import components, config, debian, images, namespaces, pki
 from .layout import HACK, Layout, Node, cache, free_slot, state_root
 from .shell import Failure, locked, run, step, succeeds, wait_for
 
@@ -157,13 +157,9 @@ def kubectl(layout: Layout, *arguments: str, stdin: str | None = None, check: bo
 
 def install_packages() -> None:
     """Install the Debian packages whose programs are missing."""
-    missing = [package for package, program in PACKAGES.items() if not shutil.which(program)]
-    if missing:
-        log = cache() / "logs" / "apt.log"
-        quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+    if missing := [package for package, program in PACKAGES.items() if not shutil.which(program)]:
         with step(f"install {' '.join(missing)}"):
-            run(["apt-get", "update"], log=log)
-            run(["apt-get", "install", "-y", "--no-install-recommends", *missing], log=log, env=quiet)
+            debian.install(missing, cache() / "logs" / "apt.log")
 
 
 def _choose_slot() -> int:

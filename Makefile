@@ -24,10 +24,8 @@ local-demo: venv  ## linearize a small Llama on this machine, without a cluster
 demo: venv  ## linearize a small Llama on a real Kubernetes; KUBECONFIG=... REGISTRY=... TAG=... use yours
 	$(PYTHON) hack/demo $(if $(KUBECONFIG),--kubeconfig $(KUBECONFIG)) $(if $(REGISTRY),--registry $(REGISTRY) --tag $(TAG))
 
-test: lint  ## all tests, those on a real cluster included; starts and removes a cluster of its own
-	hack/cluster/cluster build kubernetes etcd helm minio health
-	$(PYTHON) -m pytest -n auto tests --ignore tests/cluster --ignore tests/serving
-	$(PYTHON) -m pytest tests/cluster
+test:  ## lint and all tests, those on a real cluster included; starts and removes a cluster of its own
+	@hack/test
 
 test-serving: venv  ## vLLM's real engine on the CPU serves exports; not part of make test (a few minutes, 6 GB once)
 	hack/python-env serving

@@ -14,7 +14,7 @@ import urllib3
 from trenchcoat_trainer.runtime.processes import free_port
 from trenchcoat_trainer.store import S3Store
 
-from tests.components import built
+from tests.components import built, skip_without
 
 ACCESS_KEY, SECRET_KEY, BUCKET, REGION = "tester", "a-long-secret", "trenchcoat", "us-east-1"
 
@@ -46,7 +46,7 @@ def minio_or_skip(folder: Path) -> Iterator[MinioServer]:
     """A server for a test, which is skipped where there is no program."""
     program = find_minio()
     if program is None:
-        pytest.skip("no MinIO program: set TRENCHCOAT_MINIO, or build it: `hack/cluster/cluster build minio`")
+        skip_without("minio")
     with running_minio(program, folder) as server:
         yield server
 

@@ -1,0 +1,1 @@
+"""Commands that run side by side, and where their minutes went."""

@@ -92,28 +92,6 @@ def test_generate_with_and_without_cache_agree_and_beams_are_reordered(student):
 
 
 @torch.no_grad()
-def test_left_padding_is_refused_with_the_remedy(student):
-    ids = tokens(batch=2, length=11)
-    mask = torch.ones_like(ids)
-    mask[1, :4] = 0
-    with pytest.raises(ValueError, match="equal length, or one at a time"):
-        student.generate(ids, attention_mask=mask, max_new_tokens=2, pad_token_id=0)
-    with pytest.raises(ValueError, match="equal length"):
-        student(ids, attention_mask=mask)
-
-
-@torch.no_grad()
-def test_right_padding_without_a_cache_changes_nothing(student):
-    ids = tokens(batch=2, length=21)
-    mask = torch.ones_like(ids)
-    mask[1, 13:] = 0
-    padded = student(ids, attention_mask=mask, use_cache=False).logits
-    torch.testing.assert_close(padded[1, :13], student(ids[1:, :13], use_cache=False).logits[0])
-    with pytest.raises(ValueError, match="padding"):
-        student(ids, attention_mask=mask, use_cache=True)
-
-
-@torch.no_grad()
 def test_softmax_layers_are_the_teachers():
     teacher = make_teacher(layers=2)
     student = make_student(teacher, ATTENTION.model_copy(update={"keep_softmax_layers": [0, 1]}))
@@ -164,14 +142,3 @@ def test_positions_that_count_on_are_heeded(student):
         for part in (slice(0, 17), slice(17, 18), slice(18, 40))
     ]
     torch.testing.assert_close(torch.cat(pieces, 1), expected, rtol=0, atol=2e-5)
-
-
-@torch.no_grad()
-def test_padding_on_the_right_is_told_what_works(student):
-    ids, mask = tokens(batch=2, length=20), torch.ones(2, 20, dtype=torch.long)
-    mask[1, 12:] = 0
-    with pytest.raises(ValueError, match="for scores alone, pad on the right and pass use_cache=False"):
-        student(ids, attention_mask=mask)
-    logits = student(ids, attention_mask=mask, use_cache=False).logits
-    alone = student(ids[1:, :12], use_cache=False).logits
-    torch.testing.assert_close(logits[1:, :12], alone, rtol=0, atol=2e-5)

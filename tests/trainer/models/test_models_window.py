@@ -1,4 +1,4 @@
-"""A student of the form window as a whole model: cache, beams, padding at either end."""
+"""A student of the form window as a whole model: its cache, its configuration, its file."""
 
 import copy
 
@@ -27,16 +27,6 @@ def tokens(batch, length):
     return torch.randint(3, 61, (batch, length), generator=torch.Generator().manual_seed(1))
 
 
-def padded(prompts, side):
-    """Token ids and mask, [B, longest], padded at one side by ones that no prompt has."""
-    longest = max(map(len, prompts))
-    ids, mask = torch.ones(len(prompts), longest, dtype=torch.long), torch.zeros(len(prompts), longest)
-    for row, prompt in enumerate(prompts):
-        place = slice(longest - len(prompt), None) if side == "left" else slice(0, len(prompt))
-        ids[row, place], mask[row, place] = prompt, 1
-    return ids, mask.long()
-
-
 def test_windows_by_layer_stand_in_the_configuration():
     attention = ATTENTION.model_copy(update={"wide": Wide(layers=[2], window=99), "keep_softmax_layers": [0]})
     config = make_student(make_teacher(layers=3), attention).config
@@ -59,64 +49,6 @@ def test_decode_gives_the_logits_of_the_full_forward(student, prompt):
     cache = TrenchcoatCache(student.config)
     pieces = [student(piece, past_key_values=cache).logits for piece in ids.split([5, 20, 1, 17], dim=1)]
     torch.testing.assert_close(torch.cat(pieces, 1), full, rtol=0, atol=1e-5)
-
-
-@torch.no_grad()
-def test_a_batch_of_prompts_padded_at_the_left_says_what_each_says_alone(student):
-    lengths = [1, 7, 8, 9, 21, 63, 64, 65, 127, 128, 129]
-    prompts = [tokens(1, length)[0] for length in lengths]
-    settings = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 1, "eos_token_id": None}
-    ids, mask = padded(prompts, "left")
-    together = student.generate(ids, attention_mask=mask, **settings)[:, ids.shape[1] :]
-    for row, prompt in enumerate(prompts):
-        alone = student.generate(prompt[None], attention_mask=torch.ones(1, len(prompt)), **settings)
-        assert together[row].tolist() == alone[0, len(prompt) :].tolist(), lengths[row]
-
-
-@torch.no_grad()
-def test_a_thousand_tokens_beside_one():
-    student = make_student(make_teacher(layers=2), ATTENTION)
-    prompts = [tokens(1, length)[0] for length in (1, 1000)]
-    settings = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 1, "eos_token_id": None}
-    ids, mask = padded(prompts, "left")
-    together = student.generate(ids, attention_mask=mask, **settings)[:, 1000:]
-    alone = [student.generate(prompt[None], **settings)[0, len(prompt) :].tolist() for prompt in prompts]
-    assert together.tolist() == alone
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("use_cache", [False, True])
-@torch.no_grad()
-def test_logits_are_those_of_each_sequence_alone(student, side, use_cache):
-    prompts = [tokens(1, length)[0] for length in (3, 40, 17)]
-    ids, mask = padded(prompts, side)
-    logits = student(ids, attention_mask=mask, use_cache=use_cache).logits
-    for row, prompt in enumerate(prompts):
-        alone = student(prompt[None], use_cache=False).logits[0]
-        torch.testing.assert_close(logits[row, mask[row].bool()], alone, rtol=0, atol=1e-5)
-
-
-@torch.no_grad()
-def test_what_was_padded_at_the_right_goes_on(student):
-    prompts = [tokens(1, length)[0] for length in (3, 40, 17)]
-    ids, mask = padded(prompts, "right")
-    cache = student(ids, attention_mask=mask, use_cache=True).past_key_values
-    more = tokens(3, 4)
-    both = torch.cat([mask, torch.ones_like(more)], 1)
-    logits = student(more, attention_mask=both, past_key_values=cache).logits
-    for row, prompt in enumerate(prompts):
-        whole = torch.cat([prompt, more[row]])[None]
-        alone = student(whole, use_cache=False).logits[0, -4:]
-        torch.testing.assert_close(logits[row], alone, rtol=0, atol=1e-5)
-
-
-@torch.no_grad()
-def test_beams_of_padded_prompts_are_reordered(student):
-    prompts = [tokens(1, length)[0] for length in (5, 30)]
-    ids, mask = padded(prompts, "left")
-    settings = {"max_new_tokens": 10, "num_beams": 3, "do_sample": False, "pad_token_id": 1}
-    cached = student.generate(ids, attention_mask=mask, **settings)
-    assert cached.tolist() == student.generate(ids, attention_mask=mask, use_cache=False, **settings).tolist()
 
 
 @torch.no_grad()

@@ -116,6 +116,23 @@ def test_the_model_decodes_and_generates(form):
     assert cached.tolist() == student.generate(ids[:, :9], use_cache=False, **settings).tolist()
 
 
+@torch.no_grad()
+def test_padding_is_left_out_or_refused_with_the_remedy(form, config):
+    student, ids = make_student(make_teacher(LAYERS)), tokens()
+    left, right = torch.ones_like(ids), torch.ones_like(ids)
+    left[1, :13], right[1, 30:] = 0, 0
+    rows = {"left": (left, slice(13, None)), "right": (right, slice(0, 30))}
+    for side, (mask, own) in rows.items():
+        alone = student(ids[1:, own], use_cache=False).logits[0]
+        for use_cache in (True, False):
+            if form.layer(config, 0).takes_padding or (side == "right" and not use_cache):
+                logits = student(ids, attention_mask=mask, use_cache=use_cache).logits[1, own]
+                torch.testing.assert_close(logits, alone, rtol=0, atol=2e-5)
+            else:
+                with pytest.raises(ValueError, match="for scores alone, pad on the right"):
+                    student(ids, attention_mask=mask, use_cache=use_cache)
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_the_loss_is_the_mean_square_against_softmax_and_trains_the_parameters_alone(form, config, index):
     heads = Heads(*(x.requires_grad_() for x in heads_of(config)))
@@ -169,13 +186,16 @@ def test_evaluation_measures_its_parts(form, config):
 
 
 def test_the_exported_file_imports_torch_alone(form):
-    tree = ast.parse(Path(form.code.__file__).read_text())
+    files = [Path(module.__file__) for module in (form.code, *form.companions)]
     imported = {
-        (node.module if isinstance(node, ast.ImportFrom) else name.name).split(".")[0]
-        for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)
+        "." * node.level + node.module if isinstance(node, ast.ImportFrom) else name.name
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)
         for name in node.names
     }  # fmt: skip
-    assert imported - set(sys.stdlib_module_names) == {"torch"}
+    outside = {name.split(".")[0] for name in imported if not name.startswith(".")}
+    assert outside - set(sys.stdlib_module_names) == {"torch"}
+    assert {name for name in imported if name.startswith(".")} == {f".{file.stem}" for file in files[1:]}
 
 
 @torch.no_grad()

@@ -206,8 +206,11 @@ class StudentForm(Protocol):
     code: ModuleType
     """The file that an exported checkpoint carries as ``student_attention.py``.
 
-    It imports torch alone, and its ``layer_attention(config, index)`` returns a `LayerAttention`.
+    It imports torch and `companions` alone, and its ``layer_attention(config, index)`` returns a
+    `LayerAttention`.
     """
+    companions: tuple[ModuleType, ...]
+    """Files of torch alone that the checkpoint carries beside it under their own names; often none."""
     parts: Mapping[str, str]
     """Names under which the evaluation reports the student with one of its parts alone, and those parts."""
     has_window_dropout: bool

@@ -4,7 +4,7 @@ import pytest
 import torch
 from trenchcoat_trainer.stages.cria.error import layer_errors
 from trenchcoat_trainer.students.lolcats import naive
-from trenchcoat_trainer.students.lolcats.attention import HybridInputs
+from trenchcoat_trainer.students.lolcats.hybrid import HybridInputs
 
 from tests.trainer.helpers.tiny_student import ATTENTION, make_cria, make_teacher
 from tests.trainer.stages.cria.cria_training import batches, boundaries, make_spec, train_transfer

@@ -8,7 +8,7 @@ from trenchcoat_trainer.stages.cria.lora import LoraPhase, block_step, layerwise
 from trenchcoat_trainer.stages.cria.transfer import transfer_step
 from trenchcoat_trainer.students import Heads, LossWeights
 from trenchcoat_trainer.students.lolcats import naive
-from trenchcoat_trainer.students.lolcats.attention import HybridInputs
+from trenchcoat_trainer.students.lolcats.hybrid import HybridInputs
 
 from tests.trainer.helpers.tiny_student import make_cria, make_teacher
 from tests.trainer.stages.cria.cria_training import batches, boundaries, make_spec

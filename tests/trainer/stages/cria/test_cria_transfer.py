@@ -11,7 +11,7 @@ from trenchcoat_trainer.stages.cria.plateau import Plateau
 from trenchcoat_trainer.stages.cria.transfer import TransferPhase, drops_window, transfer_step
 from trenchcoat_trainer.students import Heads, LossWeights
 from trenchcoat_trainer.students.lolcats import naive
-from trenchcoat_trainer.students.lolcats.attention import HybridInputs
+from trenchcoat_trainer.students.lolcats.hybrid import HybridInputs
 
 from tests.trainer.helpers.tiny_student import ATTENTION, make_cria, make_teacher
 from tests.trainer.stages.cria.cria_training import boundaries, make_spec, train_transfer

@@ -36,6 +36,7 @@ class AveragingForm:
 
     name = "averaging"
     code = attention
+    companions = ()
     parts: ClassVar[dict[str, str]] = {"recentAlone": "window"}
     has_window_dropout = False
 

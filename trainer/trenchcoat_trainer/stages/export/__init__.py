@@ -124,10 +124,12 @@ def parts(context: StageContext, wanted: set[str]) -> Iterator[Tensors]:
 
 def code(config: TrenchcoatLlamaConfig) -> dict[str, ModuleType]:
     """Return the files of the exported model's code; they import each other, torch and transformers alone."""
+    form = form_of(config)
     return {
         "configuration_trenchcoat.py": configuration_trenchcoat,
         "modeling_trenchcoat.py": modeling_trenchcoat,
-        "student_attention.py": form_of(config).code,
+        "student_attention.py": form.code,
+        **{Path(companion.__file__).name: companion for companion in form.companions},
     }
 
 

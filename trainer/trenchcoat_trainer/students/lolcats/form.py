@@ -15,9 +15,10 @@ from trenchcoat_api import spec
 from trenchcoat_api.layer_kinds import LayerKind
 
 from trenchcoat_trainer.students.form import PUBLISHED, Card, Heads, LossWeights, Parameters, TransferLoss
-from trenchcoat_trainer.students.lolcats import attention
-from trenchcoat_trainer.students.lolcats.attention import HybridAttention, HybridInputs
+from trenchcoat_trainer.students.lolcats import attention, hybrid
+from trenchcoat_trainer.students.lolcats.attention import HybridAttention
 from trenchcoat_trainer.students.lolcats.backends import choose_backend
+from trenchcoat_trainer.students.lolcats.hybrid import HybridInputs
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,8 @@ class LolcatsLayer(HybridAttention):
 
     backend: str | None = None
 
-    def attend(self, heads: Heads, parameters: Parameters, keep_parts: str = "both") -> torch.Tensor:
-        """Return the attention's output: `StudentLayer.attend`, with the parts "window" and "linear"."""
-        x = self.inputs(heads, parameters)
+    def compute(self, x: HybridInputs, keep_parts: str) -> torch.Tensor:
+        """Compute `attend`, whose parts are "window" and "linear"."""
         return choose_backend(self.backend, x.q).attend(x, keep_parts)
 
     def transfer_loss(
@@ -66,7 +66,7 @@ class LolcatsLayer(HybridAttention):
 
     def linear_share(self, heads: Heads, parameters: Parameters) -> float:
         """Return the share of attention below the window: `StudentLayer.linear_share`."""
-        share_BHT = attention.linear_share(self.inputs(heads, parameters))
+        share_BHT = hybrid.linear_share(self.inputs(heads, parameters))
         below = share_BHT[:, :, 2 * self.window_size :]
         return below.mean().item() if below.numel() else 0.0
 
@@ -76,6 +76,7 @@ class Lolcats:
 
     name = "lolcats"
     code = attention
+    companions = (hybrid,)
     parts: ClassVar[dict[str, str]] = {"withoutLinear": "window", "withoutWindow": "linear"}
     has_window_dropout = True
 
@@ -102,9 +103,8 @@ class Lolcats:
             ),
             source="LoLCATs (arXiv 2410.10254)",
             padding=(
-                "Prompts that are generated from must be of equal length in one batch: padding would shift "
-                "the window's\nblocks, and is refused. For scores alone, pad on the right and pass "
-                "`use_cache=False`."
+                "Prompts of one batch may differ in length: pad at either side, and pass the tokenizer's\n"
+                "`attention_mask` on."
             ),
             rows=(
                 ("window", f"{config.window}"),

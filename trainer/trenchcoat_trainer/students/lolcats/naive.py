@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from trenchcoat_trainer.students.form import Heads
-from trenchcoat_trainer.students.lolcats.attention import PHI_MIN, HybridInputs, checked_part, per_head
+from trenchcoat_trainer.students.lolcats.hybrid import PHI_MIN, HybridInputs, checked_part, per_head
 
 
 def causal_mask(tokens: int, device: torch.device) -> torch.Tensor:
@@ -16,10 +16,11 @@ def causal_mask(tokens: int, device: torch.device) -> torch.Tensor:
     return torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
 
 
-def window_mask(tokens: int, window_size: int, device: torch.device) -> torch.Tensor:
-    """Return [T, T], true where key j lies in the terrace of query i."""
-    block = torch.arange(tokens, device=device) // window_size
-    return causal_mask(tokens, device) & (block[None, :] >= block[:, None] - 1)
+def window_mask(position: torch.Tensor, window_size: int) -> torch.Tensor:
+    """Return [..., T, T], true where key j lies in the terrace of query i, of positions [..., T]."""
+    block = position // window_size
+    causal = causal_mask(position.shape[-1], position.device)
+    return causal & (block[..., None, :] >= block[..., :, None] - 1)
 
 
 def scores(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -33,27 +34,35 @@ def features(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     return torch.cat([z.softmax(-1), (-z).softmax(-1)], dim=-1).clamp_min(PHI_MIN)
 
 
-def log_weights(x: HybridInputs, drop_window: bool = False) -> torch.Tensor:
+def log_weights(
+    x: HybridInputs, drop_window: bool = False, visible: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return the logarithm of the student's unnormalised weights, [B, H, T, T], -inf above the diagonal.
 
-    With `drop_window` the linear part covers every key up to the query's own.
+    With `drop_window` the linear part covers every key up to the query's own.  `visible`, bool [B, T], says
+    which tokens are a sequence's own; the others are no keys.
     """
     q, k, _, w_q, w_k, window_factor, window_size = x
     heads, tokens = q.shape[1:3]
-    window = window_mask(tokens, window_size, q.device) & (not drop_window)
+    seen = causal_mask(tokens, q.device)
+    position = torch.arange(tokens, device=q.device)
+    if visible is not None:
+        seen, position = seen & visible[:, None, None], (visible.cumsum(1) - 1)[:, None]
+    window = window_mask(position, window_size) & seen & (not drop_window)
     s = scores(q, k)
     m = 0.0 if drop_window else s.masked_fill(~window, float("-inf")).amax(-1, keepdim=True)
     u = features(q, w_q) @ features(per_head(k, heads, 1), per_head(w_k, heads, 0)).transpose(-1, -2)
     log_sigma = torch.nn.functional.logsigmoid(window_factor)[:, None, None]
-    return torch.where(window, s - m + log_sigma, u.log()).masked_fill(
-        ~causal_mask(tokens, q.device), float("-inf")
-    )
+    return torch.where(window, s - m + log_sigma, u.log()).masked_fill(~seen, float("-inf"))
 
 
-def attend(x: HybridInputs, keep_parts: str = "both") -> torch.Tensor:
-    """Return the student's output, [B, H, T, D]."""
-    weights = log_weights(x).exp()
-    window = window_mask(x.q.shape[2], x.window_size, x.q.device)
+def attend(x: HybridInputs, keep_parts: str = "both", visible: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the student's output, [B, H, T, D]; rows of hidden tokens mean nothing."""
+    weights = log_weights(x, visible=visible).exp()
+    position = torch.arange(x.q.shape[2], device=x.q.device)
+    if visible is not None:
+        position = (visible.cumsum(1) - 1)[:, None]
+    window = window_mask(position, x.window_size)
     if checked_part(keep_parts) != "both":
         weights = weights.masked_fill(window != (keep_parts == "window"), 0.0)
     z = weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)

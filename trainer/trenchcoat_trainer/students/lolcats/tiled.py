@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from trenchcoat_trainer.students.form import Heads
-from trenchcoat_trainer.students.lolcats.attention import (
+from trenchcoat_trainer.students.lolcats.hybrid import (
     HybridInputs,
     accumulation_dtype,
     attend,

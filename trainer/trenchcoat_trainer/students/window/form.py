@@ -61,6 +61,7 @@ class Window:
 
     name = "window"
     code = attention
+    companions = ()
     parts: ClassVar[dict[str, str]] = {}
     has_window_dropout = False
 

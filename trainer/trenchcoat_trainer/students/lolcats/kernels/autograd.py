@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from trenchcoat_trainer.students.form import Heads
-from trenchcoat_trainer.students.lolcats import attention
-from trenchcoat_trainer.students.lolcats.attention import HybridInputs
+from trenchcoat_trainer.students.lolcats import hybrid
+from trenchcoat_trainer.students.lolcats.hybrid import HybridInputs
 from trenchcoat_trainer.students.lolcats.kernels.backward import backward
 from trenchcoat_trainer.students.lolcats.kernels.features import features
 from trenchcoat_trainer.students.lolcats.kernels.forward import forward
@@ -92,6 +92,6 @@ def attend(x: HybridInputs, keep_parts: str = "both") -> torch.Tensor:
     The kernels compute it whole; a part of it is measured by plain torch.
     """
     if keep_parts != "both":
-        return attention.attend(x, keep_parts)
+        return hybrid.attend(x, keep_parts)
     heads = (dense(x.q), dense(x.k), dense(x.v))
     return _Hybrid.apply(x.window_size, *heads, x.w_q, x.w_k, x.window_factor)

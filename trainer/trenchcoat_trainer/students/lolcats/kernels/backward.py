@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 import triton
 
-from trenchcoat_trainer.students.lolcats.attention import PHI_MIN
+from trenchcoat_trainer.students.lolcats.hybrid import PHI_MIN
 from trenchcoat_trainer.students.lolcats.kernels.key_gradient import key_gradient_kernel
 from trenchcoat_trainer.students.lolcats.kernels.launch import (
     Mode,

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from trenchcoat_trainer.students.lolcats.attention import PHI_MIN
+from trenchcoat_trainer.students.lolcats.hybrid import PHI_MIN
 from trenchcoat_trainer.students.lolcats.kernels.launch import INTERPRETED, bht, padded, precision
 
 FEATURE_ROWS, FEATURE_WARPS = 64, 4

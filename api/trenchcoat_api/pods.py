@@ -27,6 +27,13 @@ class Quantities(Camel):
     """Compute resources of one pod, requested and limited alike; GPUs are set by the stage."""
 
     cpu: Cpu | None = Field(default=None, description="CPU cores requested, such as 500m or 8.")
+    cpu_limit: Cpu | None = Field(
+        default=None,
+        description=(
+            "Limit on CPU cores. It only slows a stage down: set it where a quota on limits.cpu asks for "
+            "one, or a LimitRange's default is too low."
+        ),
+    )
     memory: Bytes | None = Field(default=None, description="Memory requested and its limit.")
     ephemeral_storage: Bytes | None = Field(default=None, description="Local disk requested.")
 

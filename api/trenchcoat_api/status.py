@@ -83,6 +83,8 @@ class WaitingReason(StrEnum):
     """Fewer running Crias: spec.scheduling.maxParallelCrias are running."""
     SCHEDULER = "Scheduler"
     """A node for its pods: the scheduler has found none, and an autoscaler may add one."""
+    REFUSED = "Refused"
+    """That the API server lets a pod be made: a quota, a limit or an admission plugin refuses it."""
     QUEUE = "Queue"
     """Kueue, which has not admitted its Job yet."""
     RETRY = "Retry"
@@ -115,8 +117,8 @@ class Work(Camel):
     waiting_reason: WaitingReason | None = Field(
         default=None,
         description=(
-            "What it waits for: Gpu, Parallelism, Scheduler, Queue, Retry, Cleanup, Store, TrainingOperator, "
-            "Shared or Gate."
+            "What it waits for: Gpu, Parallelism, Scheduler, Refused, Queue, Retry, Cleanup, Store, "
+            "TrainingOperator, Shared or Gate."
         ),
     )
     waiting_since: str = Field(default="", description="Since when it waits for that, RFC 3339.")

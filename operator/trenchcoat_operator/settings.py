@@ -20,9 +20,13 @@ class PodDefaults:
     pull_secrets: tuple[str, ...] = ()
     """Secrets for a private registry, in the namespaces of the Trenchcoats."""
     cpu: str = "100m"
-    """CPU requested; there is no limit, for a limit would only slow a stage down."""
+    """CPU requested."""
+    cpu_limit: str = ""
+    """None by default, for a limit only slows a stage down."""
     memory: str = "256Mi"
-    """Memory requested; there is no limit."""
+    """Memory requested."""
+    memory_limit: str = ""
+    """None by default."""
     grace_seconds: int = 120
     """Time to write a checkpoint after SIGTERM."""
 
@@ -89,7 +93,9 @@ class Settings:
             pull_policy=text("TRAINER_PULL_POLICY", base.pods.pull_policy),
             pull_secrets=words("TRAINER_PULL_SECRETS"),
             cpu=text("TRAINER_CPU", base.pods.cpu),
+            cpu_limit=text("TRAINER_CPU_LIMIT", base.pods.cpu_limit),
             memory=text("TRAINER_MEMORY", base.pods.memory),
+            memory_limit=text("TRAINER_MEMORY_LIMIT", base.pods.memory_limit),
             grace_seconds=int(number("TRAINER_GRACE_SECONDS", base.pods.grace_seconds, 0)),
         )
         if pods.pull_policy not in ("Always", "IfNotPresent", "Never"):

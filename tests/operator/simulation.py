@@ -66,6 +66,8 @@ class Cluster:
     """Content keys of artifacts that have objects."""
     made: list[str] = field(default_factory=list)
     """Content keys that Jobs were made for."""
+    quota: int | None = None
+    """GPUs that the API server lets pods of all Trenchcoats have."""
     foreign: Counter[int] = field(default_factory=Counter)
     """GPUs that others' pods hold, by node."""
     told: list[str] = field(default_factory=list)
@@ -295,6 +297,8 @@ class Cluster:
             child = self.children[name]
             if not child.active or (child.running and not child.pods[-1].unschedulable):
                 continue
+            if self._refuses(child):
+                continue
             pods, each = self.sizes[name]
             places = self.places.setdefault(name, []) if each else []
             for _ in range(pods - len(places) if each else 0):
@@ -323,6 +327,15 @@ class Cluster:
                     for number in range(pods)
                 )
                 self.children[name] = replace(child, pods=running)
+
+    def _refuses(self, child: Child) -> bool:
+        """Whether a quota lets a child's pods not be made; it says so to its controller."""
+        held = sum(len(places) * self.sizes[name][1] for name, places in self.places.items())
+        pods, each = self.sizes[child.name]
+        refused = self.quota is not None and not child.pods and held + pods * each > self.quota
+        said = "forbidden: exceeded quota: gpus" if refused else ""
+        self.children[child.name] = replace(child, refusal=said)
+        return refused
 
     def leave_pending(self, name: str) -> None:
         """Let the pods of a child that found no node say so; the others run."""

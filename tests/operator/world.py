@@ -210,7 +210,8 @@ class World:
             )
             assert child is not None, f"{body['metadata']['name']} carries no stage"
             room_by = views.moment(seen.get("roomBy", {}).get(child.name))
-            children.append(replace(child, room_by=room_by))
+            refusal = seen.get("refusals", {}).get(child.name, "")
+            children.append(replace(child, room_by=room_by, refusal=refusal))
         return Observed(
             children=tuple(children),
             config_maps=frozenset(seen.get("configMaps", [])),

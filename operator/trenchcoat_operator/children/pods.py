@@ -107,8 +107,10 @@ def _resources(spec: TrenchcoatSpec, work: Work, defaults: PodDefaults) -> dict[
     wanted = graph.overrides(spec, work.stage).resources
     requests = {"cpu": wanted.cpu or defaults.cpu, "memory": wanted.memory or defaults.memory}
     limits: dict[str, str] = {}
-    if wanted.memory:
-        limits["memory"] = wanted.memory
+    if cpu_limit := wanted.cpu_limit or defaults.cpu_limit:
+        limits["cpu"] = cpu_limit
+    if memory_limit := wanted.memory or defaults.memory_limit:
+        limits["memory"] = memory_limit
     if wanted.ephemeral_storage:
         requests["ephemeral-storage"] = wanted.ephemeral_storage
     if work.gpus:

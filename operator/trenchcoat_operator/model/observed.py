@@ -142,6 +142,8 @@ class Child:
     """The recorded class of its failure."""
     outcome_message: str = ""
     pods: tuple[Pod, ...] = ()
+    refusal: str = ""
+    """What the API server said to its controller, which it lets make no pod."""
     room_by: datetime | None = None
     """When pods of others should be gone that were told to end and hold what its pods wait for."""
 

@@ -1,5 +1,6 @@
 """What stands in Events, read: the last word of those who say something of an object."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,10 +10,31 @@ _AUTOSCALERS = {"TriggeredScaleUp", "NotTriggerScaleUp", "Nominated"}
 """The reasons that Cluster Autoscaler gives, and Karpenter's for a pod that it makes a node for."""
 
 
+_REFUSALS = {"FailedCreate", "FailedCreatePod"}
+"""The reasons of the Job controller and of the training-operator."""
+
+
 def by_autoscalers(events: Iterable[Object]) -> str:
     """The last that an autoscaler said of a pod, with its reason; empty if none did."""
     said = [event for event in events if event.get("reason") in _AUTOSCALERS or _is_karpenter(event)]
     return _last(said)
+
+
+def refusal(events: Iterable[Object], uid: str) -> str:
+    """What kept the controller of a Job from making a pod when it last tried; empty if nothing did.
+
+    Args:
+        events: Of the Job.
+        uid: Its UID: an earlier one may have had its name.
+    """
+    said = [
+        event
+        for event in events
+        if event.get("reason") in _REFUSALS and event["involvedObject"].get("uid") == uid
+    ]
+    _, _, message = _last(said).partition(": ")
+    # The name that the pod would have had is another one each time.
+    return re.sub(r'^Error creating: (?:pods?|Pod) "[^"]*" is ', "", message)
 
 
 def _is_karpenter(event: Object) -> bool:

@@ -3,7 +3,7 @@
 import logging
 from collections import defaultdict
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from trenchcoat_api import constants
 from trenchcoat_api.resource import Trenchcoat
@@ -28,6 +28,8 @@ from trenchcoat_operator.works import graph
 
 log = logging.getLogger(__name__)
 
+_POD_SECONDS = timedelta(seconds=3)
+"""A controller makes a Job's pods within this time, if it is let."""
 _UIDS_PER_LIST = 100  # they stand in the URL
 
 
@@ -116,6 +118,7 @@ class Observer:
                 owned=uid in job.owners,
                 queued=queued.get(job.uid),
                 pods=tuple(sorted(pods[job.place], key=lambda pod: pod.name)),
+                refusal=self._refusal(job, pods[job.place]),
                 room_by=self._room_by(job, pods[job.place]),
             )
             for job in jobs
@@ -127,6 +130,15 @@ class Observer:
         if not pod.waits_for_node or pod.gone_by is not None:
             return pod
         return replace(pod, autoscaler=self._said.by_autoscalers(namespace, pod.name))
+
+    def _refusal(self, job: Job, pods: list[Pod]) -> str:
+        """What keeps a Job from having its pods, once its controller has had a moment to make them."""
+        child = job.child
+        if not child.active or child.suspended or job.over or len(pods) >= job.pods:
+            return ""
+        if child.created_at is None or datetime.now(UTC) - child.created_at < _POD_SECONDS:
+            return ""
+        return self._said.refusal(job.place[0], child.kind.value, child.name, job.uid)
 
     def _room_by(self, job: Job, pods: list[Pod]) -> datetime | None:
         waiting = [

@@ -31,6 +31,10 @@ class Said:
         """The last that an autoscaler said of a pod; empty if none did."""
         return sayings.by_autoscalers(self._events(namespace, "Pod", pod))
 
+    def refusal(self, namespace: str, kind: str, name: str, uid: str) -> str:
+        """What keeps the controller of a Job or PyTorchJob from making its pods; empty if nothing does."""
+        return sayings.refusal(self._events(namespace, kind, name), uid)
+
     def _events(self, namespace: str, kind: str, name: str) -> tuple[Object, ...]:
         now, asked = self._clock(), (namespace, kind, name)
         known = self._kept.get(asked)

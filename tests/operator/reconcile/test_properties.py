@@ -296,3 +296,29 @@ def test_a_pool_that_grows_for_pending_pods_alone_carries_a_run_to_its_end(
 
 def is_placed(child: Child) -> bool:
     return bool(child.pods) and not any(pod.waits_for_node for pod in child.pods)
+
+
+@given(st.randoms(use_true_random=False), st.integers(1, 3), st.sampled_from([2, 4, 12]))
+@settings(max_examples=25, deadline=None)
+def test_a_quota_below_what_the_nodes_have_only_slows_a_run_down(
+    luck: random.Random, quota: int, crias: int
+) -> None:
+    cluster = Cluster.one(trenchcoat(layersPerCria=12 // crias), [4, 4])
+    cluster.quota = quota
+    for _ in range(400):
+        known = any(row.waiting_reason == "Refused" for row in cluster.tenants["tiny"].status.crias)
+        made = len(cluster.made)
+        wait = settle(cluster, "tiny")
+        assert not known or len(cluster.made) <= made + 1, "they are made one by one"
+        cluster.schedule()
+        running = cluster.running()
+        for name in running:
+            if luck.random() < 0.3:
+                cluster.end(name, ChildPhase.SUCCEEDED)
+        if not running and wait is None:
+            break
+        cluster.now += timedelta(seconds=luck.choice([2, 5, 10, 20]))
+    tenant = cluster.tenants["tiny"]
+    assert succeeded(tenant)
+    assert {row.attempt for row in tenant.status.crias} == {1}, "what was refused was no try"
+    assert not [row for row in tenant.status.crias if row.last_failure]

@@ -12,7 +12,7 @@ from trenchcoat_api.status import State, WaitingReason
 
 from trenchcoat_operator.children import names
 from trenchcoat_operator.model.observed import Child, ChildPhase, Problem
-from trenchcoat_operator.reconcile.assessment import failures, lost
+from trenchcoat_operator.reconcile.assessment import failures, lost, podless
 from trenchcoat_operator.reconcile.assessment.at_work import at_work
 from trenchcoat_operator.reconcile.assessment.failures import Outcome
 from trenchcoat_operator.reconcile.assessment.retries import after_failures
@@ -41,6 +41,7 @@ def assess(work: Work, look: Look) -> Assessment:
         _of_artifact(base, look, deletion)
         or (_of_tries(base, anew, look) if anew else None)
         or _of_what_is_missing(base, look, deletion)
+        or podless.again(base, look)
         or replace(base, state=State.WAITING, startable=True)
     )
 
@@ -90,6 +91,8 @@ def _of_artifact(base: Assessment, look: Look, deletion: Deletion | None) -> Ass
 def _of_tries(base: Assessment, anew: tuple[Child, ...], look: Look) -> Assessment | None:
     """Where it stands by its latest try; None when another may follow. `anew` has the latest first."""
     latest = anew[0]
+    if latest.terminating and latest.active and not latest.pods and (waits := podless.again(base, look)):
+        return replace(waits, startable=False)
     if latest.terminating:
         return _leaving(base, latest, look, f"{latest.kind} {latest.name} is being stopped")
     if latest.active:

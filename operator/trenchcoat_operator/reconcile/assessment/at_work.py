@@ -6,7 +6,7 @@ from datetime import timedelta
 from trenchcoat_api.status import State, WaitingReason
 
 from trenchcoat_operator.model.observed import Child, ChildKind, Problem
-from trenchcoat_operator.reconcile.assessment import beside, placing
+from trenchcoat_operator.reconcile.assessment import beside, placing, podless
 from trenchcoat_operator.reconcile.assessment.containers import held_up, pod_problem
 from trenchcoat_operator.reconcile.assessment.deadlines import deadline_of
 from trenchcoat_operator.reconcile.assessment.standing import Assessment
@@ -37,6 +37,9 @@ def at_work(base: Assessment, child: Child, look: Look) -> Assessment:
     taken_back = child.suspended or (child.queued is not None and child.queued.evicted)
     if taken_back and (leaving or not child.running):
         return _queued(base, child, look)
+    refused = podless.of_child(base, child, look)
+    if refused is not None:
+        return refused
     without_node = placing.of_pods(base, child, look)
     if without_node is not None:
         return without_node

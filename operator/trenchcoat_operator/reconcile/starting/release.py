@@ -53,6 +53,7 @@ def release(look: Look, assessments: tuple[Assessment, ...]) -> Release:
     if look.graph.fault:
         return Release()
     held = _at_the_gate(look, assessments, ready) | _made_by_others(look, ready)
+    held |= _refused(look, assessments, [work for work in ready if work.key not in held])
     held |= _too_many(look, [work for work in ready if work.key not in held])
     start = [work for work in ready if work.key not in held]
     kueue = look.trenchcoat.spec.scheduling.queue_name is not None  # it decides when a Job starts
@@ -90,6 +91,21 @@ def _made_by_others(look: Look, ready: list[Work]) -> Holds:
         for work in ready
         if work.key in makers
     }
+
+
+def _refused(look: Look, assessments: tuple[Assessment, ...], ready: list[Work]) -> Holds:
+    """Works of a stage whose pods were refused: their Jobs are made one by one."""
+    holds: Holds = {}
+    for stage, group in groupby(ready, key=lambda work: work.stage):
+        told = [
+            item for item in assessments if item.work.stage is stage and item.waiting is WaitingReason.REFUSED
+        ]
+        if told:
+            asked = any(not item.startable for item in told)
+            first = next((item.work.key for item in told if item.startable), "")
+            hold = Hold(WaitingReason.REFUSED, told[0].message)
+            holds |= {work.key: hold for work in group if asked or work.key != first}
+    return holds
 
 
 def _too_many(look: Look, ready: list[Work]) -> Holds:

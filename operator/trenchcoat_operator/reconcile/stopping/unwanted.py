@@ -5,7 +5,7 @@ from trenchcoat_operator.gpus import places
 from trenchcoat_operator.gpus.places import UNSCHEDULABLE_GRACE
 from trenchcoat_operator.model.observed import Child, ChildKind, ChildPhase
 from trenchcoat_operator.model.plan import Delete
-from trenchcoat_operator.reconcile.assessment import placing
+from trenchcoat_operator.reconcile.assessment import placing, podless
 from trenchcoat_operator.reconcile.assessment.failures import FailureClass, evicted_itself
 from trenchcoat_operator.reconcile.look import Look
 from trenchcoat_operator.works.graph import Work
@@ -52,6 +52,8 @@ def _reason(look: Look, child: Child, work: Work | None) -> str:
         and child.template != jobs.template_hash(look.trenchcoat, work, look.settings.pods)
     ):
         return "its pod settings changed while it waited"
+    if work is not None and podless.is_taken_back(child, work, look):
+        return f"no pod is made for it: {child.refusal}"
     broken = any(pod.disrupted and not evicted_itself(pod) for pod in child.pods)
     if child.kind is ChildKind.PYTORCH_JOB and child.active and broken:
         # Its other pods cannot go on without the one that is gone; their ends would count as failures.

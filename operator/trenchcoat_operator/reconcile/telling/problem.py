@@ -1,5 +1,7 @@
 """The one thing that a person must mend first, if anything: what conditions name."""
 
+from trenchcoat_api.status import WaitingReason
+
 from trenchcoat_operator.model.observed import Problem
 from trenchcoat_operator.reconcile.assessment.standing import Assessment
 from trenchcoat_operator.reconcile.situation import Situation
@@ -16,7 +18,8 @@ def first_problem(situation: Situation) -> Problem | None:
     for assessment in situation.assessments:
         # What is wrong with a Job that is taken away in this very pass is of no interest.
         taken_away = assessment.latest is not None and assessment.latest.name in situation.going
-        if assessment.problem is not None and not taken_away:
+        goes_with_it = taken_away and assessment.waiting is not WaitingReason.REFUSED
+        if assessment.problem is not None and not goes_with_it:
             return _of(assessment, assessment.problem.reason, assessment.problem.message)
     for assessment in situation.assessments:
         hold = situation.released.held.get(assessment.work.key)

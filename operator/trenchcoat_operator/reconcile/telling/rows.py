@@ -111,6 +111,8 @@ def _state(situation: Situation, assessment: Assessment) -> dict[str, Any]:
     if not situation.starts(assessment):
         return values
     values["attempt"] += 1
+    if assessment.waiting is WaitingReason.REFUSED:
+        return values  # until its controller has spoken
     if queue := situation.look.trenchcoat.spec.scheduling.queue_name:
         message = not_admitted(queue)
         return values | {"state": State.WAITING, "message": message, "waiting_reason": WaitingReason.QUEUE}

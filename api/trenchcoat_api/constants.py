@@ -27,6 +27,7 @@ ANNOTATION_TEMPLATE = f"{GROUP}/pod-template"  # hash of the pod template that i
 
 # Annotations that the operator adds to a child that failed, so that the verdict outlives its pods.
 ANNOTATION_OUTCOME = f"{GROUP}/outcome"  # the class of the failure, such as OutOfMemory
+ANNOTATION_KEPT = f"{GROUP}/kept"  # "true": the operator took its time to live away once
 ANNOTATION_OUTCOME_MESSAGE = f"{GROUP}/outcome-message"  # what it said
 
 # A user sets this annotation on a Trenchcoat to "true" to stitch in spite of spec.gates.

@@ -93,6 +93,30 @@ def test_a_queue_that_is_not_there_is_told_in_kueues_words(kueue: Environment):
         delete(kueue, "no-queue")
 
 
+def test_a_queue_named_default_takes_jobs_that_name_none_and_kueues_words_are_told(kueue: Environment):
+    """Kueue labels the Jobs by itself; nothing has quota in the queue, as no ClusterQueue is behind it."""
+    body = {
+        "apiVersion": "kueue.x-k8s.io/v1beta2",
+        "kind": "LocalQueue",
+        "metadata": {"name": "default"},
+        "spec": {"clusterQueue": "nowhere"},
+    }
+    apply(kueue, body)
+    try:
+        apply(kueue, example("by-default", **SMALL))
+
+        def told() -> dict[str, Any] | None:
+            row = next(iter(kueue.get("trenchcoat", "by-default").get("status", {}).get("stages", [])), {})
+            return row if row.get("waitingReason") == "Queue" and "Kueue: " in row["message"] else None
+
+        row = until(told, 40, "Kueue's words are told")
+        assert "nowhere" in row["message"], row
+        assert not pods(kueue, "by-default")
+    finally:
+        delete(kueue, "by-default")
+        kueue.kubectl("delete", "localqueue", "default")
+
+
 def children(environment: Environment, name: str) -> list[dict[str, Any]]:
     selector = f"trenchcoat.dev/name={name}"
     return environment.get("jobs,pytorchjobs", "-l", selector)["items"]

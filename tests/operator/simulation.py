@@ -66,6 +66,8 @@ class Cluster:
     """Content keys of artifacts that have objects."""
     made: list[str] = field(default_factory=list)
     """Content keys that Jobs were made for."""
+    time_to_live: bool = False
+    """Whether a policy has Jobs deleted as soon as they have ended."""
     quota: int | None = None
     """GPUs that the API server lets pods of all Trenchcoats have."""
     foreign: Counter[int] = field(default_factory=Counter)
@@ -222,6 +224,8 @@ class Cluster:
                 ended = self.children[child].phase
                 assert ended is not ChildPhase.SUCCEEDED, f"{child} left a manifest: {message}"
                 self.children[child] = replace(self.children[child], outcome=outcome, outcome_message=message)
+            case plans.Keep(name=child):
+                self.children[child] = replace(self.children[child], expires=False, kept=True)
             case plans.Stop(name=child):
                 self.children[child] = replace(
                     self.children[child], stopped=True, phase=ChildPhase.FAILED, pods=(), finished_at=self.now
@@ -254,7 +258,7 @@ class Cluster:
         templates = views.templates(kind, body)
         pods = sum(count for count, _ in templates)
         self.sizes[child.name] = pods, views.extended_requests(templates[0][1]).get(GPU, 0)
-        self.children[child.name] = replace(child, created_at=self.now)
+        self.children[child.name] = replace(child, created_at=self.now, expires=self.time_to_live)
         self.owners[child.name] = name
         self.made.append(child.key)
 
@@ -374,6 +378,8 @@ class Cluster:
             replace(pod, phase=phase.value, exit_code=exit_code, finished_at=self.now) for pod in child.pods
         )
         self.children[name] = replace(child, phase=phase, finished_at=self.now, pods=pods)
+        if child.expires:
+            del self.children[name]
         self.places.pop(name, None)
 
     def end_stage(self, name: str, exit_code: int = 0) -> None:
@@ -439,7 +445,7 @@ def settle(cluster: Cluster, name: str) -> float | None:
         plan = cluster.plan(name)
         cluster.carry_out(plan, name)
         # A store's steps follow one another, and what is taken away leaves room for what waited.
-        goes_on = any(
+        goes_on = cluster.time_to_live or any(
             isinstance(action, plans.StoreAction | plans.Delete | plans.Stop) for action in plan.actions
         )
         if not plan.actions or not (deleting or goes_on):

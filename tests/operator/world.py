@@ -41,6 +41,7 @@ from trenchcoat_operator.model.plan import (
     Delete,
     ForcePod,
     Forget,
+    Keep,
     Plan,
     Purge,
     RecordOutcome,
@@ -320,6 +321,8 @@ def plan_document(plan: Plan) -> dict[str, Any]:
                 actions.append({"delete": f"{kind} {name}", "because": reason})
             case ForcePod(name=name, node=node):
                 actions.append({"force": f"Pod {name}", "on": node})
+            case Keep(kind=kind, name=name):
+                actions.append({"keep": f"{kind} {name}"})
             case Stop(kind=kind, name=name, reason=reason):
                 actions.append({"stop": f"{kind} {name}", "because": reason})
             case SetFinalizer(present=present, reason=reason):

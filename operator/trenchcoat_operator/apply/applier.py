@@ -22,6 +22,7 @@ from trenchcoat_operator.model.plan import (
     Event,
     ForcePod,
     Forget,
+    Keep,
     Plan,
     Purge,
     RecordOutcome,
@@ -101,6 +102,9 @@ class Applier:
             case RecordOutcome(kind=kind, name=name, outcome=outcome, message=message):
                 log.info("%s %s/%s failed: %s: %s", kind, namespace, name, outcome, message)
                 self._record(kinds.KINDS[kind], namespace, name, outcome, message)
+            case Keep(kind=kind, name=name):
+                log.info("takes the time to live of %s %s/%s away", kind, namespace, name)
+                self._keep(kind, namespace, name)
             case Stop(kind=kind, name=name, reason=reason):
                 log.info("stops %s %s/%s: %s", kind, namespace, name, reason)
                 self._stop(kind, namespace, name)
@@ -131,6 +135,16 @@ class Applier:
         """
         past: dict[str, Any] = {"activeDeadlineSeconds": 1}
         change = {"spec": past if kind == "Job" else {"runPolicy": past}}
+        try:
+            self._cluster.merge(kinds.KINDS[kind], namespace, name, change)
+        except NotFoundError:
+            return
+
+    def _keep(self, kind: str, namespace: str, name: str) -> None:
+        """Have a child stay when it has ended: else a failure would be forgotten, and tried for ever."""
+        none: dict[str, Any] = {"ttlSecondsAfterFinished": None}
+        change: dict[str, Any] = {"metadata": {"annotations": {constants.ANNOTATION_KEPT: "true"}}}
+        change["spec"] = none if kind == "Job" else {"runPolicy": none}
         try:
             self._cluster.merge(kinds.KINDS[kind], namespace, name, change)
         except NotFoundError:

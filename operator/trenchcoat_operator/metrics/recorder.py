@@ -23,7 +23,16 @@ from trenchcoat_operator.kubernetes.errors import ApiError
 from trenchcoat_operator.metrics import samples
 from trenchcoat_operator.metrics.samples import Sample
 from trenchcoat_operator.model.key import Key
-from trenchcoat_operator.model.plan import Action, Apply, Delete, ForcePod, RecordOutcome, SetFinalizer, Stop
+from trenchcoat_operator.model.plan import (
+    Action,
+    Apply,
+    Delete,
+    ForcePod,
+    Keep,
+    RecordOutcome,
+    SetFinalizer,
+    Stop,
+)
 
 _PASS_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _REQUEST_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 30)
@@ -229,7 +238,7 @@ def _told(action: Action) -> tuple[str, str]:
     match action:
         case Apply(manifest=manifest):
             kind = str(manifest["kind"])
-        case Delete() | Stop() | RecordOutcome():
+        case Delete() | Stop() | Keep() | RecordOutcome():
             kind = str(action.kind)
         case ForcePod():
             kind = "Pod"

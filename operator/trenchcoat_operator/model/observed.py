@@ -129,6 +129,12 @@ class Child:
     phase: ChildPhase = ChildPhase.ACTIVE
     terminating: bool = False
     suspended: bool = False
+    expires: bool = False
+    """Whether its controller deletes it some time after its end: somebody else set a time to live."""
+    kept: bool = False
+    """Whether the operator took that away once."""
+    queue: str = ""
+    """The LocalQueue of Kueue's that it is labelled with, by whomever."""
     queued: Queued | None = None
     """None where Kueue has made no Workload for it, or its pods are at work."""
     stopped: bool = False

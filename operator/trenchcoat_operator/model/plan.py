@@ -51,6 +51,14 @@ class RecordOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """Take away a child's time to live: it is the record of how its try ended."""
+
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Have a child's controller end its pods and call it failed; they get SIGTERM and write a checkpoint."""
 
@@ -110,7 +118,7 @@ class ForcePod:
 
 
 StoreAction = Condemn | Restore | Purge | Forget
-Action = Apply | Delete | Stop | SetFinalizer | RecordOutcome | ForcePod | StoreAction
+Action = Apply | Delete | Keep | Stop | SetFinalizer | RecordOutcome | ForcePod | StoreAction
 
 
 @dataclass(frozen=True, slots=True)

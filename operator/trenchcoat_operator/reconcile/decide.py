@@ -36,6 +36,7 @@ def reconcile(trenchcoat: Trenchcoat, observed: Observed, settings: Settings, no
     actions = (
         *retention.wanted_finalizer(trenchcoat),
         *removals,
+        *ended.records(look),
         *ended.verdicts(assessments),  # with a pod goes the knowledge that its node was lost
         *ended.lost_pods(look),
         *overdue,

@@ -128,3 +128,28 @@ def namespace(plane: ControlPlane, name: str) -> str:
     }
     plane.core.create_namespaced_secret(name, {"metadata": {"name": "minio"}, "stringData": data})
     return name
+
+
+def policy(plane: ControlPlane, where: str, what: Body, change: str) -> None:
+    """Have the API server change what is made in a namespace, as an admission plugin of a cluster would.
+
+    Args:
+        plane: The control plane.
+        where: The namespace, which the policy is named like.
+        what: Which resources, as in an admission rule.
+        change: The configuration that is applied to them, in CEL.
+    """
+    body = {
+        "metadata": {"name": where},
+        "spec": {
+            "failurePolicy": "Fail",
+            "reinvocationPolicy": "Never",
+            "matchConstraints": {"resourceRules": [{**what, "operations": ["CREATE"]}]},
+            "mutations": [{"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": change}}],
+        },
+    }
+    chosen = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": where}}}
+    api = client.AdmissionregistrationV1beta1Api(plane.api)
+    api.create_mutating_admission_policy(body)
+    binding = {"metadata": {"name": where}, "spec": {"policyName": where, "matchResources": chosen}}
+    api.create_mutating_admission_policy_binding(binding)

@@ -6,11 +6,10 @@ What an autoscaler says of a pod is written by the test, as Cluster Autoscaler w
 from datetime import UTC, datetime
 
 import pytest
-from kubernetes import client
 
 from tests.control_plane import ControlPlane, node
 from tests.minio_server import MinioServer
-from tests.operator.plane.runs import Run, condition, crias, namespace, operator
+from tests.operator.plane.runs import Run, condition, crias, namespace, operator, policy
 from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -37,39 +36,8 @@ def say_as_autoscaler(plane: ControlPlane, where: str, pod: str, reason: str, me
 
 def gate_all_pods(plane: ControlPlane, where: str) -> None:
     gate = 'Object.spec.schedulingGates{name: "kueue.x-k8s.io/topology"}'
-    policy = {
-        "metadata": {"name": "gates"},
-        "spec": {
-            "failurePolicy": "Fail",
-            "reinvocationPolicy": "Never",
-            "matchConstraints": {
-                "resourceRules": [
-                    {
-                        "apiGroups": [""],
-                        "apiVersions": ["v1"],
-                        "operations": ["CREATE"],
-                        "resources": ["pods"],
-                    }
-                ]
-            },
-            "mutations": [
-                {
-                    "patchType": "ApplyConfiguration",
-                    "applyConfiguration": {
-                        "expression": f"Object{{spec: Object.spec{{schedulingGates: [{gate}]}}}}"
-                    },
-                }
-            ],
-        },
-    }
-    chosen = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": where}}}
-    binding = {
-        "metadata": {"name": "gates"},
-        "spec": {"policyName": "gates", "matchResources": chosen},
-    }
-    api = client.AdmissionregistrationV1beta1Api(plane.api)
-    api.create_mutating_admission_policy(policy)
-    api.create_mutating_admission_policy_binding(binding)
+    change = f"Object{{spec: Object.spec{{schedulingGates: [{gate}]}}}}"
+    policy(plane, where, {"apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]}, change)
 
     def gated() -> bool:
         pod = {"metadata": {"name": "probe"}, "spec": {"containers": [{"name": "x", "image": "x"}]}}

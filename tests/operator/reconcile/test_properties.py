@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
-from trenchcoat_api.status import State
+from trenchcoat_api.status import State, TrenchcoatStatus
 from trenchcoat_operator.children import names, specs
 from trenchcoat_operator.model.observed import Child, ChildPhase, Pod, StoreView
 from trenchcoat_operator.model.plan import Apply
@@ -322,3 +322,15 @@ def test_a_quota_below_what_the_nodes_have_only_slows_a_run_down(
     assert succeeded(tenant)
     assert {row.attempt for row in tenant.status.crias} == {1}, "what was refused was no try"
     assert not [row for row in tenant.status.crias if row.last_failure]
+
+
+@given(st.integers(0, 2**16), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_failures_count_though_a_policy_has_jobs_deleted_when_they_end(seed: int, shared: bool) -> None:
+    def statuses(*, time_to_live: bool) -> list[TrenchcoatStatus]:
+        tenants = {"tiny": trenchcoat()} | ({"two": trenchcoat("two", minutes=5)} if shared else {})
+        cluster = Cluster(tenants, [1, 2], time_to_live=time_to_live)
+        run(cluster, random.Random(seed), fail=0.5)
+        return [tenant.status for tenant in cluster.tenants.values()]
+
+    assert statuses(time_to_live=True) == statuses(time_to_live=False)

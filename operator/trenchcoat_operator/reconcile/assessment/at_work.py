@@ -88,7 +88,7 @@ def _between_pods(base: Assessment, child: Child, look: Look) -> Assessment:
 def _queued(base: Assessment, child: Child, look: Look) -> Assessment:
     """A child that is suspended: it waits for Kueue."""
     waits = replace(base, state=State.WAITING, waiting=WaitingReason.QUEUE)
-    queue = look.trenchcoat.spec.scheduling.queue_name
+    queue = look.trenchcoat.spec.scheduling.queue_name or child.queue
     if not queue:
         return replace(waits, message=f"{child.kind} {child.name} is suspended, though not by this operator")
     if not look.observed.kueue:
@@ -98,7 +98,10 @@ def _queued(base: Assessment, child: Child, look: Look) -> Assessment:
         message = f"Kueue: {child.queued.message}; mend it, or name another in spec.scheduling.queueName"
         return replace(waits, message=message, problem=Problem("QueueInadmissible", message))
     if child.queued is not None:
-        return replace(waits, message=f"Kueue: {child.queued.message}")
+        message = f"Kueue: {child.queued.message}"
+        if not look.trenchcoat.spec.scheduling.queue_name:
+            message += f" (in LocalQueue {queue}, into which the cluster put it: the spec names none)"
+        return replace(waits, message=message)
     if child.created_at is not None and look.now - child.created_at > NO_WORKLOAD_GRACE:
         return replace(
             waits,

@@ -4,7 +4,8 @@ from collections.abc import Container
 
 from trenchcoat_api.status import State
 
-from trenchcoat_operator.model.plan import Delete, ForcePod, RecordOutcome, Stop
+from trenchcoat_operator.model.observed import ChildPhase
+from trenchcoat_operator.model.plan import Delete, ForcePod, Keep, RecordOutcome, Stop
 from trenchcoat_operator.reconcile.assessment import beside, failures
 from trenchcoat_operator.reconcile.assessment.deadlines import deadline_exceeded, deadline_of
 from trenchcoat_operator.reconcile.assessment.lost import is_lost
@@ -18,6 +19,19 @@ def verdicts(assessments: tuple[Assessment, ...]) -> list[RecordOutcome]:
         RecordOutcome(child.kind, child.name, outcome.failure.value, outcome.message)
         for assessment in assessments
         for child, outcome in assessment.unrecorded
+    ]
+
+
+def records(look: Look) -> list[Keep]:
+    """Children that would be deleted some time after their end, and with them what is known of a failure.
+
+    A policy of the cluster gives Jobs a time to live. One that it gives again is taken away when they fail.
+    """
+    return [
+        Keep(child.kind, child.name)
+        for child in look.children
+        if child.expires and not child.terminating
+        if child.phase is ChildPhase.FAILED or (child.active and not child.kept)
     ]
 
 

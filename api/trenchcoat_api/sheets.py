@@ -70,12 +70,23 @@ def remarks(perplexities: Sequence[Perplexity], evaluation: Evaluation | None) -
     if evaluation is None:
         return told
     if all(item.name != ModelForm.ADAPTED_TEACHER for item in perplexities):
-        told.append(UNADAPTED)
+        told.append(UNADAPTED + _most(perplexities))
     decode = evaluation.decode
     if decode is not None and decode.crossover:
         told.append(f"The student holds less than the teacher's cache from {decode.crossover:,} tokens on.")
     told += [f"Not measured: {reason}." for reason in evaluation.left_out]
     return told
+
+
+def _most(perplexities: Sequence[Perplexity]) -> str:
+    """How much of the student's gain may be the text's domain, at most; empty where it is not known."""
+    by_name = {item.name: float(item.perplexity) for item in perplexities}
+    # Where attention transfer had nothing to train, what is there before adapters is the untrained student.
+    bare = by_name.get(ModelForm.TRANSFER, by_name.get(ModelForm.UNTRAINED))
+    adapted = by_name.get(ModelForm.STITCHED)
+    if bare is None or adapted is None or adapted >= bare:
+        return ""
+    return f" It is at most what lies between {bare:.2f}, before any adapter, and {adapted:.2f}."
 
 
 def _perplexity(perplexities: Sequence[Perplexity], evaluation: Evaluation | None) -> Sheet:

@@ -143,7 +143,7 @@ def document(variant: Variant, size: Size, place: Place) -> dict[str, Any]:
             "transfer": {"epochs": 1, **batches, **variant.transfer},
             "criaLora": {"epochs": 1, **batches, **cria_lora} if cria_lora else {"epochs": 0},
             "stitch": {"epochs": 1, **batches, **stitch} if stitch else {"epochs": 0},
-            "evaluate": {"batchSize": 4 * size.batch_size},
+            "evaluate": {"batchSize": 4 * size.batch_size, "adaptedTeacher": "never"},
             "export": {"enabled": False},
         },
     }

@@ -123,7 +123,9 @@ def test_rows_and_lengths_keep_their_order_when_a_status_has_lost_it():
 def test_a_missing_adapted_teacher_is_told():
     adapted = Perplexity(name="adaptedTeacher", perplexity="9")
     evaluation = measured().evaluation
-    assert "the student was trained on it" in " ".join(shown(measured()).split())
+    told = " ".join(shown(measured()).split())
+    assert "the student was trained on it" in told
+    assert "at most what lies between 20.00, before any adapter, and 12.00." in told
     text = " ".join(shown(summary(extra=[adapted], evaluation=evaluation)).split())
     assert "the student was trained on it" not in text
     assert "to adapted teacher" in text

@@ -183,6 +183,26 @@ def attention_inputs(
     return split_and_rotate(qkv, rope.cos, rope.sin, shape.heads, shape.kv_heads)
 
 
+def module_heads(
+    attention: Any, normed: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return what `attention_inputs` does of a Hugging Face LlamaAttention, rounded as it rounds.
+
+    Args:
+        attention: the module; its projections may have biases.
+        normed: normed states, [B, T, hidden].
+        rope: cosines and sines as Hugging Face's rotary embedding returns them.
+    """
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    q, k, v = (
+        projection(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    q, k = apply_rotary_pos_emb(q, k, *rope)
+    return q, k, v
+
+
 def merge_heads(y: torch.Tensor) -> torch.Tensor:
     """Turn attention outputs [B, H, T, D] into the rows that o_proj reads, [B, T, H * D]."""
     return y.transpose(1, 2).reshape(y.shape[0], y.shape[2], -1)
@@ -217,6 +237,17 @@ def _mlp(weights: LayerWeights, normed: torch.Tensor) -> torch.Tensor:
 def softmax_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Return causal softmax attention, [B, H, T, D], with grouped queries."""
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def masked_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return softmax attention over the keys of a mask, bool [A, T], with grouped queries: [B, H, A, D].
+
+    Every weight is materialised, in the dtype given: for few queries, A, of q [B, H, A, D].
+    """
+    q_BKGAD = (q * q.shape[-1] ** -0.5).unflatten(1, (k.shape[1], -1))
+    scores = q_BKGAD @ k.unsqueeze(2).transpose(-1, -2)
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
+    return (weights @ v.unsqueeze(2)).flatten(1, 2)
 
 
 def teacher_forward(

@@ -4,12 +4,14 @@ import dataclasses
 
 import pytest
 import torch
+from trenchcoat_trainer.stages.evaluate import scores
 from trenchcoat_trainer.stages.evaluate.scores import score
 from trenchcoat_trainer.stages.evaluate.sets import Metric, text_set
 from trenchcoat_trainer.stages.evaluate.states import HiddenStates
 from trenchcoat_trainer.stages.stitch import next_token_loss
 
 from tests.trainer.helpers.tiny_student import make_teacher
+from tests.trainer.helpers.waits import Waits
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,20 @@ def test_perplexity_is_that_of_the_loss(measured):
     found = score(states, text, head, teacher.config, size=2)
     expected = next_token_loss(logits, text.tokens.long()).exp().item()
     assert found.value(Metric.PERPLEXITY) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_host_waits_as_often_however_many_batches_there_are(measured, monkeypatch):
+    teacher, text, states, head, _ = measured
+    found = []
+    for size, logits in (
+        (5, scores.LOGITS),
+        (1, 61 * 3),
+    ):  # batches of a sequence, logits of 3 tokens at a time
+        monkeypatch.setattr(scores, "LOGITS", logits)
+        with Waits() as waits:
+            result = score(states, text, head, teacher.config, size=size)
+        found.append((len(waits.found), result.right, pytest.approx(result.nats)))
+    assert found[0] == found[1]
 
 
 def test_shares_are_counted_over_what_counts(measured):

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from trenchcoat_trainer.students import Heads
-from window_checks import Waits, attend_errors, decode, decode_error, make_heads, make_layer, make_visible
+from window_checks import attend_errors, decode, decode_error, make_heads, make_layer, make_visible
+
+from tests.trainer.helpers.waits import Waits
 
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 1e-5}
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])

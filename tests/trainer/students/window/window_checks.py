@@ -1,14 +1,11 @@
 """Checks of the window that run on any device: errors against the materialised map in float64."""
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from trenchcoat_trainer.students import Heads
 from trenchcoat_trainer.students.window import naive
 from trenchcoat_trainer.students.window.attention import WindowAttention
 
 HEADS, KV_HEADS = 6, 2
-WAITS = ("_local_scalar_dense", "lift_fresh", "nonzero", "masked_select")
-"""Operations that have the host wait for a GPU, or copy a number of the host to it."""
 
 
 def make_layer(window, first_tokens, head_dim=64):
@@ -77,16 +74,3 @@ def decode_error(layer, heads, lengths, where=None):
     assert state.keys.shape[2] <= layer.window + layer.first_tokens
     truth = naive.attend(exact(heads), layer.window, layer.first_tokens, visible)
     return relative(y if visible is None else y * visible[:, None, :, None], truth)
-
-
-class Waits(TorchDispatchMode):
-    """Collects the operations within that would wait for a GPU."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.overloadpacket.__name__ in WAITS:
-            self.found.append(function.overloadpacket.__name__)
-        return function(*args, **(kwargs or {}))

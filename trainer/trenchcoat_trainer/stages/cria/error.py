@@ -35,8 +35,9 @@ def layer_errors(
     layers = [str(number) for number, _ in cria.student_layers()]
     if not layers:
         return {}
-    differences = {name: torch.zeros((), dtype=torch.float64) for name in layers}
-    norms = {name: torch.zeros((), dtype=torch.float64) for name in layers}
+    # On the device until the end: the host would wait for a GPU at every layer.
+    differences = {name: torch.zeros((), dtype=torch.float64, device=device) for name in layers}
+    norms = {name: torch.zeros((), dtype=torch.float64, device=device) for name in layers}
     seen = 0
     with closing(batches):
         for batch in batches:
@@ -45,7 +46,8 @@ def layer_errors(
             seen += len(inputs_BTE)
             if seen >= sequences:
                 break
-    return {name: float((differences[name] / norms[name]).sqrt()) for name in layers}
+    squares = torch.stack([differences[name] / norms[name] for name in layers])
+    return dict(zip(layers, squares.sqrt().tolist(), strict=True))
 
 
 def _add(
@@ -65,8 +67,8 @@ def _add(
         heads = attention.project(layer.input_layernorm(hidden_BTE), rope)
         result = attention.student.transfer_loss(heads, attention.student_parameters())
         count = result.output.numel()
-        differences[name] += result.mse.double().cpu() * count
-        norms[name] += result.output.double().square().sum().cpu()
+        differences[name] += result.mse.double() * count
+        norms[name] += result.output.double().square().sum()
         if name == last:
             return
         hidden_BTE = finish_layer(layer, hidden_BTE, result.output)

@@ -11,12 +11,15 @@ from typing_extensions import TypedDict
 
 from trenchcoat_api.base import Camel
 from trenchcoat_api.rules import Rule, Unique, cel_string
-from trenchcoat_api.strings import Bytes, Cpu, ImageName, Label
+from trenchcoat_api.strings import Bytes, Cpu, FurtherResource, ImageName, Label, Name
 
 OWN_VOLUMES = ("spec", "tmp", "shm")
 """Volumes that the operator gives a pod."""
 OWN_MOUNTS = ("/etc/trenchcoat", "/tmp", "/dev/shm")  # noqa: S108
 """Where it mounts them."""
+OWN_LABELS = ("trenchcoat.dev/", "app.kubernetes.io/managed-by", "kueue.x-k8s.io/")
+"""How names of labels begin by which the operator, and Kueue, tell pods apart."""
+_ONE_OF_OURS = " || ".join(f"name.startsWith({cel_string(own)})" for own in OWN_LABELS)
 
 
 def _one_of(names: tuple[str, ...]) -> str:
@@ -36,6 +39,13 @@ class Quantities(Camel):
     )
     memory: Bytes | None = Field(default=None, description="Memory requested and its limit.")
     ephemeral_storage: Bytes | None = Field(default=None, description="Local disk requested.")
+
+
+class Quantity(TypedDict):
+    """A resource of one container, requested and limited alike."""
+
+    name: Annotated[FurtherResource, Field(description="Such as rdma/hca.")]
+    quantity: Annotated[Bytes, Field(description='Such as "1", or "1Gi" of huge pages.')]
 
 
 class EnvVar(TypedDict):
@@ -88,12 +98,34 @@ class PodOverrides(Camel):
             message="volumeMounts name a volume that volumes lacks: add it there, or correct the name",
             field="volumeMounts",
         ),
+        Rule(
+            cel=f"!has(self.labels) || !self.labels.exists(name, {_ONE_OF_OURS})",
+            holds=lambda pod: not any(name.startswith(OWN_LABELS) for name in pod.labels),
+            message=f"{', '.join(OWN_LABELS)} tell pods apart: name labels otherwise",
+            field="labels",
+        ),
     )
 
     image: ImageName | None = Field(
         default=None, description="Trainer image with the entrypoint of the operator's, the default."
     )
     resources: Quantities = Field(default_factory=Quantities, description="CPU, memory and disk of a pod.")
+    extended_resources: Annotated[list[Quantity], Unique("name")] = Field(
+        default_factory=list,
+        description="Resources besides GPUs: RDMA, huge pages.",
+        max_length=20,
+    )
+    runtime_class_name: Name | None = Field(default=None, description="RuntimeClass, where GPUs need one.")
+    service_account_name: Name | None = Field(
+        default=None,
+        description="ServiceAccount; its token is not mounted.",
+    )
+    annotations: dict[str, Annotated[str, Field(max_length=4096)]] = Field(
+        default_factory=dict, description="Annotations of the pods.", max_length=50
+    )
+    labels: dict[str, Annotated[str, Field(max_length=63)]] = Field(
+        default_factory=dict, description="Further labels of the pods.", max_length=50
+    )
     node_selector: dict[str, Annotated[str, Field(max_length=63)]] = Field(
         default_factory=dict, description="Labels of nodes that may run it.", max_length=50
     )

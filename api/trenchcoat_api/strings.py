@@ -179,6 +179,15 @@ ExtendedResource = Annotated[
     ),
 ]
 
+FurtherResource = Annotated[
+    str,
+    Field(max_length=253),
+    Text(
+        r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?|hugepages-[0-9]+[KMG]i",
+        "write a resource such as rdma/hca or hugepages-2Mi",
+    ),
+]
+
 
 def where_decimals(cel: str, *operands: str) -> str:
     """A condition in CEL on operands as numbers; of those that are none, their own rules tell."""

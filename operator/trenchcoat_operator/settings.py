@@ -29,6 +29,8 @@ class PodDefaults:
     """None by default."""
     grace_seconds: int = 120
     """Time to write a checkpoint after SIGTERM."""
+    fixed_user: bool = True
+    """Whether pods ask to run as the image's user; else the cluster chooses, as OpenShift insists to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +99,7 @@ class Settings:
             memory=text("TRAINER_MEMORY", base.pods.memory),
             memory_limit=text("TRAINER_MEMORY_LIMIT", base.pods.memory_limit),
             grace_seconds=int(number("TRAINER_GRACE_SECONDS", base.pods.grace_seconds, 0)),
+            fixed_user=switch("TRAINER_FIXED_USER", base.pods.fixed_user),
         )
         if pods.pull_policy not in ("Always", "IfNotPresent", "Never"):
             raise SettingsError(

@@ -79,6 +79,14 @@ def test_names_that_are_none(name):
         ("spec.pods.cria.resources", {"cpu": "1.5", "memory": "64Gi", "ephemeralStorage": "1T"}),
         ("spec.pods.cria.env", [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]),
         ("spec.pods.cria.nodeSelector", {"gpu": "h100"}),
+        (
+            "spec.pods.cria.labels",
+            {"sidecar.istio.io/inject": "false", "azure.workload.identity/use": "true"},
+        ),
+        ("spec.pods.cria.annotations", {"kueue.x-k8s.io/podset-required-topology": "rack"}),
+        ("spec.pods.cria.extendedResources", [{"name": "vpc.amazonaws.com/efa", "quantity": "4"}]),
+        ("spec.pods.cria.extendedResources", [{"name": "hugepages-2Mi", "quantity": "1Gi"}]),
+        ("spec.pods.cria.runtimeClassName", "nvidia"),
     ],
 )
 def test_good_values_pass(field, value):

@@ -120,6 +120,14 @@ def test_the_pod_is_restricted() -> None:
     assert container["capabilities"] == {"drop": ["ALL"]}
 
 
+def test_on_openshift_the_cluster_chooses_the_user() -> None:
+    (deployment,) = of_kind(template("fixedUserIds=false"), "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    environment = {item["name"]: item["value"] for item in pod["containers"][0]["env"]}
+    assert environment["TRENCHCOAT_TRAINER_FIXED_USER"] == "false"
+
+
 def test_images() -> None:
     assert operator_container()["image"] == "trenchcoat-operator:0.1.0"
     set_to = ("image.registry=reg.example/team", "image.tag=abc", "trainerImage.repository=localhost/t")

@@ -10,7 +10,10 @@ from trenchcoat_operator.children import names, pods, specs
 from trenchcoat_operator.model.observed import ChildKind
 from trenchcoat_operator.model.plan import Object
 from trenchcoat_operator.settings import PodDefaults
+from trenchcoat_operator.works import graph
 from trenchcoat_operator.works.graph import Work
+
+_DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
 
 
 def kind(work: Work) -> ChildKind:
@@ -31,7 +34,20 @@ def template_hash(trenchcoat: Trenchcoat, work: Work, defaults: PodDefaults) -> 
     template: list[object] = [_pod_spec(trenchcoat, work, defaults, ""), work.pods, scheduling.queue_name]
     if scheduling.workload_priority_class_name:
         template.append(scheduling.workload_priority_class_name)
+    wanted = graph.overrides(trenchcoat.spec, work.stage)
+    if wanted.annotations or wanted.labels:
+        template.append([wanted.annotations, wanted.labels])
     return names.digest(template)
+
+
+def _pod_metadata(trenchcoat: Trenchcoat, work: Work) -> Object:
+    """Labels and annotations of pods: the user's, and those by which pods and their logs are found."""
+    wanted = graph.overrides(trenchcoat.spec, work.stage)
+    logs = {_DEFAULT_CONTAINER: kind(work).container}  # not those of a sidecar that stands before it
+    return {
+        "labels": wanted.labels | names.labels(trenchcoat, work.artifact),
+        "annotations": logs | wanted.annotations,
+    }
 
 
 def _queue_labels(trenchcoat: Trenchcoat) -> dict[str, str]:
@@ -81,7 +97,7 @@ def build(
     spec = _pod_spec(trenchcoat, work, defaults, spec_name)
     if avoid:
         spec["affinity"] = pods.avoiding(spec.get("affinity", {}), avoid)
-    template = {"metadata": {"labels": names.labels(trenchcoat, work.artifact)}, "spec": spec}
+    template = {"metadata": _pod_metadata(trenchcoat, work), "spec": spec}
     if work.distributed:
         return _pytorch_job(metadata, work, template, queued=bool(queue))
     return _job(metadata, template, queued=bool(queue))

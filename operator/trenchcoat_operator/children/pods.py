@@ -74,7 +74,7 @@ def arguments(work: Work) -> list[str]:
     return [*line, *work.arguments]
 
 
-def environment(spec: TrenchcoatSpec) -> list[dict[str, Any]]:
+def environment(spec: TrenchcoatSpec, defaults: PodDefaults) -> list[dict[str, Any]]:
     """Variables of every stage; credentials come by reference alone."""
     store_secret = spec.store.credentials_secret_ref.name
     result: list[dict[str, Any]] = [
@@ -82,6 +82,8 @@ def environment(spec: TrenchcoatSpec) -> list[dict[str, Any]]:
         _from_secret(constants.ENV_ACCESS_KEY, store_secret, constants.SECRET_ACCESS_KEY_FIELD),
         _from_secret(constants.ENV_SECRET_KEY, store_secret, constants.SECRET_SECRET_KEY_FIELD),
     ]
+    if not defaults.fixed_user:  # a user that the image does not know has no name, which torch asks for
+        result.append({"name": "USER", "value": "trenchcoat"})
     tokens = (
         (constants.ENV_HF_TOKEN, spec.model.token_secret_ref),
         (constants.ENV_HF_DATA_TOKEN, spec.data.token_secret_ref),
@@ -113,6 +115,8 @@ def _resources(spec: TrenchcoatSpec, work: Work, defaults: PodDefaults) -> dict[
         limits["memory"] = memory_limit
     if wanted.ephemeral_storage:
         requests["ephemeral-storage"] = wanted.ephemeral_storage
+    for item in graph.overrides(spec, work.stage).extended_resources:
+        requests[item["name"]] = limits[item["name"]] = item["quantity"]
     if work.gpus:
         requests[spec.scheduling.gpu_resource] = limits[spec.scheduling.gpu_resource] = str(work.gpus)
     return {"requests": requests, "limits": limits} if limits else {"requests": requests}
@@ -141,9 +145,7 @@ def pod_spec(
         "terminationGracePeriodSeconds": defaults.grace_seconds,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
+            **({"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER} if defaults.fixed_user else {}),
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [
@@ -152,7 +154,7 @@ def pod_spec(
                 "image": wanted.image or defaults.image,
                 "imagePullPolicy": defaults.pull_policy,
                 "args": arguments(work),
-                "env": _merged(environment(spec), wanted.env),
+                "env": _merged(environment(spec, defaults), wanted.env),
                 "resources": _resources(spec, work, defaults),
                 "securityContext": {
                     "allowPrivilegeEscalation": False,
@@ -169,6 +171,10 @@ def pod_spec(
         result["imagePullSecrets"] = [{"name": name} for name in defaults.pull_secrets]
     if spec.scheduling.priority_class_name:
         result["priorityClassName"] = spec.scheduling.priority_class_name
+    if wanted.runtime_class_name:
+        result["runtimeClassName"] = wanted.runtime_class_name
+    if wanted.service_account_name:
+        result["serviceAccountName"] = wanted.service_account_name
     if wanted.node_selector:
         result["nodeSelector"] = dict(wanted.node_selector)
     if preferences := affinity(spec, work):

@@ -35,11 +35,12 @@ def free(capacity: Capacity, resource: str) -> Free:
     return count_free(capacity, Nodes(capacity.nodes), resource)[0]
 
 
-def unplaced(capacity: Capacity) -> frozenset[str]:
-    """Jobs already made whose pods do not all fit any more: somebody else took the GPUs meanwhile."""
-    nodes = Nodes(capacity.nodes)
-    resources = {demand.resource for demand in capacity.promised}
-    return frozenset(owner for resource in resources for owner in count_free(capacity, nodes, resource)[1])
+def unplaced(capacity: Capacity, resource: str) -> frozenset[str]:
+    """Jobs already made whose pods do not all find GPUs any more: somebody else took these meanwhile.
+
+    Of what else pods ask for, network adapters say, the scheduler speaks.
+    """
+    return frozenset(count_free(capacity, Nodes(capacity.nodes), resource)[1])
 
 
 def count_free(capacity: Capacity, nodes: Nodes, resource: str) -> tuple[Free, set[str]]:

@@ -47,5 +47,11 @@ def test_room_is_made_by_pods_that_were_told_to_end_before() -> None:
 
 def test_a_job_whose_gpus_somebody_else_took_is_named() -> None:
     promised = (Demand(GPU, 1, 1, owner="ml/fits"), Demand(GPU, 2, 1, owner="ml/half"))
-    assert unplaced(Capacity(nodes=TWO, promised=promised)) == {"ml/half"}
-    assert unplaced(Capacity(nodes=TWO, promised=promised[1:])) == frozenset()
+    assert unplaced(Capacity(nodes=TWO, promised=promised), GPU) == {"ml/half"}
+    assert unplaced(Capacity(nodes=TWO, promised=promised[1:]), GPU) == frozenset()
+
+
+def test_of_other_resources_that_no_node_has_the_scheduler_speaks() -> None:
+    """A Job taken back for them would be made again at once, and again."""
+    promised = (Demand(GPU, 1, 1, owner="ml/net"), Demand("rdma/hca", 1, 1, owner="ml/net"))
+    assert unplaced(Capacity(nodes=TWO, promised=promised), GPU) == frozenset()

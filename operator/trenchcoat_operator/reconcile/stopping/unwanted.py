@@ -114,6 +114,6 @@ def _homeless(look: Look) -> set[str]:
     waiting = stuck(look)
     if not waiting:
         return set()
-    unplaced = places.unplaced(look.observed.capacity)
+    unplaced = places.unplaced(look.observed.capacity, look.trenchcoat.spec.scheduling.gpu_resource)
     namespace = look.trenchcoat.metadata.namespace
     return {child.name for child in waiting if f"{namespace}/{child.name}" in unplaced}

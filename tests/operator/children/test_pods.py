@@ -1,0 +1,83 @@
+"""What users set on the pods of a stage stands in its Job, and nowhere else."""
+
+from typing import Any
+
+import pytest
+from trenchcoat_api.stages import Stage
+from trenchcoat_operator.children import jobs
+from trenchcoat_operator.settings import PodDefaults
+from trenchcoat_operator.works import graph
+
+from tests.operator import world
+from tests.operator.simulation import trenchcoat
+
+DEFAULTS = PodDefaults(image="trainer:1")
+
+
+def template(stage: Stage, defaults: PodDefaults = DEFAULTS, **settings: Any) -> dict[str, Any]:
+    """The pod template of a stage, with settings in `spec.pods`."""
+    owner = trenchcoat(layersPerCria=12, pods={stage.value: settings})
+    manifests = world.manifests_before_crias(owner.spec)
+    work = next(work for work in graph.build(owner.spec, manifests).works if work.stage is stage)
+    spec = jobs.build(owner, work, 1, defaults)["spec"]
+    found: dict[str, Any] = (
+        spec["pytorchReplicaSpecs"]["Master"]["template"] if work.distributed else spec["template"]
+    )
+    return found
+
+
+def hashed(**settings: Any) -> str:
+    owner = trenchcoat(layersPerCria=12, pods={"cria": settings})
+    works = graph.build(owner.spec, world.manifests_before_crias(owner.spec)).works
+    return jobs.template_hash(owner, next(work for work in works if work.stage is Stage.CRIA), DEFAULTS)
+
+
+@pytest.mark.parametrize("stage", [Stage.CRIA, Stage.COLLECT])
+def test_names_of_classes_and_accounts(stage: Stage) -> None:
+    pod = template(stage, runtimeClassName="nvidia", serviceAccountName="trainer")["spec"]
+    assert (pod["runtimeClassName"], pod["serviceAccountName"]) == ("nvidia", "trainer")
+    assert pod["automountServiceAccountToken"] is False
+    assert not {"runtimeClassName", "serviceAccountName"} & template(stage)["spec"].keys()
+
+
+def test_further_resources_are_requested_and_limited_beside_the_gpu() -> None:
+    wanted = [{"name": "rdma/hca", "quantity": "1"}, {"name": "hugepages-2Mi", "quantity": "1Gi"}]
+    (container,) = template(Stage.CRIA, extendedResources=wanted)["spec"]["containers"]
+    further = {"rdma/hca": "1", "hugepages-2Mi": "1Gi", "nvidia.com/gpu": "1"}
+    assert container["resources"]["limits"] == further
+    assert container["resources"]["requests"].items() > further.items()
+
+
+def test_labels_and_annotations_stand_on_pods_and_never_hide_our_own() -> None:
+    metadata = template(
+        Stage.CRIA, labels={"sidecar.istio.io/inject": "false"}, annotations={"example.com/team": "a b"}
+    )["metadata"]
+    assert metadata["labels"]["sidecar.istio.io/inject"] == "false"
+    assert metadata["labels"]["trenchcoat.dev/stage"] == "cria"
+    assert metadata["annotations"]["example.com/team"] == "a b"
+
+
+@pytest.mark.parametrize(("stage", "container"), [(Stage.CRIA, "stage"), (Stage.COLLECT, "pytorch")])
+def test_kubectl_logs_shows_the_stage_though_a_sidecar_stands_before_it(stage: Stage, container: str) -> None:
+    annotations = template(stage)["metadata"]["annotations"]
+    assert annotations["kubectl.kubernetes.io/default-container"] == container
+
+
+def test_what_is_changed_while_a_job_waits_makes_it_anew_and_nothing_else_does() -> None:
+    settings: list[dict[str, Any]] = [
+        {},
+        {"labels": {"a": "b"}},
+        {"annotations": {"a": "b"}},
+        {"runtimeClassName": "nvidia"},
+        {"serviceAccountName": "trainer"},
+        {"extendedResources": [{"name": "rdma/hca", "quantity": "1"}]},
+    ]
+    assert len({hashed(**item) for item in settings}) == len(settings)
+
+
+def test_where_the_cluster_chooses_the_user_none_is_asked_for() -> None:
+    pod = template(Stage.CRIA, PodDefaults(image="trainer:1", fixed_user=False))["spec"]
+    assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    names = {item["name"]: item.get("value") for item in pod["containers"][0]["env"]}
+    assert names["USER"]
+    assert {"runAsUser", "runAsGroup", "fsGroup"} <= template(Stage.CRIA)["spec"]["securityContext"].keys()

@@ -225,10 +225,11 @@ class Progress(Camel):
     losses: dict[str, str] = Field(default_factory=dict, description="Latest losses by name.")
     curve: list[str] = Field(default_factory=list, description="At most 32 losses of this phase so far.")
     tokens_per_second: float | None = Field(default=None, description="Over the last steps.")
-    eta_seconds: float | None = Field(
-        default=None, description="Until the stage is done; none while unknown."
-    )
+    eta_seconds: float | None = Field(default=None, description="Until it is done; none while unknown.")
     gpu_memory_bytes: int | None = Field(default=None, description="Peak so far; none without a GPU.")
+    saved_fraction: float | None = Field(
+        default=None, description="Share that a checkpoint holds.", ge=0, le=1
+    )
     updated_at: datetime = Field(description="When this was written.")
 
 

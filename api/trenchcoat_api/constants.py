@@ -29,6 +29,7 @@ ANNOTATION_TEMPLATE = f"{GROUP}/pod-template"  # hash of the pod template that i
 ANNOTATION_OUTCOME = f"{GROUP}/outcome"  # the class of the failure, such as OutOfMemory
 ANNOTATION_KEPT = f"{GROUP}/kept"  # "true": the operator took its time to live away once
 ANNOTATION_OUTCOME_MESSAGE = f"{GROUP}/outcome-message"  # what it said
+ANNOTATION_SAVED = f"{GROUP}/saved"  # share of the stage that its latest checkpoint held, from 0 to 1
 
 # A user sets this annotation on a Trenchcoat to "true" to stitch in spite of spec.gates.
 ANNOTATION_OVERRIDE_GATE = f"{GROUP}/override-gate"

@@ -220,10 +220,12 @@ class Cluster:
                 self.config_maps[name].discard(other)
             case plans.Delete(name=child):
                 self._remove(child)
-            case plans.RecordOutcome(name=child, outcome=outcome, message=message):
+            case plans.RecordOutcome(name=child, outcome=outcome, message=message, saved=saved):
                 ended = self.children[child].phase
                 assert ended is not ChildPhase.SUCCEEDED, f"{child} left a manifest: {message}"
-                self.children[child] = replace(self.children[child], outcome=outcome, outcome_message=message)
+                self.children[child] = replace(
+                    self.children[child], outcome=outcome, outcome_message=message, saved=saved
+                )
             case plans.Keep(name=child):
                 self.children[child] = replace(self.children[child], expires=False, kept=True)
             case plans.Stop(name=child):

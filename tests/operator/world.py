@@ -330,13 +330,12 @@ def plan_document(plan: Plan) -> dict[str, Any]:
             case Condemn() | Restore() | Purge() | Forget():
                 actions.append({type(action).__name__.lower(): action.artifact.name})
             case RecordOutcome():
-                actions.append(
-                    {
-                        "record": f"{action.kind} {action.name}",
-                        "outcome": action.outcome,
-                        "message": action.message,
-                    }
-                )
+                verdict: dict[str, Any] = {
+                    "record": f"{action.kind} {action.name}",
+                    "outcome": action.outcome,
+                    "message": action.message,
+                }
+                actions.append(verdict if action.saved is None else {**verdict, "saved": action.saved})
     return {
         "actions": actions,
         "events": [f"{event.type} {event.reason}: {event.message}" for event in plan.events],

@@ -99,9 +99,16 @@ class Applier:
             case ForcePod(name=name, node=node):
                 log.warning("gives up pod %s/%s: node %s does not answer", namespace, name, node)
                 self._give_up(namespace, name)
-            case RecordOutcome(kind=kind, name=name, outcome=outcome, message=message):
-                log.info("%s %s/%s failed: %s: %s", kind, namespace, name, outcome, message)
-                self._record(kinds.KINDS[kind], namespace, name, outcome, message)
+            case RecordOutcome():
+                log.info(
+                    "%s %s/%s failed: %s: %s",
+                    action.kind,
+                    namespace,
+                    action.name,
+                    action.outcome,
+                    action.message,
+                )
+                self._record(namespace, action)
             case Keep(kind=kind, name=name):
                 log.info("takes the time to live of %s %s/%s away", kind, namespace, name)
                 self._keep(kind, namespace, name)
@@ -191,13 +198,16 @@ class Applier:
             return
         self._cluster.delete(kinds.PODS, namespace, name, at_once=True)
 
-    def _record(self, kind: kinds.Kind, namespace: str, name: str, outcome: str, message: str) -> None:
+    def _record(self, namespace: str, verdict: RecordOutcome) -> None:
         annotations = {
-            constants.ANNOTATION_OUTCOME: outcome,
-            constants.ANNOTATION_OUTCOME_MESSAGE: message,
+            constants.ANNOTATION_OUTCOME: verdict.outcome,
+            constants.ANNOTATION_OUTCOME_MESSAGE: verdict.message,
         }
+        if verdict.saved is not None:
+            annotations[constants.ANNOTATION_SAVED] = f"{verdict.saved:.6f}"
+        change = {"metadata": {"annotations": annotations}}
         try:
-            self._cluster.merge(kind, namespace, name, {"metadata": {"annotations": annotations}})
+            self._cluster.merge(kinds.KINDS[verdict.kind], namespace, verdict.name, change)
         except NotFoundError:
             return  # deleted meanwhile, by somebody who wants it tried again
 

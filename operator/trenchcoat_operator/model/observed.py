@@ -147,6 +147,8 @@ class Child:
     outcome: str = ""
     """The recorded class of its failure."""
     outcome_message: str = ""
+    saved: float | None = None
+    """Recorded with it: the share of its stage that its latest checkpoint held; none where it saved none."""
     pods: tuple[Pod, ...] = ()
     refusal: str = ""
     """What the API server said to its controller, which it lets make no pod."""

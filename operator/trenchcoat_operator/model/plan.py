@@ -48,6 +48,8 @@ class RecordOutcome:
     name: str
     outcome: str
     message: str
+    saved: float | None = None
+    """Share of its stage that its latest checkpoint holds, if it saved one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Reading objects of the API server into plain values; whatever is missing reads as not there."""
 
+import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -98,8 +99,14 @@ def child(
         message=str((failed or {}).get("message") or ""),
         outcome=annotations.get(constants.ANNOTATION_OUTCOME, ""),
         outcome_message=annotations.get(constants.ANNOTATION_OUTCOME_MESSAGE, ""),
+        saved=_share(annotations.get(constants.ANNOTATION_SAVED, "")),
         pods=tuple(sorted(pods, key=lambda pod: pod.name)),
     )
+
+
+def _share(text: str) -> float | None:
+    # People may write annotations, too.
+    return float(text) if re.fullmatch(r"[01](\.[0-9]{1,9})?", text) else None
 
 
 def pod(body: Object) -> Pod:

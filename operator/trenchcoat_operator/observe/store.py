@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from trenchcoat_api.artifacts import Artifact, Deletion, Manifest, Progress
 from trenchcoat_api.resource import Trenchcoat
 
-from trenchcoat_operator.model.observed import Child, Problem, StoreView
+from trenchcoat_operator.model.observed import Child, ChildPhase, Problem, StoreView
 from trenchcoat_operator.storage.access import Stores
 from trenchcoat_operator.storage.errors import StoreError
 from trenchcoat_operator.storage.reader import StoreReader
@@ -41,6 +41,12 @@ class StoreLook:
         self._tried = {child.key for child in children}
         self._at_work = {
             child.key for child in children if child.owned and (child.active or child.terminating)
+        }
+        # How far a try came that has just failed stands in its progress, until the next one begins.
+        self._reporting = self._at_work | {
+            child.key
+            for child in children
+            if child.owned and child.phase is ChildPhase.FAILED and not child.outcome
         }
         self._reports = former.progress if former is not None else {}
         self._manifests: dict[str, Manifest] = {}
@@ -99,11 +105,11 @@ class StoreLook:
         if artifact.key not in self._tried and self._stores.manifests.is_absent(reader, artifact):
             return
         report = self._reports.get(artifact.key)
-        if report is None and artifact.key in self._at_work:
+        if report is None and artifact.key in self._reporting:
             report = reader.progress(artifact)
         if report is not None:
             self._progress[artifact.key] = report
-            if _goes_on(report):
+            if artifact.key in self._at_work and _goes_on(report):
                 return
         manifest = self._stores.manifest(reader, artifact)
         if manifest is not None:

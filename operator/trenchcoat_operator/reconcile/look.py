@@ -58,3 +58,10 @@ class Look:
     def store_is_known(self) -> bool:
         """Whether the store could be read: else nothing of it is known, nor what is wanted."""
         return self.observed.store.problem is None
+
+    def saved(self, key: str) -> float | None:
+        """Share of its stage that an artifact's checkpoint holds; none where the last try saved none."""
+        report = self.observed.store.progress.get(key)
+        if report is None or report.saved_fraction is None:
+            return None
+        return round(report.saved_fraction, 6)  # as it is recorded

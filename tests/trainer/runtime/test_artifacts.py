@@ -237,3 +237,25 @@ def test_a_curve_keeps_few_points_evenly(count: int) -> None:
     assert len(steps) <= 1
     assert curve.points[0] == 0
     assert len(curve.points) > min(count, 32) // 2 - 1
+
+
+def test_progress_tells_how_far_the_latest_checkpoint_of_this_attempt_is(
+    store: FolderStore, artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Failures before a later checkpoint are forgiven by the operator: what a former attempt saved is not."""
+    monkeypatch.setattr(progress, "EVERY_SECONDS", 0.0)
+
+    def told(reporter: ProgressReporter, fraction: float) -> float | None:
+        reporter.update("lora", int(10 * fraction), 10, fraction=fraction)
+        return Progress.model_validate_json(store.read(artifact.progress_path)).saved_fraction
+
+    first = ProgressReporter(store, artifact, Clock(store, artifact))
+    assert told(first, 0.1) is None
+    first.saved()
+    assert told(first, 0.2) == 0.1
+    assert told(first, 0.3) == 0.1
+    first.saved()
+    assert told(first, 0.4) == 0.3
+    second = ProgressReporter(store, artifact, Clock(store, artifact))
+    second.go_on("lora", first.curve.state())
+    assert told(second, 0.4) is None

@@ -97,8 +97,10 @@ def test_a_stopped_tokenization_goes_on_and_gives_the_same_bytes(
     tokenize.run(context)
     expected = finished(context)
     shutil.rmtree(tmp_path / "store")
+    stopped = open_stage(spec, Stage.TOKENIZE, stop=StopAfter(looks))
     with pytest.raises(PreemptedError):
-        tokenize.run(open_stage(spec, Stage.TOKENIZE, stop=StopAfter(looks)))
+        tokenize.run(stopped)
+    assert stopped.progress._saved_fraction == stopped.progress._fraction
     context = open_stage(spec, Stage.TOKENIZE)
     tokenize.run(context)
     assert finished(context).objects == expected.objects

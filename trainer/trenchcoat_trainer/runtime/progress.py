@@ -75,6 +75,8 @@ class ProgressReporter:
         self._tokens = 0
         self._phase = ""
         self._first_fraction: float | None = None
+        self._fraction = 0.0
+        self._saved_fraction: float | None = None
         self.curve = Curve()
         """The first loss named in each update of this phase."""
         self._bar = _Bar(artifact.name) if sys.stdout.isatty() and not silent else None
@@ -82,6 +84,10 @@ class ProgressReporter:
     def go_on(self, phase: str, curve: dict[str, Any]) -> None:
         """Go on with a phase whose curve so far an earlier attempt has saved."""
         self._phase, self.curve = phase, Curve.restore(curve)
+
+    def saved(self) -> None:
+        """Note that a checkpoint holds what was reported last: failures before it are forgiven."""
+        self._saved_fraction = self._fraction
 
     def update(
         self,
@@ -106,6 +112,7 @@ class ProgressReporter:
         if self._silent:
             return
         losses = losses or {}
+        self._fraction = min(max(fraction, 0.0), 1.0)
         if phase != self._phase:
             self._phase = phase
             self.curve = Curve()
@@ -138,12 +145,13 @@ class ProgressReporter:
             phase=self._phase,
             step=step,
             steps=steps,
-            fraction=min(max(fraction, 0.0), 1.0),
+            fraction=self._fraction,
             losses=losses,
             curve=self.curve.formatted(),
             tokens_per_second=self._tokens_per_second(),
             eta_seconds=self._eta_seconds(fraction),
             gpu_memory_bytes=_peak_gpu_memory(),
+            saved_fraction=self._saved_fraction,
             updated_at=datetime.now(UTC),
         )
         self._store.write(self._artifact.progress_path, progress.model_dump_json(by_alias=True).encode())

@@ -57,7 +57,7 @@ def _known(work: Work, look: Look, tries: tuple[Child, ...], gone: set[str]) -> 
     manifest = look.observed.store.manifests.get(work.key)
     left = (child for child in tries if child.name not in gone)
     outcomes = tuple(
-        (child, outcome)
+        (child, outcome if child.outcome else replace(outcome, saved=look.saved(work.key)))
         for child in left
         if (outcome := _outcome(child, look.now, complete=manifest is not None)) is not None
     )

@@ -11,10 +11,17 @@ Ends = Sequence[tuple[Child, Outcome]]
 
 
 def counted(outcomes: Sequence[Outcome]) -> int:
-    """How many of the tries count against spec.scheduling.maxAttempts."""
-    evictions = sum(outcome.failure is FailureClass.EVICTED for outcome in outcomes)
-    count = sum(not outcome.failure.free for outcome in outcomes)
-    return count - min(evictions, 1)
+    """How many of the tries count against spec.scheduling.maxAttempts.
+
+    Those before a try that saved a later checkpoint than any of them are forgiven: the work comes further.
+    """
+    since, furthest = 0, 0.0
+    for number, outcome in enumerate(outcomes):
+        if outcome.saved is not None and outcome.saved > furthest:
+            since, furthest = number, outcome.saved
+    left = outcomes[since:]
+    evictions = sum(outcome.failure is FailureClass.EVICTED for outcome in left)
+    return sum(not outcome.failure.free for outcome in left) - min(evictions, 1)
 
 
 def in_a_row(outcomes: Sequence[Outcome], *classes: FailureClass) -> int:

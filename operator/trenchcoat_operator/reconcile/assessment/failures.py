@@ -48,6 +48,8 @@ class Outcome:
 
     failure: FailureClass
     message: str
+    saved: float | None = None
+    """Share of its stage that its latest checkpoint held; none where it saved none."""
 
 
 _BY_EXIT_CODE = {
@@ -75,7 +77,7 @@ _WEIGHT = list(FailureClass)
 def classify(child: Child, now: datetime) -> Outcome:
     """Say how a failed child failed, from what was recorded, its pods and its own condition."""
     if child.outcome in set(FailureClass):
-        return Outcome(FailureClass(child.outcome), child.outcome_message)
+        return Outcome(FailureClass(child.outcome), child.outcome_message, child.saved)
     if (told := by_pods(child, now)) is not None:
         return told
     if child.reason == "PodFailurePolicy" and _DISRUPTED in child.message:

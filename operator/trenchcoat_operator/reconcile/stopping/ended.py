@@ -1,13 +1,15 @@
 """Children that failed, ran for too long or lost a node: the verdict is written onto them, and they end."""
 
 from collections.abc import Container
+from dataclasses import replace
 
 from trenchcoat_api.status import State
 
-from trenchcoat_operator.model.observed import ChildPhase
+from trenchcoat_operator.model.observed import Child, ChildPhase
 from trenchcoat_operator.model.plan import Delete, ForcePod, Keep, RecordOutcome, Stop
 from trenchcoat_operator.reconcile.assessment import beside, failures
 from trenchcoat_operator.reconcile.assessment.deadlines import deadline_exceeded, deadline_of
+from trenchcoat_operator.reconcile.assessment.failures import Outcome
 from trenchcoat_operator.reconcile.assessment.lost import is_lost
 from trenchcoat_operator.reconcile.assessment.standing import Assessment
 from trenchcoat_operator.reconcile.look import Look
@@ -15,11 +17,11 @@ from trenchcoat_operator.reconcile.look import Look
 
 def verdicts(assessments: tuple[Assessment, ...]) -> list[RecordOutcome]:
     """How tries failed, where it does not stand on them yet."""
-    return [
-        RecordOutcome(child.kind, child.name, outcome.failure.value, outcome.message)
-        for assessment in assessments
-        for child, outcome in assessment.unrecorded
-    ]
+    return [_record(child, outcome) for assessment in assessments for child, outcome in assessment.unrecorded]
+
+
+def _record(child: Child, outcome: Outcome) -> RecordOutcome:
+    return RecordOutcome(child.kind, child.name, outcome.failure.value, outcome.message, outcome.saved)
 
 
 def records(look: Look) -> list[Keep]:
@@ -47,7 +49,7 @@ def past_deadline(look: Look) -> list[RecordOutcome | Stop]:
         if deadline is None or look.now < deadline:
             continue
         outcome = deadline_exceeded(work, look.trenchcoat)
-        result.append(RecordOutcome(child.kind, child.name, outcome.failure.value, outcome.message))
+        result.append(_record(child, replace(outcome, saved=look.saved(child.key))))
         result.append(Stop(child.kind, child.name, outcome.message))
     return result
 
@@ -76,7 +78,7 @@ def outstayed(
             result.append(Delete(child.kind, child.name, beside.told(child)))
             continue
         outcome = failures.by_pods(child, look.now) or failures.no_manifest(child)
-        result.append(RecordOutcome(child.kind, child.name, outcome.failure.value, outcome.message))
+        result.append(_record(child, replace(outcome, saved=look.saved(child.key))))
         result.append(Stop(child.kind, child.name, beside.told(child)))
     return result
 

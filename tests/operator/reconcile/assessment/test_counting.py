@@ -4,10 +4,12 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from trenchcoat_api.artifacts import Progress
 from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import State
-from trenchcoat_operator.model.observed import Child, ChildPhase, Observed, Peers, Pod, StoreView
-from trenchcoat_operator.model.plan import Apply, Delete, Plan
+from trenchcoat_operator.model import views
+from trenchcoat_operator.model.observed import Child, ChildKind, ChildPhase, Observed, Peers, Pod, StoreView
+from trenchcoat_operator.model.plan import Apply, Delete, Plan, RecordOutcome
 from trenchcoat_operator.reconcile.assessment.counting import counted
 from trenchcoat_operator.reconcile.assessment.failures import FailureClass, Outcome
 from trenchcoat_operator.reconcile.assessment.retries import MAX_REFUSALS
@@ -38,6 +40,59 @@ EVICTED, FREE, REFUSED = FailureClass.EVICTED, FailureClass.PREEMPTED, FailureCl
 )
 def test_what_counts(failures: list[FailureClass], expected: int) -> None:
     assert counted([Outcome(failure, "") for failure in failures]) == expected
+
+
+@pytest.mark.parametrize(
+    ("saved", "expected"),
+    [
+        ([None, None], 2),
+        ([0.1, 0.1], 2),
+        ([None, 0.1], 1),
+        ([0.1, None, 0.2], 1),
+        ([0.1, 0.2, None, 0.2], 3),
+        ([0.3, 0.1, 0.2], 3),
+        ([0.1, 0.2, 0.3, 0.4, 0.5], 1),
+    ],
+)
+def test_tries_before_a_later_checkpoint_are_forgiven(saved: list[float | None], expected: int) -> None:
+    assert counted([Outcome(FailureClass.FAILED, "", share) for share in saved]) == expected
+
+
+def test_how_far_a_failed_try_came_is_recorded_with_its_verdict() -> None:
+    failed = world.child_of(OWNER, CRIA, phase=ChildPhase.FAILED, finished_at=world.NOW)
+    report = Progress(
+        stage=CRIA.stage,
+        key=CRIA.key,
+        phase="lora",
+        step=5,
+        steps=9,
+        fraction=0.6,
+        saved_fraction=1 / 3,
+        updated_at=world.NOW,
+    )
+    seen = Observed(
+        children=(failed,),
+        store=StoreView(None, MANIFESTS, {CRIA.key: report}),
+        peers=Peers(),
+        capacity=world.Capacity(known=False),
+    )
+    plan = reconcile(OWNER, seen, world.SETTINGS, world.NOW)
+    (record,) = (item for item in plan.actions if isinstance(item, RecordOutcome))
+    assert record.saved == 0.333333
+    read = views.child(
+        ChildKind.JOB,
+        {
+            "metadata": {
+                "name": "j",
+                "labels": {"trenchcoat.dev/stage": "cria"},
+                "annotations": {"trenchcoat.dev/saved": f"{record.saved:.6f}"},
+            }
+        },
+        "",
+        (),
+    )
+    assert read is not None
+    assert read.saved == record.saved, "else it would be counted otherwise at the next look"
 
 
 def tries(*failures: FailureClass, node: str = "n1") -> tuple[Child, ...]:

@@ -101,5 +101,6 @@ class Loop:
         }
         maps = {_MAPS + name: tensor for name, tensor in (self.maps or {}).items()}
         self._context.checkpoint.save({**maps, **phase.tensors()}, state)
+        self._context.progress.saved()
         self._saved_at = time.monotonic()
         self._interval = max(CHECKPOINT_SECONDS, (self._saved_at - began) / CHECKPOINT_SHARE)

@@ -102,6 +102,7 @@ def train(deepspeed: Any, context: StageContext, device: torch.device) -> None:
             )
             if save or stop:
                 save_checkpoint(context, masters, cursor)
+                context.progress.saved()
                 saved_at = time.monotonic()
             if stop:
                 raise PreemptedError(

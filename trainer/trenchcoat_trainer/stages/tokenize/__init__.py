@@ -102,6 +102,7 @@ def _save(context: StageContext, packers: dict[str, Packer], after: Position, ve
     # In this order: a checkpoint counts on its objects, and whoever goes on from it must know of them.
     context.writer.save_journal()
     context.checkpoint.save(tensors, state)
+    context.progress.saved()
 
 
 def _restore(context: StageContext, packers: dict[str, Packer]) -> tuple[Position, str | None]:

@@ -227,9 +227,7 @@ class Progress(Camel):
     tokens_per_second: float | None = Field(default=None, description="Over the last steps.")
     eta_seconds: float | None = Field(default=None, description="Until it is done; none while unknown.")
     gpu_memory_bytes: int | None = Field(default=None, description="Peak so far; none without a GPU.")
-    saved_fraction: float | None = Field(
-        default=None, description="Share that a checkpoint holds.", ge=0, le=1
-    )
+    saved_fraction: float | None = Field(default=None, description="Share in a checkpoint.", ge=0, le=1)
     updated_at: datetime = Field(description="When this was written.")
 
 

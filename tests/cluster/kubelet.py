@@ -41,8 +41,6 @@ class FakeNode:
         self._core = client.CoreV1Api(api)
         self._leases = client.CoordinationV1Api(api)
         self.name, self.namespace, self.gpus = name, namespace, gpus
-        self.refuses = ""
-        """Reason with which it takes no pod, as a kubelet whose devices are broken; empty: it takes them."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._live, name=name, daemon=True)
 
@@ -123,8 +121,6 @@ class FakeNode:
             for pod in self.pods():
                 if pod.metadata.deletion_timestamp:
                     self._forget(pod)
-                elif pod.status.phase == "Pending" and self.refuses:
-                    self._refuse(pod)
                 elif pod.status.phase == "Pending":
                     self._set(pod, "Running", {"running": {"startedAt": stamp()}})
             self._stop.wait(0.1)
@@ -154,10 +150,6 @@ class FakeNode:
         }
         self._set(pod, "Failed" if exit_code else "Succeeded", {"terminated": terminated})
 
-    def _refuse(self, pod: client.V1Pod) -> None:
-        message = "Pod was rejected: Allocate failed due to no healthy devices present"
-        self._write(pod, {"phase": "Failed", "reason": self.refuses, "message": message})
-
     def _set(self, pod: client.V1Pod, phase: str, state: Body) -> None:
         statuses = [
             {
@@ -170,9 +162,7 @@ class FakeNode:
             }
             for container in pod.spec.containers
         ]
-        self._write(pod, {"phase": phase, "containerStatuses": statuses})
-
-    def _write(self, pod: client.V1Pod, status: Body) -> None:
+        status = {"phase": phase, "containerStatuses": statuses}
         try:
             self._core.patch_namespaced_pod_status(pod.metadata.name, self.namespace, {"status": status})
         except ApiException as error:

@@ -94,45 +94,6 @@ def test_crias_fill_one_node_and_leave_the_other_to_gangs(environment: Environme
             delete(environment, "packed")
 
 
-@pytest.mark.timeout(120)
-def test_a_pod_that_a_node_refuses_goes_to_another_free_of_charge(environment: Environment) -> None:
-    """The scheduler would put it there again: the node looks free."""
-    with (
-        stage(environment, "refusing", gpus=4) as play,
-        FakeNode(connect(environment), "node-taking", environment.namespace, gpus=1) as other,
-    ):
-        play.node.refuses = "UnexpectedAdmissionError"
-        either = {"key": LABEL, "operator": "In", "values": [play.node.name, other.name]}
-        terms = {"nodeSelectorTerms": [{"matchExpressions": [either]}]}
-        first = [{"weight": 1, "preference": {"matchExpressions": [{**either, "values": [play.node.name]}]}}]
-        affinity = {
-            "nodeAffinity": {
-                "requiredDuringSchedulingIgnoredDuringExecution": terms,
-                "preferredDuringSchedulingIgnoredDuringExecution": first,
-            }
-        }
-        body = play.trenchcoat(
-            "refused",
-            layersPerCria=12,
-            scheduling__maxAttempts=1,
-            pods={"cria": {"nodeSelector": {}, "affinity": affinity}},
-        )
-        artifacts = play.artifacts(body)
-        for name in ("tokenize", "collect", "shard"):
-            play.complete(artifacts[name])
-        apply(environment, body)
-        try:
-            until(lambda: len(other.running()) == 1, 60, "the Cria runs on the node that takes it")
-            (cria,) = environment.get("trenchcoat", "refused")["status"]["crias"]
-            assert cria["attempt"] == 2
-            assert cria["lastFailure"].startswith(
-                f"NodeRefused: node {play.node.name} refused pod refused-cria-00-"
-            )
-            assert "Allocate failed due to no healthy devices present" in cria["lastFailure"]
-        finally:
-            delete(environment, "refused")
-
-
 @pytest.mark.timeout(240)
 def test_two_gangs_take_their_turns_and_shared_artifacts_are_made_once(environment: Environment) -> None:
     with stage(environment, "gangs") as play:

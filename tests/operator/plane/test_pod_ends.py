@@ -1,0 +1,168 @@
+"""Pods that end otherwise than with their stage: what the real Job controller and scheduler make of them."""
+
+import time
+from typing import Any
+
+import pytest
+from kubernetes import client
+from trenchcoat_operator.reconcile.assessment import beside
+
+from tests.control_plane import Body, ControlPlane, node
+from tests.minio_server import MinioServer
+from tests.operator.plane import kubelet
+from tests.operator.plane.runs import Run, crias, namespace, operator
+from tests.waiting import until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+GPU = "nvidia.com/gpu"
+JOB_BACK_OFF = 10.0
+"""Seconds after which a Job's controller makes another pod for one that was ignored, at the earliest."""
+
+
+def made(plane: ControlPlane, server: MinioServer, name: str, **spec: Any) -> Run:
+    """A Trenchcoat with one Cria that is to be trained, on nodes of its own."""
+    pods = {"cria": {"nodeSelector": {"for": name}}}
+    return Run(plane, server, namespace(plane, name), name, **{"layersPerCria": 12, "pods": pods, **spec})
+
+
+def bound(run: Run) -> list[Any]:
+    return [pod for pod in run.pods() if pod.spec.node_name and pod.status.phase in ("Pending", "Running")]
+
+
+def tries(status: Body) -> list[str]:
+    return [item.get("outcome", "") for item in status["crias"][0].get("attempts", [])]
+
+
+@pytest.fixture
+def own_nodes(plane: ControlPlane):
+    names: list[str] = []
+
+    def make(name: str, labels: Body) -> str:
+        node(plane, name, {GPU: "1"}, labels=labels)
+        names.append(name)
+        return name
+
+    yield make
+    for name in names:
+        plane.core.delete_node(name)
+
+
+def test_an_evicted_pod_is_followed_by_another_before_its_job_would_make_one(
+    plane: ControlPlane, server: MinioServer, own_nodes: Any
+) -> None:
+    own_nodes("n-evicted", {"for": "evicted"})
+    run = made(plane, server, "evicted", scheduling={"maxAttempts": 1})
+    run.begin()
+    with operator(plane) as loop:
+        loop.until(run, lambda _: bound(run), 30, "the Cria has a node")
+        (pod,) = bound(run)
+        kubelet.run(plane, pod)
+        loop.until(run, lambda status: crias(status) == [("Running", "")], 30, "it runs")
+        metadata = {"name": pod.metadata.name, "namespace": run.namespace}
+        plane.core.create_namespaced_pod_eviction(
+            pod.metadata.name, run.namespace, client.V1Eviction(metadata=metadata)
+        )
+        kubelet.end(plane, pod, {"stage": 75}, "Failed")
+        kubelet.remove(plane, pod)
+        began = time.monotonic()
+        loop.until(run, lambda _: bound(run), 60, "another pod has the node")
+        took = time.monotonic() - began
+        print(f"from the end of an evicted pod to the next on the node: {took:.1f} s")
+        assert took < JOB_BACK_OFF
+        status = loop.until(run, lambda status: len(tries(status)) == 2 and status, 30, "it is told")
+        assert tries(status) == ["Preempted", ""]
+
+
+def test_a_pod_that_a_node_refuses_goes_to_another_free_of_charge(
+    plane: ControlPlane, server: MinioServer, own_nodes: Any
+) -> None:
+    """To the scheduler the node looks free: without a preference it would have it again."""
+    broken = own_nodes("n-broken", {"for": "refused", "first": "yes"})
+    own_nodes("n-whole", {"for": "refused"})
+    first = {"matchExpressions": [{"key": "first", "operator": "Exists"}]}
+    affinity = {
+        "nodeAffinity": {
+            "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "preference": first}]
+        }
+    }
+    pods = {"cria": {"nodeSelector": {"for": "refused"}, "affinity": affinity}}
+    run = made(plane, server, "refused", pods=pods, scheduling={"maxAttempts": 1})
+    run.begin()
+    with operator(plane) as loop:
+        loop.until(run, lambda _: bound(run), 30, "the Cria has a node")
+        (pod,) = bound(run)
+        assert pod.spec.node_name == broken
+        kubelet.refuse(plane, pod, "UnexpectedAdmissionError", "Allocate failed: no healthy devices present")
+        loop.until(run, lambda _: bound(run), 60, "it has another")
+        assert [pod.spec.node_name for pod in bound(run)] == ["n-whole"]
+        status = loop.until(run, lambda status: len(tries(status)) == 2 and status, 30, "it is told")
+        assert tries(status) == ["NodeRefused", ""]
+        assert "Allocate failed: no healthy devices present" in status["crias"][0]["lastFailure"]
+
+
+def ship_logs(plane: ControlPlane, where: str) -> None:
+    """Have every pod of a namespace get a log shipper, by the API server's own admission."""
+    shipper = 'Object.spec.containers{name: "a-shipper", image: "shipper:1"}'
+    rules = [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}]
+    expression = f"Object{{spec: Object.spec{{containers: [{shipper}]}}}}"
+    mutation = {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": expression}}
+    spec = {
+        "failurePolicy": "Fail",
+        "reinvocationPolicy": "Never",
+        "matchConstraints": {"resourceRules": rules},
+        "mutations": [mutation],
+    }
+    chosen = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": where}}}
+    api = client.AdmissionregistrationV1beta1Api(plane.api)
+    api.create_mutating_admission_policy({"metadata": {"name": where}, "spec": spec})
+    binding = {"policyName": where, "matchResources": chosen}
+    api.create_mutating_admission_policy_binding({"metadata": {"name": where}, "spec": binding})
+
+    def in_force() -> bool:
+        pod = {"metadata": {"name": "probe"}, "spec": {"containers": [{"name": "x", "image": "x"}]}}
+        return len(plane.core.create_namespaced_pod(where, pod, dry_run="All").spec.containers) == 2
+
+    until(in_force, 30, "the policy is in force")
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "told"), [("shipped", 0, "Succeeded"), ("misled", 64, "InvalidInput")]
+)
+def test_a_stage_that_ended_is_told_from_the_sidecar_that_goes_on(
+    plane: ControlPlane, server: MinioServer, own_nodes: Any, name: str, code: int, told: str
+) -> None:
+    """Its pod runs for as long as the shipper does, so that no controller would ever end its Job."""
+    own_nodes(f"n-{name}", {"for": name})
+    run = made(plane, server, name)
+    ship_logs(plane, run.namespace)
+    run.begin()
+    with operator(plane) as loop:
+        loop.until(run, lambda _: bound(run), 30, "the Cria has a node")
+        (pod,) = bound(run)
+        assert {item.name for item in pod.spec.containers} == {"stage", "a-shipper"}
+        kubelet.run(plane, pod)
+        loop.until(run, lambda status: crias(status) == [("Running", "")], 30, "it runs")
+        kubelet.end(plane, pod, {"stage": code}, "Running")
+        if not code:
+            run.complete("cria-00")
+        began = time.monotonic()
+
+        def told_to_end(_: Body) -> bool:
+            found = plane.core.read_namespaced_pod(pod.metadata.name, run.namespace)
+            return found.metadata.deletion_timestamp is not None
+
+        loop.until(run, told_to_end, 90, "its pod is told to end")
+        assert time.monotonic() - began >= beside.SIDECAR_GRACE.total_seconds() - 1
+        kubelet.end(plane, pod, {"stage": code, "a-shipper": 143}, "Failed")
+        kubelet.remove(plane, pod)
+        status = loop.until(run, lambda status: tries(status) == [told] and status, 30, "the try is judged")
+        assert status["crias"][0]["state"] == ("Succeeded" if not code else "Failed")
+
+        def left() -> list[str]:
+            jobs = [job for job in run.jobs() if job.metadata.labels["trenchcoat.dev/stage"] == "cria"]
+            return [
+                item.type for job in jobs for item in job.status.conditions or [] if item.status == "True"
+            ]
+
+        until(lambda: "Failed" in left() if code else not left(), 30, "its Job has ended")

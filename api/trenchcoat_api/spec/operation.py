@@ -80,6 +80,8 @@ class StagePods(Camel):
     shard: PodOverrides = Field(default_factory=PodOverrides, description="The sharding Job.")
     select: PodOverrides = Field(default_factory=PodOverrides, description="The selection Job.")
     cria: PodOverrides = Field(default_factory=PodOverrides, description="Each Cria Job.")
-    stitch: PodOverrides = Field(default_factory=PodOverrides, description="The stitching PyTorchJob.")
+    stitch: PodOverrides = Field(
+        default_factory=PodOverrides, description="The stitching PyTorchJob, and the adapted teacher's."
+    )
     evaluate: PodOverrides = Field(default_factory=PodOverrides, description="The evaluation Job.")
     export: PodOverrides = Field(default_factory=PodOverrides, description="The export Job.")

@@ -56,7 +56,8 @@ def why_not_adapted(spec: TrenchcoatSpec) -> str:
     """Why the run does not train the adapted teacher; empty where it does.
 
     It costs as much as a stitch of `adapter_epochs`. By itself (`auto`) it comes with a stitch on one node
-    alone: a stitch that needs more is of a model that is dear to train.
+    alone: a stitch that needs more is of a model that is dear to train, and where there is none, the GPUs
+    that the spec names need not hold the whole model.
     """
     wanted = spec.evaluate.adapted_teacher
     if not spec.evaluate.enabled:
@@ -65,6 +66,11 @@ def why_not_adapted(spec: TrenchcoatSpec) -> str:
         return "spec.evaluate.adaptedTeacher is never"
     if not adapter_epochs(spec):
         return "spec.criaLora.epochs and spec.stitch.epochs are 0, so that the student has no adapters"
+    if wanted is AdaptedTeacher.AUTO and not spec.stitch.epochs:
+        return (
+            "spec.evaluate.adaptedTeacher is auto, and spec.stitch.epochs is 0: nothing else in the run is "
+            "trained as a whole; always has it trained"
+        )
     if wanted is AdaptedTeacher.AUTO and spec.stitch.nodes > 1:
         return (
             f"spec.evaluate.adaptedTeacher is auto, and spec.stitch.nodes is {spec.stitch.nodes}: it would "

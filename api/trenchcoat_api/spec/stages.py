@@ -59,7 +59,7 @@ class Evaluate(Camel):
         description=(
             "Whether the teacher is trained as well, with the stitch's adapters and settings, as long as the "
             "student's adapters are: what those gain of the text's domain alone is then told apart. It costs "
-            "as much as a stitch of criaLora.epochs + stitch.epochs. auto: where stitch.nodes is 1."
+            "as much as a stitch of criaLora.epochs + stitch.epochs. auto: where the stitch runs on one node."
         ),
     )
 

@@ -38,7 +38,9 @@ class Quantities(Camel):
         ),
     )
     memory: Bytes | None = Field(default=None, description="Memory requested and its limit.")
-    ephemeral_storage: Bytes | None = Field(default=None, description="Local disk requested.")
+    ephemeral_storage: Bytes | None = Field(
+        default=None, description="Local disk requested; evaluate asks for what it writes."
+    )
 
 
 class Quantity(TypedDict):

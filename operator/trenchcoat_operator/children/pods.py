@@ -113,8 +113,8 @@ def _resources(spec: TrenchcoatSpec, work: Work, defaults: PodDefaults) -> dict[
         limits["cpu"] = cpu_limit
     if memory_limit := wanted.memory or defaults.memory_limit:
         limits["memory"] = memory_limit
-    if wanted.ephemeral_storage:
-        requests["ephemeral-storage"] = wanted.ephemeral_storage
+    if disk := wanted.ephemeral_storage or (str(work.disk) if work.disk else ""):
+        requests["ephemeral-storage"] = disk  # else the node may run out of it, and evict the pod
     for item in graph.overrides(spec, work.stage).extended_resources:
         requests[item["name"]] = limits[item["name"]] = item["quantity"]
     if work.gpus:

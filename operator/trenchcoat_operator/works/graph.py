@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from trenchcoat_api.artifacts import Artifact, Artifacts, Manifest
 from trenchcoat_api.crias import CriaRange, cria_ranges
+from trenchcoat_api.evaluation_states import disk_bytes
 from trenchcoat_api.phases import may_go_without
 from trenchcoat_api.phases import without_adapted_teacher as without
 from trenchcoat_api.pods import PodOverrides
@@ -32,6 +33,8 @@ class Work:
     """Whether a PyTorchJob runs it."""
     arguments: tuple[str, ...] = ()
     """Of the stage's program, besides those that all have."""
+    disk: int = 0
+    """Bytes of local disk that it writes, where that is known and much."""
 
     @property
     def stage(self) -> Stage:
@@ -91,11 +94,13 @@ def build(
         without_adapted_teacher: Whether to evaluate without the adapted teacher, which could not be trained.
     """
     text = spec.model_dump_json()
-    first = _built(text, None, False)
+    first = _built(text, None)
     tokenize = manifests.get(first.works[0].key)
     if tokenize is None or tokenize.facts.model is None:
         return first
-    return _built(text, tokenize.facts.model.layers, without_adapted_teacher)
+    model, data = tokenize.facts.model, tokenize.facts.data
+    disk = disk_bytes(spec, model, data) if data is not None else 0
+    return _built(text, model.layers, without_adapted_teacher, disk)
 
 
 def possible(spec: TrenchcoatSpec, manifests: Mapping[str, Manifest]) -> tuple[Work, ...]:
@@ -109,7 +114,9 @@ def possible(spec: TrenchcoatSpec, manifests: Mapping[str, Manifest]) -> tuple[W
 
 
 @lru_cache(maxsize=1024)
-def _built(text: str, layers: int | None, without_adapted_teacher: bool) -> Graph:
+def _built(
+    text: str, layers: int | None, without_adapted_teacher: bool = False, evaluation_disk: int = 0
+) -> Graph:
     """The graph of a spec; kept, for every look asks for all keys, which are hashes of much of the spec."""
     spec = TrenchcoatSpec.model_validate_json(text)
     artifacts = Artifacts(spec)
@@ -119,14 +126,20 @@ def _built(text: str, layers: int | None, without_adapted_teacher: bool) -> Grap
         crias = cria_ranges(layers, spec.layers_per_cria)
     except ValueError as error:
         return Graph(_works(spec, [artifacts.tokenize]), fault=str(error))
-    works = _works(spec, artifacts.all(crias))
+    works = _with_disk(_works(spec, artifacts.all(crias)), evaluation_disk)
     if not without_adapted_teacher:
         return Graph(works, tuple(crias))
     bare = without(spec)
-    others = {work.stage: work for work in _works(bare, Artifacts(bare).all(crias))}
+    others = {
+        work.stage: work for work in _with_disk(_works(bare, Artifacts(bare).all(crias)), evaluation_disk)
+    }
     evaluation = replace(others[Stage.EVALUATE], arguments=(WITHOUT_ADAPTED_TEACHER,))
     works = tuple(evaluation if work.stage is Stage.EVALUATE else work for work in works)
     return Graph(works, tuple(crias), given_up=frozenset({artifacts.adapt.key}))
+
+
+def _with_disk(works: tuple[Work, ...], evaluation: int) -> tuple[Work, ...]:
+    return tuple(replace(work, disk=evaluation) if work.stage is Stage.EVALUATE else work for work in works)
 
 
 def _works(spec: TrenchcoatSpec, artifacts: list[Artifact]) -> tuple[Work, ...]:

@@ -81,3 +81,25 @@ def test_where_the_cluster_chooses_the_user_none_is_asked_for() -> None:
     names = {item["name"]: item.get("value") for item in pod["containers"][0]["env"]}
     assert names["USER"]
     assert {"runAsUser", "runAsGroup", "fsGroup"} <= template(Stage.CRIA)["spec"]["securityContext"].keys()
+
+
+def test_an_evaluation_that_writes_to_disk_asks_the_node_for_it() -> None:
+    owner = trenchcoat(layersPerCria=12)
+    manifests = world.manifests_before_crias(owner.spec)
+    (tokenize,) = (key for key, item in manifests.items() if item.stage is Stage.TOKENIZE)
+    facts = manifests[tokenize].facts
+    assert facts.model is not None
+    large = facts.model_copy(update={"model": facts.model.model_copy(update={"hidden_size": 10**9})})
+
+    def requests(found: Any, **settings: Any) -> dict[str, str]:
+        seen = {**manifests, tokenize: manifests[tokenize].model_copy(update={"facts": found})}
+        with_settings = trenchcoat(layersPerCria=12, pods={"evaluate": settings})
+        works = graph.build(with_settings.spec, seen).works
+        work = next(work for work in works if work.stage is Stage.EVALUATE)
+        job = jobs.build(with_settings, work, 1, DEFAULTS)
+        asked: dict[str, str] = job["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]
+        return asked
+
+    assert "ephemeral-storage" not in requests(facts)
+    assert int(requests(large)["ephemeral-storage"]) > 10**12
+    assert requests(large, resources={"ephemeralStorage": "1Ti"})["ephemeral-storage"] == "1Ti"

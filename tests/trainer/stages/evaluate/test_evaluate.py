@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from transformers import LlamaForCausalLM
+from trenchcoat_api import evaluation_states
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.checkpoints.shards import load_rest_weights
 from trenchcoat_trainer.data import TokenData
@@ -185,7 +186,22 @@ def test_passes_that_were_finished_are_not_run_again(context, open_training, tra
 def test_states_in_files_give_the_same(context, open_training, training_spec, monkeypatch):
     evaluate.run(context)
     monkeypatch.setattr(states, "IN_MEMORY_BYTES", 0)
+    held: list[int] = []
+    most = 0
+    kept, closed = evaluate.HiddenStates.__init__, evaluate.HiddenStates.close
+
+    def keep(own, shape, dtype):
+        nonlocal most
+        kept(own, shape, dtype)
+        held.append(own._states.numel() * own._states.itemsize)
+        most = max(most, sum(held))
+
+    monkeypatch.setattr(evaluate.HiddenStates, "__init__", keep)
+    monkeypatch.setattr(evaluate.HiddenStates, "close", lambda own: (held.pop(), closed(own)))
     again = open_training(training_spec, Stage.EVALUATE, store="files", trained="stitched_store")
     evaluate.run(again)
     expected = context.manifest(context.artifact).facts
     assert again.manifest(again.artifact).facts == expected
+    found = again.manifest(again.artifacts.tokenize).facts
+    asked = evaluation_states.pass_bytes(again.spec, found.model, found.data)
+    assert asked / 2 < most <= asked, "the operator asks nodes for as much disk"

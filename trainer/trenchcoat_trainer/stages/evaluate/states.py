@@ -5,9 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-
-IN_MEMORY_BYTES = 2 * 1024**3
-"""States larger than this, of one set in one form of the model, are kept in a file."""
+from trenchcoat_api.evaluation_states import IN_MEMORY_BYTES
 
 
 class HiddenStates:

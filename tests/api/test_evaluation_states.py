@@ -1,0 +1,29 @@
+"""How much local disk the evaluation asks nodes for."""
+
+import pytest
+from trenchcoat_api.artifacts import DataFacts
+from trenchcoat_api.evaluation_states import MOST_FORMS, disk_bytes, pass_bytes
+
+from tests.api.test_estimate import LLAMA_405B, published
+
+
+def held_out(sequences: int) -> DataFacts:
+    return DataFacts(
+        documents=1, sequences=1, tokens=1024, held_out_documents=1, held_out_sequences=sequences
+    )
+
+
+def test_at_405b_held_out_text_takes_a_disk_of_its_own():
+    """400 sequences of 1024 tokens, 16384 values of 2 bytes, in every form."""
+    asked = disk_bytes(published(), LLAMA_405B, held_out(400))
+    assert asked == 400 * 1024 * 16384 * 2 * MOST_FORMS
+    assert asked / 1e9 == pytest.approx(121, abs=0.5)
+
+
+def test_where_little_is_held_out_recall_is_the_largest():
+    assert pass_bytes(published(), LLAMA_405B, held_out(4)) == 32 * 4096 * 16384 * 2 * 4
+
+
+def test_small_models_ask_for_none():
+    small = LLAMA_405B.model_copy(update={"hidden_size": 576})
+    assert disk_bytes(published(), small, held_out(400)) == 0

@@ -90,8 +90,11 @@ def test_of_kueue_only_workloads_are_read() -> None:
 def test_with_namespaces_rights_are_theirs_alone() -> None:
     documents = template("watchNamespaces={a,b}", "rbac.aggregate=false")
     assert [role["metadata"]["namespace"] for role in of_kind(documents, "Role")] == ["a", "b"]
-    (counting,) = rules(documents, "ClusterRole")
-    assert counting == {"apiGroups": [""], "resources": ["nodes", "pods"], "verbs": ["list", "watch"]}
+    counting = rules(documents, "ClusterRole")
+    assert {verb for rule in counting for verb in rule["verbs"]} == {"list", "watch"}
+    assert {resource for rule in counting for resource in rule["resources"]} == {
+        *("nodes", "pods", "deviceclasses", "resourceslices", "resourceclaims"),
+    }
     assert not of_kind(
         template("watchNamespaces={a}", "countGpus=false", "rbac.aggregate=false"), "ClusterRole"
     )

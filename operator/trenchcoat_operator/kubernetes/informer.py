@@ -141,7 +141,8 @@ class Informer(Generic[T]):
                     return  # its end is what was asked for
                 if error.status == GONE:
                     continue
-                log.warning("%s cannot be followed: %s; again in %.1f s", self._plural, error, pause)
+                if str(error) != str(self._fault):  # a kind that is not there may never be
+                    log.warning("%s cannot be followed: %s; again in %.1f s", self._plural, error, pause)
                 fault = error
             except Exception as error:
                 if self._stop.is_set():

@@ -37,6 +37,9 @@ SECRETS = Kind("v1", "secrets")
 CONFIG_MAPS = Kind("v1", "configmaps")
 EVENTS = Kind("v1", "events")
 WORKLOADS = Kind("kueue.x-k8s.io/v1beta2", "workloads")
+DEVICE_CLASSES = Kind("resource.k8s.io/v1", "deviceclasses")
+RESOURCE_SLICES = Kind("resource.k8s.io/v1", "resourceslices")
+RESOURCE_CLAIMS = Kind("resource.k8s.io/v1", "resourceclaims")
 
 KINDS = {"Job": JOBS, "PyTorchJob": PYTORCH_JOBS, "ConfigMap": CONFIG_MAPS}
 

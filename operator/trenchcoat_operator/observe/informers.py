@@ -14,8 +14,9 @@ from trenchcoat_operator.kubernetes.client import Cluster
 from trenchcoat_operator.kubernetes.errors import NotFoundError
 from trenchcoat_operator.kubernetes.informer import Informer, Place
 from trenchcoat_operator.kubernetes.kinds import Kind, Selection
-from trenchcoat_operator.model import views
+from trenchcoat_operator.model import devices, views
 from trenchcoat_operator.model.capacity import BoundPod, Node
+from trenchcoat_operator.model.devices import Claim, DeviceClass, Slice
 from trenchcoat_operator.model.observed import ChildKind
 from trenchcoat_operator.model.plan import Action, Apply, Delete
 from trenchcoat_operator.observe import kept
@@ -45,6 +46,9 @@ class Informers:
         # Who serves some namespaces sees others' Trenchcoats' pods here, too.
         others = Selection(kinds.PODS, labels="" if settings.namespaces else _NOT_MANAGED, fields=_UNFINISHED)
         self._others = Informer(cluster, others, partial(kept.read_others, settings.namespaces))
+        self._classes = Informer(cluster, Selection(kinds.DEVICE_CLASSES), devices.device_class)
+        self._slices = Informer(cluster, Selection(kinds.RESOURCE_SLICES), devices.resource_slice)
+        self._claims = Informer(cluster, Selection(kinds.RESOURCE_CLAIMS), devices.claim)
         self._tenants = self._each(
             kinds.TRENCHCOATS, lambda chosen: Informer(cluster, chosen, kept.read_trenchcoat), labels=""
         )
@@ -89,13 +93,14 @@ class Informers:
 
     def stop(self) -> None:
         """Follow nothing any longer."""
-        for informer in self._all():
+        for informer in (*self._all(), self._slices, self._claims):
             informer.stop()
 
     def _all(self) -> Iterator[Informer[Any]]:
         if self._counts_gpus:
             yield self._nodes
             yield self._others
+            yield self._classes
         for place in self._places:
             yield self._tenants[place]
             yield self._config_maps[place]
@@ -108,6 +113,17 @@ class Informers:
     def nodes(self) -> list[Node]:
         """All nodes."""
         return self._nodes.items()
+
+    def devices(self) -> tuple[list[DeviceClass], list[Slice], list[Claim]]:
+        """Classes of devices that stand for extended resources, what there is of devices, what is claimed.
+
+        The latter two are followed only once there is such a class.
+        """
+        try:
+            classes = self._classes.items()
+            return (classes, self._slices.items(), self._claims.items()) if classes else ([], [], [])
+        except NotFoundError:
+            return [], [], []  # an older Kubernetes
 
     def held_by_others(self) -> list[BoundPod]:
         """What pods hold that are not of the Trenchcoats served here."""

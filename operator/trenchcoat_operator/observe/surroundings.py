@@ -10,7 +10,7 @@ from trenchcoat_api.artifacts import Manifest
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
 
-from trenchcoat_operator.gpus import places
+from trenchcoat_operator.gpus import devices, places
 from trenchcoat_operator.gpus.contenders import waiting
 from trenchcoat_operator.kubernetes.errors import ForbiddenError
 from trenchcoat_operator.kubernetes.informer import Place
@@ -30,6 +30,7 @@ class Surroundings:
     def __init__(self, informers: Informers, settings: Settings) -> None:
         self._informers = informers
         self._count_gpus = settings.count_gpus
+        self._told_of_devices = False
 
     def look(self, trenchcoat: Trenchcoat, told: Mapping[str, Manifest]) -> tuple[Capacity, Peers]:
         """What the others hold, want and make.
@@ -71,7 +72,17 @@ class Surroundings:
         except ForbiddenError as error:
             log.warning("the cluster's GPUs are not counted, the scheduler alone decides: %s", error)
             return None
-        return tuple(nodes), (*others, *(pod.held for pod in pods if pod.held is not None))
+        with_devices, claimed = self._with_devices(nodes)
+        return with_devices, (*others, *claimed, *(pod.held for pod in pods if pod.held is not None))
+
+    def _with_devices(self, nodes: list[Node]) -> tuple[tuple[Node, ...], tuple[BoundPod, ...]]:
+        try:
+            return devices.counted(nodes, *self._informers.devices())
+        except ForbiddenError as error:
+            if not self._told_of_devices:
+                log.warning("devices by dynamic resource allocation are not counted: %s", error)
+            self._told_of_devices = True
+            return tuple(nodes), ()
 
     def _capacity(self, jobs: list[Job], others: list[Tenant]) -> Capacity:
         pods = self._informers.pods()

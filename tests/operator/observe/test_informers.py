@@ -175,7 +175,7 @@ def test_a_change_wakes_its_trenchcoat_and_an_end_whoever_waits(following) -> No
     informers.start()
     informers.pods(), informers.jobs()
     with api.opened:
-        assert api.opened.wait_for(lambda: len(api.watches) == 7, 5)
+        assert api.opened.wait_for(lambda: len(api.watches) == 8, 5)
     assert told == [], "what is there at the start is looked at anyway"
 
     def expect(*wanted: tuple[tuple[str, str], bool]) -> None:

@@ -7,7 +7,7 @@ import pytest
 from tests.control_plane import ControlPlane, control_plane
 from tests.minio_server import MinioServer, minio_or_skip
 
-GATES = "MutatingAdmissionPolicy=true"
+GATES = "MutatingAdmissionPolicy=true,DRAExtendedResource=true"
 RUNTIME = "admissionregistration.k8s.io/v1beta1=true"
 
 

@@ -384,6 +384,17 @@ class Cluster:
             del self.children[name]
         self.places.pop(name, None)
 
+    def turn_away(self, name: str, reason: str, message: str) -> None:
+        """Let the kubelet end or refuse a child's pods, in its words."""
+        child = self.children[name]
+        self.objects.add(child.key)
+        pods = tuple(
+            replace(pod, phase="Failed", reason=reason, message=message, started_at=None)
+            for pod in child.pods
+        )
+        self.children[name] = replace(child, phase=ChildPhase.FAILED, finished_at=self.now, pods=pods)
+        self.places.pop(name, None)
+
     def end_stage(self, name: str, exit_code: int = 0) -> None:
         """Let the stage's containers end in pods with a sidecar that goes on: the Job knows of no end."""
         child = self.children[name]
@@ -408,8 +419,22 @@ class Cluster:
         ]
 
 
+TURNED_AWAY = (
+    ("UnexpectedAdmissionError", "Allocate failed due to no healthy devices present"),
+    ("OutOfcpu", "Node didn't have enough resource: cpu"),
+    ("Evicted", "The node had condition: [DiskPressure]. "),
+    ("Evicted", "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. "),
+)
+"""Reasons and messages of kubelets."""
+
+
 def run(
-    cluster: Cluster, luck: random.Random, fail: float = 0.0, rounds: int = 300, sidecars: float = 0.0
+    cluster: Cluster,
+    luck: random.Random,
+    fail: float = 0.0,
+    rounds: int = 300,
+    sidecars: float = 0.0,
+    turned_away: float = 0.0,
 ) -> None:
     """Let the loop run until nothing more happens; Jobs end in any order.
 
@@ -419,6 +444,7 @@ def run(
         fail: Share of the Jobs that fail.
         rounds: How often it may look.
         sidecars: Share of the Jobs whose stage ends and whose pods do not.
+        turned_away: Share of the Jobs whose pods a kubelet evicts or refuses.
     """
     for _ in range(rounds):
         waits = [settle(cluster, name) for name in luck.sample(sorted(cluster.tenants), len(cluster.tenants))]
@@ -428,6 +454,8 @@ def run(
             for name in luck.sample(running, luck.randint(1, len(running))):
                 if luck.random() < sidecars:
                     cluster.end_stage(name, luck.choice([1, 75, 69]) if luck.random() < fail else 0)
+                elif luck.random() < turned_away:
+                    cluster.turn_away(name, *luck.choice(TURNED_AWAY))
                 elif luck.random() < fail:
                     cluster.end(name, ChildPhase.FAILED, luck.choice([1, 75, 69]))
                 else:

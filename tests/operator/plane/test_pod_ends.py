@@ -74,6 +74,51 @@ def test_an_evicted_pod_is_followed_by_another_before_its_job_would_make_one(
         assert tries(status) == ["Preempted", ""]
 
 
+@pytest.mark.parametrize(("name", "ends_first"), [("paused", False), ("raced", True)])
+def test_a_job_that_somebody_suspends_costs_no_try_whether_it_ends_as_failed_or_not(
+    plane: ControlPlane, server: MinioServer, own_nodes: Any, name: str, ends_first: bool
+) -> None:
+    """The Job controller may count the end of a pod before it has seen the suspension."""
+    own_nodes(f"n-{name}", {"for": name})
+    run = made(plane, server, name, scheduling={"maxAttempts": 1})
+    run.begin()
+    batch = client.BatchV1Api(plane.api)
+    with operator(plane) as loop:
+        loop.until(run, lambda _: bound(run), 30, "the Cria has a node")
+        (pod,) = bound(run)
+        kubelet.run(plane, pod)
+        loop.until(run, lambda status: crias(status) == [("Running", "")], 30, "it runs")
+        (job,) = (job.metadata.name for job in run.jobs())
+
+        def told_to_end() -> bool:
+            found = plane.core.read_namespaced_pod(pod.metadata.name, run.namespace)
+            return found.metadata.deletion_timestamp is not None
+
+        if ends_first:
+            kubelet.end(plane, pod, {"stage": 143}, "Failed")
+        batch.patch_namespaced_job(job, run.namespace, {"spec": {"suspend": True}})
+        if not ends_first:
+            until(told_to_end, 30, "its pod is told to end")
+            kubelet.end(plane, pod, {"stage": 143}, "Failed")
+            kubelet.remove(plane, pod)
+
+        def settled() -> str | None:
+            ends = batch.read_namespaced_job(job, run.namespace).status.conditions or []
+            found = [item.type for item in ends if item.status == "True"]
+            gone = not bound(run)
+            return next((kind for kind in ("Failed", "Suspended") if kind in found and gone), None)
+
+        how = until(settled, 30, "its Job says what became of it")
+        print(f"a suspended Job whose pod ended with 143 is {how}")
+        if how == "Suspended":
+            batch.patch_namespaced_job(job, run.namespace, {"spec": {"suspend": False}})
+        loop.until(run, lambda _: bound(run), 60, "it goes on")
+        status = loop.until(
+            run, lambda status: crias(status) == [("Starting", "")] and status, 30, "it is told"
+        )
+        assert set(tries(status)) <= {"", "Preempted"}
+
+
 def test_a_pod_that_a_node_refuses_goes_to_another_free_of_charge(
     plane: ControlPlane, server: MinioServer, own_nodes: Any
 ) -> None:

@@ -191,6 +191,22 @@ def test_sidecars_keep_no_gpu_and_have_nothing_made_twice(luck: random.Random, g
 @pytest.mark.slow
 @given(st.randoms(use_true_random=False))
 @settings(max_examples=15, deadline=None)
+def test_what_kubelets_turn_away_comes_to_an_end(luck: random.Random) -> None:
+    cluster = Cluster.one(trenchcoat(layersPerCria=4), [2])
+    run(cluster, luck, turned_away=0.5)
+    failed = any(row.state is State.FAILED for row in cluster.trenchcoat.status.stages)
+    assert succeeded(cluster.trenchcoat) != failed
+    assert not cluster.active()
+    limit = cluster.trenchcoat.spec.scheduling.max_attempts
+    for key in set(cluster.made):
+        ends = [child.outcome for child in cluster.children.values() if child.key == key]
+        assert ends.count("Evicted") <= limit + 1
+        assert ends.count("Failed") == 0
+
+
+@pytest.mark.slow
+@given(st.randoms(use_true_random=False))
+@settings(max_examples=15, deadline=None)
 def test_failures_beside_sidecars_count_as_others_do(luck: random.Random) -> None:
     cluster = Cluster.one(trenchcoat(layersPerCria=4), [2])
     run(cluster, luck, fail=0.4, sidecars=0.7)

@@ -47,3 +47,20 @@ def test_what_has_ended_stays_though_its_controller_has_not_said_so_yet(phase: s
 @pytest.mark.parametrize("pods", [(RUNS,), (RUNS, WAITS)])
 def test_what_runs_goes_on_with_the_settings_it_has(pods: tuple[Pod, ...]) -> None:
     assert reasons(child(*pods, former=True)) == []
+
+
+def gang(pod: Pod) -> list[str]:
+    """What becomes of a collection one of whose pods the cluster ended."""
+    (collect,) = (work for work in GRAPH.works if work.stage is Stage.COLLECT)
+    seen = world.child_of(OWNER, collect, pods=(pod, RUNS))
+    without = {key: item for key, item in MANIFESTS.items() if key != collect.key}
+    observed = Observed(children=(seen,), store=StoreView(None, without))
+    return [action.reason for action in deletions(Look.at(OWNER, observed, world.SETTINGS, world.NOW))]
+
+
+def test_a_gang_is_begun_anew_for_a_pod_that_the_cluster_ended_and_judged_for_one_that_ended_itself() -> None:
+    """Taken away, it would be tried for ever: its verdict is the training-operator's to bring about."""
+    preempted = replace(WAITS, phase="Failed", disrupted=True)
+    assert gang(preempted) == ["the cluster ended a pod of it; it starts again from its checkpoint"]
+    full = "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. "
+    assert gang(replace(preempted, reason="Evicted", message=full)) == []

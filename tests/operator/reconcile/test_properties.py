@@ -130,7 +130,9 @@ def test_no_more_crias_than_gpus_and_than_allowed(cluster: Cluster) -> None:
         and action.manifest["metadata"]["labels"].get("trenchcoat.dev/stage") == "cria"
     ]
     held = sum(takes_gpu(child) and child.active for child in cluster.children.values())
-    assert len(started) <= max(0, sum(cluster.gpus) - held)
+    # Where no node has any, one Job waits as a Pending pod, for an autoscaler to see it.
+    free = sum(cluster.gpus) - held if any(cluster.gpus) else 1
+    assert len(started) <= max(0, free)
     assert len(started) <= max(0, cluster.trenchcoat.spec.scheduling.max_parallel_crias - before)
 
 

@@ -30,8 +30,13 @@ print(tokenizer.decode(out[0], skip_special_tokens=True))
 def collect_results(environment: Environment, name: str) -> tuple[Summary, str]:
     """The summary and the URI of the exported checkpoint, from the Trenchcoat's status."""
     status = environment.get("trenchcoat", name)["status"]
+    return summarize(environment, status), status["exportUri"]
+
+
+def summarize(environment: Environment, status: dict[str, Any]) -> Summary:
+    """The numbers of a run that is complete but for its export."""
     nodes = environment.get("nodes")["items"]
-    summary = Summary.from_results(
+    return Summary.from_results(
         Measured(
             [Perplexity.model_validate(item) for item in status["perplexities"]],
             Evaluation.model_validate(status["evaluation"]),
@@ -42,7 +47,6 @@ def collect_results(environment: Environment, name: str) -> tuple[Summary, str]:
         gpus=sum(int(node["status"]["allocatable"].get(GPU, 0)) for node in nodes),
         max_crias_running=status["maxCriasRunning"],
     )
-    return summary, status["exportUri"]
 
 
 def wall_seconds(row: dict[str, Any]) -> float:

@@ -3,13 +3,14 @@
 import json
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from demo.environment import Environment
 from demo.watch import condition
-from kubernetes.client import ApiClient
+from kubernetes.client import ApiClient, CoreV1Api, CustomObjectsApi
 from kubernetes.config import new_client_from_config
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny.yaml"
@@ -34,6 +35,19 @@ def connect(environment: Environment) -> ApiClient:
     return new_client_from_config(str(environment.kubeconfig))
 
 
+@lru_cache
+def _connected(environment: Environment) -> ApiClient:
+    return connect(environment)
+
+
+def read(environment: Environment, name: str) -> Body:
+    """A Trenchcoat; to poll it by kubectl would take processor time from what is waited for."""
+    objects = CustomObjectsApi(_connected(environment))
+    where = ("trenchcoat.dev", "v1alpha1", environment.namespace, "trenchcoats")
+    body: Body = objects.get_namespaced_custom_object(*where, name)
+    return body
+
+
 def apply(environment: Environment, body: Body) -> None:
     environment.kubectl("apply", "-f", "-", stdin=json.dumps(body))
 
@@ -54,7 +68,7 @@ def wait(
     deadline = time.monotonic() + timeout
     body: Body = {}
     while time.monotonic() < deadline:
-        body = environment.get("trenchcoat", name)
+        body = read(environment, name)
         watch(body)
         if until(body):
             return body
@@ -72,7 +86,7 @@ def even_if_stalled(
 ) -> Body:
     """Poll a Trenchcoat until a predicate holds, also while it stalls."""
     deadline = time.monotonic() + timeout
-    while not until(body := environment.get("trenchcoat", name)):
+    while not until(body := read(environment, name)):
         assert time.monotonic() < deadline, environment.kubectl("describe", "trenchcoat", name)
         time.sleep(1)
     return body
@@ -90,7 +104,10 @@ def row(body: Body, stage: str) -> Body:
 
 def pods(environment: Environment, name: str, *selectors: str) -> list[Body]:
     selector = ",".join((f"trenchcoat.dev/name={name}", *selectors))
-    return environment.get("pods", "-l", selector)["items"]
+    core = CoreV1Api(_connected(environment))
+    answer = core.list_namespaced_pod(environment.namespace, label_selector=selector, _preload_content=False)
+    found: list[Body] = json.loads(answer.data)["items"]
+    return found
 
 
 def gpus_of(pod: Body) -> int:

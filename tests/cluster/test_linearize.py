@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from demo.environment import DemoError, Environment
-from demo.results import collect_results, download, load_and_generate
+from demo.results import collect_results, download, load_and_generate, summarize
 from local_cluster import lifecycle
 
 from tests.cluster.conftest import NAME
@@ -165,12 +165,14 @@ def test_no_credential_is_anywhere_but_in_its_secret(store: Environment, run):
 
 
 def test_transfer_switched_off_is_clearly_worse(store: Environment, run):
-    apply(store, example("no-transfer", transfer__epochs=0))
+    perplexity_alone = {"lengthMultiples": [], "recallSamples": 0}
+    changes = {"transfer__epochs": 0, "evaluate": perplexity_alone, "export__enabled": False}
+    apply(store, example("no-transfer", **changes))
     body = wait(store, "no-transfer", succeeded, timeout=20 * MINUTES)
     sources = {row["name"]: row.get("source") for row in body["status"]["stages"]}
     assert [sources[name] for name in ("tokenize", "collect", "shard")] == ["Reused"] * 3
     trained, _ = collect_results(store, "tiny")
-    untrained, _ = collect_results(store, "no-transfer")
+    untrained = summarize(store, body["status"])
     assert untrained.transfer_ppl == pytest.approx(untrained.untrained_ppl)
     assert untrained.stitched_ppl > 1.05 * trained.stitched_ppl
 

@@ -129,6 +129,7 @@ def test_on_openshift_the_cluster_chooses_the_user() -> None:
     assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     environment = {item["name"]: item["value"] for item in pod["containers"][0]["env"]}
     assert environment["TRENCHCOAT_TRAINER_FIXED_USER"] == "false"
+    assert environment["USER"], "kopf asks for the name of a user whom /etc/passwd does not know"
 
 
 def test_images() -> None:

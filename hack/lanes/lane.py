@@ -114,9 +114,9 @@ def give_way(pid: int, nice: int) -> None:
     """Lower a new session's claim to processor time.
 
     Where the kernel groups processes by session, niceness counts within a session only, and the session has
-    one of its own.
+    one of its own. A kernel or container that refuses leaves it its whole share, and so does its early end.
     """
-    with suppress(ProcessLookupError, FileNotFoundError):
+    with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, pid, nice)
         group = Path(f"/proc/{pid}/autogroup")
         if group.exists():

@@ -9,7 +9,10 @@ KUBECONFIG :=
 REGISTRY :=
 TAG := latest
 
-.PHONY: help venv demo local-demo test test-serving unit explore lint format crds chart-docs lock cluster-up cluster-down cluster-status images
+# The checkpoint that `make serve` serves: what `make demo` leaves.
+MODEL := build/demo/model
+
+.PHONY: help venv demo local-demo test test-serving serve unit explore lint format crds chart-docs lock cluster-up cluster-down cluster-status images
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -26,6 +29,11 @@ demo: venv  ## linearize a small Llama on a real Kubernetes; KUBECONFIG=... REGI
 
 test:  ## lint and all tests, those on a real cluster included; starts and removes a cluster of its own
 	@hack/test
+
+serve: venv  ## serve an exported checkpoint with vLLM on this machine's CPU, at port 8000; MODEL=FOLDER
+	@hack/python-env serving
+	VLLM_CPU_KVCACHE_SPACE=$${VLLM_CPU_KVCACHE_SPACE:-1} .venv-serving/bin/python \
+	  -m vllm.entrypoints.openai.api_server --model $(MODEL) --host 127.0.0.1 --served-model-name student
 
 test-serving: venv  ## vLLM's real engine on the CPU serves exports; not part of make test (a few minutes, 6 GB once)
 	hack/python-env serving

@@ -24,6 +24,7 @@ from demo.watch import follow  # noqa: E402
 NAMESPACE = "trenchcoat-demo"
 EXAMPLE = REPO / "examples" / "tiny.yaml"
 OUTPUT = REPO / "build" / "demo"
+SERVE = f"    make serve MODEL={(OUTPUT / 'model').relative_to(REPO)}"
 
 
 def main() -> int:
@@ -69,9 +70,12 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     (OUTPUT / "summary.json").write_text(summary.to_json())
     console.print(summary.render())
     console.print(describe_turnover(environment, name, summary.gpus))
-    line = load_and_generate(environment, export_uri, OUTPUT / "model")
+    text = load_and_generate(environment, export_uri, OUTPUT / "model")
     console.print(
-        f"\nThe student, downloaded and loaded by transformers, goes on from 'def __init__(self':\n{line}"
+        "\nThe student, downloaded and loaded by transformers, goes on from a batch of prompts of unequal "
+        f"length:\n{text}\nServe it with vLLM on this machine's CPU (docs/serving.md):\n{SERVE}",
+        markup=False,
+        soft_wrap=True,
     )
     console.print(look_further(environment, name))
 

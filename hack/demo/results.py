@@ -14,16 +14,17 @@ from demo.environment import BUCKET, DemoError, Environment
 from demo.inputs import client
 
 GPU = "nvidia.com/gpu"
-PROMPT = "def __init__(self"
+PROMPTS = ("def __init__(self", "import", "    for name, value in sorted(self.items()):\n        if name")
 GENERATE = """
 import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, prompt = sys.argv[1:]
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+folder, *prompts = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True, padding_side="left")
+tokenizer.pad_token = tokenizer.eos_token
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-ids = tokenizer(prompt, return_tensors="pt").input_ids
-out = model.generate(ids, max_new_tokens=60, do_sample=False)
-print(tokenizer.decode(out[0], skip_special_tokens=True))
+inputs = tokenizer(prompts, padding=True, return_tensors="pt", return_token_type_ids=False)
+out = model.generate(**inputs, max_new_tokens=40, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+print("\\n---\\n".join(tokenizer.batch_decode(out, skip_special_tokens=True)))
 """
 
 
@@ -58,10 +59,10 @@ def wall_seconds(row: dict[str, Any]) -> float:
 
 
 def load_and_generate(environment: Environment, export_uri: str, folder: Path) -> str:
-    """Download the checkpoint and let a fresh Python with transformers alone generate from it."""
+    """Download the checkpoint; a fresh Python with transformers alone goes on from all prompts in a batch."""
     download(environment, export_uri, folder)
     result = subprocess.run(
-        [sys.executable, "-c", GENERATE, str(folder), PROMPT],
+        [sys.executable, "-c", GENERATE, str(folder), *PROMPTS],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

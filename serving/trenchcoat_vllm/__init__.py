@@ -2,7 +2,7 @@
 
 vLLM calls `register` in each of its processes.  The rest, from what vLLM asks to what is computed: `settings`
 answers for the configuration, `model` is the model, `layer` one layer's attention, `metadata` what a step
-of the engine asks of all layers, and `window` computes.
+of the engine asks of all layers, and `window` and `lolcats` compute.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 from vllm.compilation.breakable_cudagraph import eager_break_during_capture
@@ -14,6 +12,7 @@ from vllm.utils.torch_utils import direct_register_custom_op
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 
 from trenchcoat_vllm.metadata import StudentStep
+from trenchcoat_vllm.pages import Pages, Parameters
 
 
 class StudentAttention(nn.Module, MambaBase):
@@ -21,12 +20,14 @@ class StudentAttention(nn.Module, MambaBase):
 
     Attributes:
         pages: how a state lies in a page, and what is computed with it.
+        trained: the form's parameters, which the module around this one holds.
         kv_cache: the pool, bound by vLLM: what `pages.shapes()` says, each with a page in front.
     """
 
-    def __init__(self, pages: Any, vllm_config: VllmConfig, prefix: str):
+    def __init__(self, pages: Pages, trained: Parameters, vllm_config: VllmConfig, prefix: str):
         super().__init__()
         self.pages = pages
+        self.trained = trained
         self.prefix = prefix
         self.dtype = vllm_config.model_config.dtype
         self.kv_cache: tuple[torch.Tensor, ...] = ()
@@ -54,10 +55,10 @@ class StudentAttention(nn.Module, MambaBase):
         heads = tuple(x.unflatten(-1, (-1, head_dim)) for x in (q, k, v))
         ones = step.pages_N.shape[0]
         if ones:
-            y = self.pages.one_each(self.kv_cache, tuple(x[:ones] for x in heads), step)
+            y = self.pages.one_each(self.kv_cache, tuple(x[:ones] for x in heads), self.trained, step)
             output[:ones] = y.flatten(1)
         for chunk in step.chunks:
-            y = self.pages.several(self.kv_cache, tuple(x[chunk.tokens] for x in heads), chunk)
+            y = self.pages.several(self.kv_cache, tuple(x[chunk.tokens] for x in heads), self.trained, chunk)
             output[chunk.tokens] = y.flatten(1)
 
     def get_state_shape(self) -> tuple[tuple[int, ...], ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -33,14 +34,27 @@ class StudentStep:
     Attributes:
         pages_N: pages of the pool that hold the states of the N.
         seen_N: how many tokens each of the N has seen before.
+        seen: the same numbers on the host.
         fresh: those of `pages_N` whose sequence begins with this token; None where none does.
         chunks: the others.
     """
 
     pages_N: torch.Tensor
     seen_N: torch.Tensor
+    seen: tuple[int, ...]
     fresh: torch.Tensor | None
     chunks: tuple[Chunk, ...]
+    _found: dict[Hashable, torch.Tensor | None] = field(default_factory=dict)
+
+    def whose(self, name: Hashable, is_so: Callable[[int], bool]) -> torch.Tensor | None:
+        """Return the pages of those of the N of whose `seen` something is so; None where there are none.
+
+        Layers that ask by the same name share one answer.
+        """
+        if name not in self._found:
+            rows = [row for row, seen in enumerate(self.seen) if is_so(seen)]
+            self._found[name] = self.pages_N[rows] if rows else None
+        return self._found[name]
 
 
 class StudentStepBuilder(AttentionMetadataBuilder[StudentStep]):
@@ -77,14 +91,15 @@ class StudentStepBuilder(AttentionMetadataBuilder[StudentStep]):
         ones = split_decodes_and_prefills(batch, decode_threshold=1)[0]
         # Exact where nothing is speculative: on the host, so that no step waits for the device.
         starts, lengths = batch.query_start_loc_cpu.tolist(), batch.seq_lens_cpu_upper_bound.tolist()
-        seen = [lengths[row] - (starts[row + 1] - starts[row]) for row in range(batch.num_reqs)]
-        fresh = [row for row in range(ones) if seen[row] <= 0]
+        seen = [max(lengths[row] - (starts[row + 1] - starts[row]), 0) for row in range(batch.num_reqs)]
+        fresh = [row for row in range(ones) if not seen[row]]
         chunks = (
             Chunk(pages_B[row : row + 1], slice(starts[row], starts[row + 1]), seen[row])
             for row in range(ones, batch.num_reqs)
         )
         return StudentStep(
             pages_N=pages_B[:ones],
+            seen=tuple(seen[:ones]),
             seen_N=(batch.seq_lens[:ones].long() - 1).clamp_min(0),
             fresh=pages_B[fresh] if fresh else None,
             chunks=tuple(chunk for chunk in chunks if chunk.tokens.stop > chunk.tokens.start),

@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
-from trenchcoat_trainer.students import form_of
 from vllm.config import VllmConfig, get_current_vllm_config
+from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.model_executor.layers.mamba.mamba_utils import MambaStateCopyFunc, get_temporal_copy_spec
 from vllm.model_executor.models.interfaces import HasInnerState, IsHybrid
 from vllm.model_executor.models.llama import LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM
 from vllm.model_executor.models.utils import extract_layer_index
+from vllm.model_executor.utils import set_weight_attrs
 
+from trenchcoat_vllm.forms import layer_pages
 from trenchcoat_vllm.layer import StudentAttention
-from trenchcoat_vllm.window import FORMS
+from trenchcoat_vllm.pages import Pages
 
 
-def layer_pages(config: Any, layer: int, ranks: int) -> Any:
-    """Return how a layer's states lie in pages; None where it keeps softmax attention.
-
-    Args:
-        config: the checkpoint's configuration.
-        layer: counted from 0.
-        ranks: how many the heads are divided among.
-
-    Raises:
-        ValueError: the heads cannot be divided so.
-    """
-    if layer in config.keep_softmax_layers:
-        return None
-    if config.num_key_value_heads % ranks:
-        raise ValueError(
-            f"{config.num_key_value_heads} key/value heads cannot be divided among {ranks} ranks: lower "
-            "--tensor-parallel-size"
-        )
-    whole = form_of(config).code.layer_attention(config, layer)
-    own = replace(whole, heads=whole.heads // ranks, kv_heads=whole.kv_heads // ranks)
-    return FORMS[config.student_form](own)
+def load_own_heads(parameter: nn.Parameter, loaded: torch.Tensor) -> None:
+    """Fill a student's parameter, whose first dimension is heads, with what belongs to this rank."""
+    heads = parameter.shape[0]
+    parameter.data.copy_(loaded.narrow(0, get_tensor_model_parallel_rank() * heads, heads))
 
 
 class TrenchcoatAttention(LlamaAttention):
@@ -53,7 +37,12 @@ class TrenchcoatAttention(LlamaAttention):
             name = f"{prefix}.attn"
             # Llama's own would be given pages for every token.
             del vllm_config.compilation_config.static_forward_context[name]
-            self.attn = StudentAttention(pages, vllm_config, name)
+            trained = {}
+            for part, shape in pages.attention.shapes.items():
+                trained[part] = nn.Parameter(torch.empty(shape, dtype=torch.float32), requires_grad=False)
+                set_weight_attrs(trained[part], {"weight_loader": load_own_heads})
+                self.register_parameter(part, trained[part])
+            self.attn = StudentAttention(pages, trained, vllm_config, name)
 
 
 class TrenchcoatDecoderLayer(LlamaDecoderLayer):
@@ -93,7 +82,7 @@ class TrenchcoatLlamaForCausalLM(LlamaForCausalLM, HasInnerState, IsHybrid):
         return (get_temporal_copy_spec, get_temporal_copy_spec)
 
 
-def _largest(vllm_config: VllmConfig) -> Any:
+def _largest(vllm_config: VllmConfig) -> Pages | None:
     config, dtype = vllm_config.model_config.hf_config, vllm_config.model_config.dtype
     ranks = vllm_config.parallel_config.tensor_parallel_size
     layers = (layer_pages(config, layer, ranks) for layer in range(config.num_hidden_layers))

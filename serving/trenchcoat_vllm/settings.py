@@ -7,7 +7,7 @@ from typing import Any
 from vllm.config import VllmConfig
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
-from trenchcoat_vllm.window import FORMS
+from trenchcoat_vllm.forms import FORMS
 
 
 class StudentSettings(VerifyAndUpdateConfig):

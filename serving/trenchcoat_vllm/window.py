@@ -13,9 +13,7 @@ import torch.nn.functional as F
 from trenchcoat_trainer.students.window.attention import WindowAttention, WindowState
 
 from trenchcoat_vllm.metadata import Chunk, StudentStep
-
-Pool = tuple[torch.Tensor, ...]
-Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+from trenchcoat_vllm.pages import Heads, Parameters, Pool
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,8 @@ class WindowPages:
         """Return the dtypes of what a page holds, where keys have `dtype`."""
         return dtype, dtype
 
-    def one_each(self, pool: Pool, heads: Heads, step: StudentStep) -> torch.Tensor:
-        """Attend from one token of each sequence; q is [N, H, D], k and v [N, K, D], the result [N, H, D]."""
+    def one_each(self, pool: Pool, heads: Heads, parameters: Parameters, step: StudentStep) -> torch.Tensor:
+        """Attend from one token of each sequence: `Pages.one_each`."""
         q, k, v = heads
         keys_PKSD, values_PKSD = pool
         own = self.attention
@@ -57,20 +55,17 @@ class WindowPages:
         )
         return y_NKGD.flatten(1, 2)
 
-    def several(self, pool: Pool, heads: Heads, chunk: Chunk) -> torch.Tensor:
-        """Attend from tokens of one sequence; q is [T, H, D], k and v [T, K, D], the result [T, H, D]."""
+    def several(self, pool: Pool, heads: Heads, parameters: Parameters, chunk: Chunk) -> torch.Tensor:
+        """Attend from tokens of one sequence: `Pages.several`."""
         state = WindowState()
         if chunk.seen:
             taken = min(chunk.seen, self.shapes()[0][1])
             state = WindowState(*(x[chunk.page, :, :taken] for x in pool), tokens=chunk.seen)
         q, k, v = (x.transpose(0, 1)[None] for x in heads)
-        y_1HTD = self.attention.decode(state, (q, k, v), {})
+        y_1HTD = self.attention.decode(state, (q, k, v), parameters)
         for pages, kept in zip(pool, (state.keys, state.values), strict=True):
             taken = kept.shape[2]
             pages[:, :, :taken].index_copy_(0, chunk.page, kept)
             if not chunk.seen:
                 pages[:, :, taken:].index_fill_(0, chunk.page, 0)
         return y_1HTD[0].transpose(0, 1)
-
-
-FORMS = {"window": WindowPages}

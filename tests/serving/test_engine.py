@@ -1,7 +1,7 @@
 """vLLM says of every prompt what transformers' generate says of it alone, token by token, in fp32."""
 
 import pytest
-from trenchcoat_api.spec import Attention, Form, Wide
+from trenchcoat_api.spec import Attention, Form, KeyMaps, Wide
 
 from tests.serving.conftest import run_engines
 from tests.serving.exports import greedy, prompts, write_export
@@ -11,6 +11,10 @@ STUDENTS = {
     "window": WINDOW,
     "window, one wide and one softmax layer": WINDOW.model_copy(
         update={"wide": Wide(layers=[2], window=40), "keep_softmax_layers": [1]}
+    ),
+    "lolcats": Attention(window=8, feature_dim=16),
+    "lolcats, shared key maps, one softmax layer": Attention(
+        window=16, feature_dim=8, key_maps=KeyMaps.PER_KEY_VALUE_HEAD, keep_softmax_layers=[2]
     ),
     "softmax alone": WINDOW.model_copy(update={"keep_softmax_layers": [0, 1, 2, 3]}),
 }

@@ -35,6 +35,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
 ```
 
 {form.padding}
+Where Trenchcoat's plugin `trenchcoat-vllm` is installed beside vLLM, `vllm serve` takes this folder as it is.
 
 | | |
 |---|---|

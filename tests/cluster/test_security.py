@@ -25,7 +25,7 @@ IN_SERVED_NAMESPACES = {
     ("", "pods"): {"list", "watch", "delete"},
     ("", "pods/status"): {"patch"},
     ("", "secrets"): {"get"},
-    ("", "events"): {"create"},
+    ("", "events"): {"create", "list"},
     ("kueue.x-k8s.io", "workloads"): {"list"},
 }
 
@@ -84,6 +84,8 @@ def test_the_operator_has_no_rights_on_its_machine(environment: Environment):
 def test_for_all_namespaces_it_may_do_what_it_needs_and_no_more(environment: Environment):
     wanted = dict(IN_SERVED_NAMESPACES)
     wanted["", "nodes"] = {"list", "watch"}
+    for resource in ("deviceclasses", "resourceslices", "resourceclaims"):
+        wanted["resource.k8s.io", resource] = {"list", "watch"}
     for namespace in (environment.namespace, "kube-system"):
         assert rights(environment, RELEASE, namespace) == wanted
 

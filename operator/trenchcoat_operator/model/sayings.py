@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
 Object = dict[str, Any]
@@ -20,17 +21,20 @@ def by_autoscalers(events: Iterable[Object]) -> str:
     return _last(said)
 
 
-def refusal(events: Iterable[Object], uid: str) -> str:
+def refusal(events: Iterable[Object], uid: str, since: datetime) -> str:
     """What kept the controller of a Job from making a pod when it last tried; empty if nothing did.
 
     Args:
         events: Of the Job.
         uid: Its UID: an earlier one may have had its name.
+        since: What was said before is of pods that may have come and gone.
     """
     said = [
         event
         for event in events
-        if event.get("reason") in _REFUSALS and event["involvedObject"].get("uid") == uid
+        if event.get("reason") in _REFUSALS
+        and event["involvedObject"].get("uid") == uid
+        and _time(event) >= since.strftime("%Y-%m-%dT%H:%M:%S")
     ]
     _, _, message = _last(said).partition(": ")
     # The name that the pod would have had is another one each time.

@@ -136,9 +136,10 @@ class Observer:
         child = job.child
         if not child.active or child.suspended or job.over or len(pods) >= job.pods:
             return ""
-        if child.created_at is None or datetime.now(UTC) - child.created_at < _POD_SECONDS:
+        now = datetime.now(UTC)
+        if child.created_at is None or now - child.created_at < _POD_SECONDS:
             return ""
-        return self._said.refusal(job.place[0], child.kind.value, child.name, job.uid)
+        return self._said.refusal(job, now)
 
     def _room_by(self, job: Job, pods: list[Pod]) -> datetime | None:
         waiting = [

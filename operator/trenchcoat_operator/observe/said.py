@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Any
 
 from trenchcoat_operator.kubernetes import kinds
@@ -10,11 +11,16 @@ from trenchcoat_operator.kubernetes.client import Cluster
 from trenchcoat_operator.kubernetes.errors import ApiError, ForbiddenError
 from trenchcoat_operator.kubernetes.kinds import Selection
 from trenchcoat_operator.model import sayings
+from trenchcoat_operator.observe.kept import Job
 
 log = logging.getLogger(__name__)
 
 _KEPT_SECONDS = 10.0
 """Events are not in the API server's cache: each question reads those of the whole namespace."""
+
+_AT_ONCE = 16
+"""Of so many objects of a namespace it is asked within that time: where hundreds wait, the first tell why."""
+_FRESH = timedelta(minutes=2)
 
 Object = dict[str, Any]
 
@@ -31,9 +37,10 @@ class Said:
         """The last that an autoscaler said of a pod; empty if none did."""
         return sayings.by_autoscalers(self._events(namespace, "Pod", pod))
 
-    def refusal(self, namespace: str, kind: str, name: str, uid: str) -> str:
+    def refusal(self, job: Job, now: datetime) -> str:
         """What keeps the controller of a Job or PyTorchJob from making its pods; empty if nothing does."""
-        return sayings.refusal(self._events(namespace, kind, name), uid)
+        events = self._events(job.place[0], job.child.kind.value, job.child.name)
+        return sayings.refusal(events, job.uid, now - _FRESH)
 
     def _events(self, namespace: str, kind: str, name: str) -> tuple[Object, ...]:
         now, asked = self._clock(), (namespace, kind, name)
@@ -41,6 +48,8 @@ class Said:
         if known is not None and now - known[0] < _KEPT_SECONDS:
             return known[1]
         self._kept = {key: kept for key, kept in self._kept.items() if now - kept[0] < _KEPT_SECONDS}
+        if sum(place == namespace for place, *_ in self._kept) >= _AT_ONCE:
+            return ()
         fields = f"involvedObject.kind={kind},involvedObject.name={name}"
         try:
             found = tuple(self._cluster.list(Selection(kinds.EVENTS, namespace, fields=fields)))

@@ -32,10 +32,7 @@ class Quantities(Camel):
     cpu: Cpu | None = Field(default=None, description="CPU cores requested, such as 500m or 8.")
     cpu_limit: Cpu | None = Field(
         default=None,
-        description=(
-            "Limit on CPU cores. It only slows a stage down: set it where a quota on limits.cpu asks for "
-            "one, or a LimitRange's default is too low."
-        ),
+        description="Limit on CPU cores, where a quota or a LimitRange asks for one.",
     )
     memory: Bytes | None = Field(default=None, description="Memory requested and its limit.")
     ephemeral_storage: Bytes | None = Field(
@@ -116,6 +113,9 @@ class PodOverrides(Camel):
         default_factory=list,
         description="Resources besides GPUs: RDMA, huge pages.",
         max_length=20,
+    )
+    resource_claim_template_name: Annotated[str, Field(min_length=1, max_length=63)] | None = Field(
+        default=None, description="ResourceClaimTemplate, in place of GPUs."
     )
     runtime_class_name: Name | None = Field(default=None, description="RuntimeClass, where GPUs need one.")
     service_account_name: Name | None = Field(

@@ -106,7 +106,8 @@ def _merged(base: list[dict[str, Any]], users: Iterable[Mapping[str, Any]]) -> l
 
 
 def _resources(spec: TrenchcoatSpec, work: Work, defaults: PodDefaults) -> dict[str, Any]:
-    wanted = graph.overrides(spec, work.stage).resources
+    overrides = graph.overrides(spec, work.stage)
+    wanted = overrides.resources
     requests = {"cpu": wanted.cpu or defaults.cpu, "memory": wanted.memory or defaults.memory}
     limits: dict[str, str] = {}
     if cpu_limit := wanted.cpu_limit or defaults.cpu_limit:
@@ -115,11 +116,15 @@ def _resources(spec: TrenchcoatSpec, work: Work, defaults: PodDefaults) -> dict[
         limits["memory"] = memory_limit
     if disk := wanted.ephemeral_storage or (str(work.disk) if work.disk else ""):
         requests["ephemeral-storage"] = disk  # else the node may run out of it, and evict the pod
-    for item in graph.overrides(spec, work.stage).extended_resources:
+    for item in overrides.extended_resources:
         requests[item["name"]] = limits[item["name"]] = item["quantity"]
-    if work.gpus:
+    template = overrides.resource_claim_template_name
+    if work.gpus and not template:
         requests[spec.scheduling.gpu_resource] = limits[spec.scheduling.gpu_resource] = str(work.gpus)
-    return {"requests": requests, "limits": limits} if limits else {"requests": requests}
+    result: dict[str, Any] = {"requests": requests, "limits": limits} if limits else {"requests": requests}
+    if template:
+        result["claims"] = [{"name": template}]
+    return result
 
 
 def pod_spec(
@@ -175,6 +180,8 @@ def pod_spec(
         result["runtimeClassName"] = wanted.runtime_class_name
     if wanted.service_account_name:
         result["serviceAccountName"] = wanted.service_account_name
+    if template := wanted.resource_claim_template_name:
+        result["resourceClaims"] = [{"name": template, "resourceClaimTemplateName": template}]
     if wanted.node_selector:
         result["nodeSelector"] = dict(wanted.node_selector)
     if preferences := affinity(spec, work):

@@ -84,6 +84,37 @@ def test_devices_less_those_that_claims_hold_are_given_to_crias(
     plane.delete("devices", where)
 
 
+def test_stages_can_claim_devices_by_a_template(
+    plane: ControlPlane, server: MinioServer, resources: client.ResourceV1Api
+) -> None:
+    resources.create_device_class({"metadata": {"name": CLASS}, "spec": {"selectors": []}})
+    node(plane, "devices-3", {})
+    resources.create_resource_slice(resource_slice("devices-3", "gpu-0", "gpu-1"))
+    where = namespace(plane, "claims")
+    request = {
+        "name": "gpu",
+        "exactly": {"deviceClassName": CLASS, "allocationMode": "ExactCount", "count": 1},
+    }
+    template = {"metadata": {"name": "one-gpu"}, "spec": {"spec": {"devices": {"requests": [request]}}}}
+    resources.create_namespaced_resource_claim_template(where, template)
+    run = Run(plane, server, where, "claims", pods={"cria": {"resourceClaimTemplateName": "one-gpu"}})
+    run.begin()
+    with operator(plane) as loop:
+        loop.until(
+            run,
+            lambda status: crias(status) == [STARTING, STARTING, PENDING],
+            60,
+            "two have devices, one waits",
+        )
+        resources.delete_resource_slice("devices-3")
+        resources.create_resource_slice(resource_slice("devices-3", "gpu-0", "gpu-1", "gpu-2"))
+        loop.until(run, lambda status: crias(status) == 3 * [STARTING], 60, "the third has the one that came")
+        claims = resources.list_namespaced_resource_claim(where).items
+        held = {item.status.allocation.devices.results[0].device for item in claims}
+        assert held == {"gpu-0", "gpu-1", "gpu-2"}
+    plane.delete("claims", where)
+
+
 def test_where_nobody_can_tell_jobs_are_made_one_by_one(
     plane: ControlPlane, server: MinioServer, resources: client.ResourceV1Api
 ) -> None:

@@ -13,6 +13,7 @@ from trenchcoat_operator.model.observed import Child, Problem
 from trenchcoat_operator.reconcile.assessment.standing import Assessment
 from trenchcoat_operator.reconcile.look import Look
 from trenchcoat_operator.reconcile.starting import gate
+from trenchcoat_operator.works import graph
 from trenchcoat_operator.works.graph import Work
 
 
@@ -117,6 +118,12 @@ def _too_many(look: Look, ready: list[Work]) -> Holds:
     return {work.key: hold for work in crias[max(0, limit - made) :]}
 
 
+_CLAIMED = Hold(
+    WaitingReason.SCHEDULER,
+    "its devices are claimed, which nobody counts: those made before have their nodes first",
+)
+
+
 @dataclass(slots=True)
 class _Share:
     """What came of the GPUs that are free."""
@@ -146,6 +153,12 @@ def _share(look: Look, gated: list[Work]) -> _Share:
         if result.held:
             hold = Hold(WaitingReason.GPU, f"asks for GPUs once {gated[0].stage} has started")
             result.held |= {work.key: hold for work in works}
+            continue
+        if graph.overrides(look.trenchcoat.spec, stage).resource_claim_template_name:
+            more = works[: max(0, max(look.pending_jobs, 1) - pending)]
+            pending += len(more)
+            result.expecting |= {work.key for work in more}
+            result.held |= dict.fromkeys((work.key for work in works[len(more) :]), _CLAIMED)
             continue
         since = contenders.waiting_since(look.trenchcoat, works[0].key)
         asking = contenders.contender(look.trenchcoat, taken, stage, len(works), since)

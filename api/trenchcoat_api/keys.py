@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from trenchcoat_api.base import Camel
+from trenchcoat_api.layer_kinds import chooses_layers
 from trenchcoat_api.phases import adapter_epochs
 from trenchcoat_api.spec import Attention, Data, Form, KeyMaps, Stitch, Transfer, TrenchcoatSpec
 from trenchcoat_api.stages import Stage
@@ -67,6 +68,8 @@ _UNREAD_BY_WINDOW = {
 def form_fields(attention: Attention, transfer: Transfer) -> dict[str, dict[str, Any]]:
     """The fields of spec.attention and spec.transfer that the student's form reads, for a key."""
     unread = _UNREAD_BY_WINDOW if attention.form is Form.WINDOW else {}
+    if attention.wide is not None and attention.wide.layers is None and not chooses_layers(attention):
+        attention = attention.model_copy(update={"wide": None})
     return {
         "attention": dump_fields(attention, exclude=unread.get(Attention)),
         "transfer": dump_fields(transfer, exclude=unread.get(Transfer)),

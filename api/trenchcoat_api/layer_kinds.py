@@ -47,8 +47,7 @@ def layer_kinds(
     Raises:
         ValueError: a layer is named that the model does not have, or layers are to be chosen and were not.
     """
-    wide = attention.wide
-    if wide is not None and wide.share is not None and selected is None:
+    if chooses_layers(attention) and selected is None:
         raise ValueError(
             "spec.attention.wide.share has the wide layers chosen, and none were: choose them first, or set "
             "spec.attention.wide.layers"
@@ -84,12 +83,13 @@ def wide_count(attention: Attention, layers: int) -> int:
         return 0
     if wide.share is None:
         return len(wide.layers or ())
-    return max(1, int(Decimal(wide.share) * layers))
+    return max(1, int(Decimal(wide.share) * layers)) if chooses_layers(attention) else 0
 
 
 def chooses_layers(attention: Attention) -> bool:
     """Whether the run chooses the wide layers."""
-    return attention.wide is not None and attention.wide.share is not None
+    share = attention.wide.share if attention.wide is not None else None
+    return share is not None and Decimal(share) > 0
 
 
 def chooses_softmax(attention: Attention) -> bool:

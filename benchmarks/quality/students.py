@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import yaml
 
-RESULTS = Path(__file__).parent / "results" / "students.json"
+RESULTS = Path(__file__).parent / "results" / "students_h200.json"
 PACKAGES = ("torch", "triton", "transformers", "peft", "deepspeed")
 LORA = {"rank": 8, "alpha": 16, "targetModules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 UNTRAINED_CRIAS = {"criaLora": {"epochs": 0}}

@@ -17,6 +17,7 @@ BASE: dict[str, Any] = {
             "bucket": "trenchcoat",
             "credentialsSecretRef": {"name": "minio"},
         },
+        "preset": "shipped",
         "layersPerCria": 2,
     },
 }

@@ -119,9 +119,10 @@ def test_wide_layers_that_are_chosen_are_one_more_artifact_that_all_training_res
         ({"wide": {"share": "0.5"}}, TRAINED | {Stage.SELECT}),
         ({"window": 128}, TRAINED | {Stage.SELECT}),
         ({"keepSoftmaxLayers": [1]}, TRAINED | {Stage.SELECT}),
-        ({"form": "window"}, TRAINED),
+        ({"form": "window", "window": 64}, TRAINED),
+        ({"form": "window"}, TRAINED | {Stage.SELECT}),
         ({"form": "window", "firstTokens": 2}, TRAINED | {Stage.SELECT}),
-        ({"form": "window", "wide": {"share": "0.25", "window": 256}}, TRAINED),
+        ({"form": "window", "window": 64, "wide": {"share": "0.25", "window": 256}}, TRAINED),
         ({"featureDim": 32}, TRAINED),
     ],
 )

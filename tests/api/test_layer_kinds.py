@@ -33,7 +33,7 @@ def test_wide_layers_have_a_window_of_their_own():
 
 
 def test_a_share_has_its_layers_chosen():
-    asked = attention(form="window", wide={"share": "0.5", "window": 256})
+    asked = attention(form="window", window=64, wide={"share": "0.5", "window": 256})
     assert layer_kinds(asked, 3, [2]) == (window(64), window(64), window(256))
     with pytest.raises(ValueError, match=r"wide\.share has the wide layers chosen, and none were"):
         layer_kinds(asked, 3)
@@ -54,17 +54,28 @@ def test_a_layer_that_is_not_there_is_named(fields, named):
 
 @pytest.mark.parametrize(("share", "count"), [("0.25", 7), ("0.29", 8), ("0.01", 1), ("3e-1", 9)])
 def test_a_share_is_rounded_down_but_never_to_nothing(share, count):
-    asked = attention(form="window", wide={"share": share, "window": 256})
+    asked = attention(form="window", window=64, wide={"share": share, "window": 256})
     assert wide_count(asked, 30) == count
     assert likely_kinds(asked, 30).count(window(256)) == count
 
 
 def test_estimates_take_a_share_of_what_is_not_kept():
-    asked = attention(form="window", wide={"share": "0.5", "window": 256}, keepSoftmaxLayers=[0, 9])
+    asked = attention(
+        form="window", window=64, wide={"share": "0.5", "window": 256}, keepSoftmaxLayers=[0, 9]
+    )
     assert likely_kinds(asked, 4) == (SOFTMAX, window(256), window(256), window(64))
 
 
-def test_first_tokens_go_by_the_form():
+@pytest.mark.parametrize("share", ["0", "0.0", "0e1"])
+def test_a_share_of_nothing_makes_no_layer_wide(share):
+    asked = attention(form="window", wide={"share": share})
+    assert wide_count(asked, 30) == 0
+    assert layer_kinds(asked, 2) == likely_kinds(asked, 2) == (window(256), window(256))
+
+
+def test_first_tokens_and_window_go_by_the_form():
     assert (attention().first_tokens, attention(form="window").first_tokens) == (0, 4)
+    assert (attention().window, attention(form="window").window) == (64, 256)
+    assert attention(form="window", window=8).window == 8
     assert attention(form="window", firstTokens=0).first_tokens == 0
     assert attention(form="window", firstTokens=None).first_tokens == 4

@@ -6,7 +6,7 @@ from trenchcoat_api.crias import cria_ranges
 from trenchcoat_api.estimate import estimate
 from trenchcoat_api.presets import PRESETS, Preset, with_preset
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
-from trenchcoat_api.spec import StartPositions, Transfer, TrenchcoatSpec
+from trenchcoat_api.spec import LongSequences, StartPositions, Transfer, TrenchcoatSpec, Wide
 
 from tests.api.specs import BASE, changed
 
@@ -15,7 +15,7 @@ CRIAS = cria_ranges(12, 2)
 
 def resolve(**changes) -> TrenchcoatSpec:
     """The base spec without a number of tokens, with these YAML fields beside."""
-    body = changed("spec.data.tokens", None)
+    body = changed({"spec.data.tokens": None, "spec.preset": None})
     for name, value in changes.items():
         old = body["spec"].get(name)
         body["spec"][name] = old | value if isinstance(old, dict) else value
@@ -33,6 +33,7 @@ def keys(spec: TrenchcoatSpec) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("preset", "expected"),
     [
+        ("standard", (8_000_000, 1, 0, 1)),
         ("paper", (20_000_000, 1, 1, 1)),
         ("shipped", (20_000_000, 2, 2, 1)),
         ("quick", (8_000_000, 1, 1, 1)),
@@ -42,9 +43,48 @@ def test_a_preset_fills_in_what_is_not_set(preset, expected):
     assert numbers(resolve(preset=preset)) == expected
 
 
-def test_shipped_is_what_a_spec_without_a_preset_has():
-    assert numbers(resolve()) == (20_000_000, 2, 2, 1)
-    assert resolve() == resolve(preset="shipped")
+def test_standard_is_what_a_spec_without_a_preset_has():
+    assert resolve() == resolve(preset="standard")
+    assert resolve() == resolve(attention={"form": "window"})
+
+
+def test_a_spec_of_the_published_form_has_the_published_settings():
+    spec = resolve(attention={"form": "lolcats"})
+    assert spec == resolve(preset="shipped")
+    assert (spec.preset, spec.attention.wide, spec.stitch.recall_share) == (Preset.SHIPPED, None, "0")
+
+
+def test_standard_is_the_student_at_the_head_of_the_leaderboard():
+    spec = resolve()
+    assert (spec.attention.form, spec.attention.window, spec.attention.first_tokens) == ("window", 256, 4)
+    assert spec.attention.wide == Wide(share="0.25")
+    assert (spec.stitch.learning_rate, spec.stitch.recall_share) == ("1e-3", "0.1")
+    assert (spec.stitch.lora.rank, spec.stitch.lora.alpha) == (8, 16)
+    assert spec.stitch.long_sequences == LongSequences(share="0.25", multiple=4)
+
+
+@pytest.mark.parametrize(
+    ("attention", "wide"),
+    [
+        ({"wide": {"layers": [2]}}, Wide(layers=[2])),
+        ({"keepSoftmaxLayers": [3]}, None),
+        ({"keepSoftmaxLayers": []}, Wide(share="0.25")),
+        ({"form": "lolcats"}, None),
+        ({"wide": {"share": "0"}}, Wide(share="0")),
+    ],
+)
+def test_layers_are_chosen_where_nothing_else_says_which_are_wide(attention, wide):
+    assert resolve(preset="standard", attention=attention).attention.wide == wide
+
+
+def test_no_wide_layers_is_one_thing_however_it_is_said():
+    none, zero = ({"form": "window"} | part for part in ({}, {"wide": {"share": "0"}}))
+    assert keys(resolve(preset="shipped", attention=none)) == keys(resolve(preset="shipped", attention=zero))
+
+
+def test_long_sequences_are_left_out_where_a_step_cannot_hold_them():
+    assert resolve(stitch={"batchSize": 6}).stitch.long_sequences.share == "0"
+    assert resolve(stitch={"batchSize": 6, "longSequences": {"multiple": 3}}).stitch.long_sequences.are_on
 
 
 @pytest.mark.parametrize("preset", list(Preset))
@@ -60,6 +100,7 @@ def test_a_preset_and_its_values_written_out_have_the_same_keys():
         "criaLora": {"epochs": 1},
         "stitch": {"epochs": 1},
     }
+    explicit["attention"] = {"form": "lolcats"}
     assert keys(resolve(preset="quick")) == keys(resolve(**explicit))
     assert keys(resolve(preset="quick")) != keys(resolve())
 
@@ -82,7 +123,13 @@ def test_parts_may_be_models_and_the_given_mapping_is_kept():
     given = {"preset": "paper", "transfer": Transfer(clip="2"), "stitch": {"epochs": 3}}
     filled = with_preset(given)
     assert filled["transfer"] == {"clip": "2", "epochs": 1}
-    assert filled["stitch"] == {"epochs": 3}
+    published = {
+        "learningRate": "1e-4",
+        "lora": {"rank": 4, "alpha": 8},
+        "recallShare": "0",
+        "longSequences": {"share": "0"},
+    }
+    assert filled["stitch"] == published | {"epochs": 3}
     assert given == {"preset": "paper", "transfer": Transfer(clip="2"), "stitch": {"epochs": 3}}
 
 

@@ -59,6 +59,7 @@ def document(inputs, objective, gpus):
                 "endpoint": "http://localhost:9000", "bucket": "gpu",
                 "credentialsSecretRef": {"name": "none"},
             },
+            "preset": "shipped",
             "dtype": "float32",
             "layersPerCria": PER_CRIA,
             "collect": {"gpusPerNode": gpus, "batchSize": 4},

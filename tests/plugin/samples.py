@@ -55,6 +55,7 @@ def trenchcoat(name: str, status: dict[str, Any], **spec: Any) -> Trenchcoat:
                     "bucket": "trenchcoat",
                     "credentialsSecretRef": {"name": "minio"},
                 },
+                "preset": "shipped",
                 "layersPerCria": 9,
                 **spec,
             },

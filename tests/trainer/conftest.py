@@ -75,6 +75,7 @@ def make_spec(teacher_folder: Path, text_folder: Path) -> SpecFactory:
                 "bucket": "trenchcoat",
                 "credentialsSecretRef": {"name": "minio"},
             },
+            "preset": "shipped",
             "layersPerCria": 2,
             "dtype": "float32",
             "attention": {"window": 16, "featureDim": 8},

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from trenchcoat_api.base import Camel
 from trenchcoat_api.presets import PRESET_MARK
 from trenchcoat_api.rules import Rule, Unique
-from trenchcoat_api.strings import PositiveShare
+from trenchcoat_api.strings import Share
 
 
 class DType(StrEnum):
@@ -41,6 +41,8 @@ LayerNumbers = Annotated[list[Annotated[int, Field(ge=0, le=10_000)]], Unique(),
 
 FIRST_TOKENS = {Form.LOLCATS: 0, Form.WINDOW: 4}
 """Tokens at the start that every query sees, by form, where the spec does not say."""
+WINDOWS = {Form.LOLCATS: 64, Form.WINDOW: 256}
+"""Tokens of the window, likewise."""
 
 
 class Wide(Camel):
@@ -61,12 +63,13 @@ class Wide(Camel):
     layers: Annotated[LayerNumbers, Field(min_length=1)] | None = Field(
         default=None, description="The decoder layers, counted from 0."
     )
-    share: PositiveShare | None = Field(
+    share: Share | None = Field(
         default=None,
         description=(
             "In place of layers: how much of the model is wide. The stage select chooses the layers that "
             "carry recall, by one pass of the teacher: those that find again what stood far back. Layers "
-            "chosen for the perplexity of plain text carry none, so there is no other choice."
+            "chosen for the perplexity of plain text carry none, so there is no other choice. 0: no layer is "
+            "wide."
         ),
     )
     window: int | None = Field(
@@ -83,61 +86,24 @@ class Wide(Camel):
 class Attention(Camel):
     """The form of the student's attention."""
 
-    rules = (
-        Rule(
-            cel="self.form != 'lolcats' || !has(self.firstTokens) || self.firstTokens == 0",
-            holds=lambda attention: attention.form is not Form.LOLCATS or attention.first_tokens == 0,
-            message=(
-                "firstTokens is for form window alone, for lolcats sees the first tokens by linear "
-                "attention: remove firstTokens, or set form to window"
-            ),
-            field="firstTokens",
-        ),
-        Rule(
-            cel="self.form == 'window' || !has(self.wide) || !has(self.wide.window)",
-            holds=lambda attention: (
-                attention.form is Form.WINDOW or attention.wide is None or attention.wide.window is None
-            ),
-            message=(
-                "wide.window is for form window alone: remove wide.window, so that the wide layers keep "
-                "softmax attention, or set form to window"
-            ),
-            field="wide.window",
-        ),
-        Rule(
-            cel=(
-                "self.form != 'window' || !has(self.wide) || !has(self.wide.window) || "
-                "self.wide.window > self.window"
-            ),
-            holds=lambda attention: (
-                attention.form is not Form.WINDOW
-                or attention.wide is None
-                or attention.wide.window is None
-                or attention.wide.window > attention.window
-            ),
-            message=(
-                "wide.window is no more than window, the other layers': raise wide.window, or lower window"
-            ),
-            field="wide.window",
-        ),
-    )
-
     form: Form = Field(
         default=Form.LOLCATS,
         description=(
-            "What takes the place of softmax attention. lolcats: softmax over a terraced window, linear "
-            "attention with learned feature maps before it. window: softmax over the first tokens and the "
-            "last ones, which has nothing to train in attention transfer."
+            "What takes the place of softmax attention. window: softmax over the first tokens and the "
+            "last ones, which has nothing to train in attention transfer. lolcats: softmax over a terraced "
+            "window, linear attention with learned feature maps before it. By default what spec.preset says."
         ),
+        json_schema_extra={PRESET_MARK: True},
     )
     window: int = Field(
-        default=64,
+        default=WINDOWS[Form.LOLCATS],
         description=(
-            "lolcats: terrace block; a query sees its own block and the one before exactly. window: last "
-            "tokens that a query sees, its own included."
+            "window: last tokens that a query sees, its own included; 256 unless set. lolcats: terrace "
+            "block, 64 unless set; a query sees its own block and the one before exactly."
         ),
         ge=1,
         le=4096,
+        json_schema_extra={PRESET_MARK: True},
     )
     first_tokens: int = Field(
         default=FIRST_TOKENS[Form.LOLCATS],
@@ -151,8 +117,9 @@ class Attention(Camel):
     wide: Wide | None = Field(
         default=None,
         description=(
-            "Layers that see further back than the others; none by default. A layer in keepSoftmaxLayers "
-            "keeps softmax attention all the same."
+            "Layers that see further back than the others; by default what spec.preset says, in form window "
+            "where keepSoftmaxLayers names none, and else none. A layer in keepSoftmaxLayers keeps softmax "
+            "attention all the same."
         ),
     )
     feature_dim: int = Field(
@@ -174,15 +141,23 @@ class Attention(Camel):
         description="Decoder layers, counted from 0, that keep their softmax attention.",
     )
 
+    @property
+    def wide_window(self) -> int | None:
+        """Last tokens that wide layers see; None where no layer is wide, or all tokens are seen."""
+        return self.wide.window if self.wide is not None else None
+
     @model_validator(mode="before")
     @classmethod
     def _fill_from_form(cls, fields: Any) -> Any:
         """What is behind sees a number alone; what the spec does not set goes by the form."""
-        if not isinstance(fields, dict) or any(
-            fields.get(name) is not None for name in ("firstTokens", "first_tokens")
-        ):
+        if not isinstance(fields, dict):
             return fields
         form = fields.get("form", Form.LOLCATS)
-        known = isinstance(form, str) and form in FIRST_TOKENS
-        rest = {name: value for name, value in fields.items() if name != "firstTokens"}
-        return {**rest, "first_tokens": FIRST_TOKENS[Form(form)]} if known else fields
+        if not isinstance(form, str) or form not in FIRST_TOKENS:
+            return fields
+        filled = dict(fields)
+        for names, values in ((("window",), WINDOWS), (("first_tokens", "firstTokens"), FIRST_TOKENS)):
+            if all(filled.get(name) is None for name in names):
+                filled = {name: value for name, value in filled.items() if name not in names}
+                filled[names[0]] = values[Form(form)]
+        return filled

@@ -108,8 +108,8 @@ class Lora(Camel):
 class StitchLora(Lora):
     """Low-rank adapters of the stitch; smaller ones, on all four projections."""
 
-    rank: int = Field(default=4, description="Rank of the adapters.", ge=1, le=1024)
-    alpha: int = Field(default=8, description="Adapters are scaled by alpha / rank.", ge=1, le=65_536)
+    rank: int = preset_field(SHIPPED.rank, "Rank of the adapters.", ge=1, le=1024)
+    alpha: int = preset_field(2 * SHIPPED.rank, "Adapters are scaled by alpha / rank.", ge=1, le=65_536)
     target_modules: Annotated[list[ProjectionName], Unique()] = Field(
         default=list(ProjectionName),
         description="Attention projections that get an adapter.",
@@ -152,12 +152,10 @@ class CriaLora(Camel):
 class LongSequences(Camel):
     """Longer sequences at the end of the stitch: neighbours of the text, joined again."""
 
-    share: Share = Field(
-        default="0",
-        description=(
-            "Share of the stitch's training tokens, below 1, that are read as long sequences: the last ones, "
-            "in whole optimiser steps. 0 switches it off."
-        ),
+    share: Share = preset_field(
+        SHIPPED.long_share,
+        "Share of the stitch's training tokens, below 1, that are read as long sequences: the last ones, in "
+        "whole optimiser steps. 0 switches it off.",
     )
     multiple: int = Field(
         default=4,
@@ -181,7 +179,8 @@ class Stitch(Camel):
     rules = (
         _MICRO_BATCH,
         Rule(
-            cel=where_decimals(
+            cel="!has(self.longSequences.share) || "
+            + where_decimals(
                 "double(self.longSequences.share) == 0.0 || self.longSequences.multiple < 1 || "
                 "self.batchSize % self.longSequences.multiple == 0",
                 "self.longSequences.share",
@@ -202,7 +201,7 @@ class Stitch(Camel):
     epochs: int = preset_field(
         SHIPPED.stitch_epochs, "Passes over the text; 0 switches it off.", ge=0, le=1000
     )
-    learning_rate: PositiveDecimal = Field(default="1e-4", description="Learning rate of AdamW.")
+    learning_rate: PositiveDecimal = preset_field(SHIPPED.learning_rate, "Learning rate of AdamW.")
     batch_size: int = Field(
         default=8, description="Sequences per optimiser step, over all ranks.", ge=1, le=65_536
     )
@@ -211,13 +210,11 @@ class Stitch(Camel):
     )
     clip: Decimal = Field(default="1.0", description="Largest gradient norm; 0 switches clipping off.")
     lora: StitchLora = Field(default_factory=StitchLora, description="The adapters.")
-    recall_share: Share = Field(
-        default="0",
-        description=(
-            "Share of the sequences, below 1, that carry synthetic recall: in place of some of their text, "
-            "facts that are told and asked again, and random tokens that are shown twice, up to 0.9 of the "
-            "sequence apart. 0 switches it off."
-        ),
+    recall_share: Share = preset_field(
+        SHIPPED.recall_share,
+        "Share of the sequences, below 1, that carry synthetic recall: in place of some of their text, facts "
+        "that are told and asked again, and random tokens that are shown twice, up to 0.9 of the sequence "
+        "apart. 0 switches it off.",
     )
     long_sequences: LongSequences = Field(
         default_factory=LongSequences,

@@ -5,9 +5,9 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from trenchcoat_api.base import Camel
-from trenchcoat_api.presets import PRESETS, Preset, with_preset
+from trenchcoat_api.presets import PRESET_MARK, PRESETS, Preset, with_preset
 from trenchcoat_api.rules import Rule
-from trenchcoat_api.spec.attention import Attention, DType, Form
+from trenchcoat_api.spec.attention import WINDOWS, Attention, DType, Form
 from trenchcoat_api.spec.operation import Retention, Scheduling, StagePods
 from trenchcoat_api.spec.sources import Data, Model, Store
 from trenchcoat_api.spec.stages import Collect, Evaluate, Export, Gates
@@ -15,11 +15,22 @@ from trenchcoat_api.spec.training import CriaLora, Objective, ProjectionName, St
 from trenchcoat_api.strings import where_decimals
 
 _SEQUENCE = Data.model_fields["sequence_length"].default
-_WINDOW = Attention.model_fields["window"].default
+_BY_DEFAULT = f"{WINDOWS[Form.WINDOW]} unless set, {WINDOWS[Form.LOLCATS]} in form lolcats"
+_PUBLISHED = ", ".join(f"'{preset.value}'" for preset in Preset if PRESETS[preset].form == Form.LOLCATS)
+# The API server gives neither form nor window a default, for they go by what else is set.
+_FORM = (
+    "(has(self.attention.form) ? self.attention.form : "
+    f"has(self.preset) && self.preset in [{_PUBLISHED}] ? 'lolcats' : 'window')"
+)
+_WINDOW = (
+    f"(has(self.attention.window) ? self.attention.window : {_FORM} == 'lolcats' ? "
+    f"{WINDOWS[Form.LOLCATS]} : {WINDOWS[Form.WINDOW]})"
+)
+_HAS_WIDE_WINDOW = "(has(self.attention.wide) && has(self.attention.wide.window))"
 
 
 class TrenchcoatSpec(Camel):
-    """What to linearize, with what, and where the results go; defaults are the published settings."""
+    """What to linearize, with what, and where the results go."""
 
     rules = (
         Rule(
@@ -43,14 +54,47 @@ class TrenchcoatSpec(Camel):
             field="data.heldOutTokens",
         ),
         Rule(
-            cel="self.data.sequenceLength > self.attention.window",
+            cel=f"self.data.sequenceLength > {_WINDOW}",
             holds=lambda spec: spec.data.sequence_length > spec.attention.window,
             message=(
-                f"attention.window ({_WINDOW} unless set) covers the whole data.sequenceLength ({_SEQUENCE} "
+                f"attention.window ({_BY_DEFAULT}) covers the whole data.sequenceLength ({_SEQUENCE} "
                 "unless set), so that training would see nothing before the window: lower attention.window, "
                 "or raise data.sequenceLength"
             ),
             field="attention.window",
+        ),
+        Rule(
+            cel=(
+                f"{_FORM} != 'lolcats' || !has(self.attention.firstTokens) || self.attention.firstTokens == 0"
+            ),
+            holds=lambda spec: spec.attention.form is not Form.LOLCATS or spec.attention.first_tokens == 0,
+            message=(
+                "attention.firstTokens is for form window alone, for lolcats sees the first tokens by linear "
+                "attention: remove firstTokens, or set form to window"
+            ),
+            field="attention.firstTokens",
+        ),
+        Rule(
+            cel=f"{_FORM} == 'window' || !{_HAS_WIDE_WINDOW}",
+            holds=lambda spec: spec.attention.form is Form.WINDOW or spec.attention.wide_window is None,
+            message=(
+                "attention.wide.window is for form window alone: remove wide.window, so that the wide layers "
+                "keep softmax attention, or set form to window"
+            ),
+            field="attention.wide.window",
+        ),
+        Rule(
+            cel=(f"{_FORM} != 'window' || !{_HAS_WIDE_WINDOW} || self.attention.wide.window > {_WINDOW}"),
+            holds=lambda spec: (
+                spec.attention.form is not Form.WINDOW
+                or spec.attention.wide_window is None
+                or spec.attention.wide_window > spec.attention.window
+            ),
+            message=(
+                "attention.wide.window is no more than attention.window, the other layers' "
+                f"({_BY_DEFAULT}): raise wide.window, or lower window"
+            ),
+            field="attention.wide.window",
         ),
         Rule(
             cel="self.criaLora.objective != 'layerwise' || !('o_proj' in self.criaLora.lora.targetModules)",
@@ -66,7 +110,7 @@ class TrenchcoatSpec(Camel):
         ),
         Rule(
             cel=(
-                "self.attention.form != 'window' || self.criaLora.objective != 'layerwise' || "
+                f"{_FORM} != 'window' || self.criaLora.objective != 'layerwise' || "
                 "(has(self.criaLora.epochs) && self.criaLora.epochs == 0) || "
                 + where_decimals("double(self.transfer.mseWeight) > 0.0", "self.transfer.mseWeight")
             ),
@@ -84,7 +128,7 @@ class TrenchcoatSpec(Camel):
         ),
         Rule(
             cel=(
-                "self.attention.form != 'window' || "
+                f"{_FORM} != 'window' || "
                 + where_decimals("double(self.transfer.windowDropout) == 0.0", "self.transfer.windowDropout")
             ),
             holds=lambda spec: (
@@ -121,12 +165,13 @@ class TrenchcoatSpec(Camel):
     model: Model = Field(description="The teacher.")
     data: Data = Field(description="The text.")
     preset: Preset = Field(
-        default=Preset.SHIPPED,
+        default=Preset.STANDARD,
         description=(
-            "Values of data.tokens, transfer.epochs, criaLora.epochs, stitch.epochs and "
-            + "data.startPositions.share where they are not set. "
+            "The student's form and how much it is trained, where the fields themselves are not set. By "
+            "default shipped where attention.form is lolcats, and else standard. "
             + " ".join(f"{name.value}: {values.describe()}." for name, values in PRESETS.items())
         ),
+        json_schema_extra={PRESET_MARK: True},
     )
     store: Store = Field(description="The S3 store that holds all artifacts.")
     layers_per_cria: int = Field(

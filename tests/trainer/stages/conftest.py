@@ -34,6 +34,7 @@ def training_spec(teacher_folder: Path, text_folder: Path) -> TrenchcoatSpec:
                 "bucket": "trenchcoat",
                 "credentialsSecretRef": {"name": "minio"},
             },
+            "preset": "shipped",
             "layersPerCria": 2,
             "dtype": "float32",
             "attention": {"window": 16, "featureDim": 8},

@@ -24,6 +24,7 @@ SPEC = {
     "model": {"source": "file:///teacher"},
     "data": {"source": "file:///*.txt", "tokens": 6400, "sequenceLength": 64},
     "store": {"endpoint": "http://minio:9000", "bucket": "tiny", "credentialsSecretRef": {"name": "minio"}},
+    "preset": "shipped",
 }
 
 

@@ -25,6 +25,7 @@ def make_spec(**changes: Any) -> TrenchcoatSpec:
             "bucket": "trenchcoat",
             "credentialsSecretRef": {"name": "minio"},
         },
+        "preset": "shipped",
         "layersPerCria": 3,
         "dtype": "float32",
         "attention": {"window": 8, "featureDim": 8},

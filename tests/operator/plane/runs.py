@@ -7,13 +7,14 @@ the artifacts that are to be there already.
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 from kubernetes import client
 from minio import Minio
 from trenchcoat_api import constants
-from trenchcoat_api.artifacts import Artifact
+from trenchcoat_api.artifacts import Artifact, Progress
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_operator.kubernetes.client import Cluster
 from trenchcoat_operator.loop.reconciler import Reconciler
@@ -94,6 +95,13 @@ class Run:
         manifest = world.manifest(artifact).model_dump_json(by_alias=True).encode()
         for path, data in ((artifact.prefix + "data", b"0" * 1000), (artifact.manifest_path, manifest)):
             self._store.put_object(BUCKET, path, io.BytesIO(data), len(data))
+
+    def report(self, name: str, **progress: Any) -> None:
+        """Write how far an artifact is, as its program would."""
+        artifact = self.artifacts[name]
+        report = Progress(stage=artifact.stage, key=artifact.key, updated_at=datetime.now(UTC), **progress)
+        data = report.model_dump_json(by_alias=True).encode()
+        self._store.put_object(BUCKET, artifact.progress_path, io.BytesIO(data), len(data))
 
     def status(self) -> Body:
         found: Body = self.plane.read(self.name, self.namespace).get("status") or {}

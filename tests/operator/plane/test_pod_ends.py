@@ -74,6 +74,34 @@ def test_an_evicted_pod_is_followed_by_another_before_its_job_would_make_one(
         assert tries(status) == ["Preempted", ""]
 
 
+def test_tries_that_come_further_each_time_are_more_than_may_fail(
+    plane: ControlPlane, server: MinioServer, own_nodes: Any
+) -> None:
+    """What share a failed try had saved stands on its Job, for the next one overwrites its progress."""
+    own_nodes("n-further", {"for": "further"})
+    run = made(plane, server, "further", scheduling={"maxAttempts": 2})
+    run.begin()
+    saved = (None, 0.25, 0.5, 0.5)
+    with operator(plane) as loop:
+        for number, share in enumerate(saved, 1):
+            loop.until(run, lambda _: bound(run), 60, f"try {number} has a node")
+            (pod,) = bound(run)
+            kubelet.run(plane, pod)
+            step = {"phase": "lora", "step": number, "steps": 9, "fraction": number / 9}
+            run.report("cria-00", **step, saved_fraction=share)
+            kubelet.end(plane, pod, {"stage": 1}, "Failed")
+            expected = ["Failed"] * number
+            loop.until(
+                run,
+                lambda status, expected=expected: tries(status) == expected,
+                30,
+                f"try {number} is judged",
+            )
+        loop.until(run, lambda status: crias(status)[0][0] == "Failed", 30, "it came no further twice")
+    told = {job.metadata.name: job.metadata.annotations.get("trenchcoat.dev/saved") for job in run.jobs()}
+    assert [told[name] for name in sorted(told)] == [None, "0.250000", "0.500000", "0.500000"]
+
+
 @pytest.mark.parametrize(("name", "ends_first"), [("paused", False), ("raced", True)])
 def test_a_job_that_somebody_suspends_costs_no_try_whether_it_ends_as_failed_or_not(
     plane: ControlPlane, server: MinioServer, own_nodes: Any, name: str, ends_first: bool

@@ -85,6 +85,7 @@ def stuck(look: Look) -> list[Child]:
         and not child.terminating
         and _stuck_for_long(child, look)
         and not _expects_nodes(child, look)
+        and not child.queue  # Kueue's, though the spec names no queue
     ]
 
 

@@ -1,9 +1,12 @@
 """What becomes of a Job whose pod settings are no longer those of the spec."""
 
 from dataclasses import replace
+from datetime import timedelta
+from typing import Any
 
 import pytest
 from trenchcoat_api.stages import Stage
+from trenchcoat_operator.model.capacity import Capacity, Demand, Node
 from trenchcoat_operator.model.observed import Child, Observed, Pod, StoreView
 from trenchcoat_operator.reconcile.look import Look
 from trenchcoat_operator.reconcile.stopping.unwanted import deletions
@@ -64,3 +67,31 @@ def test_a_gang_is_begun_anew_for_a_pod_that_the_cluster_ended_and_judged_for_on
     assert gang(preempted) == ["the cluster ended a pod of it; it starts again from its checkpoint"]
     full = "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. "
     assert gang(replace(preempted, reason="Evicted", message=full)) == []
+
+
+STUCK = replace(WAITS, unschedulable="0/1 nodes", unschedulable_since=world.NOW - timedelta(minutes=5))
+LONG_STUCK = replace(STUCK, unschedulable_since=world.NOW - timedelta(minutes=20))
+
+
+@pytest.mark.parametrize(
+    ("changes", "taken_back"),
+    [
+        ({}, True),
+        ({"expects_nodes": True}, False),
+        ({"queue": "default"}, False),
+        ({"expects_nodes": True, "pods": (replace(RUNS, name="r"), STUCK)}, False),
+        # Half a gang holds GPUs: it waits no longer than its patience.
+        ({"expects_nodes": True, "pods": (RUNS, LONG_STUCK)}, True),
+        ({"expects_nodes": True, "pods": (LONG_STUCK,)}, False),
+    ],
+)
+def test_a_job_whose_gpus_others_took_is_taken_back_unless_it_waits_for_nodes_or_for_kueue(
+    changes: dict[str, Any], taken_back: bool
+) -> None:
+    seen = replace(child(STUCK, former=False), **changes)
+    promised = Demand("nvidia.com/gpu", 1, 1, owner=f"ml/{seen.name}")
+    capacity = Capacity(nodes=(Node("n", {"nvidia.com/gpu": 0}),), promised=(promised,))
+    observed = Observed(children=(seen,), store=StoreView(None, MANIFESTS), capacity=capacity)
+    gone = deletions(Look.at(OWNER, observed, world.SETTINGS, world.NOW))
+    told = ["the GPUs that were free for it are taken; it waits for others"]
+    assert [action.reason for action in gone] == (told if taken_back else [])

@@ -37,18 +37,18 @@ def trenchcoat(**changes: object) -> Body:
     return example("late", data__tokens=TOKENS, **changes)
 
 
-def wait_for_start(environment: Environment, *others: str) -> str:
+def wait_for_start(environment: Environment, *others: str, name: str = "late") -> str:
     """The name of its one pod besides others, once its container runs."""
 
     def started() -> str | None:
-        for pod in pods(environment, "late", "trenchcoat.dev/stage=tokenize"):
+        for pod in pods(environment, name, "trenchcoat.dev/stage=tokenize"):
             states = [item["state"] for item in pod["status"].get("containerStatuses", [])]
             if pod["metadata"]["name"] not in others and any("running" in state for state in states):
                 return str(pod["metadata"]["name"])
         return None
 
-    name: str = until(started, 90, "a pod starts")
-    return name
+    found: str = until(started, 90, "a pod starts")
+    return found
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_a_pod_told_to_end_while_python_starts_does_so_at_once(late: Environment
 
     # It is no failure that counts, and goes on with another Job at once.
     wait_for_start(late, first)
-    assert jobs_of(late) == {1: "Failed", 2: ""}
+    assert jobs_of(late, "late") == {1: "Failed", 2: ""}
 
     began = time.monotonic()
     late.kubectl("patch", "trenchcoat", "late", "--type=merge", "-p", '{"spec":{"suspend":true}}')
@@ -80,10 +80,11 @@ def test_a_pod_told_to_end_while_python_starts_does_so_at_once(late: Environment
     assert row(body, "tokenize")["lastFailure"].startswith("Preempted: ")
 
 
-def jobs_of(environment: Environment) -> dict[int, str]:
-    """How each try's Job ended, by its number; empty while it goes on."""
+def jobs_of(environment: Environment, name: str) -> dict[int, str]:
+    """How each Job of tokenize ended, by the number of the try; empty while it goes on."""
     result = {}
-    for job in environment.get("jobs", "-l", "trenchcoat.dev/name=late")["items"]:
+    selector = f"trenchcoat.dev/name={name},trenchcoat.dev/stage=tokenize"
+    for job in environment.get("jobs", "-l", selector)["items"]:
         ends = [item["type"] for item in job["status"].get("conditions", []) if item["type"] in ENDS]
         result[int(job["metadata"]["annotations"]["trenchcoat.dev/attempt"])] = ends[0] if ends else ""
     return result
@@ -92,28 +93,36 @@ def jobs_of(environment: Environment) -> dict[int, str]:
 ENDS = ("Complete", "Failed")
 
 
-def test_an_evicted_pod_is_followed_by_another_before_its_job_would_make_one(late: Environment) -> None:
+def test_an_evicted_pod_is_followed_by_another_before_its_job_would_make_one(store: Environment) -> None:
     """The Job controller waits 10, 20, 40 s, up to 10 minutes, with the GPU idle."""
-    first = wait_for_start(late)
-    path = f"/api/v1/namespaces/{late.namespace}/pods/{first}/eviction"
-    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": first}}
-    late.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
+    name, selector = "evicted", "trenchcoat.dev/stage=tokenize"
+    with held(store) as settings:
+        apply(store, example(name, data__tokens=TOKENS - 1024, pods={"tokenize": settings}))
+        try:
+            first = wait_for_start(store, name=name)
+            path = f"/api/v1/namespaces/{store.namespace}/pods/{first}/eviction"
+            eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": first}}
+            store.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
 
-    def ended() -> bool:
-        found = [pod for pod in pods(late, "late") if pod["metadata"]["name"] == first]
-        return not found or found[0]["status"]["phase"] == "Failed"
+            def ended() -> bool:
+                found = [pod for pod in pods(store, name, selector) if pod["metadata"]["name"] == first]
+                return not found or found[0]["status"]["phase"] == "Failed"
 
-    until(ended, AT_ONCE, "the evicted pod has ended")
-    began = time.monotonic()
-    until(
-        lambda: any(pod["metadata"]["name"] != first for pod in pods(late, "late")), 60, "another pod is made"
-    )
-    took = time.monotonic() - began
-    print(f"from the end of an evicted pod to the next: {took:.1f} s")
-    assert took < JOB_BACK_OFF
-    assert jobs_of(late)[1] == "Failed"
-    told = row(late.get("trenchcoat", "late"), "tokenize")
-    assert told["lastFailure"].startswith("Preempted: the cluster ended")
+            until(ended, AT_ONCE, "the evicted pod has ended")
+            began = time.monotonic()
+
+            def another() -> bool:
+                return any(pod["metadata"]["name"] != first for pod in pods(store, name, selector))
+
+            until(another, 60, "another pod is made")
+            took = time.monotonic() - began
+            print(f"from the end of an evicted pod to the next: {took:.1f} s")
+            assert took < JOB_BACK_OFF
+            assert jobs_of(store, name) == {1: "Failed", 2: ""}
+            told = row(store.get("trenchcoat", name), "tokenize")
+            assert told["lastFailure"].startswith("Preempted: the cluster ended")
+        finally:
+            delete(store, name)
 
 
 @pytest.fixture
@@ -126,7 +135,8 @@ def beside(store: Environment, alone: None) -> Iterator[Any]:
         apply(store, example(name, **changes))
         owner = Trenchcoat.from_object(store.get("trenchcoat", name))
         work = graph.build(owner.spec, {}).works[0]
-        defaults = PodDefaults(image=store.trainer_image, pull_policy="Never")
+        # As the first process of its container, sleep does not hear that it should end.
+        defaults = PodDefaults(image=store.trainer_image, pull_policy="Never", grace_seconds=5)
         job = jobs.build(owner, work, 1, defaults)
         spec = job["spec"]["template"]["spec"]
         (shipper,) = restricted_pod(store.trainer_image, "sleep", "600")["containers"]

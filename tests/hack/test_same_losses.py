@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from trenchcoat_api.artifacts import Facts, Manifest, StoredObject
+from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
 
 TOOL = Path(__file__).parents[2] / "hack" / "same-losses"
@@ -113,3 +114,12 @@ def test_a_store_of_two_specs_is_refused(tmp_path: Path) -> None:
     code, told = compare(both, both)
     assert code == 2
     assert "compare stores of one spec each" in told
+
+
+@pytest.mark.parametrize("name", ["published", "options", "standard"])
+def test_its_specs_can_be_run_and_compute_what_they_are_named_for(name: str) -> None:
+    spec = Trenchcoat.from_yaml(TOOL.parent / "same_losses" / f"{name}.yaml").spec
+    assert (spec.preset, spec.attention.form) == (
+        ("standard", "window") if name == "standard" else ("shipped", "lolcats")
+    )
+    assert spec.stitch.long_sequences.are_on == (name == "standard")

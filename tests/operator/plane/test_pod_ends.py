@@ -239,3 +239,4 @@ def test_a_stage_that_ended_is_told_from_the_sidecar_that_goes_on(
             ]
 
         until(lambda: "Failed" in left() if code else not left(), 30, "its Job has ended")
+        until(lambda: not run.pods(), 30, "its pod is gone")

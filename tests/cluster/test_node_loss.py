@@ -168,23 +168,3 @@ def went_on(environment: Environment, index: int) -> bool:
     found = pods(environment, NAME, "trenchcoat.dev/stage=cria", f"trenchcoat.dev/cria={index}")
     (pod,) = [pod for pod in found if pod["status"]["phase"] == "Succeeded"]
     return "going on from step" in environment.kubectl("logs", pod["metadata"]["name"], "--tail=-1")
-
-
-def test_a_node_that_restarts_under_a_cria_costs_it_no_try(store: Environment, machine: Machine) -> None:
-    """The kubelet comes back before anybody misses it, and finds the container gone."""
-    with bereaved(store, LASTING):
-        body = wait(store, NAME, lambda body: has_saved_there(store, body), timeout=5 * MINUTES)
-        (index,) = has_saved_there(store, body)
-        machine.lose()
-        machine.give_back()
-        body = even_if_stalled(
-            store,
-            NAME,
-            lambda body: body["status"]["crias"][index]["state"] == "Succeeded",
-            timeout=8 * MINUTES,
-        )
-        cria = body["status"]["crias"][index]
-        print(f"after a restart of its node: {cria['lastFailure']}")
-        assert cria["lastFailure"].startswith("Preempted: ")
-        assert cria["attempt"] == 2
-        assert went_on(store, index)

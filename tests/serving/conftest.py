@@ -55,7 +55,7 @@ def run_engines(
         # In one process, or each engine would import all of vLLM twice more.
         ended = subprocess.run(
             command,
-            env=environment | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
+            env={"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} | environment,
             stdout=log,
             stderr=subprocess.STDOUT,
             timeout=900,

@@ -9,6 +9,7 @@ every round and what was counted of them, or what it was refused with.
 
 import gc
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def serve(folder, settings, rounds):
 
     fixed = {"enforce_eager": True, "skip_tokenizer_init": True, "disable_log_stats": False}
     model = LLM(folder, **(fixed | settings))
-    model.apply_model(poison)
+    if os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0":  # else the model is another process's
+        model.apply_model(poison)
     tokens, cached = [], []
     for prompts, numbers in rounds:
         sampling = [

@@ -64,6 +64,10 @@ class StateLayer(CacheLayerMixin):
         """There is no longest sequence."""
         return -1
 
+    def get_max_cache_shape(self):
+        """Older transformers' name for the same."""
+        return self.get_max_length()
+
     def reset(self):
         """Forget everything."""
         self.state = self.attention.new_state()

@@ -153,6 +153,11 @@ def default_preset(spec: dict[str, Any]) -> Preset:
     return Preset.SHIPPED if _get(_part(spec, "attention"), "form") == "lolcats" else Preset.STANDARD
 
 
+def names_form(spec: dict[str, Any]) -> bool:
+    """Whether a spec says which form the student has."""
+    return _get(_part(spec, "attention"), "form") is not None
+
+
 def with_preset(spec: dict[str, Any]) -> dict[str, Any]:
     """A spec as a user wrote it, filled in from its preset where it leaves a field out; `spec` is kept.
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trenchcoat_api.base import Camel
 from trenchcoat_api.constants import MAX_NAME_LENGTH
 from trenchcoat_api.faults import faults
+from trenchcoat_api.presets import default_preset, names_form
 from trenchcoat_api.rules import Text
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.status import TrenchcoatStatus
@@ -52,6 +53,21 @@ class Trenchcoat(Camel):
     metadata: Metadata
     spec: TrenchcoatSpec
     status: TrenchcoatStatus = Field(default_factory=TrenchcoatStatus)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_default_preset(cls, body: Any) -> Any:
+        """An object that a release with another default has taken up keeps that, so that its run goes on."""
+        if not isinstance(body, dict):
+            return body
+        spec, former = body.get("spec"), body.get("status")
+        if isinstance(former, dict):
+            former = read_status(former)
+        if not isinstance(spec, dict) or not isinstance(former, TrenchcoatStatus) or "preset" in spec:
+            return body
+        if former.preset_by_default == default_preset(spec) or names_form(spec):
+            return body
+        return {**body, "spec": {**spec, "preset": former.preset_by_default.value}}
 
     @classmethod
     def from_object(cls, body: dict[str, Any]) -> Self:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from trenchcoat_api.artifacts import DataFacts, ModelFacts
 from trenchcoat_api.base import Camel
+from trenchcoat_api.presets import PRESETS, Preset
 from trenchcoat_api.results import Evaluation, Perplexity
 from trenchcoat_api.selection import Selection
 
@@ -197,6 +198,10 @@ class TrenchcoatStatus(Camel):
     """How the linearization goes."""
 
     observed_generation: int = Field(default=0, description="Generation of the spec that this speaks of.")
+    default_preset: str = Field(
+        default="",
+        description="The preset that it has while its spec names neither preset nor form.",
+    )
     stage: str = Field(default="", description="What it does now, for the STAGE column.")
     crias_done: str = Field(default="", description="Trained Crias of all, such as 9/14.")
     loss: str = Field(default="", description="Latest loss of the running stage.")
@@ -242,3 +247,10 @@ class TrenchcoatStatus(Camel):
     evaluation: Evaluation | None = Field(
         default=None, description="Recall, bytes of decode state, and what was not measured."
     )
+
+    @property
+    def preset_by_default(self) -> Preset:
+        """Of a spec that names neither preset nor form: what was the default when it was first seen."""
+        if self.default_preset in PRESETS:
+            return Preset(self.default_preset)
+        return Preset.SHIPPED if self.observed_generation else Preset.STANDARD

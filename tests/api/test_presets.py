@@ -87,6 +87,28 @@ def test_long_sequences_are_left_out_where_a_step_cannot_hold_them():
     assert resolve(stitch={"batchSize": 6, "longSequences": {"multiple": 3}}).stitch.long_sequences.are_on
 
 
+@pytest.mark.parametrize(
+    ("status", "preset"),
+    [
+        (None, "standard"),
+        ({}, "standard"),
+        ({"observedGeneration": 1}, "shipped"),  # by a release that had no other form
+        ({"observedGeneration": 1, "defaultPreset": "standard"}, "standard"),
+        ({"observedGeneration": 3, "defaultPreset": "shipped"}, "shipped"),
+    ],
+)
+def test_a_run_keeps_the_default_that_it_began_with(status, preset):
+    body = changed("spec.preset", None) | ({} if status is None else {"status": status})
+    trenchcoat = Trenchcoat.from_object(body)
+    assert trenchcoat.spec == resolve(preset=preset, data={"tokens": 1_000_000})
+    assert trenchcoat.status.preset_by_default == preset
+    body["spec"]["preset"] = "paper"
+    assert Trenchcoat.from_object(body).spec.preset == "paper"
+    body["spec"] |= {"preset": "standard", "attention": {"form": "window"}}
+    del body["spec"]["preset"]
+    assert Trenchcoat.from_object(body).spec.preset == "standard"
+
+
 @pytest.mark.parametrize("preset", list(Preset))
 def test_explicit_values_win(preset):
     spec = resolve(preset=preset, data={"tokens": 5000}, criaLora={"epochs": 0}, stitch={"batchSize": 2})

@@ -13,6 +13,7 @@ from trenchcoat_api.stages import Stage
 
 from tests.cluster.conftest import NAME as CLUSTER_NAME
 from tests.cluster.objects import Body, apply, delete, even_if_stalled, events, example, pods, row, wait
+from tests.waiting import until
 
 NAME = "bereaved"
 NODE = "node-2"
@@ -165,6 +166,10 @@ def test_a_cria_on_a_lost_node_goes_on_elsewhere_from_its_checkpoint(
 
 def went_on(environment: Environment, index: int) -> bool:
     """Whether the pod of a Cria that came to its end began at a checkpoint."""
-    found = pods(environment, NAME, "trenchcoat.dev/stage=cria", f"trenchcoat.dev/cria={index}")
-    (pod,) = [pod for pod in found if pod["status"]["phase"] == "Succeeded"]
+
+    def ended() -> list[Body]:  # the manifest says that it is done; its pod ends a moment later
+        found = pods(environment, NAME, "trenchcoat.dev/stage=cria", f"trenchcoat.dev/cria={index}")
+        return [pod for pod in found if pod["status"]["phase"] == "Succeeded"]
+
+    (pod,) = until(ended, MINUTES, "its pod ends")
     return "going on from step" in environment.kubectl("logs", pod["metadata"]["name"], "--tail=-1")

@@ -149,7 +149,7 @@ def test_two_gangs_take_their_turns_and_shared_artifacts_are_made_once(environme
                 delete(environment, name)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(360)
 def test_a_gang_of_which_a_quota_refuses_a_part_gives_its_gpus_back(environment: Environment) -> None:
     name = "gang-quota"
     quota = {
@@ -172,7 +172,7 @@ def test_a_gang_of_which_a_quota_refuses_a_part_gives_its_gpus_back(environment:
             told = until(refused, 60, "it is told")
             assert f"exceeded quota: {name}, requested: requests.nvidia.com/gpu=1" in told["message"]
             label = f"{constants.LABEL_NAME}={name},{constants.LABEL_STAGE}=collect"
-            until(lambda: not environment.get("pods", "-l", label)["items"], 60, "its other pod goes")
+            until(lambda: not environment.get("pods", "-l", label)["items"], 120, "its other pod goes")
             environment.kubectl("delete", "resourcequota", name)
             until(lambda: len(play.node.running()) == 2, 90, "both have their GPUs")
         finally:

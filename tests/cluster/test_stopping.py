@@ -119,8 +119,10 @@ def test_an_evicted_pod_is_followed_by_another_before_its_job_would_make_one(sto
             print(f"from the end of an evicted pod to the next: {took:.1f} s")
             assert took < JOB_BACK_OFF
             assert jobs_of(store, name) == {1: "Failed", 2: ""}
-            told = row(store.get("trenchcoat", name), "tokenize")
-            assert told["lastFailure"].startswith("Preempted: the cluster ended")
+            told = until(
+                lambda: row(store.get("trenchcoat", name), "tokenize").get("lastFailure"), 30, "it is told"
+            )
+            assert told.startswith("Preempted: the cluster ended")
         finally:
             delete(store, name)
 

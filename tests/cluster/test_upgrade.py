@@ -67,6 +67,7 @@ def upgraded(store: Environment):
         evaluate={"enabled": False},
         export={"enabled": False},
     )
+    del body["spec"]["preset"]  # the previous release knows none: its only form is the published one
     witness = Witness(store)
     apply(store, body)
     try:

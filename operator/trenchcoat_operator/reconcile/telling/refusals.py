@@ -36,4 +36,7 @@ def unreadable(former: TrenchcoatStatus, generation: int, fault: str, now: datet
         ConditionType.STALLED: Verdict("True", "InvalidSpec", fault),
     }
     conditions = merge(former.conditions, wanted, generation, now)
-    return former.model_copy(update={"observed_generation": generation, "conditions": conditions})
+    preset = former.preset_by_default.value
+    return former.model_copy(
+        update={"observed_generation": generation, "default_preset": preset, "conditions": conditions}
+    )

@@ -28,6 +28,7 @@ def status(situation: Situation) -> TrenchcoatStatus:
     crias_running = sum(child.stage is Stage.CRIA and child.running for child in look.observed.children)
     return TrenchcoatStatus(
         observed_generation=trenchcoat.metadata.generation,
+        default_preset=former.preset_by_default.value,
         stage=columns.stage(look, stages, crias, stalled=problem is not None),
         crias_done=columns.crias_done(crias),
         loss=columns.loss(stages),

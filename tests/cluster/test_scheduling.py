@@ -174,7 +174,12 @@ def test_a_gang_of_which_a_quota_refuses_a_part_gives_its_gpus_back(environment:
             label = f"{constants.LABEL_NAME}={name},{constants.LABEL_STAGE}=collect"
             until(lambda: not environment.get("pods", "-l", label)["items"], 120, "its other pod goes")
             environment.kubectl("delete", "resourcequota", name)
-            until(lambda: len(play.node.running()) == 2, 90, "both have their GPUs")
+
+            def both() -> bool:  # and no shard's
+                stages = [pod.metadata.labels[constants.LABEL_STAGE] for pod in play.node.running()]
+                return stages.count("collect") == 2
+
+            until(both, 90, "both have their GPUs")
         finally:
             environment.kubectl("delete", "resourcequota", name, "--ignore-not-found")
             delete(environment, name)

@@ -91,7 +91,8 @@ def _of_artifact(base: Assessment, look: Look, deletion: Deletion | None) -> Ass
 def _of_tries(base: Assessment, anew: tuple[Child, ...], look: Look) -> Assessment | None:
     """Where it stands by its latest try; None when another may follow. `anew` has the latest first."""
     latest = anew[0]
-    if latest.terminating and latest.active and not latest.pods and (waits := podless.again(base, look)):
+    is_short = latest.terminating and latest.active and len(latest.pods) < base.work.pods
+    if is_short and (waits := podless.again(base, look)):
         return replace(waits, startable=False)
     if latest.terminating:
         return _leaving(base, latest, look, f"{latest.kind} {latest.name} is being stopped")

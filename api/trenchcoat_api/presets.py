@@ -18,6 +18,12 @@ PRESET_MARK = "x-trenchcoat-preset"
 """Marks, in pydantic's JSON schema, a field whose default the definition must not carry."""
 
 
+STITCH_BATCH = 8
+"""Of stitch.batchSize, where a spec says nothing."""
+LONG_MULTIPLE = 4
+"""Of stitch.longSequences.multiple, likewise."""
+
+
 class Preset(StrEnum):
     """Which student, and how much to train."""
 
@@ -115,7 +121,7 @@ def _names_no_layers(spec: dict[str, Any]) -> bool:
 def _takes_long_sequences(spec: dict[str, Any]) -> bool:
     stitch = _part(spec, "stitch")
     batch, multiple = _get(stitch, "batch_size"), _get(_part(stitch, "long_sequences"), "multiple")
-    sizes = (8 if batch is None else batch, 4 if multiple is None else multiple)
+    sizes = (STITCH_BATCH if batch is None else batch, LONG_MULTIPLE if multiple is None else multiple)
     return all(isinstance(size, int) and size > 0 for size in sizes) and sizes[0] % sizes[1] == 0
 
 
@@ -151,6 +157,18 @@ def preset_field(
 def default_preset(spec: dict[str, Any]) -> Preset:
     """The preset of a spec that names none: shipped for form lolcats, standard for all others."""
     return Preset.SHIPPED if _get(_part(spec, "attention"), "form") == "lolcats" else Preset.STANDARD
+
+
+def kept_preset(recorded: Any, observed: Any) -> Preset:
+    """The default of an object that an operator may have seen before, by its status.
+
+    Args:
+        recorded: status.defaultPreset.
+        observed: status.observedGeneration; alone, it is of a release that had but the published form.
+    """
+    if isinstance(recorded, str) and recorded in PRESETS:
+        return Preset(recorded)
+    return Preset.SHIPPED if observed else Preset.STANDARD
 
 
 def names_form(spec: dict[str, Any]) -> bool:

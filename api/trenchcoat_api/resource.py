@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from trenchcoat_api.base import Camel
 from trenchcoat_api.constants import MAX_NAME_LENGTH
 from trenchcoat_api.faults import faults
-from trenchcoat_api.presets import default_preset, names_form
+from trenchcoat_api.presets import kept_preset, names_form
 from trenchcoat_api.rules import Text
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.status import TrenchcoatStatus
@@ -58,16 +58,14 @@ class Trenchcoat(Camel):
     @classmethod
     def _keep_default_preset(cls, body: Any) -> Any:
         """An object that a release with another default has taken up keeps that, so that its run goes on."""
-        if not isinstance(body, dict):
+        spec, former = (body.get("spec"), body.get("status")) if isinstance(body, dict) else (None, None)
+        if not isinstance(spec, dict) or not former or "preset" in spec or names_form(spec):
             return body
-        spec, former = body.get("spec"), body.get("status")
         if isinstance(former, dict):
-            former = read_status(former)
-        if not isinstance(spec, dict) or not isinstance(former, TrenchcoatStatus) or "preset" in spec:
-            return body
-        if former.preset_by_default == default_preset(spec) or names_form(spec):
-            return body
-        return {**body, "spec": {**spec, "preset": former.preset_by_default.value}}
+            kept = kept_preset(former.get("defaultPreset"), former.get("observedGeneration"))
+        else:
+            kept = former.preset_by_default
+        return {**body, "spec": {**spec, "preset": kept.value}}
 
     @classmethod
     def from_object(cls, body: dict[str, Any]) -> Self:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from trenchcoat_api.artifacts import DataFacts, ModelFacts
 from trenchcoat_api.base import Camel
-from trenchcoat_api.presets import PRESETS, Preset
+from trenchcoat_api.presets import Preset, kept_preset
 from trenchcoat_api.results import Evaluation, Perplexity
 from trenchcoat_api.selection import Selection
 
@@ -251,6 +251,4 @@ class TrenchcoatStatus(Camel):
     @property
     def preset_by_default(self) -> Preset:
         """Of a spec that names neither preset nor form: what was the default when it was first seen."""
-        if self.default_preset in PRESETS:
-            return Preset(self.default_preset)
-        return Preset.SHIPPED if self.observed_generation else Preset.STANDARD
+        return kept_preset(self.default_preset, self.observed_generation)

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from trenchcoat_api.base import Camel
-from trenchcoat_api.presets import SHIPPED, preset_field
+from trenchcoat_api.presets import LONG_MULTIPLE, SHIPPED, STITCH_BATCH, preset_field
 from trenchcoat_api.rules import Rule, Unique
 from trenchcoat_api.strings import Decimal, PositiveDecimal, Share, where_decimals
 
@@ -158,7 +158,7 @@ class LongSequences(Camel):
         "whole optimiser steps. 0 switches it off.",
     )
     multiple: int = Field(
-        default=4,
+        default=LONG_MULTIPLE,
         description=(
             "A long sequence is so many times data.sequenceLength: as many neighbours in the text. It has to "
             "divide stitch.batchSize, for a step keeps its number of tokens."
@@ -203,7 +203,7 @@ class Stitch(Camel):
     )
     learning_rate: PositiveDecimal = preset_field(SHIPPED.learning_rate, "Learning rate of AdamW.")
     batch_size: int = Field(
-        default=8, description="Sequences per optimiser step, over all ranks.", ge=1, le=65_536
+        default=STITCH_BATCH, description="Sequences per optimiser step, over all ranks.", ge=1, le=65_536
     )
     micro_batch_size: int = Field(
         default=1, description="Sequences per rank and forward pass.", ge=1, le=65_536

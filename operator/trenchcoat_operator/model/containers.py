@@ -98,10 +98,10 @@ def begun_and_ended(statuses: list[Object]) -> tuple[datetime | None, datetime |
     """When the first of some containers began, and the last ended, once all have."""
     begun, ended = [], []
     for item in statuses:
-        for state in (item.get("state") or {}).values():
+        for state in _state(item).values():
             if state and state.get("startedAt"):
                 begun.append(datetime.fromisoformat(state["startedAt"]))
-        finished = ((item.get("state") or {}).get("terminated") or {}).get("finishedAt")
+        finished = (_state(item).get("terminated") or {}).get("finishedAt")
         if finished:
             ended.append(datetime.fromisoformat(finished))
     return min(begun, default=None), max(ended, default=None) if len(ended) == len(statuses) else None

@@ -175,23 +175,30 @@ def test_recall_spans_the_longer_sequences(open_training, spread_spec, change):
     assert first and len(asked) > 4
 
 
+def whole_and_stopped(open_training, spec, stops):
+    """A run in one piece and one stopped after so many steps each time: with the same adapters."""
+    whole = open_training(spec, Stage.STITCH, trained="spread_store")
+    stitch.run(whole)
+    for steps in stops:
+        stop = StopAfter(steps - 1)
+        with pytest.raises(PreemptedError):
+            stitch.run(open_training(spec, Stage.STITCH, store="stopped", trained="spread_store", stop=stop))
+    stopped = open_training(spec, Stage.STITCH, store="stopped", trained="spread_store")
+    stitch.run(stopped)
+    expected = stitch_adapters(whole)[0]
+    for name, tensor in stitch_adapters(stopped)[0].items():
+        assert torch.equal(tensor, expected[name]), name
+    return whole, stopped
+
+
 def test_stopped_around_the_first_longer_sequences_it_ends_with_the_same_adapters(
     open_training, spread_spec, change
 ):
     own = LONG | {"lora": {"dropout": "0.2"}, "recallShare": "0.9"}
     spec = change(spread_spec, stitch=SETTINGS | own)
-    context = open_training(spec, Stage.STITCH, trained="spread_store")
-    stitch.run(context)
-    for steps in (2, 1, 1):  # before the last short one, at the switch, within the long ones
-        stop = StopAfter(steps - 1)
-        with pytest.raises(PreemptedError):
-            stitch.run(open_training(spec, Stage.STITCH, store="stopped", trained="spread_store", stop=stop))
-    again = open_training(spec, Stage.STITCH, store="stopped", trained="spread_store")
-    stitch.run(again)
-    expected = stitch_adapters(context)[0]
-    for name, tensor in stitch_adapters(again)[0].items():
-        assert torch.equal(tensor, expected[name]), name
-    facts = [which.manifest(which.artifact).facts for which in (context, again)]
+    # Before the last short one, at the switch, within the long ones.
+    runs = whole_and_stopped(open_training, spec, (2, 1, 1))
+    facts = [run.manifest(run.artifact).facts for run in runs]
     assert facts[0].recall == facts[1].recall
     assert facts[0].losses == facts[1].losses
 
@@ -199,18 +206,8 @@ def test_stopped_around_the_first_longer_sequences_it_ends_with_the_same_adapter
 def test_stopped_and_started_again_it_ends_with_the_same_adapters(open_training, spread_spec, change):
     own = {"lora": {"dropout": "0.2"}, "microBatchSize": 2, "recallShare": "0.6"}
     spec = change(spread_spec, stitch=SETTINGS | own)
-    context = open_training(spec, Stage.STITCH, trained="spread_store")
-    stitch.run(context)
-    for steps in (1, 3):
-        stop = StopAfter(steps - 1)
-        with pytest.raises(PreemptedError):
-            stitch.run(open_training(spec, Stage.STITCH, store="stopped", trained="spread_store", stop=stop))
-    again = open_training(spec, Stage.STITCH, store="stopped", trained="spread_store")
-    stitch.run(again)
-    expected = stitch_adapters(context)[0]
-    for name, tensor in stitch_adapters(again)[0].items():
-        assert torch.equal(tensor, expected[name]), name
-    recall = [which.manifest(which.artifact).facts.recall for which in (context, again)]
+    runs = whole_and_stopped(open_training, spec, (1, 3))
+    recall = [run.manifest(run.artifact).facts.recall for run in runs]
     assert recall[0] == recall[1]
     # Sequences of 64 tokens seldom have room for a span, and none for a fact.
     assert 0 < recall[0].sequences == recall[0].spans

@@ -9,7 +9,7 @@ from enum import StrEnum
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.stages import Stage
 
-from trenchcoat_operator.model.observed import Child, Pod
+from trenchcoat_operator.model.observed import Child, ChildKind, Pod
 from trenchcoat_operator.reconcile.assessment.lost import is_lost, lingers
 
 MESSAGE_LIMIT = 1000
@@ -67,7 +67,10 @@ _CLOCKS_DIFFER = timedelta(seconds=5)
 
 _PREEMPTED_REASONS = {"Evicted", "NodeLost", "Preempting", "Shutdown", "NodeShutdown", "Terminated"}
 # What the kubelet says of an eviction that the pod itself gave rise to.
-_OWN_DOING = re.compile(r"exceeds the (total )?limit|exceeded its local|Container (stage|pytorch) was using")
+_OWN_DOING = re.compile(
+    r"exceeds the (total )?limit|exceeded its local|"
+    rf"Container ({'|'.join(kind.container for kind in ChildKind)}) was using"
+)
 _DISRUPTED = "has condition DisruptionTarget"
 
 # Of several failed pods, the one whose end explains the others'.

@@ -33,6 +33,10 @@ class Probe(StrEnum):
     """Random tokens that are shown twice: the share of the second showing that the model foretells."""
     PASSKEY = "passkey"
     """A number of five digits that is told in a sentence: the share of samples that give all of it."""
+    ASSOCIATION = "association"
+    """Pairs of random tokens that come again in another order: the share of the second ones foretold."""
+    INDUCTION = "induction"
+    """Single tokens of the text that come again: the share of what followed them that is foretold."""
 
 
 class Perplexity(Camel):
@@ -44,18 +48,60 @@ class Perplexity(Camel):
     perplexity: str = Field(
         description="exp of the mean negative log-likelihood of a token, in sequences of data.sequenceLength."
     )
+    error: str | None = Field(default=None, description="Its standard error.")
     longer: dict[str, str] = Field(
         default_factory=dict, description="The same in longer sequences, by their length in tokens."
     )
+    other: str | None = Field(default=None, description="The same on spec.evaluate.otherText.")
 
 
 class Recall(Camel):
     """How much of what stood some tokens before the forms of the model give back."""
 
-    probe: str = Field(description="copy or passkey.")
+    probe: str = Field(description="copy, association, induction or passkey.")
     distance: int = Field(description="Tokens between the telling and the asking.", ge=1)
     samples: int = Field(description="Samples measured.", ge=1)
     shares: dict[str, str] = Field(description="Share given back, from 0 to 1, by the form's name.")
+    errors: dict[str, str] = Field(
+        default_factory=dict,
+        description="Standard errors of the shares, with two right and two wrong samples added.",
+    )
+
+
+class Comparison(Camel):
+    """The student beside a teacher on the same held-out sequences of data.sequenceLength."""
+
+    teacher: str = Field(description="teacher or adaptedTeacher.")
+    ratio: str = Field(description="The student's perplexity over the teacher's.")
+    ratio_error: str | None = Field(default=None, description="Its standard error.")
+    continuations: int = Field(
+        description="Second halves of sequences, given the first, that are compared.", ge=1
+    )
+    wins: str = Field(
+        description="Share of them to which the student gives a likelihood higher by more than 1% a token."
+    )
+    ties: str = Field(description="Share of them that are closer.")
+    error: str = Field(description="Standard error of wins and ties together.")
+
+
+class PositionRange(Camel):
+    """Perplexity of the tokens at some positions of the longest sequences that were measured."""
+
+    first: int = Field(description="First position.", ge=0)
+    last: int = Field(description="Last position.", ge=0)
+    perplexities: dict[str, str] = Field(description="Perplexity there, by the form's name.")
+
+
+class TaskResult(Camel):
+    """What forms of the model reached in a task of lm-evaluation-harness."""
+
+    task: str = Field(description="Name of the task.")
+    metric: str = Field(description="Name of the metric, and of its filter where that is not none.")
+    samples: int = Field(description="Samples measured.", ge=0)
+    values: dict[str, str] = Field(description="Value by the form's name.")
+    errors: dict[str, str] = Field(
+        default_factory=dict, description="Standard errors, where the task has them."
+    )
 
 
 class DecodeFacts(Camel):
@@ -87,6 +133,25 @@ class Evaluation(Camel):
             "x-kubernetes-list-type": "map",
             "x-kubernetes-list-map-keys": ["probe", "distance"],
         },
+    )
+    comparisons: list[Comparison] = Field(
+        default_factory=list,
+        description="The student beside each teacher.",
+        max_length=2,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["teacher"]},
+    )
+    positions: list[PositionRange] = Field(
+        default_factory=list, description="Perplexity by position, in order.", max_length=64
+    )
+    parts: dict[str, str] = Field(
+        default_factory=dict,
+        description="Perplexity of the student with a part of its attention taken away, by the part.",
+    )
+    tasks: list[TaskResult] = Field(
+        default_factory=list,
+        description="Results of spec.evaluate.tasks.",
+        max_length=64,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["task", "metric"]},
     )
     decode: DecodeFacts | None = Field(default=None, description="Bytes that decoding holds.")
     left_out: list[str] = Field(

@@ -105,6 +105,10 @@ class Summary:
         }
         if self.evaluation is not None:
             fields["evaluation"] = self.evaluation.model_dump(by_alias=True, exclude={"recall"})
+            fields["evaluation"]["recallErrors"] = {
+                f"{item.probe}-{item.distance}": {name: float(error) for name, error in item.errors.items()}
+                for item in self.evaluation.recall
+            }
             fields["evaluation"]["recall"] = {
                 f"{item.probe}-{item.distance}": {name: float(share) for name, share in item.shares.items()}
                 for item in self.evaluation.recall

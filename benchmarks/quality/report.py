@@ -113,8 +113,14 @@ def _parts_table(items: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def _shares_of(item: dict[str, Any]) -> dict[str, float]:
+    """By layer; reports of before had another name for them."""
+    report: dict[str, dict[str, float]] = item["report"]
+    return report.get("shareOutsideWindowByLayer") or report["linearShareByLayer"]
+
+
 def _shares(items: list[dict[str, Any]]) -> list[str]:
-    layers = list(items[0]["report"]["linearShareByLayer"])
+    layers = list(_shares_of(items[0]))
     lines = [
         "Share of attention's mass that lies below the window, by layer (positions that have something below "
         "it):",
@@ -123,7 +129,7 @@ def _shares(items: list[dict[str, Any]]) -> list[str]:
         "|---|---|" + "---|" * len(layers),
     ]
     for item in items:
-        shares = item["report"]["linearShareByLayer"].values()
+        shares = _shares_of(item).values()
         cells = " | ".join(f"{share:.2f}" for share in shares)
         lines.append(f"| {_millions(item['tokens'])} | {item['name']} | {cells} |")
     return lines

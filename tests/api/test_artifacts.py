@@ -177,7 +177,7 @@ def test_an_evaluation_without_the_adapted_teacher_is_another():
     assert Artifacts(never).all(CRIAS) == Artifacts(bare).all(CRIAS)
     always = trenchcoat("spec.evaluate", {"adaptedTeacher": "always"}).spec
     assert Artifacts(always).all(CRIAS) == Artifacts(spec).all(CRIAS)
-    # As it was before there was an adapted teacher.
+    # As if there was no adapted teacher.
     assert Artifacts(bare).evaluate(CRIAS).key == GOLDEN["evaluate"]
 
 
@@ -264,5 +264,5 @@ def test_places_stand_below_the_prefix():
 GOLDEN = {
     "tokenize": "5c6478c85894e838",
     "stitch": "81d58b5f5cfda0a9",
-    "evaluate": "d3826f871fa53f07",
+    "evaluate": "1e94a25e9b16325b",
 }

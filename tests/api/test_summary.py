@@ -4,7 +4,16 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
-from trenchcoat_api.results import DecodeFacts, Evaluation, Measured, Perplexity, Recall
+from trenchcoat_api.results import (
+    Comparison,
+    DecodeFacts,
+    Evaluation,
+    Measured,
+    Perplexity,
+    PositionRange,
+    Recall,
+    TaskResult,
+)
 from trenchcoat_api.summary import StageTime, Summary
 
 NAMES = ("teacher", "untrained", "transfer", "criaLora", "stitched")
@@ -54,6 +63,7 @@ def test_json_has_every_number_as_a_number():
     assert result["perplexities"]["teacher"] == {"1024": 10.0}
     assert result["perplexities"]["windowedTeacher"] == {"1024": 11.0, "2048": 11.5}
     assert result["evaluation"]["recall"] == {"copy-256": {"teacher": 0.5, "stitched": 0.0}}
+    assert result["evaluation"]["recallErrors"] == {"copy-256": {"teacher": 0.083, "stitched": 0.038}}
     assert result["evaluation"]["decode"]["student"] == {"1024": 30_000_000}
 
 
@@ -73,7 +83,38 @@ def measured(**changes):
     fields = {
         "sequence_length": 1024,
         "recall": [
-            Recall(probe="copy", distance=256, samples=32, shares={"teacher": "0.5", "stitched": "0"}),
+            Recall(
+                probe="copy",
+                distance=256,
+                samples=32,
+                shares={"teacher": "0.5", "stitched": "0"},
+                errors={"teacher": "0.083", "stitched": "0.038"},
+            ),
+        ],
+        "comparisons": [
+            Comparison(
+                teacher="teacher",
+                ratio="1.2",
+                ratio_error="0.02",
+                continuations=50,
+                wins="0.06",
+                ties="0.12",
+                error="0.054",
+            )
+        ],
+        "positions": [
+            PositionRange(first=0, last=1023, perplexities={"teacher": "10", "stitched": "12"}),
+            PositionRange(first=1024, last=2047, perplexities={"teacher": "9", "stitched": "13"}),
+        ],
+        "parts": {"withoutWindow": "99.5"},
+        "tasks": [
+            TaskResult(
+                task="colours",
+                metric="exact_match",
+                samples=16,
+                values={"teacher": "0.5", "stitched": "0.25"},
+                errors={"teacher": "0.12"},
+            )
         ],
         "decode": DecodeFacts(
             crossover=2192,
@@ -97,8 +138,13 @@ def test_what_was_measured_besides_is_shown():
     text = " ".join(shown(measured()).split())
     assert "cut to a window of 2190, untrained │ 11.00 │ 11.50 │ 1.10 │" in text
     assert "│ after stitching │ 12.00 │ - │ 1.20 │" in text
-    assert "│ after stitching │ 0% │" in text
+    assert "asked for ┃ teacher ┃ student" in text
+    assert "│ copy 256 │ 50 ± 8% │ 0 ± 4% │" in text
     assert "32 samples each" in text
+    assert "│ teacher │ 1.200 ± 0.02 │ 6% │ 12% │ 18 ± 5% │" in text
+    assert "to 1024 ┃ to 2048" in text and "│ student │ 12.00 │ 13.00 │" in text
+    assert "│ without its window │ 99.50 │" in text
+    assert "│ colours, exact_match │ 16 │ 0.5 ± 0.12 │ 0.25 │" in text
     assert "│ student │ 30.0 MB │" in text
     assert "from 2,192 tokens on" in text
     assert "Not measured: perplexity at 4096 tokens: the teacher has 2048 positions." in text
@@ -116,8 +162,15 @@ def test_rows_and_lengths_keep_their_order_when_a_status_has_lost_it():
     windowed = Perplexity(name="windowedTeacher", perplexity="11", longer={"16384": "3", "2048": "2"})
     text = " ".join(shown(summary(extra=[windowed], evaluation=evaluation)).split())
     assert "at 1024 ┃ at 2048 ┃ at 16384" in text
-    assert "teacher (softmax attention) │ 50% │ │ after stitching │ 0% │" in text
+    assert "asked for ┃ teacher ┃ student" in text and "│ copy 256 │ 50% │ 0% │" in text
     assert "at 512 ┃ at 2048" in text
+
+
+def test_other_text_has_a_column_where_it_was_measured():
+    assert "other text" not in shown(measured())
+    windowed = Perplexity(name="windowedTeacher", perplexity="11", other="21.5")
+    text = " ".join(shown(summary(extra=[windowed], evaluation=measured().evaluation)).split())
+    assert "other text" in text and "│ 11.00 │ 21.50 │ 1.10 │" in text
 
 
 def test_a_missing_adapted_teacher_is_told():

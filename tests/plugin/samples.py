@@ -239,6 +239,7 @@ def complete() -> Trenchcoat:
                         "distance": distance,
                         "samples": 32,
                         "shares": {"teacher": teacher, "windowedTeacher": "0", "stitched": stitched},
+                        "errors": {"teacher": "0.061", "windowedTeacher": "0.038", "stitched": "0.057"},
                     }
                     for probe, distance, teacher, stitched in (
                         ("copy", 40, "0.91", "0.9"),
@@ -246,6 +247,26 @@ def complete() -> Trenchcoat:
                         ("passkey", 400, "1", "0"),
                     )
                 ],
+                "comparisons": [
+                    {
+                        "teacher": "teacher",
+                        "ratio": "1.02098",
+                        "ratioError": "0.0014",
+                        "continuations": 480,
+                        "wins": "0.05",
+                        "ties": "0.2375",
+                        "error": "0.021",
+                    }
+                ],
+                "positions": [
+                    {
+                        "first": first,
+                        "last": first + 1023,
+                        "perplexities": {"teacher": teacher, "stitched": stitched},
+                    }
+                    for first, teacher, stitched in ((0, "37.60", "38.31"), (1024, "32.80", "44.20"))
+                ],
+                "parts": {"withoutLinear": "52.1", "withoutWindow": "803.4"},
                 "decode": {
                     "crossover": 392,
                     "equalWindow": 390,

@@ -14,7 +14,7 @@ from trenchcoat_trainer.models.student import initial_parameters, student_config
 from trenchcoat_trainer.stages import export
 from trenchcoat_trainer.stages.cria.fused import FusedCria
 from trenchcoat_trainer.stages.cria.transfer import TransferPhase, transfer_step
-from trenchcoat_trainer.stages.evaluate.crossing import linear_shares
+from trenchcoat_trainer.stages.evaluate.crossing import shares_outside
 from trenchcoat_trainer.stages.evaluate.variants import parts_of
 from trenchcoat_trainer.students import FORMS, Heads, LossWeights, form_of
 
@@ -176,12 +176,12 @@ def test_attention_transfer_lowers_the_loss_and_the_fused_step_is_the_same(form)
 def test_evaluation_measures_its_parts(form, config):
     cria = make_cria(make_teacher(LAYERS), 0, LAYERS - 1)
     whole = cria(hidden())
-    assert [variant.name for variant in parts_of(config)] == list(form.parts)
-    for part in form.parts.values():
+    assert [variant.name for variant in parts_of(config)] == list(form.parts(config))
+    for part in form.parts(config).values():
         cria.use(keep_parts=part)
         assert not torch.allclose(cria(hidden()), whole, atol=1e-3)
     cria.use()
-    shares = linear_shares(cria, hidden())
+    shares = shares_outside(cria, hidden())
     assert shares == {} or (sorted(shares) == [0, 1, 2] and all(0 < share < 1 for share in shares.values()))
 
 

@@ -172,7 +172,7 @@ class StudentLayer(LayerAttention, Protocol):
         the same object on both sides may be read once.
         """
 
-    def linear_share(self, heads: Heads, parameters: Parameters) -> float | None:
+    def share_outside(self, heads: Heads, parameters: Parameters) -> float | None:
         """Return the share of attention that lies outside the softmax window, from 0 to 1.
 
         The mean over heads and the positions that have something outside, 0 if there are none; None from a
@@ -211,8 +211,6 @@ class StudentForm(Protocol):
     """
     companions: tuple[ModuleType, ...]
     """Files of torch alone that the checkpoint carries beside it under their own names; often none."""
-    parts: Mapping[str, str]
-    """Names under which the evaluation reports the student with one of its parts alone, and those parts."""
     has_window_dropout: bool
     """Whether its softmax window can be dropped in attention transfer."""
 
@@ -222,6 +220,9 @@ class StudentForm(Protocol):
         ``layer_attention`` of `code` reads these fields and Llama's own. `kinds` says what each layer of the
         model attends with, its window among it.
         """
+
+    def parts(self, config: Any) -> Mapping[str, str]:
+        """Return the parts, by the name under which the evaluation reports the student with it alone."""
 
     def layer(self, config: Any, index: int) -> StudentLayer:
         """Return the attention of the decoder layer `index`; layers may differ in their settings.

@@ -58,41 +58,48 @@ def context(open_training, training_spec):
     return open_training(training_spec, Stage.EVALUATE, trained="stitched_store")
 
 
-def test_it_reports_the_perplexities_of_the_whole_models(context, teacher_folder):
+@pytest.fixture(scope="module")
+def evaluated(stitched_store, training_spec, tmp_path_factory):
+    """The context of an evaluation that is complete, for what only reads its results."""
+    folder = shutil.copytree(stitched_store, tmp_path_factory.mktemp("evaluated") / "store")
+    context = open_context(training_spec, Stage.EVALUATE, folder=folder, place=Place())
     evaluate.run(context)
-    rows = context.manifest(context.artifact).facts.perplexities
+    return context
+
+
+def test_it_reports_the_perplexities_of_the_whole_models(evaluated, teacher_folder):
+    rows = evaluated.manifest(evaluated.artifact).facts.perplexities
     names = ["teacher", "windowedTeacher", "untrained", "transfer", "criaLora", "stitched"]
     assert [row.name for row in rows] == names
     measured = {row.name: float(row.perplexity) for row in rows}
     teacher = LlamaForCausalLM.from_pretrained(teacher_folder)
-    assert measured["teacher"] == pytest.approx(perplexity(teacher, context), rel=1e-4)
-    student = stitched_student(context)
-    assert measured["stitched"] == pytest.approx(perplexity(student, context), rel=1e-4)
+    assert measured["teacher"] == pytest.approx(perplexity(teacher, evaluated), rel=1e-4)
+    student = stitched_student(evaluated)
+    assert measured["stitched"] == pytest.approx(perplexity(student, evaluated), rel=1e-4)
     assert len(set(measured.values())) == 6
 
     longer = {row.name: {length: float(value) for length, value in row.longer.items()} for row in rows}
     for length, multiple in (("128", 2), ("256", 4)):
-        assert longer["teacher"][length] == pytest.approx(perplexity(teacher, context, multiple), rel=1e-4)
-        assert longer["stitched"][length] == pytest.approx(perplexity(student, context, multiple), rel=1e-4)
+        assert longer["teacher"][length] == pytest.approx(perplexity(teacher, evaluated, multiple), rel=1e-4)
+        assert longer["stitched"][length] == pytest.approx(perplexity(student, evaluated, multiple), rel=1e-4)
 
-    report = json.loads(context.read_object(context.artifact, evaluate.REPORT))
+    report = json.loads(evaluated.read_object(evaluated.artifact, evaluate.REPORT))
     for layer in student.model.layers:
         layer.self_attn.keep_parts = "window"
-    assert report["parts"]["withoutLinear"] == pytest.approx(perplexity(student, context), rel=1e-4)
+    assert report["parts"]["withoutLinear"] == pytest.approx(perplexity(student, evaluated), rel=1e-4)
     assert report["parts"]["withoutWindow"] != report["parts"]["withoutLinear"]
-    assert sorted(report["linearShareByLayer"]) == ["0", "1", "2", "3", "4"]
-    assert all(0 < share < 1 for share in report["linearShareByLayer"].values())
+    assert sorted(report["shareOutsideWindowByLayer"]) == ["0", "1", "2", "3", "4"]
+    assert all(0 < share < 1 for share in report["shareOutsideWindowByLayer"].values())
 
 
-def test_the_windowed_teacher_sees_its_window_and_the_first_token(context, teacher_folder):
-    evaluate.run(context)
-    facts = context.manifest(context.artifact).facts
+def test_the_windowed_teacher_sees_its_window_and_the_first_token(evaluated, teacher_folder):
+    facts = evaluated.manifest(evaluated.artifact).facts
     window = facts.evaluation.decode.equal_window
     place = torch.arange(128)
     seen = (place[:, None] - place < window) | (place == 0)
     mask = torch.where(seen & (place[:, None] >= place), 0.0, -torch.inf)[None, None]
     teacher = LlamaForCausalLM.from_pretrained(teacher_folder, attn_implementation="eager")
-    (tokens,) = TokenData(context, "held_out").batches(epoch=0, batch_size=10**6, shuffle=False)
+    (tokens,) = TokenData(evaluated, "held_out").batches(epoch=0, batch_size=10**6, shuffle=False)
     tokens = tokens[: len(tokens) // 2 * 2].reshape(-1, 128)
     with torch.no_grad():
         logits = teacher(tokens, attention_mask=mask.expand(len(tokens), 1, -1, -1), use_cache=False).logits
@@ -102,18 +109,61 @@ def test_the_windowed_teacher_sees_its_window_and_the_first_token(context, teach
     assert measured["windowedTeacher"] != pytest.approx(measured["teacher"], rel=1e-4)
 
 
-def test_recall_is_measured_of_teacher_rival_and_student(context):
-    evaluate.run(context)
-    recall = context.manifest(context.artifact).facts.evaluation.recall
-    assert [(item.probe, item.distance, item.samples) for item in recall] == [("copy", 40, 4)]
-    assert set(recall[0].shares) == {"teacher", "windowedTeacher", "stitched"}
-    assert all(0 <= float(share) <= 1 for share in recall[0].shares.values())
+def test_recall_is_measured_of_teacher_rival_and_student(evaluated):
+    recall = evaluated.manifest(evaluated.artifact).facts.evaluation.recall
+    assert [(item.probe, item.distance, item.samples) for item in recall] == [
+        ("copy", 40, 4),
+        ("association", 64, 4),
+        ("induction", 64, 4),
+    ]
+    for item in recall:
+        assert set(item.shares) == {"teacher", "windowedTeacher", "stitched"}
+        assert all(0 <= float(share) <= 1 for share in item.shares.values())
+        assert item.errors.keys() == item.shares.keys()
+        assert all(0 < float(error) < 0.3 for error in item.errors.values())
+
+
+@torch.no_grad()
+def test_student_and_teacher_are_compared_sequence_by_sequence(evaluated, teacher_folder):
+    found = evaluated.manifest(evaluated.artifact).facts
+    (row,) = found.evaluation.comparisons
+    (tokens,) = TokenData(evaluated, "held_out").batches(epoch=0, batch_size=10**6, shuffle=False)
+    second = slice(tokens.shape[1] // 2, None)
+    losses = []
+    for model in (stitched_student(evaluated), LlamaForCausalLM.from_pretrained(teacher_folder)):
+        logits = model(tokens, use_cache=False).logits[:, :-1]
+        losses.append(torch.nn.functional.cross_entropy(logits.mT, tokens[:, 1:], reduction="none"))
+    more = losses[0] - losses[1]
+    gain = -more[:, slice(second.start - 1, None)].mean(1)
+    assert (row.teacher, row.continuations) == ("teacher", len(tokens))
+    assert float(row.wins) == pytest.approx((gain > 0.01).float().mean().item())
+    assert float(row.ties) == pytest.approx((gain.abs() <= 0.01).float().mean().item())
+    assert float(row.ratio) == pytest.approx(more.mean().exp().item(), rel=1e-4)
+    error = more.mean(1).std() / len(tokens) ** 0.5 * more.mean().exp()
+    assert float(row.ratio_error) == pytest.approx(error.item(), rel=0.06)
+    own = losses[0].mean(1).std() / len(tokens) ** 0.5 * losses[0].mean().exp()
+    assert float(found.perplexities[-1].error) == pytest.approx(own.item(), rel=0.06)
+
+
+@torch.no_grad()
+def test_perplexity_by_position_is_that_of_the_longest_sequences(evaluated, teacher_folder):
+    ranges = evaluated.manifest(evaluated.artifact).facts.evaluation.positions
+    assert [(item.first, item.last) for item in ranges] == [(n, n + 31) for n in range(0, 256, 32)]
+    (tokens,) = TokenData(evaluated, "held_out").batches(epoch=0, batch_size=10**6, shuffle=False)
+    tokens = tokens[: len(tokens) // 4 * 4].reshape(-1, 256)
+    teacher = LlamaForCausalLM.from_pretrained(teacher_folder)
+    logits = teacher(tokens, use_cache=False).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.mT, tokens[:, 1:], reduction="none")
+    for item in ranges:
+        expected = losses[:, max(item.first - 1, 0) : item.last].mean().exp().item()
+        assert float(item.perplexities["teacher"]) == pytest.approx(expected, rel=1e-4)
+    assert set(ranges[0].perplexities) == {"teacher", "windowedTeacher", "stitched"}
 
 
 def test_shares_of_attention_are_those_at_the_training_length(context, open_training, training_spec, change):
     def shares(context):
         evaluate.run(context)
-        return json.loads(context.read_object(context.artifact, evaluate.REPORT))["linearShareByLayer"]
+        return json.loads(context.read_object(context.artifact, evaluate.REPORT))["shareOutsideWindowByLayer"]
 
     spec = change(training_spec, evaluate={"lengthMultiples": [], "recallSamples": 0})
     alone = open_training(spec, Stage.EVALUATE, store="alone", trained="stitched_store")
@@ -177,7 +227,7 @@ def test_passes_that_were_finished_are_not_run_again(context, open_training, tra
     measured.clear()
     monkeypatch.setattr(evaluate, "score", noting)
     evaluate.run(again)
-    assert set(measured) == {"text-256", "copy-40"}
+    assert set(measured) == {"text-256", "copy-40", "association-64", "induction-64"}
     undisturbed = open_training(training_spec, Stage.EVALUATE, store="other", trained="stitched_store")
     evaluate.run(undisturbed)
     assert again.manifest(again.artifact).facts == undisturbed.manifest(undisturbed.artifact).facts

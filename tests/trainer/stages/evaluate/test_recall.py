@@ -5,7 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
-from trenchcoat_trainer.stages.evaluate.recall import BEFORE, RecallText, copy_sets, passkey_sets
+from trenchcoat_trainer.stages.evaluate.recall import (
+    BEFORE,
+    RecallText,
+    association_sets,
+    copy_sets,
+    induction_sets,
+    passkey_sets,
+)
 
 TEXT = RecallText(
     stream=np.random.default_rng(0).integers(2, 290, 6000).astype(np.int32),
@@ -102,3 +109,40 @@ def test_what_does_not_fit_is_left_out(encode):
 def test_distances_go_on_where_sequences_are_long():
     long = change(longest=40_000, stream=np.resize(TEXT.stream, 50_000), samples=1)
     assert [item.distance for item in copy_sets(long)] == [40, 256, 1024, 4096, 16384]
+
+
+def test_pairs_come_again_in_another_order():
+    found = {item.distance: item for item in association_sets(TEXT)}
+    assert list(found) == [64, 256, 1024]
+    orders = set()
+    for distance, item in found.items():
+        for tokens, counts in zip(item.tokens.numpy(), item.counts.numpy(), strict=True):
+            asked = np.flatnonzero(counts)
+            assert len(asked) == 16 and (np.diff(asked) == 2).all()
+            first = asked[0] - 1 - distance
+            told = {int(key): int(value) for key, value in tokens[first : first + 32].reshape(16, 2)}
+            assert len(told) == 16 and first >= BEFORE
+            assert [told[int(tokens[place - 1])] for place in asked] == tokens[asked].tolist()
+            orders.add(tuple(list(told).index(int(tokens[place - 1])) for place in asked))
+    assert len(orders) > 20
+
+
+def test_what_followed_a_token_of_the_text_is_asked_for():
+    found = {item.distance: item for item in induction_sets(TEXT)}
+    assert list(found) == [64, 256, 1024]
+    for distance, item in found.items():
+        for tokens, counts in zip(item.tokens.numpy(), item.counts.numpy(), strict=True):
+            asked = np.flatnonzero(counts)
+            assert len(asked) == 8 and (np.diff(asked) == 8).all()
+            assert (tokens[asked] == tokens[asked - distance]).all()
+            assert (tokens[asked - 1] == tokens[asked - 1 - distance]).all()
+            assert asked[0] - 1 - distance >= BEFORE
+            # What stands between the pairs is the text's, and does not come again.
+            between = np.concatenate([asked + step for step in range(1, 7)])
+            assert (tokens[between] != tokens[between - distance]).mean() > 0.8
+
+
+def test_pairs_fall_on_many_places_of_a_block():
+    for make in (association_sets, induction_sets):
+        (near, *_) = make(change(samples=64))
+        assert len({int(row.nonzero()[0]) % 16 for row in near.counts}) > 8

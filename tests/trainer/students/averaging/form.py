@@ -1,6 +1,6 @@
 """The form behind the product's interface."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from trenchcoat_trainer.students.form import PUBLISHED, Card, Heads, TransferLoss
@@ -27,7 +27,7 @@ class AveragingLayer(attention.Averaging):
         mse = (self.attend(student, parameters) - output).square().mean()
         return TransferLoss(weights.mse * mse, mse, torch.zeros_like(mse), output)
 
-    def linear_share(self, heads: Any, parameters: Any) -> None:
+    def share_outside(self, heads: Any, parameters: Any) -> None:
         return None
 
 
@@ -37,11 +37,13 @@ class AveragingForm:
     name = "averaging"
     code = attention
     companions = ()
-    parts: ClassVar[dict[str, str]] = {"recentAlone": "window"}
     has_window_dropout = False
 
     def config_fields(self, attention: Any, kinds: Any) -> dict[str, Any]:
         return {"windows": [3 + index for index, _ in enumerate(kinds)]}
+
+    def parts(self, config: Any) -> dict[str, str]:
+        return {"recentAlone": "window"}
 
     def layer(self, config: Any, index: int) -> AveragingLayer:
         return AveragingLayer(**vars(attention.layer_attention(config, index)))

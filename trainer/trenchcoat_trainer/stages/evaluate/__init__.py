@@ -7,7 +7,7 @@ of them. Leaves ``report.json``.
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ from trenchcoat_trainer.stages.evaluate.variants import ADAPTED, Source
 
 __all__ = ["REPORT", "run"]
 SCORES = "scores"
+_FIELDS = [field.name for field in fields(Score)]
 
 
 @torch.no_grad()
@@ -84,7 +85,7 @@ def measure(
         head: ``model.norm.weight`` and ``lm_head.weight``, on the device to compute on.
 
     Returns:
-        Scores by the names of variant and set, and the linear part's share of attention by layer.
+        Scores by the names of variant and set, and the share of attention outside the window by layer.
 
     Raises:
         PreemptedError: a stop was requested.
@@ -123,11 +124,20 @@ def load_scores(context: StageContext) -> tuple[dict[Place, Score], dict[str, fl
     saved = context.checkpoint.load(SCORES)
     if saved is None:
         return {}, {}
-    rows: list[Any] = saved[1]["scores"]
-    return {(form, name): Score(**fields) for form, name, fields in rows}, saved[1]["shares"]
+    tensors, state = saved
+    places: list[Any] = state["places"]
+    scores = {
+        (form, name): Score(**{field: tensors[f"{index}.{field}"] for field in _FIELDS})
+        for index, (form, name) in enumerate(places)
+    }
+    return scores, state["shares"]
 
 
 def save_scores(context: StageContext, scores: dict[Place, Score], shares: dict[str, float]) -> None:
     """Keep what the passes so far have left."""
-    rows = [(form, name, asdict(found)) for (form, name), found in scores.items()]
-    context.checkpoint.save({}, {"scores": rows, "shares": shares}, SCORES)
+    tensors = {
+        f"{index}.{field}": getattr(found, field)
+        for index, found in enumerate(scores.values())
+        for field in _FIELDS
+    }
+    context.checkpoint.save(tensors, {"places": list(scores), "shares": shares}, SCORES)

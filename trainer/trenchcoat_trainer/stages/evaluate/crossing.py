@@ -32,7 +32,7 @@ class Pass:
     has_shares: bool
     """Whether the shares are measured: in the first pass alone, on held-out text of the training length."""
     shares: dict[str, float] = field(default_factory=dict)
-    """The linear part's share of attention by layer, of the stitched student on the first batch of all."""
+    """The share of attention outside the window by layer, of the stitched student on the first batch."""
 
 
 @dataclass(slots=True)
@@ -83,7 +83,7 @@ def cross(
                     told: dict[str, float] = {}
                     is_first = item is own.sets[0] and index == 0
                     if own.has_shares and variant.name == "stitched" and is_first:
-                        own.shares |= {str(n): share for n, share in linear_shares(model, hidden).items()}
+                        own.shares |= {str(n): share for n, share in shares_outside(model, hidden).items()}
                         told = own.shares  # saved with the batch that they are measured on
                     batch.copy_(model(hidden))
                     passed[place][index] += 1
@@ -120,7 +120,7 @@ def _name(place: Place, own: Pass) -> str:
     return f"{place[0]}-{place[1]}-{own.sizes[place[1]]}"
 
 
-def linear_shares(cria: CriaModel, hidden_BTE: torch.Tensor) -> dict[int, float]:
+def shares_outside(cria: CriaModel, hidden_BTE: torch.Tensor) -> dict[int, float]:
     """Return for each student layer the share of attention outside its window, where forms have one."""
     shares = {}
     rope = cria.rope(hidden_BTE)
@@ -128,7 +128,7 @@ def linear_shares(cria: CriaModel, hidden_BTE: torch.Tensor) -> dict[int, float]
         attention = layer.self_attn
         if not attention.softmax:
             heads = attention.project(layer.input_layernorm(hidden_BTE), rope)
-            share = attention.student.linear_share(heads, attention.student_parameters())
+            share = attention.student.share_outside(heads, attention.student_parameters())
             if share is not None:
                 shares[int(name)] = share
         hidden_BTE = layer(hidden_BTE, position_embeddings=rope)

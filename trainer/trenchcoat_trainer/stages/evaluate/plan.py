@@ -14,7 +14,13 @@ from trenchcoat_trainer.data import TokenData
 from trenchcoat_trainer.errors import BadInputError
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.runtime.context import StageContext
-from trenchcoat_trainer.stages.evaluate.recall import RecallText, copy_sets, passkey_sets
+from trenchcoat_trainer.stages.evaluate.recall import (
+    RecallText,
+    association_sets,
+    copy_sets,
+    induction_sets,
+    passkey_sets,
+)
 from trenchcoat_trainer.stages.evaluate.sets import EvaluationSet, text_set
 from trenchcoat_trainer.stages.evaluate.variants import (
     ADAPTED,
@@ -26,12 +32,13 @@ from trenchcoat_trainer.stages.evaluate.variants import (
     stages_of,
 )
 
-RECALL_FORMS = (
+COMPARED_FORMS = (
     ModelForm.TEACHER,
     ModelForm.ADAPTED_TEACHER,
     ModelForm.WINDOWED_TEACHER,
     ModelForm.STITCHED,
 )
+"""Those that are worth comparing in all that is measured."""
 
 
 @dataclass(slots=True)
@@ -84,8 +91,8 @@ def make_plan(context: StageContext, config: TrenchcoatLlamaConfig, decode: Deco
     parts = parts_of(config)
     sets = [text_set(held_out, 1, [*forms, *(part.name for part in parts)])]
     sets += [text_set(held_out, multiple, forms) for multiple in multiples]
-    recall_forms = [form for form in RECALL_FORMS if form in forms]
-    sets += _recall(context, config, held_out, recall_forms, left_out)
+    compared = [form for form in COMPARED_FORMS if form in forms]
+    sets += _recall(context, config, held_out, compared, left_out)
     return EvaluationPlan(sets, variants, parts, left_out)
 
 
@@ -141,7 +148,12 @@ def _recall(
         seed=context.spec.seed,
         forms=tuple(forms),
     )
-    found = {Probe.COPY: list(copy_sets(text)), Probe.PASSKEY: list(passkey_sets(text, encode))}
+    found = {
+        Probe.COPY: list(copy_sets(text)),
+        Probe.ASSOCIATION: list(association_sets(text)),
+        Probe.INDUCTION: list(induction_sets(text)),
+        Probe.PASSKEY: list(passkey_sets(text, encode)),
+    }
     left_out += [
         f"recall, {probe}: samples do not fit into {text.longest} tokens, or into the held-out text of "
         f"{len(text.stream)}"

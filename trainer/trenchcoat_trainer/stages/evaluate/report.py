@@ -2,16 +2,26 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 from trenchcoat_api.artifacts import Facts
 from trenchcoat_api.decode_state import DecodeState
-from trenchcoat_api.results import Evaluation, Perplexity, Recall
+from trenchcoat_api.results import (
+    Comparison,
+    Evaluation,
+    ModelForm,
+    Perplexity,
+    PositionRange,
+    Probe,
+    Recall,
+)
 from trenchcoat_api.spec import TrenchcoatSpec
 
+from trenchcoat_trainer.stages.evaluate.comparing import TIE_NATS, Compared, compare
 from trenchcoat_trainer.stages.evaluate.crossing import Place
-from trenchcoat_trainer.stages.evaluate.plan import EvaluationPlan
-from trenchcoat_trainer.stages.evaluate.scores import Score
+from trenchcoat_trainer.stages.evaluate.plan import COMPARED_FORMS, EvaluationPlan
+from trenchcoat_trainer.stages.evaluate.scores import RANGES, Score
 from trenchcoat_trainer.stages.evaluate.sets import EvaluationSet, Metric
 
 REPORT = "report.json"
@@ -29,7 +39,7 @@ def report(
         "tokensPerSequence": text.length,
         "perplexities": {name: value for name, value in values.items() if name not in parts},
         "parts": {name: value for name, value in values.items() if name in parts},
-        "linearShareByLayer": dict(shares),
+        "shareOutsideWindowByLayer": dict(shares),
         "sets": [
             {
                 "name": item.name,
@@ -37,9 +47,13 @@ def report(
                 "samples": len(item.tokens),
                 "tokensPerSample": item.length,
                 "values": {name: scores[name, item.name].value(item.metric) for name in item.forms},
+                "standardErrors": {name: scores[name, item.name].error(item.metric) for name in item.forms},
+                **_by_position(item, scores),
             }
             for item in plan.sets
         ],
+        "comparisons": {name: asdict(found) for name, found in _comparisons(plan, scores).items()},
+        "tieNats": TIE_NATS,
         "decode": asdict(decode) | {"crossover": decode.crossover, "equalWindow": decode.equal_window},
         "leftOut": plan.left_out,
     }
@@ -49,34 +63,96 @@ def facts(
     spec: TrenchcoatSpec, plan: EvaluationPlan, scores: Mapping[Place, Score], decode: DecodeState
 ) -> Facts:
     """The headline numbers."""
-    texts = [item for item in plan.sets if item.metric is Metric.PERPLEXITY]
+    texts = [item for item in plan.sets if item.probe is None]
     rows = [
         Perplexity(
             name=variant.name,
             perplexity=_told(scores, variant.name, texts[0]),
+            error=_told_error(scores, variant.name, texts[0]),
             longer={str(item.length): _told(scores, variant.name, item) for item in texts[1:]},
         )
         for variant in plan.variants
-    ]
-    recall = [
-        Recall(
-            probe=item.probe.value,
-            distance=item.distance,
-            samples=len(item.tokens),
-            shares={name: _told(scores, name, item) for name in item.forms},
-        )
-        for item in plan.sets
-        if item.probe is not None
     ]
     length = spec.data.sequence_length
     lengths = [length, *(length * multiple for multiple in sorted(spec.evaluate.length_multiples))]
     return Facts(
         perplexities=rows,
         evaluation=Evaluation(
-            sequence_length=length, recall=recall, decode=decode.facts(lengths), left_out=plan.left_out
+            sequence_length=length,
+            recall=[_recall(item, item.probe, scores) for item in plan.sets if item.probe is not None],
+            comparisons=[
+                Comparison(
+                    teacher=name,
+                    continuations=found.continuations,
+                    ratio=f"{found.ratio:.6g}",
+                    ratio_error=_number(found.ratio_error),
+                    wins=f"{found.wins:.6g}",
+                    ties=f"{found.ties:.6g}",
+                    error=f"{found.error:.2g}",
+                )
+                for name, found in _comparisons(plan, scores).items()
+            ],
+            positions=_positions(texts[-1], scores),
+            parts={part.name: _told(scores, part.name, texts[0]) for part in plan.parts},
+            decode=decode.facts(lengths),
+            left_out=plan.left_out,
         ),
     )
 
 
+def _recall(item: EvaluationSet, probe: Probe, scores: Mapping[Place, Score]) -> Recall:
+    return Recall(
+        probe=probe.value,
+        distance=item.distance,
+        samples=len(item.tokens),
+        shares={name: _told(scores, name, item) for name in item.forms},
+        errors={name: f"{scores[name, item.name].error(item.metric):.2g}" for name in item.forms},
+    )
+
+
+def _comparisons(plan: EvaluationPlan, scores: Mapping[Place, Score]) -> dict[str, Compared]:
+    """The student beside each teacher that was measured, by the teacher's name."""
+    text = plan.sets[0]
+    student = scores[ModelForm.STITCHED, text.name]
+    teachers = (form for form in (ModelForm.TEACHER, ModelForm.ADAPTED_TEACHER) if form in text.forms)
+    return {form.value: compare(student, scores[form, text.name]) for form in teachers}
+
+
+def _positions(item: EvaluationSet, scores: Mapping[Place, Score]) -> list[PositionRange]:
+    forms = [form for form in COMPARED_FORMS if form in item.forms]
+    found = {form: scores[form, item.name].by_position() for form in forms}
+    return [
+        PositionRange(
+            first=first,
+            last=last,
+            perplexities={form.value: f"{found[form][index]:.6g}" for form in forms},
+        )
+        for index, (first, last) in enumerate(_ranges(item.length))
+    ]
+
+
+def _by_position(item: EvaluationSet, scores: Mapping[Place, Score]) -> dict[str, Any]:
+    if item.metric is not Metric.PERPLEXITY:
+        return {}
+    return {
+        "positions": _ranges(item.length),
+        "valuesByPosition": {name: scores[name, item.name].by_position() for name in item.forms},
+    }
+
+
+def _ranges(length: int) -> list[tuple[int, int]]:
+    """First and last position of each of `RANGES`."""
+    begins = [-(-index * length // RANGES) for index in range(RANGES + 1)]
+    return [(begin, end - 1) for begin, end in pairwise(begins)]
+
+
 def _told(scores: Mapping[Place, Score], name: str, item: EvaluationSet) -> str:
     return f"{scores[name, item.name].value(item.metric):.6g}"
+
+
+def _told_error(scores: Mapping[Place, Score], name: str, item: EvaluationSet) -> str | None:
+    return _number(scores[name, item.name].error(item.metric))
+
+
+def _number(error: float | None) -> str | None:
+    return None if error is None else f"{error:.2g}"

@@ -7,36 +7,50 @@ import torch
 import torch.nn.functional as F
 
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
+from trenchcoat_trainer.stages.evaluate.errors import error_of_mean, error_of_share
 from trenchcoat_trainer.stages.evaluate.sets import EvaluationSet, Metric
 from trenchcoat_trainer.stages.evaluate.states import HiddenStates
 
 LOGITS = 2**27
 """Logits computed at a time: 512 MiB in fp32."""
+RANGES = 8
+"""Equal ranges of positions that a sample's likelihood is kept by."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Score:
-    """What one form of the model gave on one set."""
+    """What one form of the model gave on one set, by sample (S) and range of positions (R)."""
 
-    nats: float
-    """Negative log-likelihood of the tokens that count, summed."""
-    tokens: int
-    """How many count."""
-    right: int
-    """How many of them are the most likely ones."""
-    samples: int
-    exact: int
-    """Samples in which all of them are."""
+    nats: torch.Tensor
+    """Negative log-likelihood of the tokens that count, fp64 [S, R]."""
+    tokens: torch.Tensor
+    """How many count, int32 [S, R]."""
+    right: torch.Tensor
+    """How many of a sample's are the most likely ones, int32 [S]."""
 
     def value(self, metric: Metric) -> float:
         """The one number that is told."""
-        match metric:
-            case Metric.PERPLEXITY:
-                return math.exp(self.nats / self.tokens)
-            case Metric.RIGHT:
-                return self.right / self.tokens
-            case Metric.EXACT:
-                return self.exact / self.samples
+        if metric is Metric.PERPLEXITY:
+            return math.exp(self.nats.sum().item() / self.tokens.sum().item())
+        return self._shares(metric).mean().item()
+
+    def error(self, metric: Metric) -> float | None:
+        """Its standard error, samples drawn anew; None of the perplexity of a single sample."""
+        if metric is not Metric.PERPLEXITY:
+            return error_of_share(self._shares(metric))
+        error = error_of_mean(self.nats.sum(1), self.tokens.sum(1))
+        return None if error is None else error * self.value(metric)
+
+    def by_position(self) -> list[float]:
+        """Perplexity by range of positions; all have tokens that count."""
+        return (self.nats.sum(0) / self.tokens.sum(0)).exp().tolist()
+
+    def _shares(self, metric: Metric) -> torch.Tensor:
+        """What each sample has of the metric, from 0 to 1: fp64 [S]; as many tokens count in each."""
+        counted_S = self.tokens.sum(1)
+        if metric is Metric.EXACT:
+            return (self.right == counted_S).double()
+        return self.right.double() / counted_S
 
 
 def score(
@@ -65,18 +79,18 @@ def score(
         normed_NE = rms_norm(hidden_NE, head["model.norm.weight"], config.rms_norm_eps)
         for part_NE, target_N in zip(normed_NE.split(rows), targets_N.split(rows), strict=True):
             logits_NV = (part_NE @ weight.T).float()
-            losses.append(F.cross_entropy(logits_NV, target_N, reduction="sum"))
+            losses.append(F.cross_entropy(logits_NV, target_N, reduction="none"))
             hits.append(logits_NV.argmax(-1) == target_N)
     # Fetched once, at the end: the host would wait for the GPU each time.
-    missed_ST = torch.zeros_like(measured.counts)
-    missed_ST[:, 1:][measured.counts[:, 1:]] = ~torch.cat(hits).cpu()
-    tokens = int(measured.counts.sum())
+    loss_N, hit_N = torch.cat(losses).cpu().double(), torch.cat(hits).cpu().int()
+    samples, length = measured.tokens.shape
+    sample_N, position_N = measured.counts.nonzero(as_tuple=True)
+    place_N = sample_N * RANGES + position_N * RANGES // length
+    tokens = torch.bincount(place_N, minlength=samples * RANGES)
     return Score(
-        nats=sum(torch.stack(losses).tolist()),
-        tokens=tokens,
-        right=tokens - int(missed_ST.sum()),
-        samples=len(measured.tokens),
-        exact=int((~missed_ST.any(1)).sum()),
+        nats=torch.bincount(place_N, loss_N, samples * RANGES).view(samples, RANGES),
+        tokens=tokens.int().view(samples, RANGES),
+        right=torch.zeros(samples, dtype=torch.int32).index_add_(0, sample_N, hit_N),
     )
 
 

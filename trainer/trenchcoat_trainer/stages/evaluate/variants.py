@@ -81,7 +81,7 @@ def stages_of(config: TrenchcoatLlamaConfig) -> tuple[Variant, ...]:
 
 def parts_of(config: TrenchcoatLlamaConfig) -> tuple[Variant, ...]:
     """Return the stitched student with a part of its attention alone: does either do all the work?"""
-    parts = form_of(config).parts.items()
+    parts = form_of(config).parts(config).items()
     return tuple(Variant(name, "stitched", keep_parts=part) for name, part in parts)
 
 

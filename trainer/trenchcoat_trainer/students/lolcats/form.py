@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from trenchcoat_api import spec
@@ -64,8 +64,8 @@ class LolcatsLayer(HybridAttention):
         mse, xent, output = choose_backend(self.backend, x.q).distill_loss(x, teacher, drop_window)
         return TransferLoss(weights.mse * mse + weights.xent * xent, mse, xent, output)
 
-    def linear_share(self, heads: Heads, parameters: Parameters) -> float:
-        """Return the share of attention below the window: `StudentLayer.linear_share`."""
+    def share_outside(self, heads: Heads, parameters: Parameters) -> float:
+        """Return the share of attention below the window: `StudentLayer.share_outside`."""
         share_BHT = hybrid.linear_share(self.inputs(heads, parameters))
         below = share_BHT[:, :, 2 * self.window_size :]
         return below.mean().item() if below.numel() else 0.0
@@ -77,7 +77,6 @@ class Lolcats:
     name = "lolcats"
     code = attention
     companions = (hybrid,)
-    parts: ClassVar[dict[str, str]] = {"withoutLinear": "window", "withoutWindow": "linear"}
     has_window_dropout = True
 
     def config_fields(self, attention: spec.Attention, kinds: Sequence[LayerKind]) -> dict[str, Any]:
@@ -87,6 +86,10 @@ class Lolcats:
             "feature_dim": attention.feature_dim,
             "key_maps": attention.key_maps.value,
         }
+
+    def parts(self, config: Any) -> dict[str, str]:
+        """Return either part of the hybrid."""
+        return {"withoutLinear": "window", "withoutWindow": "linear"}
 
     def layer(self, config: Any, index: int) -> LolcatsLayer:
         """Return the attention of a layer."""

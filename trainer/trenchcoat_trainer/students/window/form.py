@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,9 +51,43 @@ class WindowLayer(WindowAttention):
         mse = (y.to(dtype) - output.to(dtype)).square().mean()
         return TransferLoss(weights.mse * mse, mse, torch.zeros_like(mse), output)
 
-    def linear_share(self, heads: Heads, parameters: Parameters) -> None:
-        """There is no attention outside the window and the first tokens."""
-        return None
+    def attend(
+        self,
+        heads: Heads,
+        parameters: Parameters,
+        keep_parts: str = "both",
+        visible: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Attend as a checkpoint does, or with "window" or "first", one of the parts, alone."""
+        if keep_parts == "window":
+            return replace(self, first_tokens=0).attend(heads, parameters, visible=visible)
+        if keep_parts != "first":
+            return super().attend(heads, parameters, keep_parts, visible)
+        if visible is not None:
+            raise ValueError("the first tokens alone are measured without padding: give no `visible`")
+        q, k, v = heads
+        first = slice(0, self.first_tokens)
+        place = torch.arange(q.shape[2], device=q.device)
+        return F.scaled_dot_product_attention(
+            q,
+            k[:, :, first],
+            v[:, :, first],
+            place[:, None] >= place[None, first],
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+
+    def share_outside(self, heads: Heads, parameters: Parameters) -> float | None:
+        """Return the first tokens' share where the window has left all of them: `StudentLayer.share_outside`.
+
+        None of a layer that has no first tokens.
+        """
+        if not self.first_tokens:
+            return None
+        is_first = torch.zeros_like(heads[2])
+        is_first[:, :, : self.first_tokens] = 1
+        share_BHT = self.attend(Heads(heads[0], heads[1], is_first), parameters)[..., 0]
+        outside = share_BHT[:, :, self.window + self.first_tokens - 1 :]
+        return outside.float().mean().item() if outside.numel() else 0.0
 
 
 class Window:
@@ -62,7 +96,6 @@ class Window:
     name = "window"
     code = attention
     companions = ()
-    parts: ClassVar[dict[str, str]] = {}
     has_window_dropout = False
 
     def config_fields(self, attention: spec.Attention, kinds: Sequence[LayerKind]) -> dict[str, Any]:
@@ -71,6 +104,10 @@ class Window:
             "windows": [None if kind.form is None else kind.window for kind in kinds],
             "first_tokens": attention.first_tokens,
         }
+
+    def parts(self, config: Any) -> dict[str, str]:
+        """Return window and first tokens, where there are any."""
+        return {"withoutFirstTokens": "window", "withoutWindow": "first"} if config.first_tokens else {}
 
     def layer(self, config: Any, index: int) -> WindowLayer:
         """Return the attention of a layer."""

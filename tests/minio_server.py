@@ -4,13 +4,14 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import urllib3
+from trenchcoat_s3.connection import Address, Credentials
 from trenchcoat_trainer.runtime.processes import free_port
 from trenchcoat_trainer.store import S3Store
 
@@ -24,16 +25,14 @@ class MinioServer:
     """Where the server listens."""
 
     endpoint: str
+    ca_bundle: str | None = None
 
     def store(self, **changes: str) -> S3Store:
-        options = {
-            "endpoint": self.endpoint,
-            "bucket": BUCKET,
-            "region": REGION,
-            "access_key": ACCESS_KEY,
-            "secret_key": SECRET_KEY,
-        }
-        return S3Store(**(options | changes))
+        """Its bucket; `changes` may name another bucket, region, access_key, secret_key or endpoint."""
+        keys = (changes.get("access_key", ACCESS_KEY), changes.get("secret_key", SECRET_KEY))
+        endpoint, region = changes.get("endpoint", self.endpoint), changes.get("region", REGION)
+        address = Address(endpoint, region, changes.get("ca_bundle", self.ca_bundle) or None)
+        return S3Store(address, changes.get("bucket", BUCKET), Credentials(*keys).provider())
 
 
 def find_minio() -> str | None:
@@ -52,17 +51,25 @@ def minio_or_skip(folder: Path) -> Iterator[MinioServer]:
 
 
 @contextmanager
-def running_minio(program: str, folder: Path) -> Iterator[MinioServer]:
-    """A server with its data in this folder, and an empty bucket."""
+def running_minio(
+    program: str, folder: Path, host: str = "127.0.0.1", settings: Mapping[str, str] | None = None
+) -> Iterator[MinioServer]:
+    """A server with its data in this folder, and an empty bucket.
+
+    It speaks TLS where `folder` has certs/public.crt and certs/private.key. `settings` are MinIO's variables.
+    """
     port = free_port()
-    environment = os.environ | {"MINIO_ROOT_USER": ACCESS_KEY, "MINIO_ROOT_PASSWORD": SECRET_KEY}
+    keys = {"MINIO_ROOT_USER": ACCESS_KEY, "MINIO_ROOT_PASSWORD": SECRET_KEY}
+    environment = os.environ | keys | (settings or {})
+    certificate = folder / "certs" / "public.crt"
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(
             [
                 program,
                 "server",
-                f"--address=127.0.0.1:{port}",
+                f"--address={host}:{port}",
                 "--console-address=127.0.0.1:0",
+                f"--certs-dir={folder / 'certs'}",
                 folder / "data",
             ],
             env=environment,
@@ -70,8 +77,10 @@ def running_minio(program: str, folder: Path) -> Iterator[MinioServer]:
             stderr=log,
         )
     try:
-        wait_until_ready(f"http://127.0.0.1:{port}/minio/health/ready", server, folder / "log")
-        minio = MinioServer(f"http://127.0.0.1:{port}")
+        ca_bundle = certificate.read_text() if certificate.exists() else None
+        endpoint = f"{'https' if ca_bundle else 'http'}://{host}:{port}"
+        wait_until_ready(f"{endpoint}/minio/health/ready", server, folder / "log")
+        minio = MinioServer(endpoint, ca_bundle)
         minio.store()._client.make_bucket(BUCKET)
         yield minio
     finally:
@@ -80,7 +89,7 @@ def running_minio(program: str, folder: Path) -> Iterator[MinioServer]:
 
 
 def wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    http = urllib3.PoolManager(retries=False, timeout=1.0)
+    http = urllib3.PoolManager(retries=False, timeout=1.0, cert_reqs="CERT_NONE")
     for _ in range(300):
         if server.poll() is not None:
             pytest.fail(f"MinIO ended: {log.read_text()}")

@@ -49,10 +49,9 @@ SPEC_FILE = "trenchcoat.yaml"
 # How a stage program gets the store's credentials: the names that every S3 client knows.
 ENV_ACCESS_KEY = "AWS_ACCESS_KEY_ID"
 ENV_SECRET_KEY = "AWS_SECRET_ACCESS_KEY"  # noqa: S105  (a variable's name, not a secret)
+ENV_SESSION_TOKEN = "AWS_SESSION_TOKEN"  # noqa: S105
 ENV_HF_TOKEN = "HF_TOKEN"  # noqa: S105
 ENV_HF_DATA_TOKEN = "TRENCHCOAT_HF_DATA_TOKEN"  # noqa: S105  (of the data set, where it has its own)
-SECRET_ACCESS_KEY_FIELD = "accessKey"  # noqa: S105
-SECRET_SECRET_KEY_FIELD = "secretKey"  # noqa: S105
 
 # A child's name is NAME-STAGE[-NN]-KEY8-ATTEMPT, and its pods' names must stay within 63 characters.
 MAX_NAME_LENGTH = 32

@@ -116,9 +116,22 @@ Endpoint = Annotated[
     str,
     Field(max_length=300),
     Text(
-        rf"https?://[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?(:({_PORT}))?/?",
-        "write http:// or https://, the host and perhaps :PORT, and neither a path nor credentials, "
-        "as in https://minio.example:9000",
+        rf"https?://([A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(:({_PORT}))?/?",
+        "write http:// or https://, the host (an IPv6 address in brackets) and perhaps :PORT, and neither a "
+        "path nor credentials, as in https://minio.example:9000",
+        shown=False,
+    ),
+]
+
+CaBundle = Annotated[
+    str,
+    Field(max_length=65_536),
+    Text(
+        r"\s*-----BEGIN CERTIFICATE-----[-A-Za-z0-9+/=\s]*-----END CERTIFICATE-----\s*",
+        "write certificates in PEM, each from -----BEGIN CERTIFICATE----- to -----END CERTIFICATE-----, and "
+        "nothing else; a private key never",
+        cel="!self.contains('PRIVATE')",
+        holds=lambda text: "PRIVATE" not in text,
         shown=False,
     ),
 ]

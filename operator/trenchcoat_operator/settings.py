@@ -1,8 +1,9 @@
 """What an administrator sets for the whole operator, read from the environment once at start."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 DEFAULT_IMAGE = "trenchcoat-trainer:0.1.0"
 
@@ -29,6 +30,8 @@ class PodDefaults:
     """None by default."""
     grace_seconds: int = 120
     """Time to write a checkpoint after SIGTERM."""
+    env: tuple[dict[str, Any], ...] = ()
+    """Further environment variables, as in a Container: a proxy's, say."""
     fixed_user: bool = True
     """Whether pods ask to run as the image's user; else the cluster chooses, as OpenShift insists to."""
 
@@ -89,6 +92,18 @@ class Settings:
         def words(name: str) -> tuple[str, ...]:
             return tuple(word.strip() for word in text(name, "").split(",") if word.strip())
 
+        def variables(name: str) -> tuple[dict[str, Any], ...]:
+            try:
+                items = json.loads(text(name, "[]"))
+            except ValueError:
+                items = None
+            named = isinstance(items, list) and all(
+                isinstance(item, dict) and item.get("name") for item in items
+            )
+            if not named:  # without what it holds: people write passwords where they should not
+                raise SettingsError(f"TRENCHCOAT_{name} is no list of variables in JSON: set trainer.env")
+            return tuple(items)
+
         base = cls()
         pods = PodDefaults(
             image=text("TRAINER_IMAGE", base.pods.image),
@@ -98,6 +113,7 @@ class Settings:
             cpu_limit=text("TRAINER_CPU_LIMIT", base.pods.cpu_limit),
             memory=text("TRAINER_MEMORY", base.pods.memory),
             memory_limit=text("TRAINER_MEMORY_LIMIT", base.pods.memory_limit),
+            env=variables("TRAINER_ENV"),
             grace_seconds=int(number("TRAINER_GRACE_SECONDS", base.pods.grace_seconds, 0)),
             fixed_user=switch("TRAINER_FIXED_USER", base.pods.fixed_user),
         )

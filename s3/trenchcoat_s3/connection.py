@@ -1,40 +1,103 @@
-"""Opening an S3 store with an access key."""
+"""Opening an S3 store: with an access key, through a proxy, behind a certificate of one's own."""
 
-from dataclasses import dataclass
+import ssl
+from dataclasses import dataclass, field
+from typing import Any
 
 import urllib3
 from minio import Minio
+from minio.credentials.providers import Provider, StaticProvider
+
+from trenchcoat_s3.proxies import proxy_of
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """An access key."""
+    """An access key; a temporary one has a session token."""
 
     access_key: str
     secret_key: str
+    session_token: str | None = None
 
     def __repr__(self) -> str:
         return "Credentials(...)"
 
+    def provider(self) -> Provider:
+        """The client's own form of it."""
+        return StaticProvider(self.access_key, self.secret_key, self.session_token)
 
-def connect(endpoint: str, region: str, credentials: Credentials, http: urllib3.PoolManager) -> Minio:
-    """A client of the store at a URL; nothing is sent yet.
 
-    Args:
-        endpoint: URL of the S3 API, with http or https.
-        region: Region of the buckets.
-        credentials: The access key.
-        http: Decides how long is waited, how often is tried again, and how many connections are kept.
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a store is waited for, and how many connections to it are kept."""
+
+    connect_seconds: float
+    read_seconds: float
+    retries: urllib3.Retry
+    connections: int
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a store is."""
+
+    endpoint: str
+    """URL of the S3 API, with http or https."""
+    region: str
+    """Region of the buckets."""
+    ca_bundle: str | None = field(default=None, repr=False)
+    """Certificates in PEM, trusted beside those that the system trusts."""
+
+
+def connect(address: Address, credentials: Provider, patience: Patience) -> Minio:
+    """A client of a store; nothing is sent yet.
+
+    Raises:
+        UnusableProxyError: a variable names a proxy that is none.
+        ssl.SSLError: the certificates are none.
     """
-    scheme, _, host = endpoint.rstrip("/").partition("://")
+    scheme, _, host = address.endpoint.rstrip("/").partition("://")
     return Minio(
         host,
-        access_key=credentials.access_key,
-        secret_key=credentials.secret_key,
+        credentials=credentials,
         secure=scheme == "https",
-        region=region,
-        http_client=http,
+        region=address.region,
+        http_client=pool(address.endpoint, patience, address.ca_bundle),
     )
+
+
+def pool(url: str, patience: Patience, ca_bundle: str | None = None) -> urllib3.PoolManager:
+    """Connections to a URL, through the proxy that the environment names for it.
+
+    Raises:
+        UnusableProxyError: a variable names a proxy that is none.
+        ssl.SSLError: the certificates are none.
+    """
+    options: dict[str, Any] = {
+        "timeout": urllib3.Timeout(connect=patience.connect_seconds, read=patience.read_seconds),
+        "retries": patience.retries,
+        "maxsize": patience.connections,
+        "ssl_context": trusting(ca_bundle),
+    }
+    proxy = proxy_of(url)
+    if proxy is None:
+        return urllib3.PoolManager(**options)
+    headers = urllib3.make_headers(proxy_basic_auth=proxy.login) if proxy.login else None
+    return urllib3.ProxyManager(
+        proxy.url, proxy_headers=headers, proxy_ssl_context=trusting(ca_bundle), **options
+    )
+
+
+def trusting(ca_bundle: str | None) -> ssl.SSLContext:
+    """What the system trusts (SSL_CERT_FILE and SSL_CERT_DIR say otherwise), and these certificates.
+
+    Raises:
+        ssl.SSLError: they are none.
+    """
+    context = ssl.create_default_context()
+    if ca_bundle:
+        context.load_verify_locations(cadata=ca_bundle)
+    return context
 
 
 def again(times: int, backoff_seconds: float) -> urllib3.Retry:

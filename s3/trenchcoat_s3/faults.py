@@ -1,10 +1,14 @@
 """What it means when a call to an S3 store fails."""
 
+import re
+import ssl
 from enum import Enum, auto
 from http import HTTPStatus
 
 import urllib3
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+
+from trenchcoat_s3.proxies import UnusableProxyError
 
 FAILURES = (MinioException, urllib3.exceptions.HTTPError)
 """What the client raises where a store, or the way to it, is at fault."""
@@ -27,6 +31,10 @@ class Fault(Enum):
     """Something before the store takes no requests of this size."""
     FAILING = auto()
     """Something before the store, or the store itself, failed with a status alone."""
+    PROXY = auto()
+    """The proxy that the environment names does not let the request through, or is none."""
+    CERTIFICATE = auto()
+    """The certificate of what answers is not trusted, or those to trust are none."""
     UNREACHABLE = auto()
     OTHER = auto()
     """The store says no for a reason of its own, such as SlowDown."""
@@ -54,6 +62,8 @@ _BY_CODE = {
     Fault.REFUSED,
 )
 _MESSAGE_LIMIT = 300
+_PAGE_LIMIT = 10_000
+_TAGS = re.compile(r"(?is)<(script|style).*?</\1>|<[^>]*>")
 
 
 def fault_of(error: Exception) -> Fault:
@@ -68,6 +78,16 @@ def fault_of(error: Exception) -> Fault:
             return Fault.FAILING if status >= HTTPStatus.INTERNAL_SERVER_ERROR else Fault.NO_S3
         case MinioException():
             return Fault.OTHER
+        case UnusableProxyError():
+            return Fault.PROXY
+        case ssl.SSLError():
+            return Fault.CERTIFICATE
+        case urllib3.exceptions.MaxRetryError():
+            return fault_of(error.reason) if error.reason is not None else Fault.UNREACHABLE
+        case urllib3.exceptions.ProxyError():
+            return Fault.PROXY
+        case urllib3.exceptions.SSLError():
+            return Fault.CERTIFICATE
         case urllib3.exceptions.HTTPError() | OSError():
             return Fault.UNREACHABLE
         case _:  # the client could not read the answer: XML that is none, or lacks what must be there
@@ -98,6 +118,18 @@ def root_cause(error: Exception) -> str:
     cause: Exception = error
     if isinstance(error, urllib3.exceptions.MaxRetryError) and error.reason is not None:
         cause = error.reason
+    if isinstance(cause, urllib3.exceptions.ProxyError):
+        cause = cause.original_error  # such as: Tunnel connection failed: 403 Forbidden
+    if isinstance(cause, InvalidResponseError):
+        return _shortened(f"HTTP {_status(cause)}, {_as_text(cause._body or '') or 'without a word'}")
     # Connection objects print their address in memory, which would make every message a new one.
-    text = " ".join(str(cause).rpartition(">: ")[2].split()) or type(cause).__name__
+    return _shortened(" ".join(str(cause).rpartition(">: ")[2].split()) or type(cause).__name__)
+
+
+def _as_text(page: str) -> str:
+    """What a web page says, in one line."""
+    return " ".join(_TAGS.sub(" ", page[:_PAGE_LIMIT]).split())
+
+
+def _shortened(text: str) -> str:
     return text if len(text) <= _MESSAGE_LIMIT else text[: _MESSAGE_LIMIT - 1] + "…"

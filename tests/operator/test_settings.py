@@ -14,6 +14,7 @@ def test_what_is_set_counts() -> None:
             "TRENCHCOAT_TRAINER_IMAGE": "registry.example/trainer:2",
             "TRENCHCOAT_TRAINER_PULL_POLICY": "Never",
             "TRENCHCOAT_TRAINER_PULL_SECRETS": "one, two",
+            "TRENCHCOAT_TRAINER_ENV": '[{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}]',
             "TRENCHCOAT_NAMESPACES": "a,b",
             "TRENCHCOAT_COUNT_GPUS": "false",
             "TRENCHCOAT_POLL_SECONDS": "0.5",
@@ -24,6 +25,7 @@ def test_what_is_set_counts() -> None:
     assert settings.pods.image == "registry.example/trainer:2"
     assert settings.pods.pull_policy == "Never"
     assert settings.pods.pull_secrets == ("one", "two")
+    assert settings.pods.env == ({"name": "HTTPS_PROXY", "value": "http://proxy:3128"},)
     assert settings.namespaces == ("a", "b")
     assert not settings.count_gpus
     assert settings.poll_seconds == 0.5
@@ -40,6 +42,8 @@ def test_what_is_set_counts() -> None:
         ("TRENCHCOAT_GANG_PATIENCE_SECONDS", "-1"),
         ("TRENCHCOAT_TRAINER_PULL_POLICY", "Sometimes"),
         ("TRENCHCOAT_COUNT_GPUS", "maybe"),
+        ("TRENCHCOAT_TRAINER_ENV", "HTTPS_PROXY=http://proxy"),
+        ("TRENCHCOAT_TRAINER_ENV", '[{"value": "http://proxy"}]'),
     ],
 )
 def test_what_cannot_be_used_is_named(name: str, value: str) -> None:

@@ -6,7 +6,7 @@ from xml.etree.ElementTree import ParseError
 import pytest
 import urllib3
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
-from trenchcoat_s3.connection import Credentials, connect
+from trenchcoat_s3.connection import Address, Credentials, Patience, again, connect
 from trenchcoat_s3.faults import FAILURES, Fault, fault_of, root_cause
 
 KEY = Credentials("accessed-by", "kept-secret")
@@ -53,7 +53,8 @@ def test_where_nobody_listens_the_cause_is_told_the_same_way_each_time() -> None
         port = probe.getsockname()[1]
     causes = set()
     for _ in range(2):
-        client = connect(f"http://127.0.0.1:{port}", "us-east-1", KEY, urllib3.PoolManager(retries=0))
+        address = Address(f"http://127.0.0.1:{port}", "us-east-1")
+        client = connect(address, KEY.provider(), Patience(1, 1, again(0, 0), 1))
         with pytest.raises(FAILURES) as caught:
             client.bucket_exists("bucket")
         assert fault_of(caught.value) is Fault.UNREACHABLE

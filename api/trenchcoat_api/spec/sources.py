@@ -8,6 +8,7 @@ from trenchcoat_api.presets import SHIPPED, preset_field
 from trenchcoat_api.rules import Rule
 from trenchcoat_api.strings import (
     Bucket,
+    CaBundle,
     DataSource,
     Endpoint,
     ModelSource,
@@ -166,6 +167,35 @@ class Data(Camel):
     )
 
 
+class CredentialsKeys(Camel):
+    """Which keys of a Secret hold an access key: for Secrets that other programs have made."""
+
+    access_key: SecretKey = Field(
+        default="accessKey",
+        description="Key within the Secret that holds the access key's id, such as AWS_ACCESS_KEY_ID.",
+    )
+    secret_key: SecretKey = Field(
+        default="secretKey",
+        description="Key within the Secret that holds the secret access key, such as AWS_SECRET_ACCESS_KEY.",
+    )
+    session_token: SecretKey = Field(
+        default="sessionToken",
+        description=(
+            "Key within the Secret that holds the session token of temporary credentials, such as "
+            "AWS_SESSION_TOKEN; the Secret need not have it."
+        ),
+    )
+
+
+class CredentialsSecretRef(SecretRef):
+    """A Secret with an access key, in the Trenchcoat's own namespace."""
+
+    keys: CredentialsKeys = Field(
+        default_factory=CredentialsKeys,
+        description="Keys within the Secret, where they are not accessKey, secretKey and sessionToken.",
+    )
+
+
 class Store(Camel):
     """The S3 store that holds activations, shards, checkpoints and results."""
 
@@ -185,6 +215,15 @@ class Store(Camel):
         default="trenchcoat", description="Everything Trenchcoat writes stands below this prefix."
     )
     region: Region = Field(default="us-east-1", description="Region of the bucket.")
-    credentials_secret_ref: SecretRef = Field(
-        description="Secret with the keys accessKey and secretKey, in the Trenchcoat's namespace."
+    credentials_secret_ref: CredentialsSecretRef = Field(
+        description=(
+            "Secret with the keys accessKey and secretKey, and sessionToken where the access key is a "
+            "temporary one, in the Trenchcoat's namespace."
+        )
+    )
+    ca_bundle: CaBundle | None = Field(
+        default=None,
+        description=(
+            "Certificates in PEM that the store's own may be signed by, beside those that the images trust."
+        ),
     )

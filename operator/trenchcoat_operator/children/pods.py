@@ -76,11 +76,12 @@ def arguments(work: Work) -> list[str]:
 
 def environment(spec: TrenchcoatSpec, defaults: PodDefaults) -> list[dict[str, Any]]:
     """Variables of every stage; credentials come by reference alone."""
-    store_secret = spec.store.credentials_secret_ref.name
+    secret = spec.store.credentials_secret_ref
     result: list[dict[str, Any]] = [
         {"name": "HOME", "value": "/tmp"},  # noqa: S108  (an emptyDir of the pod's own)
-        _from_secret(constants.ENV_ACCESS_KEY, store_secret, constants.SECRET_ACCESS_KEY_FIELD),
-        _from_secret(constants.ENV_SECRET_KEY, store_secret, constants.SECRET_SECRET_KEY_FIELD),
+        _from_secret(constants.ENV_ACCESS_KEY, secret.name, secret.keys.access_key),
+        _from_secret(constants.ENV_SECRET_KEY, secret.name, secret.keys.secret_key),
+        _from_secret(constants.ENV_SESSION_TOKEN, secret.name, secret.keys.session_token, optional=True),
     ]
     if not defaults.fixed_user:  # a user that the image does not know has no name, which torch asks for
         result.append({"name": "USER", "value": "trenchcoat"})
@@ -94,8 +95,11 @@ def environment(spec: TrenchcoatSpec, defaults: PodDefaults) -> list[dict[str, A
     return result
 
 
-def _from_secret(variable: str, secret: str, key: str) -> dict[str, Any]:
-    return {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
+def _from_secret(variable: str, secret: str, key: str, *, optional: bool = False) -> dict[str, Any]:
+    reference: dict[str, Any] = {"name": secret, "key": key}
+    if optional:
+        reference["optional"] = True
+    return {"name": variable, "valueFrom": {"secretKeyRef": reference}}
 
 
 def _merged(base: list[dict[str, Any]], users: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -159,7 +163,7 @@ def pod_spec(
                 "image": wanted.image or defaults.image,
                 "imagePullPolicy": defaults.pull_policy,
                 "args": arguments(work),
-                "env": _merged(environment(spec, defaults), wanted.env),
+                "env": _merged(_merged(environment(spec, defaults), defaults.env), wanted.env),
                 "resources": _resources(spec, work, defaults),
                 "securityContext": {
                     "allowPrivilegeEscalation": False,

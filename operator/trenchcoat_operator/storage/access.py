@@ -5,7 +5,6 @@ import binascii
 from collections.abc import Iterator
 from typing import Any
 
-from trenchcoat_api import constants
 from trenchcoat_api.artifacts import Artifact, Manifest
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_s3.connection import Credentials
@@ -72,12 +71,15 @@ class Stores:
         self._secrets.forget(namespace)
 
     def _credentials(self, trenchcoat: Trenchcoat) -> Credentials:
-        name = trenchcoat.spec.store.credentials_secret_ref.name
-        data = self._secret(trenchcoat, name, "spec.store.credentialsSecretRef")
-        values = []
-        for key in (constants.SECRET_ACCESS_KEY_FIELD, constants.SECRET_SECRET_KEY_FIELD):
-            values.append(_secret_value(data, name, key, "spec.store.credentialsSecretRef"))
-        return Credentials(*values)
+        field, reference = "spec.store.credentialsSecretRef", trenchcoat.spec.store.credentials_secret_ref
+        name, keys = reference.name, reference.keys
+        data = self._secret(trenchcoat, name, field)
+        access_key = _secret_value(data, name, keys.access_key, field)
+        # A secret key goes into no header: signatures are made of it.
+        secret_key = _secret_value(data, name, keys.secret_key, field, is_header=False)
+        has_token = bool(data.get(keys.session_token))
+        token = _secret_value(data, name, keys.session_token, field) if has_token else None
+        return Credentials(access_key, secret_key, token)
 
     def _secret(self, trenchcoat: Trenchcoat, name: str, field: str) -> dict[str, str]:
         namespace = trenchcoat.metadata.namespace
@@ -116,11 +118,14 @@ def _mounted(trenchcoat: Trenchcoat) -> Iterator[tuple[str, str]]:
                     yield field, str(source[key])
 
 
-def _secret_value(data: dict[str, str], name: str, key: str, field: str) -> str:
+def _secret_value(data: dict[str, str], name: str, key: str, field: str, *, is_header: bool = True) -> str:
     encoded = data.get(key)
     if not encoded:
+        others = f" (it has {', '.join(sorted(data))})" if data else ""
+        remedy = "add it, or name another by keys" if field.endswith("credentialsSecretRef") else "add it"
         raise SecretError(
-            "SecretKeyNotFound", f"{field}: Secret {name!r} has no key {key!r}, or it is empty: add it"
+            "SecretKeyNotFound",
+            f"{field}: Secret {name!r} has no key {key!r}, or it is empty{others}: {remedy}",
         )
     try:
         value = base64.b64decode(encoded).decode().strip()  # files and shells add line breaks
@@ -128,8 +133,6 @@ def _secret_value(data: dict[str, str], name: str, key: str, field: str) -> str:
         raise SecretError(
             "SecretKeyNotFound", f"{field}: key {key!r} of Secret {name!r} is no text: set it anew"
         ) from error
-    # A secret key goes into no header: signatures are made of it.
-    is_header = key != constants.SECRET_SECRET_KEY_FIELD
     if not value or (is_header and not all("!" <= character <= "~" for character in value)):
         raise SecretError(
             "SecretKeyNotFound",

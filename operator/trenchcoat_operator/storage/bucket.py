@@ -4,11 +4,10 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-import urllib3
 from minio.deleteobjects import DeleteObject
 from minio.error import MinioException, S3Error
 from trenchcoat_api.spec import Store
-from trenchcoat_s3.connection import Credentials, again, connect
+from trenchcoat_s3.connection import Address, Credentials, Patience, again, connect
 from trenchcoat_s3.faults import Fault, fault_of, is_untold
 
 from trenchcoat_operator.storage.errors import StoreError, explained, undeletable
@@ -20,7 +19,7 @@ DELETED_TOGETHER = 1000
 
 _NOT_TOGETHER = {"AccessDenied", "InvalidRequest", "MalformedXML", "MethodNotAllowed", "NotImplemented"}
 """What stores say that delete one object at a time, or allow no more."""
-_TIMEOUT = urllib3.Timeout(connect=3, read=8)
+_PATIENCE = Patience(connect_seconds=3, read_seconds=8, retries=again(1, 0.2), connections=4)
 
 
 class Bucket:
@@ -28,8 +27,8 @@ class Bucket:
 
     def __init__(self, store: Store, credentials: Credentials) -> None:
         self._store = store
-        http = urllib3.PoolManager(timeout=_TIMEOUT, maxsize=4, retries=again(1, 0.2))
-        self._client = connect(store.endpoint, store.region, credentials, http)
+        address = Address(store.endpoint, store.region, store.ca_bundle)
+        self._client = self._try(lambda: connect(address, credentials.provider(), _PATIENCE))
 
     def uri(self, path: str) -> str:
         """An object as people name it."""

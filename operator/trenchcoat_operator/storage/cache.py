@@ -120,11 +120,11 @@ class Readers:
         self._observe = observe
         self._limit = limit
         self._lock = threading.Lock()
-        self._readers: OrderedDict[tuple[str, str, str, Credentials], StoreReader] = OrderedDict()
+        self._readers: OrderedDict[tuple[str | Credentials | None, ...], StoreReader] = OrderedDict()
 
     def open(self, store: Store, credentials: Credentials) -> StoreReader:
         """The reader of a bucket with an access key."""
-        place = (store.endpoint, store.bucket, store.region, credentials)
+        place = (store.endpoint, store.bucket, store.region, store.ca_bundle, credentials)
         with self._lock:
             reader = self._readers.get(place)
             if reader is None:

@@ -3,6 +3,7 @@
 from minio.error import S3Error
 from trenchcoat_api.spec import Store
 from trenchcoat_s3.faults import Fault, fault_of, root_cause
+from trenchcoat_s3.proxies import proxied
 
 
 class StoreError(Exception):
@@ -50,7 +51,19 @@ def explained(store: Store, error: Exception) -> StoreError:
             f"spec.store.region: {store.region!r} is not that of bucket {store.bucket!r} at {store.endpoint} "
             f"({root_cause(error)}): correct it",
         )
-    if fault is Fault.CLOCK:
+    if fault is Fault.CERTIFICATE:
+        return StoreError(
+            "StoreUnreachable",
+            f"spec.store.caBundle: the certificate of {store.endpoint} is not trusted "
+            f"({root_cause(error)}): put the certificate there that it is signed by",
+        )
+    proxy = proxied(store.endpoint)
+    if fault is Fault.PROXY:
+        told = (
+            f"cannot be reached through {proxy or 'a proxy'} ({root_cause(error)}): have the proxy let it "
+            "through, or exempt it by NO_PROXY"
+        )
+    elif fault is Fault.CLOCK:
         told = "and the operator have clocks that differ by more than it allows: set both right, by NTP"
     elif isinstance(error, S3Error):
         told = f"answered {code}: {error.message}"
@@ -60,6 +73,8 @@ def explained(store: Store, error: Exception) -> StoreError:
         told = f"or what stands before it fails: see its log ({root_cause(error)})"
     else:
         told = f"cannot be reached: check the URL, the name and the network ({root_cause(error)})"
+    if proxy and not isinstance(error, S3Error) and fault is not Fault.PROXY:
+        told += f"; requests go through {proxy}: exempt the store by NO_PROXY if that is not meant"
     return StoreError("StoreUnreachable", f"spec.store.endpoint: {store.endpoint} {told}")
 
 

@@ -83,6 +83,33 @@ def test_where_the_cluster_chooses_the_user_none_is_asked_for() -> None:
     assert {"runAsUser", "runAsGroup", "fsGroup"} <= template(Stage.CRIA)["spec"]["securityContext"].keys()
 
 
+def variables(defaults: PodDefaults = DEFAULTS, **spec: Any) -> dict[str, dict[str, Any]]:
+    """Environment of a Cria's container, by name."""
+    owner = trenchcoat(**spec)
+    work = next(work for work in graph.build(owner.spec, {}).works if work.stage is Stage.TOKENIZE)
+    container = jobs.build(owner, work, 1, defaults)["spec"]["template"]["spec"]["containers"][0]
+    return {item["name"]: item for item in container["env"]}
+
+
+def test_keys_of_the_stores_secret_are_those_that_the_spec_names() -> None:
+    keys = {"accessKey": "AWS_ACCESS_KEY_ID", "secretKey": "AWS_SECRET_ACCESS_KEY"}
+    asked = variables(store={"credentialsSecretRef": {"name": "bucket", "keys": keys}})
+    references = {
+        name: item["valueFrom"]["secretKeyRef"] for name, item in asked.items() if "valueFrom" in item
+    }
+    assert references["AWS_ACCESS_KEY_ID"] == {"name": "bucket", "key": "AWS_ACCESS_KEY_ID"}
+    assert references["AWS_SECRET_ACCESS_KEY"] == {"name": "bucket", "key": "AWS_SECRET_ACCESS_KEY"}
+    assert references["AWS_SESSION_TOKEN"] == {"name": "bucket", "key": "sessionToken", "optional": True}
+
+
+def test_all_stages_have_the_variables_of_the_chart_and_the_spec_has_the_last_word() -> None:
+    secret = {"valueFrom": {"secretKeyRef": {"name": "proxy", "key": "url"}}}
+    defaults = PodDefaults(env=({"name": "HTTPS_PROXY", **secret}, {"name": "NO_PROXY", "value": ".svc"}))
+    assert variables(defaults)["HTTPS_PROXY"] == {"name": "HTTPS_PROXY", **secret}
+    own = variables(defaults, pods={"tokenize": {"env": [{"name": "NO_PROXY", "value": "*"}]}})
+    assert own["NO_PROXY"]["value"] == "*"
+
+
 def test_an_evaluation_that_writes_to_disk_asks_the_node_for_it() -> None:
     owner = trenchcoat(layersPerCria=12)
     manifests = world.manifests_before_crias(owner.spec)

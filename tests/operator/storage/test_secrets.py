@@ -9,6 +9,7 @@ from trenchcoat_operator.storage import access
 from trenchcoat_operator.storage.access import Stores
 from trenchcoat_operator.storage.cache import SECRET_SECONDS, SecretCache
 from trenchcoat_operator.storage.errors import SecretError
+from trenchcoat_s3.connection import Credentials
 
 from tests.operator.simulation import trenchcoat
 
@@ -96,3 +97,31 @@ def test_a_key_that_no_header_can_hold_is_told_without_it(clock, key: str) -> No
     with pytest.raises(SecretError, match=r"'accessKey' of Secret|no key 'accessKey'") as caught:
         Stores(api, lambda *_: None).open(trenchcoat())  # type: ignore[arg-type]
     assert "first" not in str(caught.value)
+
+
+def opened(api: Api, **reference: Any) -> Any:
+    """The access key that a store is opened with."""
+    owner = trenchcoat(store={"credentialsSecretRef": {"name": "minio", **reference}})
+    return Stores(api, lambda *_: None)._credentials(owner)  # type: ignore[arg-type]
+
+
+def test_keys_of_a_secret_that_another_program_made() -> None:
+    """Such as Rook's for an ObjectBucketClaim."""
+    api = Api()
+    api.data = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
+    keys = {"accessKey": "AWS_ACCESS_KEY_ID", "secretKey": "AWS_SECRET_ACCESS_KEY"}
+    assert opened(api, keys=keys) == Credentials("id", "key")
+    with pytest.raises(
+        SecretError, match=r"no key 'accessKey'.*it has AWS_ACCESS_KEY_ID, .* name another by keys"
+    ):
+        opened(api)
+
+
+def test_a_session_token_is_taken_where_the_secret_has_one() -> None:
+    api = Api()
+    assert opened(api).session_token is None
+    api.data = {"accessKey": "id", "secretKey": "key", "sessionToken": "token\n"}
+    assert opened(api) == Credentials("id", "key", "token")
+    api.data["sessionToken"] = "two words"
+    with pytest.raises(SecretError, match="'sessionToken' of Secret"):
+        opened(api)

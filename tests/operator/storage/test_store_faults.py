@@ -11,6 +11,7 @@ from trenchcoat_operator.storage.reader import StoreReader
 from trenchcoat_s3.connection import Credentials
 
 from tests.answering_server import Answer, Script, answering, error, listing
+from tests.forwarding_proxy import forwarding
 from tests.operator.simulation import trenchcoat
 
 ARTIFACT = Artifacts(trenchcoat().spec).tokenize
@@ -78,3 +79,23 @@ def test_a_key_that_may_delete_nothing_is_told() -> None:
     message = r"part-0 cannot be deleted \(AccessDenied\)"
     with answering(keeping(names, denied, denied)) as (endpoint, _), pytest.raises(StoreError, match=message):
         Deletions(reader_at(endpoint)).purge(ARTIFACT, None, seconds=60)
+
+
+def test_a_proxy_that_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with forwarding(refuse=True) as proxy, answering(lambda *_: Answer(404)) as (endpoint, asked):
+        monkeypatch.setenv("HTTP_PROXY", f"http://me:secret-word@{proxy.address}")
+        with pytest.raises(
+            StoreError, match=rf"Ask your network team.*the proxy http://{proxy.address} "
+        ) as told:
+            reader_at(endpoint).manifest(ARTIFACT)
+    assert asked == [] and "secret-word" not in told.value.message
+
+
+def test_what_is_no_proxy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("http_proxy", raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "socks5://proxy:1080")
+    monkeypatch.setenv("NO_PROXY", "")
+    with pytest.raises(StoreError, match="HTTP_PROXY names no proxy that can be used"):
+        reader_at("http://minio:9000")

@@ -14,6 +14,7 @@ from trenchcoat_trainer.runtime.termination import write_termination_log
 from trenchcoat_trainer.store import open_store
 from trenchcoat_trainer.store.credentials import read_secret, redact
 
+from tests.minio_server import ACCESS_KEY, SECRET_KEY
 from tests.trainer.helpers.killing import write_spec
 
 TOKEN = "hf_0123456789abcdefghijklmnopqrstuvwx"
@@ -49,6 +50,8 @@ def test_what_no_header_can_hold_is_told_without_it(
         "SignedHeaders=host, Signature=0123abcd'",
         "GET https://cdn.example/x?X-Amz-Credential=KEY%2F2026&X-Amz-Signature=0123abcd&x=1",
         "the key 'not\\nsecret-at-all' is wrong",
+        "http://me:secret-at-all@proxy.example:3128 answers 407",
+        "https://sts.example/?Action=AssumeRoleWithWebIdentity&WebIdentityToken=KEY.0123abcd failed",
     ],
 )
 def test_no_secret_is_left_in_what_is_said(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
@@ -113,8 +116,7 @@ def test_a_stage_with_a_token_from_a_file_says_it_nowhere(make_spec, tmp_path: P
 def test_the_stores_keys_may_have_line_breaks_around_them(
     make_spec, minio_server, monkeypatch: pytest.MonkeyPatch, around: str
 ) -> None:
-    options = minio_server.store()._options
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", around.format(options["access_key"]))
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", around.format(options["secret_key"]))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", around.format(ACCESS_KEY))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", around.format(SECRET_KEY))
     store = open_store(make_spec(store={"endpoint": minio_server.endpoint}))
     assert not store.exists("nothing")

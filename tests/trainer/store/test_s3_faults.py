@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import minio
 import pytest
+from trenchcoat_s3.connection import Address, Credentials
 from trenchcoat_trainer.errors import BadInputError, NotFoundError, StoreError
 from trenchcoat_trainer.store import S3Store
 from trenchcoat_trainer.store.parts import Part, Span
@@ -14,7 +15,7 @@ from tests.answering_server import Answer, Script, answering, error, listing
 
 
 def store_at(endpoint: str) -> S3Store:
-    return S3Store(endpoint=endpoint, bucket="trenchcoat", region="us-east-1", access_key="a", secret_key="b")
+    return S3Store(Address(endpoint, "us-east-1"), "trenchcoat", Credentials("a", "b").provider())
 
 
 HTML = "<html><body>{}</body></html>"

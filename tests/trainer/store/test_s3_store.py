@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from trenchcoat_s3.connection import Address, Credentials
 from trenchcoat_trainer.errors import StoreError
 from trenchcoat_trainer.store import S3Store, open_store, s3
 
 
 def unreachable(endpoint: str) -> S3Store:
-    return S3Store(endpoint=endpoint, bucket="trenchcoat", region="us-east-1", access_key="a", secret_key="b")
+    return S3Store(Address(endpoint, "us-east-1"), "trenchcoat", Credentials("a", "b").provider())
 
 
 @pytest.fixture

@@ -4,17 +4,17 @@ import logging
 import os
 import re
 
-from trenchcoat_api.constants import ENV_HF_DATA_TOKEN, ENV_HF_TOKEN, ENV_SECRET_KEY
+from trenchcoat_api.constants import ENV_HF_DATA_TOKEN, ENV_HF_TOKEN, ENV_SECRET_KEY, ENV_SESSION_TOKEN
 
 from trenchcoat_trainer.errors import BadInputError
 
-_SECRET = (ENV_SECRET_KEY, ENV_HF_TOKEN, ENV_HF_DATA_TOKEN)
+_SECRET = (ENV_SECRET_KEY, ENV_SESSION_TOKEN, ENV_HF_TOKEN, ENV_HF_DATA_TOKEN)
 """An access key's own name is no secret, and may be a word that messages have anyway."""
 _SHORTEST = 4
 """What is shorter stands in messages by chance."""
 _HEADERS = re.compile(
     r"(AWS4-HMAC-SHA256 )[^'\"]*|((?:X-Amz-)?(?:Signature|Credential|Security-Token)=)[^&\s'\",]*"
-    r"|(Bearer )[^\s'\",]+|(hf_)[A-Za-z0-9]{16,}"
+    r"|(Bearer )[^\s'\",]+|(hf_)[A-Za-z0-9]{16,}|(WebIdentityToken=)[^&\s'\",]*|(://)[^/\s'\"@]+(?=@)"
 )
 
 

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from trenchcoat_api.constants import ENV_ACCESS_KEY, ENV_SECRET_KEY
+from trenchcoat_api.constants import ENV_ACCESS_KEY, ENV_SECRET_KEY, ENV_SESSION_TOKEN
 from trenchcoat_api.spec import TrenchcoatSpec
+from trenchcoat_s3.connection import Address, Credentials
 
 from trenchcoat_trainer.errors import StoreError
 from trenchcoat_trainer.store.base import Store
@@ -27,12 +28,8 @@ def open_store(spec: TrenchcoatSpec, folder: Path | None = None) -> Store:
             f"the environment has no {ENV_ACCESS_KEY} and {ENV_SECRET_KEY} for {spec.store.endpoint}: "
             "set them, or use a folder with --store"
         )
-    store = S3Store(
-        endpoint=spec.store.endpoint,
-        bucket=spec.store.bucket,
-        region=spec.store.region,
-        access_key=access_key,
-        secret_key=secret_key,
-    )
+    credentials = Credentials(access_key, secret_key, read_secret(ENV_SESSION_TOKEN))
+    address = Address(spec.store.endpoint, spec.store.region, spec.store.ca_bundle)
+    store = S3Store(address, spec.store.bucket, credentials.provider())
     store.check(spec.store.prefix + "/")
     return store

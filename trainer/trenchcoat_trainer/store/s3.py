@@ -10,8 +10,9 @@ from typing import Any, BinaryIO, cast
 
 import urllib3
 from minio.commonconfig import ComposeSource
+from minio.credentials.providers import Provider
 from minio.error import MinioException, S3Error
-from trenchcoat_s3.connection import Credentials, again, connect
+from trenchcoat_s3.connection import Address, Patience, again, connect
 from trenchcoat_s3.faults import is_past_the_end, is_untold
 
 from trenchcoat_trainer.errors import BadInputError, NotFoundError, StoreError
@@ -23,10 +24,8 @@ from trenchcoat_trainer.store.s3_errors import ErrorTeller, SourceFailedError, W
 logger = logging.getLogger(__name__)
 
 # Three tries of 5 s and the pauses between them: an address that leads nowhere fails within 20 s.
-CONNECT_SECONDS = 5.0
-READ_SECONDS = 60.0
 RETRIES = 2
-POOL_CONNECTIONS = 16
+_PATIENCE = Patience(connect_seconds=5, read_seconds=60, retries=again(RETRIES, 0.5), connections=16)
 
 # Parts of a multipart upload: S3 allows 10,000, and a few are held in memory.
 PART_BYTES = 16 * 1024 * 1024
@@ -49,15 +48,19 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 class S3Store:
     """One bucket of an S3 store; objects of any size, moved in pieces of bounded size."""
 
-    def __init__(self, *, endpoint: str, bucket: str, region: str, access_key: str, secret_key: str) -> None:
-        self._endpoint = endpoint
+    def __init__(self, address: Address, bucket: str, credentials: Provider) -> None:
+        """Nothing is sent yet.
+
+        Raises:
+            StoreError: the proxy or the certificates that were named are none.
+        """
+        self._address = address
         self._bucket = bucket
-        self._options = {"region": region, "access_key": access_key, "secret_key": secret_key}
+        self._credentials = credentials
         self.name = f"s3://{bucket}"
-        self._errors = ErrorTeller(endpoint, bucket, region, self.name)
-        timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
-        http = urllib3.PoolManager(maxsize=POOL_CONNECTIONS, timeout=timeout, retries=again(RETRIES, 0.5))
-        self._client = connect(endpoint, region, Credentials(access_key, secret_key), http)
+        self._errors = ErrorTeller(address.endpoint, bucket, address.region, self.name)
+        with self._errors.telling(""):
+            self._client = connect(address, credentials, _PATIENCE)
 
     def in_bucket(self, bucket: str) -> "S3Store":
         """Another bucket of the same store.
@@ -69,7 +72,7 @@ class S3Store:
             raise BadInputError(
                 f"s3://{bucket} cannot be: a bucket's name has lowercase letters, digits, - and ."
             )
-        return S3Store(endpoint=self._endpoint, bucket=bucket, **self._options)
+        return S3Store(self._address, bucket, self._credentials)
 
     def check(self, prefix: str = "") -> None:
         """Find out at once whether the bucket can be used, by a look at what lies below `prefix`.
@@ -162,7 +165,7 @@ class S3Store:
 
     def is_beside(self, other: object) -> bool:
         """Whether `other` is a bucket of the same store, so that bytes can be copied without passing here."""
-        return isinstance(other, S3Store) and other._endpoint == self._endpoint
+        return isinstance(other, S3Store) and other._address == self._address
 
     def compose(self, path: str, parts: Sequence[Part], source: "S3Store", scratch: str) -> Composed | None:
         """Write an object from parts, copied by the store itself where they are spans of objects of `source`.

@@ -1,11 +1,13 @@
 """What is told when an S3 store, or its client, raises: the field of the spec at fault, and the remedy."""
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from minio.error import S3Error
 from trenchcoat_s3.faults import Fault, fault_of, root_cause
+from trenchcoat_s3.proxies import proxied
 
 from trenchcoat_trainer.errors import NotFoundError, StageError, StoreError
 
@@ -37,6 +39,8 @@ class ErrorTeller:
         """Raise whatever the client raises within as StoreError, or NotFoundError of `path`."""
         try:
             yield
+        except ssl.SSLError as error:  # an OSError, too
+            raise self._told(error, path) from error
         except (StageError, WrongSizeError, SourceFailedError, OSError):
             raise  # told already, or of a file of this machine
         except Exception as error:
@@ -48,14 +52,24 @@ class ErrorTeller:
             return NotFoundError(path, self.name)
         code = error.code if isinstance(error, S3Error) else ""
         store, where = f"the store at {self.endpoint}", path or "the bucket"
+        proxy = proxied(self.endpoint)
         told = {
+            Fault.PROXY: (
+                f"spec.store.endpoint {self.endpoint} cannot be reached through {proxy or 'a proxy'} "
+                f"({root_cause(error)}): have the proxy let it through, or exempt it by NO_PROXY"
+            ),
+            Fault.CERTIFICATE: (
+                f"the certificate of {store} is not trusted ({root_cause(error)}): put the certificate that "
+                "it is signed by into spec.store.caBundle"
+            ),
             Fault.NO_BUCKET: (
                 f"spec.store.bucket {self.bucket!r} does not exist at {self.endpoint}: "
                 "create it or correct its name"
             ),
             Fault.REFUSED: (
-                f"{store} refused the credentials for bucket {self.bucket!r} ({code}): correct accessKey and "
-                "secretKey in the Secret of spec.store.credentialsSecretRef, or its rights on the bucket"
+                f"{store} refused the credentials for bucket {self.bucket!r} ({code}): correct accessKey, "
+                "secretKey and, of a temporary key, sessionToken in the Secret of "
+                "spec.store.credentialsSecretRef, or its rights on the bucket"
             ),
             Fault.CLOCK: (
                 f"the clocks of this machine and of {store} differ by more than it allows ({code}): set both "
@@ -82,4 +96,7 @@ class ErrorTeller:
             ),
         }
         said = f"{code}, {error.message}" if isinstance(error, S3Error) else root_cause(error)
-        return StoreError(told.get(fault, f"{store} failed for {where}: {said}"))
+        message = told.get(fault, f"{store} failed for {where}: {said}")
+        if proxy and not isinstance(error, S3Error) and fault not in (Fault.PROXY, Fault.CERTIFICATE):
+            message += f"; requests go through {proxy}: exempt the store by NO_PROXY if that is not meant"
+        return StoreError(message)

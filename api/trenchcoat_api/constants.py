@@ -13,6 +13,7 @@ CATEGORY = "ml"
 LABEL_NAME = f"{GROUP}/name"  # the Trenchcoat that owns the object
 LABEL_STAGE = f"{GROUP}/stage"  # a value of `stages.Stage`
 LABEL_CRIA = f"{GROUP}/cria"  # the Cria's index in decimal, on Cria Jobs alone
+LABEL_RENDEZVOUS = f"{GROUP}/rendezvous"  # on a gang's pods: the Service under which they find one another
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGED_BY = "trenchcoat"
 

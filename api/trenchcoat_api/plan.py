@@ -6,7 +6,7 @@ from trenchcoat_api.artifacts import Artifacts
 from trenchcoat_api.estimate import Estimate
 from trenchcoat_api.layer_kinds import chooses_layers, wide_count
 from trenchcoat_api.phases import adapter_epochs, adapts_teacher, reads_boundaries, why_not_adapted
-from trenchcoat_api.spec import Form, TrenchcoatSpec
+from trenchcoat_api.spec import Distributed, Form, TrenchcoatSpec
 
 
 def stage_table(spec: TrenchcoatSpec, needs: Estimate) -> Table:
@@ -21,7 +21,7 @@ def stage_table(spec: TrenchcoatSpec, needs: Estimate) -> Table:
     if reads_boundaries(spec):
         table.add_row(
             "collect",
-            f"PyTorchJob, {collect.nodes} pods",
+            _gang(spec, collect.nodes),
             str(collect.nodes * collect.gpus_per_node),
             f"{_bytes(needs.activation_bytes)} of activations at {len(crias) - 1} boundaries",
             artifacts.collect.key,
@@ -41,7 +41,7 @@ def stage_table(spec: TrenchcoatSpec, needs: Estimate) -> Table:
     )
     table.add_row(
         "stitch",
-        f"PyTorchJob, {stitch.nodes} pods",
+        _gang(spec, stitch.nodes),
         str(stitch.nodes * stitch.gpus_per_node),
         f"end-to-end adapters{_at_the_end(spec)}",
         artifacts.stitch(crias).key,
@@ -49,7 +49,7 @@ def stage_table(spec: TrenchcoatSpec, needs: Estimate) -> Table:
     if adapts_teacher(spec):
         table.add_row(
             "adapt",
-            f"PyTorchJob, {stitch.nodes} pods",
+            _gang(spec, stitch.nodes),
             str(stitch.nodes * stitch.gpus_per_node),
             "adapters of the teacher, to compare with",
             artifacts.adapt.key,
@@ -61,6 +61,13 @@ def stage_table(spec: TrenchcoatSpec, needs: Estimate) -> Table:
             "export", "Job", "-", f"{_bytes(needs.weight_bytes)} checkpoint", artifacts.export(crias).key
         )
     return table
+
+
+def _gang(spec: TrenchcoatSpec, pods: int) -> str:
+    """What runs a stage that may have several pods."""
+    if spec.scheduling.distributed is Distributed.PYTORCH_JOB:
+        return f"PyTorchJob, {pods} pods"
+    return f"Indexed Job, {pods} pods" if pods > 1 else "Job"
 
 
 def _at_the_end(spec: TrenchcoatSpec) -> str:

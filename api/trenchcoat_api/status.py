@@ -51,6 +51,10 @@ class Condition(Camel):
     last_transition_time: str = Field(description="When the status last changed, RFC 3339.")
 
 
+TRAINING_OPERATOR_MISSING = "TrainingOperatorMissing"
+"""Reason of a condition Accepted that is False and yet holds up no stage but those of several pods."""
+
+
 class State(StrEnum):
     """State of a stage or a Cria."""
 

@@ -19,6 +19,7 @@ from trenchcoat_kubectl import table
 from trenchcoat_kubectl.kubectl import Kubectl, Object, PluginError
 
 RESOURCE = f"{constants.PLURAL}.{constants.GROUP}"
+_PYTORCH_JOBS = "pytorchjobs.kubeflow.org"
 POLL_SECONDS = 2.0
 
 
@@ -132,10 +133,24 @@ class Target:
         result = f"{constants.LABEL_NAME}={self.trenchcoat},{constants.LABEL_STAGE}={self.stage.value}"
         return result if self.cria is None else f"{result},{constants.LABEL_CRIA}={self.cria}"
 
-    @property
-    def kind(self) -> str:
-        """Resource of the objects that run it."""
-        return "pytorchjobs.kubeflow.org" if self.stage in DISTRIBUTED else "jobs.batch"
+    def attempts(self, kubectl: Kubectl) -> dict[str, Object]:
+        """What runs it or ran it, by resource and name as kubectl takes them.
+
+        Of a stage of several pods that are Jobs or PyTorchJobs, or both where the spec changed since.
+
+        Raises:
+            PluginError: they cannot be read.
+        """
+        resources = {"Job": "jobs.batch"}
+        if self.stage in DISTRIBUTED and _PYTORCH_JOBS in _served(kubectl, _PYTORCH_JOBS.partition(".")[2]):
+            resources["PyTorchJob"] = _PYTORCH_JOBS
+        found = kubectl.get(",".join(resources.values()), "-l", self.selector)["items"]
+        return {f"{resources[body['kind']]}/{body['metadata']['name']}": body for body in found}
+
+
+def _served(kubectl: Kubectl, group: str) -> list[str]:
+    """Resources of a group that the cluster serves, as RESOURCE.GROUP."""
+    return kubectl.run("api-resources", f"--api-group={group}", "--output=name").split()
 
 
 def find(trenchcoat: Trenchcoat, word: str) -> Target:
@@ -211,14 +226,13 @@ def retry(arguments: Namespace, kubectl: Kubectl, console: Console) -> int:
     target = find(trenchcoat, arguments.target)
     if target.row.state is not State.FAILED:
         raise PluginError(f"{target.name} is {target.row.state.value}: only what Failed can be tried again")
-    found = kubectl.get(target.kind, "-l", target.selector)["items"]
-    failed = [body["metadata"]["name"] for body in found if _is_failed(body, target.row.key)]
+    attempts = target.attempts(kubectl)
+    failed = [name for name, body in attempts.items() if _is_failed(body, target.row.key)]
     if not failed:
-        raise PluginError(
-            f"{target.name} has no failed {target.kind.partition('.')[0]} left: is it starting?"
-        )
-    kubectl.run("delete", target.kind, *failed, "--cascade=foreground", "--wait=false")
-    console.print(f"trenchcoat/{arguments.name}: {target.name} starts again; deleted {', '.join(failed)}")
+        raise PluginError(f"{target.name} has no failed attempt left: is it starting?")
+    kubectl.run("delete", *failed, "--cascade=foreground", "--wait=false")
+    names = ", ".join(name.partition("/")[2] for name in failed)
+    console.print(f"trenchcoat/{arguments.name}: {target.name} starts again; deleted {names}")
     return 0
 
 

@@ -50,6 +50,7 @@ def test_a_cluster_that_has_all_is_not_warned_of(chart: Path) -> None:
     ("settings", "has", "said"),
     [
         ((), (KUEUE,), "knows no PyTorchJob"),
+        ((), (KUEUE,), "spec.scheduling.distributed to IndexedJob"),
         ((), (PYTORCHJOB,), "has no Kueue"),
         (("crds.enabled=false",), (PYTORCHJOB, KUEUE), "knows no Trenchcoat"),
         (("crds.keep=false",), (PYTORCHJOB, KUEUE), "removes the CustomResourceDefinition"),

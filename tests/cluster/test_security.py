@@ -22,6 +22,7 @@ IN_SERVED_NAMESPACES = {
     ("batch", "jobs"): {"list", "watch", "create", "patch", "delete"},
     ("kubeflow.org", "pytorchjobs"): {"list", "watch", "create", "patch", "delete"},
     ("", "configmaps"): {"list", "watch", "create", "delete"},
+    ("", "services"): {"list", "watch", "create", "delete"},
     ("", "pods"): {"list", "watch", "delete"},
     ("", "pods/status"): {"patch"},
     ("", "secrets"): {"get"},

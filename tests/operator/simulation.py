@@ -60,6 +60,7 @@ class Cluster:
     places: dict[str, list[int]] = field(default_factory=dict)
     """Nodes that pods of children are bound to."""
     config_maps: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    services: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     manifests: dict[str, Manifest] = field(default_factory=dict)
     deletions: dict[str, Deletion] = field(default_factory=dict)
     objects: set[str] = field(default_factory=set)
@@ -134,6 +135,7 @@ class Cluster:
         return Observed(
             children=tuple(child for child in self.children.values() if self.owners[child.name] == own),
             config_maps=frozenset(self.config_maps[own]),
+            services=frozenset(self.services[own]),
             store=store,
             capacity=self._capacity(others),
             peers=peers.peers(tenant, store.told, jobs, others),
@@ -214,10 +216,14 @@ class Cluster:
         match action:
             case plans.Apply(manifest=body) if body["kind"] == "ConfigMap":
                 self.config_maps[name].add(body["metadata"]["name"])
+            case plans.Apply(manifest=body) if body["kind"] == "Service":
+                self.services[name].add(body["metadata"]["name"])
             case plans.Apply(manifest=body):
                 self._make(body, name)
             case plans.Delete(kind="ConfigMap", name=other):
                 self.config_maps[name].discard(other)
+            case plans.Delete(kind="Service", name=other):
+                self.services[name].discard(other)
             case plans.Delete(name=child):
                 self._remove(child)
             case plans.RecordOutcome(name=child, outcome=outcome, message=message, saved=saved):

@@ -83,6 +83,7 @@ def end_of(cluster: Cluster) -> dict[str, Any]:
         "made": sorted(cluster.made),
         "children": {name: child.phase for name, child in cluster.children.items()},
         "configMaps": {name: maps for name, maps in cluster.config_maps.items() if maps},
+        "services": {name: found for name, found in cluster.services.items() if found},
     }
 
 
@@ -92,6 +93,10 @@ def small(name: str = "tiny", **spec: Any) -> Trenchcoat:
 
 def plain() -> Cluster:
     return Cluster.one(small(), [2])
+
+
+def indexed() -> Cluster:
+    return Cluster.one(small(scheduling={"distributed": "IndexedJob"}), [2])
 
 
 def thin() -> Cluster:
@@ -114,6 +119,7 @@ def change(**spec: Any) -> Callable[[Cluster], None]:
 SCENARIOS: dict[str, tuple[Callable[[], Cluster], dict[int, Any], float]] = {
     "a full run": (plain, {}, 0.0),
     "with failures": (plain, {}, 0.25),
+    "without a training operator": (indexed, {}, 0.25),
     "suspend and resume": (plain, {4: change(suspend=True), 6: change(suspend=False)}, 0.0),
     "a changed spec": (plain, {5: change(transfer={"epochs": 3})}, 0.0),
     "intermediates deleted": (thin, {14: change(transfer={"epochs": 3})}, 0.0),

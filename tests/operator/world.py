@@ -31,7 +31,7 @@ from trenchcoat_api.selection import Selection
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 from trenchcoat_operator.apply.applier import status_object
-from trenchcoat_operator.children import jobs, names, specs
+from trenchcoat_operator.children import jobs, names, rendezvous, specs
 from trenchcoat_operator.model import sayings, views, workloads
 from trenchcoat_operator.model.capacity import Capacity, Contender, Demand
 from trenchcoat_operator.model.observed import Child, ChildKind, Observed, Peers, Problem, StoreView
@@ -142,10 +142,11 @@ def manifests_before_crias(spec: TrenchcoatSpec) -> dict[str, Manifest]:
 def child_of(trenchcoat: Trenchcoat, work: graph.Work, **changes: Any) -> Child:
     """The first try of a work, as it was made; `changes` are fields that differ."""
     made = Child(
-        kind=jobs.kind(work),
+        kind=jobs.kind(trenchcoat.spec, work),
         name=names.child_name(trenchcoat.metadata.name, work.artifact, 1),
         stage=work.stage,
         cria=work.artifact.cria.index if work.artifact.cria else None,
+        gang=jobs.kind(trenchcoat.spec, work) is ChildKind.PYTORCH_JOB or work.pods > 1,
         key=work.key,
         attempt=1,
         spec_name=specs.spec_name(trenchcoat),
@@ -173,6 +174,7 @@ class World:
         text = re.sub(r"KEY\[([\w-]+)\]", lambda found: self.artifacts[found[1]].key, text)
         text = re.sub(r"KEY8\[([\w-]+)\]", lambda found: self.artifacts[found[1]].key[:8], text)
         text = text.replace("SPEC[now]", specs.spec_name(self.trenchcoat).rpartition("-")[2])
+        text = text.replace("RANKS[uid]", rendezvous.service_name(self.trenchcoat).rpartition("-")[2])
         return re.sub(r"TEMPLATE\[([\w-]+)\]", lambda found: self._templates()[found[1]], text)
 
     def encode(self, text: str) -> str:
@@ -180,6 +182,7 @@ class World:
         for key, name in self._codes.items():
             text = text.replace(key, f"KEY[{name}]").replace(key[:8], f"KEY8[{name}]")
         text = text.replace(specs.spec_name(self.trenchcoat).rpartition("-")[2], "SPEC[now]")
+        text = text.replace(rendezvous.service_name(self.trenchcoat).rpartition("-")[2], "RANKS[uid]")
         for name, digest in self._templates().items():
             text = text.replace(digest, f"TEMPLATE[{name}]")
         return text
@@ -216,6 +219,7 @@ class World:
         return Observed(
             children=tuple(children),
             config_maps=frozenset(seen.get("configMaps", [])),
+            services=frozenset(seen.get("services", [])),
             store=self._store(),
             capacity=self._capacity(),
             peers=self._peers(),

@@ -23,14 +23,31 @@ def test_a_cria_by_its_number(word: str) -> None:
     target = commands.find(samples.running(), word)
     assert (target.stage, target.cria, target.name) == (Stage.CRIA, 7, "Cria 7")
     assert target.selector == "trenchcoat.dev/name=llama-405b,trenchcoat.dev/stage=cria,trenchcoat.dev/cria=7"
-    assert target.kind == "jobs.batch"
 
 
-@pytest.mark.parametrize(("word", "kind"), [("collect", "pytorchjobs.kubeflow.org"), ("shard", "jobs.batch")])
-def test_a_stage_by_its_name(word: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("word", "served", "asked"),
+    [
+        ("collect", "pytorchjobs.kubeflow.org", "jobs.batch,pytorchjobs.kubeflow.org"),
+        ("collect", "", "jobs.batch"),
+        ("shard", "pytorchjobs.kubeflow.org", "jobs.batch"),
+    ],
+)
+def test_a_stage_by_its_name(
+    word: str, served: str, asked: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A stage of several pods is Jobs, PyTorchJobs or both, where the cluster knows any of these."""
     target = commands.find(samples.running(), word)
     assert target.selector == f"trenchcoat.dev/name=llama-405b,trenchcoat.dev/stage={word}"
-    assert target.kind == kind
+    items = [{"kind": kind, "metadata": {"name": kind.lower()}} for kind in ("Job", "PyTorchJob")]
+    found = json.dumps({"items": items[: len(asked.split(","))]})
+    script = f"""[ "$1" = api-resources ] && echo "{served}" && exit
+[ "$*" = "get {asked} -l {target.selector} -o json" ] && echo '{found}'"""
+    _write_kubectl(tmp_path, script, monkeypatch)
+    names = [
+        f"{kind}/{body['metadata']['name']}" for kind, body in zip(asked.split(","), items, strict=False)
+    ]
+    assert list(target.attempts(Kubectl())) == names
 
 
 @pytest.mark.parametrize(

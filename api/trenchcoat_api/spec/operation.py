@@ -10,6 +10,15 @@ from trenchcoat_api.rules import Rule
 from trenchcoat_api.strings import ExtendedResource, Label, Name
 
 
+class Distributed(StrEnum):
+    """What runs the stages that have several pods: collect, stitch and adapt."""
+
+    PYTORCH_JOB = "PyTorchJob"
+    """The Kubeflow training operator, v1."""
+    INDEXED_JOB = "IndexedJob"
+    """Kubernetes alone: an Indexed Job, and a headless Service by which its pods find one another."""
+
+
 class Scheduling(Camel):
     """How the Jobs share the cluster with other tenants."""
 
@@ -22,6 +31,14 @@ class Scheduling(Camel):
         ),
     )
 
+    distributed: Distributed = Field(
+        default=Distributed.PYTORCH_JOB,
+        description=(
+            "What runs collect, stitch and adapt: a PyTorchJob, for which the cluster needs the Kubeflow "
+            "training operator v1, or an IndexedJob (an Indexed Job with a headless Service), for which it "
+            "needs nothing. Results are the same; attempts that run are left as they are."
+        ),
+    )
     max_parallel_crias: int = Field(
         default=1000, description="Cria Jobs at one time, at most.", ge=1, le=1000
     )
@@ -76,12 +93,12 @@ class StagePods(Camel):
     """Pod settings by stage."""
 
     tokenize: PodOverrides = Field(default_factory=PodOverrides, description="The tokenization Job.")
-    collect: PodOverrides = Field(default_factory=PodOverrides, description="The collection PyTorchJob.")
+    collect: PodOverrides = Field(default_factory=PodOverrides, description="The collection's pods.")
     shard: PodOverrides = Field(default_factory=PodOverrides, description="The sharding Job.")
     select: PodOverrides = Field(default_factory=PodOverrides, description="The selection Job.")
     cria: PodOverrides = Field(default_factory=PodOverrides, description="Each Cria Job.")
     stitch: PodOverrides = Field(
-        default_factory=PodOverrides, description="The stitching PyTorchJob, and the adapted teacher's."
+        default_factory=PodOverrides, description="The stitch's pods, and the adapted teacher's."
     )
     evaluate: PodOverrides = Field(default_factory=PodOverrides, description="The evaluation Job.")
     export: PodOverrides = Field(default_factory=PodOverrides, description="The export Job.")

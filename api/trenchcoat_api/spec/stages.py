@@ -13,7 +13,7 @@ from trenchcoat_api.strings import PositiveDecimal, Share
 class Collect(Camel):
     """Collection: the teacher runs once, its hidden states at Cria boundaries are stored."""
 
-    nodes: int = Field(default=1, description="Pods of the PyTorchJob.", ge=1, le=1000)
+    nodes: int = Field(default=1, description="Pods of the gang.", ge=1, le=1000)
     gpus_per_node: int = Field(default=1, description="GPUs of each pod; 0 runs on CPUs.", ge=0, le=64)
     batch_size: int = Field(default=1, description="Sequences per forward pass.", ge=1, le=65_536)
 

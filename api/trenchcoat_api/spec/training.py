@@ -196,7 +196,7 @@ class Stitch(Camel):
         ),
     )
 
-    nodes: int = Field(default=1, description="Pods of the PyTorchJob.", ge=1, le=1000)
+    nodes: int = Field(default=1, description="Pods of the gang.", ge=1, le=1000)
     gpus_per_node: int = Field(default=1, description="GPUs of each pod; 0 runs on CPUs.", ge=0, le=64)
     epochs: int = preset_field(
         SHIPPED.stitch_epochs, "Passes over the text; 0 switches it off.", ge=0, le=1000

@@ -66,8 +66,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [kubeflow.org]
   resources: [pytorchjobs]
   verbs: [list, watch, create, patch, delete]
+# Services: where the pods of a gang find one another, with spec.scheduling.distributed IndexedJob.
 - apiGroups: [""]
-  resources: [configmaps]
+  resources: [configmaps, services]
   verbs: [list, watch, create, delete]
 - apiGroups: [""]
   resources: [pods]

@@ -15,6 +15,7 @@ from trenchcoat_operator.kubernetes.errors import AlreadyExistsError, ApiError, 
 from trenchcoat_operator.kubernetes.versions import Versions
 from trenchcoat_operator.model.key import Key
 from trenchcoat_operator.model.plan import (
+    BESIDE,
     Action,
     Apply,
     Condemn,
@@ -95,7 +96,7 @@ class Applier:
                 self._make(namespace, manifest)
             case Delete(kind=kind, name=name, reason=reason):
                 log.info("deletes %s %s/%s: %s", kind, namespace, name, reason)
-                self._cluster.delete(kinds.KINDS[kind], namespace, name, at_once=kind == "ConfigMap")
+                self._cluster.delete(kinds.KINDS[kind], namespace, name, at_once=kind in BESIDE)
             case ForcePod(name=name, node=node):
                 log.warning("gives up pod %s/%s: node %s does not answer", namespace, name, node)
                 self._give_up(namespace, name)

@@ -1,12 +1,14 @@
-"""The Job or PyTorchJob that makes one artifact."""
+"""The object that makes one artifact: what is the same whatever runs it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from trenchcoat_api import constants
-from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_api.spec import TrenchcoatSpec
 
 from trenchcoat_operator.children import names, pods, specs
+from trenchcoat_operator.children.attempts import Attempt
+from trenchcoat_operator.children.runners import runner
 from trenchcoat_operator.model.observed import ChildKind
 from trenchcoat_operator.model.plan import Object
 from trenchcoat_operator.settings import PodDefaults
@@ -16,13 +18,23 @@ from trenchcoat_operator.works.graph import Work
 _DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
 
 
-def kind(work: Work) -> ChildKind:
+def kind(spec: TrenchcoatSpec, work: Work) -> ChildKind:
     """Which kind of object runs a work."""
-    return ChildKind.PYTORCH_JOB if work.distributed else ChildKind.JOB
+    return runner(spec, work).kind
+
+
+def services(trenchcoat: Trenchcoat, works: Iterable[Work]) -> dict[str, Object]:
+    """The Services that must be there beside what runs these works, by name."""
+    bodies = [body for work in works for body in runner(trenchcoat.spec, work).services(trenchcoat)]
+    return {body["metadata"]["name"]: body for body in bodies}
+
+
+def _container(trenchcoat: Trenchcoat, work: Work) -> str:
+    return kind(trenchcoat.spec, work).container
 
 
 def _pod_spec(trenchcoat: Trenchcoat, work: Work, defaults: PodDefaults, spec_name: str) -> Object:
-    return pods.pod_spec(trenchcoat.spec, work, spec_name, kind(work).container, defaults)
+    return pods.pod_spec(trenchcoat.spec, work, spec_name, _container(trenchcoat, work), defaults)
 
 
 def template_hash(trenchcoat: Trenchcoat, work: Work, defaults: PodDefaults) -> str:
@@ -43,7 +55,7 @@ def template_hash(trenchcoat: Trenchcoat, work: Work, defaults: PodDefaults) -> 
 def _pod_metadata(trenchcoat: Trenchcoat, work: Work) -> Object:
     """Labels and annotations of pods: the user's, and those by which pods and their logs are found."""
     wanted = graph.overrides(trenchcoat.spec, work.stage)
-    logs = {_DEFAULT_CONTAINER: kind(work).container}  # not those of a sidecar that stands before it
+    logs = {_DEFAULT_CONTAINER: _container(trenchcoat, work)}  # not those of a sidecar that stands before it
     return {
         "labels": wanted.labels | names.labels(trenchcoat, work.artifact),
         "annotations": logs | wanted.annotations,
@@ -97,48 +109,11 @@ def build(
     spec = _pod_spec(trenchcoat, work, defaults, spec_name)
     if avoid:
         spec["affinity"] = pods.avoiding(spec.get("affinity", {}), avoid)
-    template = {"metadata": _pod_metadata(trenchcoat, work), "spec": spec}
-    if work.distributed:
-        return _pytorch_job(metadata, work, template, queued=bool(queue))
-    return _job(metadata, template, queued=bool(queue))
-
-
-def _job(metadata: Object, template: Object, *, queued: bool) -> Object:
-    final = (ExitCode.BAD_INPUT, ExitCode.DIVERGED, ExitCode.OUT_OF_MEMORY)
-    stopped = (ExitCode.PREEMPTED, ExitCode.TERMINATED)
-    disrupted: Object = {"onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-    # Another pod of the same Job would come after the Job controller's back-off, 10 s to 10 minutes: the
-    # operator makes another Job at once. Kueue, though, preempts by suspending a Job: its pod then ends
-    # without being a target of disruption, and that is no end of the Job.
-    rules: list[Object] = [{"action": "FailJob", **disrupted}]
-    if queued:
-        rules.append({"action": "Ignore", "onExitCodes": _exits(*stopped)})
-        rules.append({"action": "FailJob", "onExitCodes": _exits(*final)})
-    else:
-        rules.append({"action": "FailJob", "onExitCodes": _exits(*final, *stopped)})
-    spec: Object = {
-        "backoffLimit": 0,  # tries are the operator's: one Job for each
-        "podReplacementPolicy": "Failed",
-        "podFailurePolicy": {"rules": rules},
-        "template": template,
-    }
-    if queued:
-        spec["suspend"] = True  # Kueue admits it
-    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
-
-
-def _exits(*codes: ExitCode) -> Object:
-    return {"containerName": ChildKind.JOB.container, "operator": "In", "values": sorted(map(int, codes))}
-
-
-def _pytorch_job(metadata: Object, work: Work, template: Object, *, queued: bool) -> Object:
-    replicas = {"Master": {"replicas": 1, "restartPolicy": "Never", "template": template}}
-    if work.pods > 1:
-        replicas["Worker"] = {"replicas": work.pods - 1, "restartPolicy": "Never", "template": template}
-    policy: Object = {"cleanPodPolicy": "Running"}
-    if queued:
-        policy["suspend"] = True
-    spec: Object = {"runPolicy": policy, "pytorchReplicaSpecs": replicas}
-    if work.gpus > 1:
-        spec["nprocPerNode"] = str(work.gpus)
-    return {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": metadata, "spec": spec}
+    tried = Attempt(
+        trenchcoat=trenchcoat,
+        work=work,
+        metadata=metadata,
+        template={"metadata": _pod_metadata(trenchcoat, work), "spec": spec},
+        queued=bool(queue),
+    )
+    return runner(trenchcoat.spec, work).manifest(tried)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import DISTRIBUTED, Stage
-from trenchcoat_api.status import ConditionType, State, WaitingReason
+from trenchcoat_api.status import TRAINING_OPERATOR_MISSING, ConditionType, State, WaitingReason
 from trenchcoat_api.status import Work as Row
 
 from trenchcoat_operator.children import pods
@@ -94,7 +94,12 @@ def wishes(trenchcoat: Trenchcoat) -> tuple[Wish, ...]:
     status = trenchcoat.status
     if trenchcoat.spec.suspend or trenchcoat.metadata.deletion_timestamp:
         return ()
-    if any(item.type is ConditionType.ACCEPTED and item.status == "False" for item in status.conditions):
+    if any(
+        item.type is ConditionType.ACCEPTED
+        and item.status == "False"
+        and item.reason != TRAINING_OPERATOR_MISSING
+        for item in status.conditions
+    ):
         return ()  # it cannot start anything, whatever its rows said before
     result = []
     crias = [cria for cria in status.crias if _waits_for_gpu(cria)]

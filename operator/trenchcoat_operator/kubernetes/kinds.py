@@ -35,13 +35,14 @@ PODS = Kind("v1", "pods")
 NODES = Kind("v1", "nodes")
 SECRETS = Kind("v1", "secrets")
 CONFIG_MAPS = Kind("v1", "configmaps")
+SERVICES = Kind("v1", "services")
 EVENTS = Kind("v1", "events")
 WORKLOADS = Kind("kueue.x-k8s.io/v1beta2", "workloads")
 DEVICE_CLASSES = Kind("resource.k8s.io/v1", "deviceclasses")
 RESOURCE_SLICES = Kind("resource.k8s.io/v1", "resourceslices")
 RESOURCE_CLAIMS = Kind("resource.k8s.io/v1", "resourceclaims")
 
-KINDS = {"Job": JOBS, "PyTorchJob": PYTORCH_JOBS, "ConfigMap": CONFIG_MAPS}
+KINDS = {"Job": JOBS, "PyTorchJob": PYTORCH_JOBS, "ConfigMap": CONFIG_MAPS, "Service": SERVICES}
 
 
 @dataclass(frozen=True, slots=True)

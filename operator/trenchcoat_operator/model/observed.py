@@ -116,6 +116,8 @@ class Child:
     name: str
     stage: Stage
     cria: int | None
+    gang: bool = False
+    """Whether its pods work together, so that none goes on without the others."""
     key: str
     attempt: int
     spec_name: str
@@ -231,6 +233,8 @@ class Observed:
     children: tuple[Child, ...] = ()
     config_maps: frozenset[str] = frozenset()
     """Names of the ConfigMaps with specs."""
+    services: frozenset[str] = frozenset()
+    """Names of the Services by which gangs find one another."""
     store: StoreView = field(default_factory=StoreView)
     capacity: Capacity | None = None
     """None unless it was looked at, which only a plan that asks for it needs."""

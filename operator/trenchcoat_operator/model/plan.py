@@ -11,6 +11,9 @@ from trenchcoat_operator.model.observed import ChildKind
 Object = dict[str, Any]
 """A Kubernetes object as it stands in YAML."""
 
+BESIDE = frozenset({"ConfigMap", "Service"})
+"""Kinds of objects that the pods of children need beside them: nothing runs under them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Apply:

@@ -69,7 +69,9 @@ def child(
     if stage not in set(Stage):
         return None
     succeeded = _condition(body, "Complete" if kind is ChildKind.JOB else "Succeeded")
-    failed = _condition(body, "Failed")
+    gang = _is_gang(kind, body)
+    # Where one pod of a gang has failed, the Job controller ends the others before it calls the Job failed.
+    failed = _condition(body, "Failed") or (_condition(body, "FailureTarget") if gang else None)
     end = succeeded or failed or {}
     phase = ChildPhase.SUCCEEDED if succeeded else ChildPhase.FAILED if failed else ChildPhase.ACTIVE
     cria = labels.get(constants.LABEL_CRIA, "")
@@ -79,6 +81,7 @@ def child(
         name=metadata["name"],
         stage=Stage(stage),
         cria=int(cria) if cria.isdecimal() else None,
+        gang=gang,
         key=annotations.get(constants.ANNOTATION_KEY, ""),
         attempt=int(attempt) if attempt.isdecimal() else 0,
         spec_name=annotations.get(constants.ANNOTATION_SPEC, ""),
@@ -102,6 +105,10 @@ def child(
         saved=_share(annotations.get(constants.ANNOTATION_SAVED, "")),
         pods=tuple(sorted(pods, key=lambda pod: pod.name)),
     )
+
+
+def _is_gang(kind: ChildKind, body: Object) -> bool:
+    return kind is ChildKind.PYTORCH_JOB or (body.get("spec") or {}).get("completionMode") == "Indexed"
 
 
 def _share(text: str) -> float | None:
@@ -285,7 +292,7 @@ def templates(kind: ChildKind, body: Object) -> list[tuple[int, Object]]:
     """How many pods a child makes from each of its templates, and the pod's spec."""
     spec = body.get("spec") or {}
     if kind is ChildKind.JOB:
-        return [(1, (spec.get("template") or {}).get("spec") or {})]
+        return [(int(spec.get("parallelism") or 1), (spec.get("template") or {}).get("spec") or {})]
     return [
         (int(replica.get("replicas") or 1), (replica.get("template") or {}).get("spec") or {})
         for replica in (spec.get("pytorchReplicaSpecs") or {}).values()

@@ -18,7 +18,7 @@ from trenchcoat_operator.model import devices, views
 from trenchcoat_operator.model.capacity import BoundPod, Node
 from trenchcoat_operator.model.devices import Claim, DeviceClass, Slice
 from trenchcoat_operator.model.observed import ChildKind
-from trenchcoat_operator.model.plan import Action, Apply, Delete
+from trenchcoat_operator.model.plan import BESIDE, Action, Apply, Delete
 from trenchcoat_operator.observe import kept
 from trenchcoat_operator.observe.kept import Job, OwnPod, Tenant
 from trenchcoat_operator.settings import Settings
@@ -52,10 +52,13 @@ class Informers:
         self._tenants = self._each(
             kinds.TRENCHCOATS, lambda chosen: Informer(cluster, chosen, kept.read_trenchcoat), labels=""
         )
-        self._config_maps = self._each(
-            kinds.CONFIG_MAPS,
-            lambda chosen: Informer(cluster, chosen, kept.read_config_map, index=lambda item: item[0]),
-        )
+        self._beside = {
+            kind: self._each(
+                kinds.KINDS[kind],
+                lambda chosen: Informer(cluster, chosen, kept.read_named, index=lambda item: item[0]),
+            )
+            for kind in BESIDE
+        }
         self._pods = self._each(
             kinds.PODS,
             lambda chosen: Informer(
@@ -71,7 +74,7 @@ class Informers:
 
         self._jobs = {kind: self._each(kinds.KINDS[kind], jobs(kind)) for kind in ChildKind}
         self._written: dict[str, dict[str, Informer[Any]]] = {
-            "ConfigMap": self._config_maps,
+            **self._beside,
             **{kind.value: jobs for kind, jobs in self._jobs.items()},
         }
 
@@ -103,7 +106,8 @@ class Informers:
             yield self._classes
         for place in self._places:
             yield self._tenants[place]
-            yield self._config_maps[place]
+            for beside in self._beside.values():
+                yield beside[place]
             yield self._pods[place]
             for jobs in self._jobs.values():
                 yield jobs[place]
@@ -161,9 +165,9 @@ class Informers:
         """A Trenchcoat's pods."""
         return self._serving(self._pods, owner[0]).at(owner)
 
-    def config_maps_of(self, owner: Place) -> frozenset[str]:
-        """Names of a Trenchcoat's ConfigMaps."""
-        return frozenset(name for _, name in self._serving(self._config_maps, owner[0]).at(owner))
+    def beside(self, kind: str, owner: Place) -> frozenset[str]:
+        """Names of a Trenchcoat's ConfigMaps, or of its Services."""
+        return frozenset(name for _, name in self._serving(self._beside[kind], owner[0]).at(owner))
 
     def _serving(self, informers: dict[str, Informer[T]], namespace: str) -> Informer[T]:
         return informers.get(namespace) or informers[""]
@@ -171,15 +175,15 @@ class Informers:
     def see(self, namespace: str, actions: Iterable[Action]) -> None:
         """Wait until what was just made, or taken away at once, is seen to be.
 
-        A Job that is not seen would have its GPUs given away twice; a ConfigMap that is still seen would not
-        be made again.
+        A Job that is not seen would have its GPUs given away twice; a ConfigMap or Service that is still seen
+        would not be made again.
         """
         made: dict[str, set[Place]] = {}
         gone: dict[str, set[Place]] = {}
         for action in actions:
             if isinstance(action, Apply):
                 made.setdefault(action.manifest["kind"], set()).add((namespace, action.name))
-            elif isinstance(action, Delete) and action.kind == "ConfigMap":
+            elif isinstance(action, Delete) and action.kind in BESIDE:
                 gone.setdefault(action.kind, set()).add((namespace, action.name))
         for kind in made.keys() | gone.keys():
             informer = self._serving(self._written[kind], namespace)

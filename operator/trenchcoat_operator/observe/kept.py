@@ -107,7 +107,7 @@ def read_pod(body: Object) -> OwnPod | None:
     return OwnPod(views.pod(body), job, _owner(body), views.bound_pod(body))
 
 
-def read_config_map(body: Object) -> tuple[Place, str] | None:
+def read_named(body: Object) -> tuple[Place, str] | None:
     """Its Trenchcoat and its name, unless it is being deleted."""
     if body["metadata"].get("deletionTimestamp"):
         return None

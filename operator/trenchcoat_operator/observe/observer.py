@@ -56,7 +56,8 @@ class Observer:
         children, training_operator, kueue = self._children(trenchcoat)
         return Observed(
             children=children,
-            config_maps=self._informers.config_maps_of(place_of(trenchcoat)),
+            config_maps=self._informers.beside("ConfigMap", place_of(trenchcoat)),
+            services=self._informers.beside("Service", place_of(trenchcoat)),
             store=StoreLook(self._stores, trenchcoat, children).read(),
             training_operator=training_operator,
             kueue=kueue,

@@ -16,6 +16,7 @@ from trenchcoat_operator.kubernetes.kinds import (
     NODES,
     PODS,
     PYTORCH_JOBS,
+    SERVICES,
     TRENCHCOATS,
     Kind,
     Selection,
@@ -134,12 +135,14 @@ def test_each_sees_its_own(following) -> None:
         (PODS, pod("other-1", owner="other")),
         (CONFIG_MAPS, mine("tiny-spec-1")),
         (CONFIG_MAPS, mine("going", deletionTimestamp="2026-01-01T00:00:00Z")),
+        (SERVICES, mine("tiny-ranks-1")),
     )
     informers, _ = following(api)
     assert [found.child.name for found in informers.jobs_of(ChildKind.JOB, TINY)] == ["j"]
     assert [found.child.name for found in informers.jobs_of(ChildKind.PYTORCH_JOB, TINY)] == ["p"]
     assert [(found.pod.name, found.job) for found in informers.pods_of(TINY)] == [("j-1", ("ml", "j"))]
-    assert informers.config_maps_of(TINY) == {"tiny-spec-1"}
+    assert informers.beside("ConfigMap", TINY) == {"tiny-spec-1"}
+    assert informers.beside("Service", TINY) == {"tiny-ranks-1"}
     assert informers.jobs_of(ChildKind.JOB, ("ml", "nobody")) == []
 
 
@@ -165,8 +168,9 @@ def test_who_does_not_count_gpus_does_not_read_nodes(following) -> None:
     informers, _ = following(api, count_gpus=False)
     informers.start()
     with api.opened:
-        assert api.opened.wait_for(lambda: len(api.watches) == 5, 5)
-    assert {kind for kind, _, _ in api.watches} == {TRENCHCOATS, CONFIG_MAPS, PODS, JOBS, PYTORCH_JOBS}
+        assert api.opened.wait_for(lambda: len(api.watches) == 6, 5)
+    wanted = {TRENCHCOATS, CONFIG_MAPS, SERVICES, PODS, JOBS, PYTORCH_JOBS}
+    assert {kind for kind, _, _ in api.watches} == wanted
 
 
 def test_a_change_wakes_its_trenchcoat_and_an_end_whoever_waits(following) -> None:
@@ -175,7 +179,7 @@ def test_a_change_wakes_its_trenchcoat_and_an_end_whoever_waits(following) -> No
     informers.start()
     informers.pods(), informers.jobs()
     with api.opened:
-        assert api.opened.wait_for(lambda: len(api.watches) == 8, 5)
+        assert api.opened.wait_for(lambda: len(api.watches) == 9, 5)
     assert told == [], "what is there at the start is looked at anyway"
 
     def expect(*wanted: tuple[tuple[str, str], bool]) -> None:
@@ -199,7 +203,7 @@ def test_a_change_wakes_its_trenchcoat_and_an_end_whoever_waits(following) -> No
 def test_what_was_just_written_is_waited_for(following) -> None:
     api = Api((CONFIG_MAPS, mine("old")))
     informers, _ = following(api)
-    informers.config_maps_of(TINY), informers.jobs()
+    informers.beside("ConfigMap", TINY), informers.jobs()
     with api.opened:
         assert api.opened.wait_for(lambda: len(api.watches) >= 3, 5)
     made = job("new") | {"kind": "Job"}
@@ -213,7 +217,7 @@ def test_what_was_just_written_is_waited_for(following) -> None:
     thread.start()
     informers.see("ml", [Apply(made), Delete("ConfigMap", "old", "unread"), Delete("Job", "j", "changed")])
     assert [found.child.name for found in informers.jobs_of(ChildKind.JOB, TINY)] == ["new"]
-    assert informers.config_maps_of(TINY) == frozenset()
+    assert informers.beside("ConfigMap", TINY) == frozenset()
     thread.join()
 
 

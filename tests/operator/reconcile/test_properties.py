@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_api.spec import Distributed
 from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import State, TrenchcoatStatus
 from trenchcoat_operator.children import names, specs
@@ -29,7 +30,10 @@ def clusters(draw: st.DrawFn) -> Cluster:
     """A cluster in any state: some artifacts complete, some Jobs at work, ended well or failed."""
     owner = trenchcoat(
         layersPerCria=draw(st.sampled_from([1, 2, 4, 5, 12])),
-        scheduling={"maxParallelCrias": draw(st.integers(1, 4))},
+        scheduling={
+            "maxParallelCrias": draw(st.integers(1, 4)),
+            "distributed": draw(st.sampled_from(Distributed)),
+        },
         evaluate={"enabled": draw(st.booleans())},
         export={"enabled": draw(st.booleans())},
         suspend=draw(st.booleans()),

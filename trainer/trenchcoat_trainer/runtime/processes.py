@@ -147,7 +147,7 @@ def start_ranks(
 def run_ranks(command: Sequence[str], count: int, *, stop: StopRequest) -> int:
     """Run the ranks of this pod to their end and return the exit code; a wish to stop is passed on to them.
 
-    PET_NODE_RANK and PET_NNODES, which the training-operator sets, say which of how many pods this is.
+    PET_NODE_RANK and PET_NNODES, which the cluster's operators set, say which of how many pods this is.
     """
     threads = max(1, len(os.sched_getaffinity(0)) // count)
     ranks = start_ranks(

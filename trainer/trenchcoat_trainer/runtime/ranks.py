@@ -13,7 +13,7 @@ from trenchcoat_trainer.errors import StageError
 from trenchcoat_trainer.runtime.stop import StopRequest
 
 JOIN_TIMEOUT = timedelta(minutes=30)
-"""Pods of one PyTorchJob may have to wait for nodes and images for a while."""
+"""Pods of one gang may have to wait for nodes and images for a while."""
 _STOP = "trenchcoat/stop"
 # NCCL notices within seconds that a rank of another node is gone; torch then waits for a dump of what it did,
 # by default for so long that the rank held its GPU for more than a minute.
@@ -25,7 +25,7 @@ def joined(rank: int, world_size: int, device: torch.device, stop: StopRequest) 
     """Join the other processes of the stage; does nothing for one alone.
 
     MASTER_ADDR and MASTER_PORT of the environment say where they meet. Others may never come, such as those
-    of a PyTorchJob that is deleted while its pods start: a signal ends the wait, and the process.
+    of a gang that is deleted while its pods start: a signal ends the wait, and the process.
 
     Raises:
         StageError: they do not come together.

@@ -11,8 +11,8 @@ from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.status import State, WaitingReason
 
 from trenchcoat_operator.children import names
-from trenchcoat_operator.model.observed import Child, ChildPhase, Problem
-from trenchcoat_operator.reconcile.assessment import failures, lost, podless
+from trenchcoat_operator.model.observed import Child, ChildPhase
+from trenchcoat_operator.reconcile.assessment import failures, lost, podless, unserved
 from trenchcoat_operator.reconcile.assessment.at_work import at_work
 from trenchcoat_operator.reconcile.assessment.failures import Outcome
 from trenchcoat_operator.reconcile.assessment.retries import after_failures
@@ -119,12 +119,10 @@ def _of_what_is_missing(base: Assessment, look: Look, deletion: Deletion | None)
         return replace(base, message=f"waits for {missing}")
     if look.trenchcoat.spec.suspend:
         return replace(base, state=State.SUSPENDED, message="spec.suspend is true")
-    if base.work.distributed and not look.observed.training_operator:
-        message = (
-            "the cluster has no PyTorchJob: install the Kubeflow training-operator (v1, PyTorchJob enabled)"
-        )
-        waits = replace(base, state=State.WAITING, waiting=WaitingReason.TRAINING_OPERATOR, message=message)
-        return replace(waits, problem=Problem("TrainingOperatorMissing", message))
+    problem = unserved.of_work(base.work, look)
+    if problem is not None:
+        waits = replace(base, state=State.WAITING, waiting=WaitingReason.TRAINING_OPERATOR)
+        return replace(waits, message=problem.message, problem=problem)
     waits = replace(base, state=State.WAITING, waiting=WaitingReason.CLEANUP)
     if deletion is not None and deletion.phase is not DeletionPhase.PURGED:
         return replace(waits, message="waits until its former objects are deleted, or given back")

@@ -73,6 +73,8 @@ _OWN_DOING = re.compile(
 )
 _DISRUPTED = "has condition DisruptionTarget"
 
+_OF_BROKEN_RANKS = {FailureClass.FAILED, FailureClass.STORE_UNAVAILABLE}
+
 # Of several failed pods, the one whose end explains the others'.
 _WEIGHT = list(FailureClass)
 
@@ -81,9 +83,12 @@ def classify(child: Child, now: datetime) -> Outcome:
     """Say how a failed child failed, from what was recorded, its pods and its own condition."""
     if child.outcome in set(FailureClass):
         return Outcome(FailureClass(child.outcome), child.outcome_message, child.saved)
-    if (told := by_pods(child, now)) is not None:
+    disrupted = child.reason == "PodFailurePolicy" and _DISRUPTED in child.message
+    told = by_pods(child, now)
+    # Of a gang the pod that the cluster ended may be gone, and those be left that broke for it.
+    if told is not None and not (disrupted and told.failure in _OF_BROKEN_RANKS):
         return told
-    if child.reason == "PodFailurePolicy" and _DISRUPTED in child.message:
+    if disrupted:
         return Outcome(FailureClass.PREEMPTED, "the cluster ended its pod, which is gone")
     for code, failure in _BY_EXIT_CODE.items():
         # Job's own condition outlives the pods: "Container x for pod y failed with exit code 65 matching ..."

@@ -1,6 +1,6 @@
-"""Children and ConfigMaps that are not wanted, or not so: they are deleted, and what is wanted made anew."""
+"""Children, and what stands beside them, that are not wanted, or not so: what is wanted is made anew."""
 
-from trenchcoat_operator.children import jobs, specs
+from trenchcoat_operator.children import jobs, rendezvous, specs
 from trenchcoat_operator.gpus import places
 from trenchcoat_operator.gpus.places import UNSCHEDULABLE_GRACE
 from trenchcoat_operator.model.observed import Child, ChildKind, ChildPhase
@@ -35,6 +35,21 @@ def deletions(look: Look) -> list[Delete]:
     needed.add(specs.spec_name(look.trenchcoat))
     for name in sorted(look.observed.config_maps - needed):
         result.append(Delete("ConfigMap", name, "no Job reads it any more"))
+    if look.store_is_known:  # else nobody knows which gangs are to come
+        for name in sorted(look.observed.services - _services(look, going)):
+            result.append(Delete("Service", name, "no gang meets by it any more"))
+    return result
+
+
+def _services(look: Look, going: set[str]) -> set[str]:
+    """Services by which gangs meet, or will."""
+    to_come = [work for work in look.graph.works if work.key in look.needed]
+    result = set(jobs.services(look.trenchcoat, to_come))
+    if any(
+        child.active and child.gang and child.kind is ChildKind.JOB and child.name not in going
+        for child in look.children
+    ):  # of a spec that asked for other gangs, it may be
+        result.add(rendezvous.service_name(look.trenchcoat))
     return result
 
 
@@ -55,7 +70,7 @@ def _reason(look: Look, child: Child, work: Work | None) -> str:
     if work is not None and podless.is_taken_back(child, work, look):
         return f"no pod is made for it: {child.refusal}"
     broken = any(pod.disrupted and not evicted_itself(pod) for pod in child.pods)
-    if child.kind is ChildKind.PYTORCH_JOB and child.active and broken:
+    if child.gang and child.active and broken:
         # Its other pods cannot go on without the one that is gone; their ends would count as failures.
         return "the cluster ended a pod of it; it starts again from its checkpoint"
     return ""

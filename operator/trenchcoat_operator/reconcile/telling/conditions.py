@@ -9,6 +9,7 @@ from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import Condition, ConditionType, StageStatus, State, WaitingReason
 
 from trenchcoat_operator.model.observed import Problem
+from trenchcoat_operator.reconcile.assessment import unserved
 from trenchcoat_operator.reconcile.assessment.failures import FailureClass
 from trenchcoat_operator.reconcile.situation import Situation
 from trenchcoat_operator.reconcile.starting import gate
@@ -71,13 +72,19 @@ def conditions(situation: Situation, stages: list[StageStatus], problem: Problem
 
 
 def _accepted(situation: Situation) -> Verdict:
-    """Whether the spec, the store, the model and the text can work."""
+    """Whether the spec, the store, the model, the text and what the cluster serves can work."""
     graph, problem = situation.look.graph, situation.look.observed.store.problem
     if problem is not None:
         return Verdict("False", problem.reason, problem.message)
     if graph.fault:
         return Verdict("False", FailureClass.BAD_INPUT.value, graph.fault)
     tokenize = next(item for item in situation.assessments if item.work.stage is Stage.TOKENIZE)
+    refused = tokenize.last_outcome is not None and tokenize.last_outcome.failure is FailureClass.BAD_INPUT
+    if tokenize.state is State.FAILED and refused:
+        return Verdict("False", FailureClass.BAD_INPUT.value, tokenize.message)
+    missing = unserved.of_run(situation.look)
+    if missing is not None:
+        return Verdict("False", missing.reason, missing.message)
     if tokenize.manifest is not None:
         facts = tokenize.manifest.facts
         words = []
@@ -87,8 +94,6 @@ def _accepted(situation: Situation) -> Verdict:
             words.append(f"{facts.data.sequences} training sequences")
         return Verdict("True", "Valid", ", ".join(words))
     if tokenize.state is State.FAILED and tokenize.last_outcome is not None:
-        if tokenize.last_outcome.failure is FailureClass.BAD_INPUT:
-            return Verdict("False", FailureClass.BAD_INPUT.value, tokenize.message)
         return Verdict("Unknown", "NotValidated", tokenize.message)
     return Verdict("Unknown", "Validating", "the tokenize stage reads the model and the text")
 

@@ -16,7 +16,17 @@ from trenchcoat_api.status import (
     Work as Row,
 )
 
-from trenchcoat_operator.model.plan import Action, Apply, Condemn, Delete, Event, ForcePod, Restore, Stop
+from trenchcoat_operator.model.plan import (
+    BESIDE,
+    Action,
+    Apply,
+    Condemn,
+    Delete,
+    Event,
+    ForcePod,
+    Restore,
+    Stop,
+)
 from trenchcoat_operator.reconcile.assessment.standing import Assessment
 from trenchcoat_operator.reconcile.situation import Situation
 from trenchcoat_operator.reconcile.telling.conditions import GIVEN_UP
@@ -103,10 +113,10 @@ def of_actions(actions: tuple[Action, ...], moment: str) -> list[Event]:
     """Jobs made and stopped."""
     told = []
     for action in actions:
-        if isinstance(action, Apply) and action.manifest["kind"] != "ConfigMap":
+        if isinstance(action, Apply) and action.manifest["kind"] not in BESIDE:
             what = f"{action.manifest['kind']} {action.name}"
             told.append(Event("Normal", "Created", f"made {what}", f"{what}/made/{moment}"))
-        elif isinstance(action, Delete) and action.kind != "ConfigMap":
+        elif isinstance(action, Delete) and action.kind not in BESIDE:
             what = f"{action.kind} {action.name}"
             told.append(Event("Normal", "Stopped", f"stops {what}: {action.reason}", f"{what}/stop/{moment}"))
         elif isinstance(action, Stop):
@@ -159,7 +169,7 @@ def _news(
             return "Warning", "GoesOnWithout", f"adapt: {condition.message}"
         case ConditionType.STALLED, "True":
             accepted = now.get(ConditionType.ACCEPTED)
-            if accepted is not None and accepted.status == "False":
+            if accepted is not None and (accepted.status, accepted.reason) == ("False", condition.reason):
                 return None  # the same, told of Accepted
             return "Warning", condition.reason, condition.message
         case ConditionType.STALLED, "False" if earlier is not None and earlier.status == "True":

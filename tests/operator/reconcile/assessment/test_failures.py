@@ -220,6 +220,15 @@ def test_a_job_whose_pods_are_gone_is_judged_by_its_condition() -> None:
     assert verdict(replace(CHILD, reason="BackoffLimitExceeded")).failure is FailureClass.FAILED
 
 
+def test_of_a_gang_that_broke_the_pod_that_the_cluster_ended_is_the_cause_though_it_is_gone() -> None:
+    message = "Pod ml/x has condition DisruptionTarget matching FailJob rule at index 0"
+    policy = replace(CHILD, gang=True, reason="PodFailurePolicy", message=message)
+    broken = ended(1, "connection closed by peer", ended_at=at(2))
+    assert verdict(replace(policy, pods=(broken,))).failure is FailureClass.PREEMPTED
+    # What a rank says of itself stands all the same: another try would end like it.
+    assert verdict(replace(policy, pods=(ended(64),))).failure is FailureClass.BAD_INPUT
+
+
 def test_a_recorded_verdict_stands() -> None:
     child = replace(CHILD, outcome="Preempted", outcome_message="node lost", pods=(ended(1),))
     assert verdict(child).failure is FailureClass.PREEMPTED

@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from trenchcoat_api.spec import Distributed
 from trenchcoat_api.stages import Stage
 from trenchcoat_operator.model.capacity import Capacity, Demand, Node
 from trenchcoat_operator.model.observed import Child, Observed, Pod, StoreView
@@ -52,21 +53,28 @@ def test_what_runs_goes_on_with_the_settings_it_has(pods: tuple[Pod, ...]) -> No
     assert reasons(child(*pods, former=True)) == []
 
 
-def gang(pod: Pod) -> list[str]:
+def gang(pod: Pod, distributed: str) -> list[str]:
     """What becomes of a collection one of whose pods the cluster ended."""
-    (collect,) = (work for work in GRAPH.works if work.stage is Stage.COLLECT)
-    seen = world.child_of(OWNER, collect, pods=(pod, RUNS))
+    owner = trenchcoat(layersPerCria=12, collect={"nodes": 2}, scheduling={"distributed": distributed})
+    works = graph.build(owner.spec, MANIFESTS).works
+    (collect,) = (work for work in works if work.stage is Stage.COLLECT)
+    seen = world.child_of(owner, collect, pods=(pod, RUNS))
     without = {key: item for key, item in MANIFESTS.items() if key != collect.key}
     observed = Observed(children=(seen,), store=StoreView(None, without))
-    return [action.reason for action in deletions(Look.at(OWNER, observed, world.SETTINGS, world.NOW))]
+    return [action.reason for action in deletions(Look.at(owner, observed, world.SETTINGS, world.NOW))]
 
 
-def test_a_gang_is_begun_anew_for_a_pod_that_the_cluster_ended_and_judged_for_one_that_ended_itself() -> None:
-    """Taken away, it would be tried for ever: its verdict is the training-operator's to bring about."""
+@pytest.mark.parametrize("distributed", Distributed)
+def test_a_gang_is_begun_anew_for_a_pod_that_the_cluster_ended_and_judged_for_one_that_ended_itself(
+    distributed: str,
+) -> None:
+    """Taken away, it would be tried for ever: its verdict is its controller's to bring about."""
     preempted = replace(WAITS, phase="Failed", disrupted=True)
-    assert gang(preempted) == ["the cluster ended a pod of it; it starts again from its checkpoint"]
+    assert gang(preempted, distributed) == [
+        "the cluster ended a pod of it; it starts again from its checkpoint"
+    ]
     full = "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. "
-    assert gang(replace(preempted, reason="Evicted", message=full)) == []
+    assert gang(replace(preempted, reason="Evicted", message=full), distributed) == []
 
 
 STUCK = replace(WAITS, unschedulable="0/1 nodes", unschedulable_since=world.NOW - timedelta(minutes=5))

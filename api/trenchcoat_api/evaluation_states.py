@@ -8,8 +8,8 @@ IN_MEMORY_BYTES = 2 * 1024**3
 """States larger than this, of one set of sequences in one form of the model, are kept in a file."""
 MOST_FORMS = 9
 """Forms and parts of the student that held-out text is measured in, and teachers; at most."""
-MOST_RECALL_FORMS = 4
-"""Forms that recall is measured in, at most."""
+MOST_COMPARED_FORMS = 4
+"""Forms that recall and other text are measured in, at most."""
 
 
 def pass_bytes(spec: TrenchcoatSpec, model: ModelFacts, data: DataFacts) -> int:
@@ -24,11 +24,12 @@ def disk_bytes(spec: TrenchcoatSpec, model: ModelFacts, data: DataFacts) -> int:
 
 
 def _sets(spec: TrenchcoatSpec, data: DataFacts) -> tuple[tuple[int, int], ...]:
-    """Tokens and forms of the largest set of held-out text, and of the largest that recall is measured on."""
+    """Tokens and forms of held-out text, of the largest set that recall is measured on, and of other text."""
     longest = spec.data.sequence_length * max((1, *spec.evaluate.length_multiples))
     return (
         (data.held_out_sequences * spec.data.sequence_length, MOST_FORMS),
-        (spec.evaluate.recall_samples * longest, MOST_RECALL_FORMS),
+        (spec.evaluate.recall_samples * longest, MOST_COMPARED_FORMS),
+        (spec.evaluate.other_text.tokens if spec.evaluate.other_text else 0, MOST_COMPARED_FORMS),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from trenchcoat_api.base import Camel
 from trenchcoat_api.layer_kinds import chooses_layers
 from trenchcoat_api.phases import adapter_epochs
-from trenchcoat_api.spec import Attention, Data, Form, KeyMaps, Stitch, Transfer, TrenchcoatSpec
+from trenchcoat_api.spec import Attention, Data, Evaluate, Form, KeyMaps, Stitch, Transfer, TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 
 CODE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1) | {Stage.EVALUATE: 2}
@@ -34,6 +34,7 @@ _ADDED_LATER: dict[type[Camel], dict[str, str | int | None]] = {
     },
     Transfer: {"window_dropout": "0"},
     Stitch: {"recall_share": "0"},
+    Evaluate: {"other_text": None},
 }
 """Fields younger than the first release, with the value at which they change nothing."""
 

@@ -52,7 +52,8 @@ class Perplexity(Camel):
     longer: dict[str, str] = Field(
         default_factory=dict, description="The same in longer sequences, by their length in tokens."
     )
-    other: str | None = Field(default=None, description="The same on spec.evaluate.otherText.")
+    other: str | None = Field(default=None, description="Perplexity on spec.evaluate.otherText.")
+    other_error: str | None = Field(default=None, description="Its standard error.")
 
 
 class Recall(Camel):

@@ -94,6 +94,12 @@ ModelSource = Annotated[
 
 _NO_TEXT = (".arrow", ".csv", ".tsv", ".bz2", ".xz", ".zip", ".tar")
 
+FileSource = Annotated[
+    str,
+    Field(max_length=1024),
+    Text(rf"s3://[^/ ]+/{_PATH}|file:///{_PATH}", "write s3://BUCKET/PATH or file:///PATH"),
+]
+
 DataSource = Annotated[
     str,
     Field(max_length=1024),

@@ -197,6 +197,14 @@ def test_what_is_read_of_a_data_set_is_in_its_key(field, value, changes):
     assert (before["tokenize"] != after["tokenize"]) is changes
 
 
+def test_other_text_is_in_the_evaluations_key_alone():
+    before, after = (
+        keys("spec.evaluate", fields)
+        for fields in ({}, {"otherText": {"source": "s3://trenchcoat/other.txt"}})
+    )
+    assert {name for name in before if before[name] != after[name]} == {"evaluate"}
+
+
 def manifest(*objects: StoredObject, lists: list[ObjectList] | None = None, year: int = 2026) -> Manifest:
     moment = datetime(year, 1, 1, tzinfo=UTC)
     return Manifest(

@@ -3,6 +3,7 @@
 import pytest
 from trenchcoat_api.artifacts import DataFacts
 from trenchcoat_api.evaluation_states import MOST_FORMS, disk_bytes, pass_bytes
+from trenchcoat_api.spec import OtherText
 
 from tests.api.test_estimate import LLAMA_405B, published
 
@@ -27,3 +28,10 @@ def test_where_little_is_held_out_recall_is_the_largest():
 def test_small_models_ask_for_none():
     small = LLAMA_405B.model_copy(update={"hidden_size": 576})
     assert disk_bytes(published(), small, held_out(400)) == 0
+
+
+def test_much_other_text_is_the_largest():
+    spec = published()
+    other = OtherText(source="s3://trenchcoat/other.txt", tokens=10**6)
+    spec = spec.model_copy(update={"evaluate": spec.evaluate.model_copy(update={"other_text": other})})
+    assert pass_bytes(spec, LLAMA_405B, held_out(4)) == 10**6 * 16384 * 2 * 4

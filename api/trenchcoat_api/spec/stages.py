@@ -7,7 +7,7 @@ from pydantic import Field
 
 from trenchcoat_api.base import Camel
 from trenchcoat_api.rules import Unique
-from trenchcoat_api.strings import PositiveDecimal, Share
+from trenchcoat_api.strings import FileSource, PositiveDecimal, Share
 
 
 class Collect(Camel):
@@ -25,6 +25,29 @@ class AdaptedTeacher(StrEnum):
     """Where the stitch runs on one node."""
     ALWAYS = "always"
     NEVER = "never"
+
+
+class OtherText(Camel):
+    """Text of another kind than the training text: what a student that is adapted to one text has lost."""
+
+    source: FileSource = Field(
+        description=(
+            "The text: s3://BUCKET/GLOB in the store of spec.store or file:///GLOB, of files as "
+            "spec.data.source takes them. Documents are read in order of path."
+        ),
+    )
+    text_field: str = Field(
+        default="text",
+        description="The field of a record, or column of a table, that holds the text.",
+        min_length=1,
+        max_length=100,
+    )
+    tokens: int = Field(
+        default=200_000,
+        description="Tokens to measure perplexity on, at most, in sequences of data.sequenceLength.",
+        ge=1,
+        le=1_000_000_000,
+    )
 
 
 class Evaluate(Camel):
@@ -48,11 +71,15 @@ class Evaluate(Camel):
     recall_samples: int = Field(
         default=32,
         description=(
-            "Samples for each distance of the two tests of recall, a passage to copy and a number to "
-            "remember; 0 leaves both out."
+            "Samples for each distance of the tests of recall: a passage to copy, pairs to associate, what "
+            "followed a token, and a number to remember; 0 leaves all out."
         ),
         ge=0,
         le=65_536,
+    )
+    other_text: OtherText | None = Field(
+        default=None,
+        description="A second held-out text, of a kind that training never saw; none by default.",
     )
     adapted_teacher: AdaptedTeacher = Field(
         default=AdaptedTeacher.AUTO,

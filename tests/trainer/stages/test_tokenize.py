@@ -297,3 +297,10 @@ def test_llama_tokenizers_marks_are_kept(make_spec, open_stage, tmp_path: Path) 
     assert tensors["tokens"][rows, columns].eq(0).all()
     inner = columns > 0
     assert tensors["tokens"][rows[inner], columns[inner] - 1].eq(1).all()
+
+
+def test_other_text_that_is_missing_is_met_at_the_start(make_spec, open_stage, text_folder) -> None:
+    other = {"source": f"{text_folder.as_uri()}/nothing-*.txt"}
+    context = open_stage(make_spec(evaluate={"otherText": other}), Stage.TOKENIZE)
+    with pytest.raises(BadInputError, match=r"spec\.evaluate\.otherText\.source .* matches no text file"):
+        tokenize.run(context)

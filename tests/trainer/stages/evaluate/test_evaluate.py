@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 from trenchcoat_api import evaluation_states
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.checkpoints.shards import load_rest_weights
@@ -255,3 +255,26 @@ def test_states_in_files_give_the_same(context, open_training, training_spec, mo
     found = again.manifest(again.artifacts.tokenize).facts
     asked = evaluation_states.pass_bytes(again.spec, found.model, found.data)
     assert asked / 2 < most <= asked, "the operator asks nodes for as much disk"
+
+
+def test_other_text_is_measured_beside_the_held_out_one(
+    open_training, training_spec, change, teacher_folder, tmp_path
+):
+    words = "the lazy dog jumps over lines of text and quick brown foxes " * 30
+    (tmp_path / "other.txt").write_text(words)
+    other = {"source": (tmp_path / "other.txt").as_uri(), "tokens": 200}
+    spec = change(training_spec, evaluate={"lengthMultiples": [], "recallSamples": 0, "otherText": other})
+    context = open_training(spec, Stage.EVALUATE, trained="stitched_store")
+    evaluate.run(context)
+    facts = context.manifest(context.artifact).facts
+    rows = {row.name: row for row in facts.perplexities if row.other is not None}
+    assert set(rows) == {"teacher", "windowedTeacher", "stitched"}
+    tokens = AutoTokenizer.from_pretrained(teacher_folder).encode(words, return_tensors="pt")[:, :192]
+    teacher = LlamaForCausalLM.from_pretrained(teacher_folder)
+    with torch.no_grad():
+        logits = teacher(tokens.view(3, 64), use_cache=False).logits
+    expected = math.exp(next_token_loss(logits, tokens.view(3, 64)))
+    assert float(rows["teacher"].other) == pytest.approx(expected, rel=1e-4)
+    assert float(rows["teacher"].other_error) > 0
+    report = json.loads(context.read_object(context.artifact, evaluate.REPORT))
+    assert [item["name"].partition("-")[0] for item in report["sets"]] == ["text", "other"]

@@ -1,6 +1,7 @@
 """What is measured of one run, and what cannot be and why."""
 
-from dataclasses import dataclass, field
+import hashlib
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -14,6 +15,8 @@ from trenchcoat_trainer.data import TokenData
 from trenchcoat_trainer.errors import BadInputError
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.sources.encoding import Encoder
+from trenchcoat_trainer.sources.other_text import FIELD, other_sequences
 from trenchcoat_trainer.stages.evaluate.recall import (
     RecallText,
     association_sets,
@@ -92,6 +95,7 @@ def make_plan(context: StageContext, config: TrenchcoatLlamaConfig, decode: Deco
     sets = [text_set(held_out, 1, [*forms, *(part.name for part in parts)])]
     sets += [text_set(held_out, multiple, forms) for multiple in multiples]
     compared = [form for form in COMPARED_FORMS if form in forms]
+    sets += _other_text(context, config, compared)
     sets += _recall(context, config, held_out, compared, left_out)
     return EvaluationPlan(sets, variants, parts, left_out)
 
@@ -123,6 +127,27 @@ def _no_rival(decode: DecodeState, longest: int) -> str:
         f"the teacher cut to a window: at the student's bytes of state it sees {decode.equal_window} tokens, "
         f"which is all of the {longest} that are evaluated; a plain key/value cache is no larger there"
     )
+
+
+def _other_text(
+    context: StageContext, config: TrenchcoatLlamaConfig, forms: list[str]
+) -> list[EvaluationSet]:
+    """The text of another kind, where the spec names one."""
+    asked = context.spec.evaluate.other_text
+    if asked is None:
+        return []
+    tokenizer = stored_tokenizer(context)
+    encoder = Encoder(tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id)
+    tokens = other_sequences(asked, context.store, encoder, context.spec.data.sequence_length)
+    if tokens.max() >= config.vocab_size:
+        raise BadInputError(
+            f"the tokenizer makes the id {tokens.max()} of {FIELD} {asked.source}, but the teacher's "
+            f"embedding has {config.vocab_size} rows: the tokenizer belongs to another model"
+        )
+    # With its digest, for what an earlier attempt measured counts for the same text alone.
+    name = f"other-{hashlib.sha256(tokens.tobytes()).hexdigest()[:8]}"
+    text = text_set(torch.from_numpy(tokens), 1, forms)
+    return [replace(text, name=name, is_other=True)]
 
 
 def _recall(

@@ -63,13 +63,15 @@ def facts(
     spec: TrenchcoatSpec, plan: EvaluationPlan, scores: Mapping[Place, Score], decode: DecodeState
 ) -> Facts:
     """The headline numbers."""
-    texts = [item for item in plan.sets if item.probe is None]
+    texts = [item for item in plan.sets if item.probe is None and not item.is_other]
+    other = {form: item for item in plan.sets if item.is_other for form in item.forms}
     rows = [
         Perplexity(
             name=variant.name,
             perplexity=_told(scores, variant.name, texts[0]),
             error=_told_error(scores, variant.name, texts[0]),
             longer={str(item.length): _told(scores, variant.name, item) for item in texts[1:]},
+            **_other(scores, variant.name, other.get(variant.name)),
         )
         for variant in plan.variants
     ]
@@ -144,6 +146,13 @@ def _ranges(length: int) -> list[tuple[int, int]]:
     """First and last position of each of `RANGES`."""
     begins = [-(-index * length // RANGES) for index in range(RANGES + 1)]
     return [(begin, end - 1) for begin, end in pairwise(begins)]
+
+
+def _other(scores: Mapping[Place, Score], name: str, item: EvaluationSet | None) -> dict[str, str | None]:
+    """Fields of `Perplexity` for the other text; none where the form was not measured on any."""
+    if item is None:
+        return {}
+    return {"other": _told(scores, name, item), "other_error": _told_error(scores, name, item)}
 
 
 def _told(scores: Mapping[Place, Score], name: str, item: EvaluationSet) -> str:

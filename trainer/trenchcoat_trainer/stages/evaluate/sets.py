@@ -36,6 +36,8 @@ class EvaluationSet:
     """None for plain held-out text."""
     distance: int = 0
     """Of the probe, in tokens."""
+    is_other: bool = False
+    """Whether it is text of another kind than the training text."""
 
     @property
     def length(self) -> int:

@@ -12,7 +12,10 @@ TAG := latest
 # The checkpoint that `make serve` serves: what `make demo` leaves.
 MODEL := build/demo/model
 
-.PHONY: help venv demo local-demo test test-serving serve unit explore lint format crds chart-docs lock cluster-up cluster-down cluster-status images
+# What the code of an export is tried with; configuration_trenchcoat.py names the same.
+TRANSFORMERS := 4.56.0 4.57.6 5.0.0 5.24.0
+
+.PHONY: help venv demo local-demo test test-serving test-versions serve unit explore lint format crds chart-docs lock cluster-up cluster-down cluster-status images
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -39,12 +42,15 @@ test-serving: venv  ## vLLM's real engine on the CPU serves exports; not part of
 	hack/python-env serving
 	$(PYTHON) -m pytest tests/serving
 
+test-versions: venv  ## an export under the oldest and newest transformers 4 and 5, nothing else beside them; not part of make test
+	$(PYTHON) -m pytest tests/versions
+
 unit: venv  ## tests without a cluster, under a minute; make test has the slow ones too
-	$(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster --ignore tests/serving -m "not slow"
+	$(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster --ignore tests/serving --ignore tests/versions -m "not slow"
 
 explore: venv  ## the property tests ten times over, with other examples each time
 	for seed in $$(shuf -i 1-1000000 -n 10); do \
-	  $(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster --ignore tests/serving -m hypothesis --hypothesis-seed=$$seed; \
+	  $(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster --ignore tests/serving --ignore tests/versions -m hypothesis --hypothesis-seed=$$seed; \
 	done
 
 lint: venv  ## ruff, mypy --strict on api, operator, plugin and s3, who may import whom, sizes
@@ -74,6 +80,10 @@ lock: venv  ## pin the newest versions that pyproject.toml allows
 	.venv/bin/uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
 	  --no-annotate --no-header --override requirements/serving-overrides.txt requirements/serving.in \
 	  -o requirements/serving.txt
+	for version in $(TRANSFORMERS); do \
+	  echo "transformers==$$version" | .venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+	    --no-annotate --no-header - -o requirements/transformers/$$version.txt; \
+	done
 
 images: ## build all images, into the cluster made here if it runs
 	hack/cluster/cluster images

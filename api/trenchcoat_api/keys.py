@@ -10,7 +10,8 @@ from trenchcoat_api.phases import adapter_epochs
 from trenchcoat_api.spec import Attention, Data, Evaluate, Form, KeyMaps, Stitch, Transfer, TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 
-CODE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1) | {Stage.EVALUATE: 2}
+# Export 2: it also loads under transformers 4, and its card has the lineage.
+CODE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1) | {Stage.EVALUATE: 2, Stage.EXPORT: 2}
 """Raised by hand whenever a stage's code computes something else from the same inputs."""
 KEY_LENGTH = 16
 _HOW_IT_RUNS = {"nodes", "gpus_per_node"}

@@ -1,6 +1,7 @@
 """A random student as the checkpoint that the export stage leaves, of sizes that vLLM takes."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from trenchcoat_api.spec import Attention
@@ -20,14 +21,18 @@ SIZES = {
 }
 
 
-def write_export(folder: Path, attention: Attention, layers: int = 4) -> TrenchcoatLlamaForCausalLM:
-    """Write the checkpoint; returns its student, fp32."""
-    student = make_student(make_teacher(layers=layers, **SIZES), attention)
+def write_export(
+    folder: Path, attention: Attention, layers: int = 4, **changes: Any
+) -> TrenchcoatLlamaForCausalLM:
+    """Write the checkpoint; returns its student, fp32. `changes` are the teacher's configuration's."""
+    student = make_student(make_teacher(layers=layers, **SIZES, **changes), attention)
     folder.mkdir(parents=True)
     (folder / "config.json").write_bytes(export.config_json(student.config))
-    for name, module in export.code(student.config).items():
-        (folder / name).write_bytes(Path(module.__file__).read_bytes())
+    for name, text in export.code(student.config).items():
+        (folder / name).write_bytes(text)
     tensors = {name: tensor.contiguous() for name, tensor in student.state_dict().items()}
+    if student.config.tie_word_embeddings:
+        del tensors["lm_head.weight"]
     (folder / "model.safetensors").write_bytes(pack(tensors, {"format": "pt"}))
     return student
 

@@ -11,11 +11,13 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.checkpoints.shards import load_config
+from trenchcoat_trainer.models.configuration_trenchcoat import TRIED, check_version, with_old_rope_names
 from trenchcoat_trainer.models.student import student_config
 from trenchcoat_trainer.stages import evaluate, export
 from trenchcoat_trainer.stages.export.card import model_card
 from trenchcoat_trainer.stages.export.files import plan_files
 
+from tests.trainer.helpers.trainer_samples import ROPE
 from tests.trainer.stages.evaluate.test_evaluate import stitched_student
 
 MAX_BYTES = 200_000
@@ -87,6 +89,41 @@ def test_the_cards_tokenizer_loads_without_a_question(context, open_training, mo
     text = "the quick brown fox — ü"
     assert names["tokenizer"](text)["input_ids"] == teacher(text)["input_ids"]
     assert json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"] == "LlamaTokenizer"
+
+
+def test_old_and_new_transformers_find_rope_where_they_look(context):
+    export.run(context)
+    fields = json.loads(context.read_object(context.artifact, "config.json"))
+    assert fields["rope_parameters"] == ROPE
+    assert fields["rope_theta"] == ROPE["rope_theta"]
+    assert "rope_scaling" not in fields  # beside rope_theta, AutoTokenizer of transformers 5 fails on it
+    scaling = {name: ROPE[name] for name in ROPE if name != "rope_theta"}
+    assert with_old_rope_names(fields) == fields | {"rope_scaling": scaling}
+    plain = {"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}
+    assert with_old_rope_names(plain) == plain | {"rope_theta": 5.0}
+
+
+@pytest.mark.parametrize("version", ["4.55.4", "3.9.1", "6.0.0"])
+def test_a_transformers_of_another_time_is_refused_by_name(version):
+    with pytest.raises(ImportError, match=rf"transformers {version} cannot run.*from 4\.56 on, before 6"):
+        check_version(version)
+
+
+@pytest.mark.parametrize("version", [*TRIED, "5.24.0.dev0", "5.30.1"])
+def test_a_transformers_of_its_time_is_not_refused(version):
+    check_version(version)
+
+
+def test_what_only_transformers_5_says_of_a_tokenizer_is_put_in_words_that_4_knows():
+    teachers = {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": ["<|x|>"], "bos_token": "<s>"}
+    written = json.loads(export.tokenizer_config(json.dumps(teachers).encode()))
+    assert written == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "additional_special_tokens": ["<|x|>"],
+        "bos_token": "<s>",
+    }
+    old = b'{"tokenizer_class": "LlamaTokenizer", "extra_special_tokens": {"image": "<i>"}}'
+    assert export.tokenizer_config(old) == old
 
 
 def test_the_card_shows_the_perplexities_once_they_are_measured(context, open_training, training_spec):

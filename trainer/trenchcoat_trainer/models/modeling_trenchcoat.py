@@ -4,6 +4,8 @@ An exported checkpoint carries this file, so it imports only torch, transformers
 attention computes stands in ``student_attention.py``.
 """
 
+import inspect
+
 import torch
 from torch import nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
@@ -32,6 +34,10 @@ PACKING_REFUSED = (
     "position_ids do not count on by one, as those of several sequences packed into one do not, but the "
     "student's attention would see across them: pass one sequence in a row"
 )
+CACHE = next(
+    name for name in ("cache", "past_key_values") if name in inspect.signature(LlamaModel.forward).parameters
+)
+"""What this transformers calls the cache in a call of a layer or a model; 5.24 renamed it."""
 
 
 class StateLayer(CacheLayerMixin):
@@ -52,9 +58,13 @@ class StateLayer(CacheLayerMixin):
         """Never called: the student's attention updates the state itself."""
         raise NotImplementedError("a student layer's state is updated by its attention")
 
-    def get_mask_sizes(self, query_length):
-        """Return the key length and offset of a causal mask over all tokens so far."""
-        return self.state.tokens + query_length, 0
+    def get_mask_sizes(self, query):
+        """Return the key length and offset of a causal mask over all tokens so far.
+
+        `query` is the number of new tokens; older transformers give their positions.
+        """
+        new_tokens = query if isinstance(query, int) else len(query)
+        return self.state.tokens + new_tokens, 0
 
     def get_seq_length(self):
         """Return how many tokens have been seen."""
@@ -160,12 +170,13 @@ class TrenchcoatAttention(LlamaAttention):
 
         `visible`, bool [B, T], says of which tokens a student's attention may take notice; None: of all.
         """
+        past_key_values = kwargs.pop("cache", past_key_values)
         if self.softmax:
             return super().forward(
                 hidden_states=hidden_states,
                 position_embeddings=position_embeddings,
                 attention_mask=attention_mask,
-                past_key_values=past_key_values,
+                **{CACHE: past_key_values},
                 **kwargs,
             )
         heads, parameters = self.project(hidden_states, position_embeddings), self.student_parameters()
@@ -239,6 +250,7 @@ class TrenchcoatLlamaModel(TrenchcoatPreTrainedModel, LlamaModel):
                 `past_key_values` is another model's.
         """
         use_cache = self.config.use_cache if use_cache is None else use_cache
+        past_key_values = kwargs.pop("cache", past_key_values)
         if past_key_values is None and use_cache:
             past_key_values = TrenchcoatCache(self.config)
         if past_key_values is not None:
@@ -256,8 +268,8 @@ class TrenchcoatLlamaModel(TrenchcoatPreTrainedModel, LlamaModel):
         return super().forward(
             input_ids=input_ids,
             attention_mask=shown,
-            past_key_values=past_key_values,
             use_cache=use_cache,
+            **{CACHE: past_key_values},
             **kwargs,
         )
 

@@ -7,7 +7,6 @@ Besides the weights it leaves the tokenizer, the configuration, the model's code
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from trenchcoat_api.artifacts import Artifacts, Facts
@@ -60,8 +59,8 @@ def run(context: StageContext) -> None:
         tokenizer_config(context.read_object(context.artifacts.shard, settings) if settings else b"{}"),
     )
     context.writer.write("config.json", config_json(config))
-    for name, module in code(config).items():
-        context.writer.write(name, Path(module.__file__).read_bytes())
+    for name, text in code(config).items():
+        context.writer.write(name, text)
     context.writer.write("README.md", model_card(context.spec, config, measured(context)).encode())
     context.writer.finish()
 
@@ -122,28 +121,39 @@ def parts(context: StageContext, wanted: set[str]) -> Iterator[Tensors]:
     yield load_rest_weights(context)
 
 
-def code(config: TrenchcoatLlamaConfig) -> dict[str, ModuleType]:
+def code(config: TrenchcoatLlamaConfig) -> dict[str, bytes]:
     """Return the files of the exported model's code; they import each other, torch and transformers alone."""
     form = form_of(config)
-    return {
-        "configuration_trenchcoat.py": configuration_trenchcoat,
-        "modeling_trenchcoat.py": modeling_trenchcoat,
-        "student_attention.py": form.code,
-        **{Path(companion.__file__).name: companion for companion in form.companions},
-    }
+    modules = (configuration_trenchcoat, modeling_trenchcoat, *form.companions)
+    files = {Path(module.__file__).name: Path(module.__file__).read_bytes() for module in modules}
+    for module in form.companions:
+        # Older transformers fetch the files that the model's names, and not those that these name.
+        line = f"from .{Path(module.__file__).stem} import __name__ as _fetched  # noqa: F401\n"
+        files["modeling_trenchcoat.py"] += line.encode()
+    return {**files, "student_attention.py": Path(form.code.__file__).read_bytes()}
 
 
 def tokenizer_config(teachers: bytes) -> bytes:
-    """Return tokenizer_config.json: the teacher's, with a class, which only a Llama's own type stands for."""
+    """Return tokenizer_config.json: the teacher's, with a class, which only a Llama's own type stands for.
+
+    What transformers 5 writes and 4 does not know is put in the words that both read.
+    """
     fields = json.loads(teachers)
-    if fields.get("tokenizer_class"):
-        return teachers
-    return json.dumps(fields | {"tokenizer_class": "LlamaTokenizer"}, indent=2).encode()
+    known = {name: value for name, value in fields.items() if name != "extra_special_tokens"}
+    named = fields.get("tokenizer_class") or "LlamaTokenizer"
+    known["tokenizer_class"] = "PreTrainedTokenizerFast" if named == "TokenizersBackend" else named
+    extra = fields.get("extra_special_tokens")
+    if extra:
+        known["additional_special_tokens" if isinstance(extra, list) else "extra_special_tokens"] = extra
+    return teachers if known == fields else json.dumps(known, indent=2).encode()
 
 
 def config_json(config: TrenchcoatLlamaConfig) -> bytes:
     """Return config.json: the student's configuration, and where its code is found."""
     fields = json.loads(config.to_json_string(use_diff=False))
+    # For readers of transformers 4's names. Not rope_scaling: where both are, AutoTokenizer of transformers 5
+    # fails, which reads this file without its code. Under 4 the configuration's own code makes it.
+    fields["rope_theta"] = fields["rope_parameters"]["rope_theta"]
     fields |= {"architectures": ["TrenchcoatLlamaForCausalLM"], "auto_map": AUTO_MAP}
     return json.dumps(fields, indent=2, sort_keys=True).encode()
 

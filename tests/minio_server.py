@@ -8,9 +8,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import urllib3
+from minio import MinioAdmin
+from minio.credentials import StaticProvider
 from trenchcoat_s3.connection import Address, Credentials
 from trenchcoat_trainer.runtime.processes import free_port
 from trenchcoat_trainer.store import S3Store
@@ -26,6 +29,20 @@ class MinioServer:
 
     endpoint: str
     ca_bundle: str | None = None
+
+    def allow(self, user: str, prefix: str, *actions: str) -> dict[str, str]:
+        """Make a user who may list a prefix and do this below it; returns its access_key and secret_key."""
+        keys = StaticProvider(ACCESS_KEY, SECRET_KEY)
+        admin = MinioAdmin(endpoint=urlsplit(self.endpoint).netloc, credentials=keys, secure=False)
+        bucket = f"arn:aws:s3:::{BUCKET}"
+        below = {"StringLike": {"s3:prefix": [f"{prefix}/*"]}}
+        listing = {"Effect": "Allow", "Action": ["s3:ListBucket"], "Resource": [bucket], "Condition": below}
+        objects = [f"s3:{action}" for action in actions]
+        using = {"Effect": "Allow", "Action": objects, "Resource": [f"{bucket}/{prefix}/*"]}
+        admin.policy_add(user, policy={"Version": "2012-10-17", "Statement": [listing, using]})
+        admin.user_add(user, f"{user}-secret-key")
+        admin.policy_set(user, user=user)
+        return {"access_key": user, "secret_key": f"{user}-secret-key"}
 
     def store(self, **changes: str) -> S3Store:
         """Its bucket; `changes` may name another bucket, region, access_key, secret_key or endpoint."""

@@ -32,6 +32,8 @@ class ConditionType(StrEnum):
     """End-to-end adapters are trained."""
     TEACHER_ADAPTED = "TeacherAdapted"
     """The adapted teacher is trained; only where the run wants one."""
+    CLEANED_UP = "CleanedUp"
+    """What no stage reads any more is deleted; only where the store refuses that, and then False."""
     SUCCEEDED = "Succeeded"
     """All stages are complete, evaluation and export included."""
     RECONCILING = "Reconciling"

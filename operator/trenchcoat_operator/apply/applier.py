@@ -34,6 +34,7 @@ from trenchcoat_operator.model.plan import (
 )
 from trenchcoat_operator.storage.access import Stores
 from trenchcoat_operator.storage.deletions import Deletions
+from trenchcoat_operator.storage.errors import StoreError
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +56,19 @@ class Applier:
 
         Raises:
             ApiError: one could not be carried out; those after it were not tried.
-            StoreError: likewise, in the store.
+            StoreError: one in the store could not; of those after it the ones in the cluster were.
         """
+        refused: StoreError | None = None
         for action in plan.actions:
-            self._act(trenchcoat, action)
+            if not isinstance(action, StoreAction):
+                self._act(trenchcoat, action)
+            elif refused is None:
+                try:
+                    self._act_in_store(trenchcoat, action)
+                except StoreError as error:
+                    refused = error
+        if refused is not None:
+            raise refused
 
     def report(self, trenchcoat: Trenchcoat, plan: Plan) -> None:
         """Tell the events and write the status, if it changed.
@@ -119,8 +129,6 @@ class Applier:
             case SetFinalizer(present=present, reason=reason):
                 log.info("%s finalizer: %s: %s", trenchcoat.metadata.name, present, reason)
                 self.set_finalizer(trenchcoat.metadata, present=present)
-            case Condemn() | Restore() | Purge() | Forget():
-                self._act_in_store(trenchcoat, action)
 
     def _act_in_store(self, trenchcoat: Trenchcoat, action: StoreAction) -> None:
         deletions = Deletions(self._stores.open(trenchcoat))

@@ -1,5 +1,6 @@
 """One pass: look, decide, act."""
 
+import logging
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -12,6 +13,7 @@ from trenchcoat_operator.kubernetes.client import Cluster
 from trenchcoat_operator.kubernetes.errors import ApiError
 from trenchcoat_operator.kubernetes.informer import Place
 from trenchcoat_operator.kubernetes.versions import Versions
+from trenchcoat_operator.loop.refusals import Refusals
 from trenchcoat_operator.loop.trenchcoats import GoneError, Trenchcoats
 from trenchcoat_operator.loop.waiting import Waiting
 from trenchcoat_operator.metrics.recorder import Metrics
@@ -26,6 +28,8 @@ from trenchcoat_operator.reconcile.telling.refusals import rejected
 from trenchcoat_operator.settings import Settings
 from trenchcoat_operator.storage.access import Stores
 from trenchcoat_operator.storage.errors import StoreError
+
+log = logging.getLogger(__name__)
 
 _REJECTIONS = (400, 403, 422)
 DUE_SECONDS = 0.1
@@ -50,6 +54,7 @@ class Reconciler:
         self._sharing = threading.Lock()
         self._wake = wake
         self._waiting = Waiting()
+        self._refusals = Refusals()
 
     def all_keys(self) -> list[Key]:
         """All Trenchcoats that are served.
@@ -67,13 +72,14 @@ class Reconciler:
         """Forget what is not among all keys any more."""
         self._versions.retain(keys)
         self._metrics.retain(keys)
+        self._refusals.retain(keys)
 
     def step(self, key: Key) -> float | None:
         """Look, decide and act once; returns the seconds until the next look, if time alone asks for it.
 
         Raises:
             ApiError: the API server could not be read or written.
-            StoreError: an artifact could not be deleted.
+            StoreError: an artifact of a Trenchcoat that is being deleted could not be.
         """
         try:
             trenchcoat = self._trenchcoats.read(key)
@@ -119,12 +125,12 @@ class Reconciler:
 
     def _pass(self, trenchcoat: Trenchcoat) -> Plan:
         """Look, decide, and do what the plan says; returns the plan, of which nothing is told yet."""
-        observed = self._observer.look(trenchcoat)
+        key = Key(trenchcoat.metadata.namespace, trenchcoat.metadata.name)
+        observed = replace(self._observer.look(trenchcoat), undeleted=self._refusals.fresh(key))
         plan = self._decide(trenchcoat, observed)
         try:
             if not plan.needs_surroundings:
-                self._act(trenchcoat, plan)
-                return plan
+                return self._act(trenchcoat, observed, plan)
             # One Trenchcoat at a time takes GPUs and begins with artifacts, so that none is taken twice.
             with self._sharing:
                 observed = self._observer.look_around(trenchcoat, observed)
@@ -132,31 +138,43 @@ class Reconciler:
                 if self._observer.is_made(trenchcoat, observed, plan.actions):
                     observed = self._observer.look_around(trenchcoat, observed)
                     plan = self._decide(trenchcoat, observed)
-                self._act(trenchcoat, plan)
+                return self._act(trenchcoat, observed, plan)
         except ApiError as error:
             if error.status in _REJECTIONS:
                 self._tell_rejection(trenchcoat, plan, error)
             raise
-        return plan
 
     def _decide(self, trenchcoat: Trenchcoat, observed: Observed) -> Plan:
         return reconcile(trenchcoat, observed, self._settings, datetime.now(UTC))
 
-    def _act(self, trenchcoat: Trenchcoat, plan: Plan) -> None:
-        if trenchcoat.metadata.deletion_timestamp:
+    def _act(self, trenchcoat: Trenchcoat, observed: Observed, plan: Plan) -> Plan:
+        """Do what the plan says; returns what is to be told, which is more where the store refuses."""
+        deleted = bool(trenchcoat.metadata.deletion_timestamp)
+        if deleted:
             self._applier.tell(trenchcoat, plan)  # before the finalizer goes, and the Trenchcoat with it
         try:
             self._applier.act(trenchcoat, plan)
         except StoreError as error:
-            if not trenchcoat.metadata.deletion_timestamp:
-                raise
-            # A store that refuses to delete must not keep the Trenchcoat for ever.
-            plan = self._decide(trenchcoat, Observed(store=StoreView(Problem(error.reason, error.message))))
-            if not plan.actions:
-                raise
-            self._applier.tell(trenchcoat, plan)
-            self._applier.act(trenchcoat, plan)
+            problem = Problem(error.reason, error.message)
+            if not deleted:
+                plan = self._tidied_later(trenchcoat, observed, plan, problem)
+            else:
+                # A store that refuses to delete must not keep the Trenchcoat for ever.
+                plan = self._decide(trenchcoat, Observed(store=StoreView(problem)))
+                if not plan.actions:
+                    raise
+                self._applier.tell(trenchcoat, plan)
+                self._applier.act(trenchcoat, plan)
         self._informers.see(trenchcoat.metadata.namespace, plan.actions)
+        return plan
+
+    def _tidied_later(self, trenchcoat: Trenchcoat, observed: Observed, plan: Plan, problem: Problem) -> Plan:
+        """What is told where the store let nothing be deleted: the run goes on, it is asked again later."""
+        key = Key(trenchcoat.metadata.namespace, trenchcoat.metadata.name)
+        log.warning("%s: %s", key, problem.message)
+        self._refusals.note(key, problem)
+        told = self._decide(trenchcoat, replace(observed, undeleted=problem))
+        return replace(told, actions=plan.actions, due=plan.due)
 
     def _tell_rejection(self, trenchcoat: Trenchcoat, plan: Plan, error: ApiError) -> None:
         """What the plan asks for is not taken, and will not be the next time: a person must know."""

@@ -242,5 +242,7 @@ class Observed:
     """Likewise."""
     training_operator: bool = True
     """Whether the cluster knows PyTorchJobs."""
+    undeleted: Problem | None = None
+    """Why the store let nothing be deleted a while ago; it is not asked again yet."""
     kueue: bool = True
     """Whether the cluster knows Workloads; not asked while no child waits for Kueue."""

@@ -6,6 +6,8 @@ from trenchcoat_operator.reconcile.situation import Situation
 from trenchcoat_operator.reconcile.telling import usage
 
 STORE_RETRY_SECONDS = 10.0
+DELETE_RETRY_SECONDS = 300.0
+"""A store that refused to delete is not asked again for so long."""
 
 
 def look_again(situation: Situation, status: TrenchcoatStatus, *, hurry: bool) -> float | None:
@@ -27,6 +29,8 @@ def look_again(situation: Situation, status: TrenchcoatStatus, *, hurry: bool) -
         waits.append(poll)
     if not look.store_is_known:
         waits.append(STORE_RETRY_SECONDS)
+    if look.observed.undeleted is not None:
+        waits.append(DELETE_RETRY_SECONDS)
     if usage.is_open(status, look):
         waits.append(usage.LAG.total_seconds())
     for assessment in situation.assessments:

@@ -48,7 +48,7 @@ class Bucket:
 
     def remove(self, path: str) -> None:
         """Delete an object; it need not be there."""
-        self._try(lambda: self._client.remove_object(self._store.bucket, path))
+        self._try(lambda: self._remove_one(path))
 
     def remove_all(self, paths: Sequence[str]) -> None:
         """Delete objects, no more than DELETED_TOGETHER."""

@@ -131,8 +131,8 @@ def namespace(plane: ControlPlane, name: str) -> str:
     """A namespace with the store's credentials."""
     plane.namespace(name)
     data = {
-        constants.SECRET_ACCESS_KEY_FIELD: ACCESS_KEY,
-        constants.SECRET_SECRET_KEY_FIELD: SECRET_KEY,
+        "accessKey": ACCESS_KEY,
+        "secretKey": SECRET_KEY,
     }
     plane.core.create_namespaced_secret(name, {"metadata": {"name": "minio"}, "stringData": data})
     return name

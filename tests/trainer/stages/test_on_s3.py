@@ -10,8 +10,10 @@ from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.checkpoints.shards import load_cria_weights, teacher_files
 from trenchcoat_trainer.data import CriaData
+from trenchcoat_trainer.errors import StoreError
 from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.stages import collect, shard, tokenize
+from trenchcoat_trainer.store.parts import Part, Span
 
 from tests.minio_server import ACCESS_KEY, BUCKET, SECRET_KEY, MinioServer
 from tests.trainer.helpers.trainer_samples import make_documents
@@ -61,3 +63,36 @@ def test_the_stages_run_on_s3_as_in_a_folder(
         }
         manifest = cria.manifest(context.artifact)
         assert listed == {item.path for item in manifest.objects} | {"manifest.json", "progress.json"}, stage
+
+
+def test_a_key_limited_to_the_prefix_that_may_delete_nothing(
+    make_spec, minio_server: MinioServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such a key may neither ask for the bucket nor list it; what was saved on the way stays."""
+    keys = minio_server.allow("narrow", "team/run", "GetObject", "PutObject")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", keys["access_key"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", keys["secret_key"])
+    narrow = make_spec(store={"endpoint": minio_server.endpoint, "prefix": "team/run"})
+    for stage, module in ((Stage.TOKENIZE, tokenize), (Stage.SHARD, shard)):
+        context = open_context(narrow, stage)
+        module.run(context)
+        assert context.store.exists(context.artifact.manifest_path)
+        assert any(context.store.list(context.artifact.checkpoint_prefix))
+    assert "stays, though nobody needs it: " in caplog.text and "AccessDenied" in caplog.text
+    elsewhere = make_spec(store={"endpoint": minio_server.endpoint, "prefix": "team/other"})
+    with pytest.raises(StoreError, match="refused the credentials"):
+        open_context(elsewhere, Stage.TOKENIZE)
+
+
+def test_parts_that_cannot_be_deleted_stay(
+    minio_server: MinioServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = minio_server.allow("joiner", "joined", "GetObject", "PutObject")
+    store = minio_server.store(**keys)
+    first, second = bytes(5 << 20), bytes(6 << 20)
+    store.write("joined/source", second)
+    parts = [Part((first,), False), Part((Span("joined/source", 0, len(second)),), is_copied=True)]
+    assert store.compose("joined/whole", parts, store, "joined/scratch-") is not None
+    assert store.size("joined/whole") == len(first) + len(second)
+    assert store.exists("joined/scratch-00000")
+    assert "stays, though nobody needs it" in caplog.text

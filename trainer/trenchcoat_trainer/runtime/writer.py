@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import threading
 import time
 import uuid
@@ -22,7 +23,7 @@ from trenchcoat_api.artifacts import (
     StoredObject,
 )
 
-from trenchcoat_trainer.errors import NotFoundError
+from trenchcoat_trainer.errors import NotFoundError, StoreError
 from trenchcoat_trainer.runtime.clock import Clock
 from trenchcoat_trainer.runtime.objects import pack_list
 from trenchcoat_trainer.store import Readable, S3Store, Store
@@ -30,6 +31,8 @@ from trenchcoat_trainer.store.parts import Piece, plan_parts
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 JOURNAL = "journal-"
 # What was written since the journal was last saved is computed again after a crash.
@@ -157,9 +160,16 @@ class ArtifactWriter:
         return manifest
 
     def delete_checkpoints(self) -> None:
-        """Delete what a complete artifact needs no longer: checkpoints and journals."""
+        """Delete what a complete artifact needs no longer: checkpoints and journals.
+
+        Where the store refuses they stay: the artifact is complete all the same.
+        """
         for entry in list(self._store.list(self._artifact.checkpoint_prefix)):
-            self._store.delete(entry.path)
+            try:
+                self._store.delete(entry.path)
+            except StoreError as error:
+                logger.warning("what was saved on the way stays, though nobody needs it: %s", error)
+                return
 
     def _write_lists(self, objects: list[StoredObject]) -> list[ObjectList]:
         lists = []

@@ -204,8 +204,7 @@ class S3Store:
                 sources.append(ComposeSource(self._bucket, name))
             etag = self._compose(path, sources)
         finally:
-            for name in uploaded:
-                self.delete(name)
+            self._discard(uploaded)
         return Composed(etag, [part.size for part in parts]) if etag else None
 
     def _upload_with_md5(self, path: str, data: bytes) -> bool:
@@ -233,6 +232,15 @@ class S3Store:
         """Delete an object; it need not be there."""
         with self._errors.telling(path):
             self._client.remove_object(self._bucket, path)
+
+    def _discard(self, paths: Sequence[str]) -> None:
+        """Delete what was of use for a moment; where the store refuses it stays."""
+        for path in paths:
+            try:
+                self.delete(path)
+            except StoreError as error:
+                logger.warning("%s/%s stays, though nobody needs it: %s", self.name, path, error)
+                return
 
     def _look(self, path: str) -> None:
         """Ask for an object's first byte: unlike that to HEAD, the answer says why it is refused."""

@@ -25,6 +25,8 @@ def intermediates(look: Look) -> Steps:
     """Steps of deleting what no stage reads any more, and of giving back what was condemned too early."""
     if not look.store_is_known or not look.graph.crias:
         return Steps()  # who reads what is not known
+    if look.observed.undeleted is not None:
+        return Steps()  # the store has just refused
     store, peers = look.observed.store, look.observed.peers
     own, former = [work for work in look.graph.works if _is_done_with(work, look)], _former(look)
     leaving = {work.key for work in (*own, *former)}

@@ -65,6 +65,10 @@ def conditions(situation: Situation, stages: list[StageStatus], problem: Problem
         wanted |= _suspended(situation)
     else:
         wanted |= _in_progress(situation, stages, problem)
+    if look.observed.undeleted is not None:
+        wanted[ConditionType.CLEANED_UP] = Verdict(
+            "False", look.observed.undeleted.reason, look.observed.undeleted.message
+        )
     wanted[ConditionType.STALLED] = (
         Verdict("True", problem.reason, problem.message) if problem else Verdict("False", "NothingStalls")
     )

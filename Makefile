@@ -15,7 +15,7 @@ MODEL := build/demo/model
 # What the code of an export is tried with; configuration_trenchcoat.py names the same.
 TRANSFORMERS := 4.56.0 4.57.6 5.0.0 5.24.0
 
-.PHONY: help venv demo local-demo test test-serving test-versions serve unit explore lint format crds chart-docs lock cluster-up cluster-down cluster-status images
+.PHONY: help venv demo local-demo test test-serving test-versions serve unit explore lint format crds chart-docs plan-table lock cluster-up cluster-down cluster-status images
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -69,6 +69,9 @@ crds: venv  ## generate crds/ and the chart's copy from api/
 
 chart-docs: venv  ## write the chart's README and schema descriptions from the comments in values.yaml
 	$(PYTHON) hack/chart-docs
+
+plan-table: venv  ## write the table of docs/planning.md
+	$(PYTHON) hack/plan-table
 
 lock: venv  ## pin the newest versions that pyproject.toml allows
 	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \

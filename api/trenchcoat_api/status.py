@@ -104,6 +104,8 @@ class WaitingReason(StrEnum):
     """The training-operator, which is not installed."""
     SHARED = "Shared"
     """Another Trenchcoat, which makes the same artifact."""
+    PLAN = "Plan"
+    """A person: by the plan some stage cannot fit into its GPUs."""
     GATE = "Gate"
     """A bound of spec.gates: the evaluation that it bounds, or a person, where a bound is not kept to."""
 
@@ -125,7 +127,7 @@ class Work(Camel):
         default=None,
         description=(
             "What it waits for: Gpu, Parallelism, Scheduler, Refused, Queue, Retry, Cleanup, Store, "
-            "TrainingOperator, Shared or Gate."
+            "TrainingOperator, Shared, Plan or Gate."
         ),
     )
     waiting_since: str = Field(default="", description="Since when it waits for that, RFC 3339.")
@@ -186,17 +188,42 @@ class SupersededArtifact(Camel):
     key: str = Field(description="Its content key.")
 
 
+class StageEstimate(Camel):
+    """What one stage needs, all its Jobs together where nothing else is said."""
+
+    name: str = Field(description="The stage.")
+    gpu_memory_bytes: int = Field(default=0, description="Memory that it needs on each GPU, at least.")
+    host_memory_bytes: int = Field(default=0, description="Memory that one of its pods needs.")
+    reads_bytes: int = Field(default=0, description="Bytes that it reads from the store.")
+    writes_bytes: int = Field(default=0, description="Bytes of its artifacts.")
+    seconds: str = Field(default="", description="Time that it takes.")
+    gpu_hours: str = Field(default="", description="GPUs times hours.")
+    cost: str = Field(default="", description="By spec.plan.pricePerGpuHour; empty without.")
+
+
 class EstimateStatus(Camel):
-    """What the run needs, by the model's shape; hours are a lower bound."""
+    """What the run needs, by the model's shape and measured rates; `trenchcoat plan` tells more."""
 
     tokens: int = Field(description="Training tokens in full sequences.")
     activation_bytes: int = Field(description="Hidden states at all inner boundaries.")
     weight_bytes: int = Field(description="The teacher's weights in spec.dtype.")
     cria_weight_bytes: int = Field(description="Weights of the largest Cria, which its GPU must hold.")
-    collect_gpu_hours: str = Field(description="GPU-hours of collection at 600 TFLOP/s.")
-    cria_gpu_hours: str = Field(description="GPU-hours of all Crias at 600 TFLOP/s.")
+    collect_gpu_hours: str = Field(description="GPU-hours of collection.")
+    cria_gpu_hours: str = Field(description="GPU-hours of all Crias.")
     adapt_gpu_hours: str = Field(
-        default="", description="GPU-hours of the adapted teacher at 600 TFLOP/s; empty where there is none."
+        default="", description="GPU-hours of the adapted teacher; empty where there is none."
+    )
+    gpu: str = Field(default="", description="The kind of GPU that times are reckoned for.")
+    parallel_crias: int = Field(default=0, description="Crias at one time.")
+    seconds: str = Field(default="", description="Time from the first stage to the last.")
+    gpu_hours: str = Field(default="", description="GPU-hours of all stages.")
+    cost: str = Field(default="", description="By spec.plan.pricePerGpuHour; empty without.")
+    peak_stored_bytes: int = Field(default=0, description="The most that the store holds at once.")
+    written_bytes: int = Field(default=0, description="All artifacts together.")
+    stages: list[StageEstimate] = Field(
+        default_factory=list,
+        description="The stages, in order.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
 
 

@@ -1,6 +1,7 @@
 """Numbers and times as people read them."""
 
 from datetime import UTC, datetime
+from decimal import Decimal
 
 
 def timestamp(moment: datetime | None) -> str:
@@ -33,3 +34,15 @@ def size(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+_UNITS = {"k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
+_BINARY = {f"{unit.upper()}i": 1024**power for power, unit in enumerate("kMGTP", 1)}
+
+
+def quantity(text: str) -> int:
+    """Bytes of a quantity as Kubernetes writes it, such as 512Mi or 64G (`strings.Bytes`)."""
+    for unit, factor in {**_BINARY, **_UNITS}.items():
+        if text.endswith(unit):
+            return int(Decimal(text.removesuffix(unit)) * factor)
+    return int(Decimal(text))

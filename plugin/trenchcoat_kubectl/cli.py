@@ -3,9 +3,9 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
+from trenchcoat_api.planning.command import add_options
 
 from trenchcoat_kubectl import commands, planning
 from trenchcoat_kubectl.kubectl import Kubectl, PluginError
@@ -84,13 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     retry.add_argument("target", metavar="CRIA|STAGE", help="a Cria's number, or a stage such as collect")
 
     plan = add("plan", "print what a file would run and need, and what is complete already", planning.plan)
-    plan.add_argument("file", type=Path, metavar="FILE", help="the Trenchcoat in YAML")
-    plan.add_argument(
-        "--config", type=Path, metavar="FILE", help="config.json of a model that is new to the cluster"
-    )
-    plan.add_argument(
-        "--tflops", type=float, default=600, metavar="N", help="what one GPU sustains in bf16 (default: 600)"
-    )
+    add_options(plan)
     return parser
 
 

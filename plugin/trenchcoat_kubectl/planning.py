@@ -1,15 +1,16 @@
 """`kubectl trenchcoat plan`: what a file would run and need, and what of it is complete already."""
 
-import json
 from argparse import Namespace
 from collections.abc import Iterable
-from pathlib import Path
+from dataclasses import replace
 
 from rich.console import Console
-from trenchcoat_api.artifacts import Artifact, Artifacts, ModelFacts
-from trenchcoat_api.estimate import estimate, layer_parameters
-from trenchcoat_api.layer_kinds import check_named_layers
-from trenchcoat_api.plan import needs_table, stage_table
+from trenchcoat_api.artifacts import Artifact, Artifacts, DataFacts
+from trenchcoat_api.planning.command import given, read_config, tell
+from trenchcoat_api.planning.model import PlannedModel
+from trenchcoat_api.planning.outline import Outline
+from trenchcoat_api.planning.plan import Given, make_plan
+from trenchcoat_api.planning.rates import labelled_memory
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import State
@@ -25,65 +26,56 @@ def plan(arguments: Namespace, kubectl: Kubectl, console: Console) -> int:
     except (InvalidTrenchcoatError, OSError) as error:
         raise PluginError(str(error)) from error
     others = [read(body) for body in kubectl.get(RESOURCE)["items"]]
-    model = config_facts(arguments.config) if arguments.config else known_facts(wanted, others)
-    if model is None:
+    try:
+        model, data = _model(arguments, wanted, others)
+        outline = Outline.of(wanted.spec, model, data)
+        known = complete(Artifacts(wanted.spec).all(list(outline.crias)), wanted, others)
+        keys = {artifact.key for artifact in known}
+        made = make_plan(outline, _as_nodes_tell(given(arguments, keys.__contains__), wanted, kubectl))
+    except (OSError, ValueError) as error:
+        raise PluginError(str(error)) from error
+    code = tell(made, wanted.spec, arguments, console)
+    if arguments.output == "table":
+        console.print(told(known))
+    return code
+
+
+def _model(
+    arguments: Namespace, wanted: Trenchcoat, others: Iterable[Trenchcoat]
+) -> tuple[PlannedModel, DataFacts | None]:
+    """The teacher, by its config.json or by what another Trenchcoat has read; and the text, if one has."""
+    if arguments.config:
+        return read_config(arguments.config), None
+    known = next((other for other in others if _same_model(other, wanted) and other.status.model), None)
+    if known is None or known.status.model is None:
         raise PluginError(
             f"no Trenchcoat of this namespace has read {wanted.spec.model.source} yet: give its config.json "
             "with --config"
         )
+    same_text = known.spec.data == wanted.spec.data
+    return PlannedModel.of_facts(known.status.model, wanted.spec), known.status.data if same_text else None
+
+
+def _same_model(one: Trenchcoat, other: Trenchcoat) -> bool:
+    return (one.spec.model.source, one.spec.model.revision) == (
+        other.spec.model.source,
+        other.spec.model.revision,
+    )
+
+
+def _as_nodes_tell(wishes: Given, wanted: Trenchcoat, kubectl: Kubectl) -> Given:
+    """With the kind and the memory of the cluster's GPUs, where neither options nor the spec say."""
+    if wishes.gpu or wishes.gpu_memory or wanted.spec.plan.gpu or wanted.spec.plan.gpu_memory:
+        return wishes
     try:
-        needs = estimate(wanted.spec, model)
-        check_named_layers(wanted.spec.attention, model.layers)
-    except ValueError as error:
-        raise PluginError(str(error)) from error
-    console.print(stage_table(wanted.spec, needs))
-    console.print(needs_table(wanted.spec, needs, arguments.tflops))
-    console.print(told(complete(Artifacts(wanted.spec).all(list(needs.crias)), wanted, others)))
-    return 0
-
-
-def known_facts(wanted: Trenchcoat, others: Iterable[Trenchcoat]) -> ModelFacts | None:
-    """The shape of a model that another Trenchcoat, or an earlier form of this one, has read."""
-    for other in others:
-        same = (other.spec.model.source, other.spec.model.revision) == (
-            wanted.spec.model.source,
-            wanted.spec.model.revision,
-        )
-        if same and other.status.model is not None:
-            return other.status.model
-    return None
-
-
-def config_facts(path: Path) -> ModelFacts:
-    """The shape of a Llama, from its config.json.
-
-    Raises:
-        PluginError: it cannot be read, or is not that of a Llama.
-    """
-    try:
-        config = json.loads(path.read_text())
-        if config.get("model_type") != "llama":
-            raise PluginError(f"{path}: model_type is {config.get('model_type')!r}, not llama")
-        hidden, heads, vocabulary = (
-            config[name] for name in ("hidden_size", "num_attention_heads", "vocab_size")
-        )
-        facts = ModelFacts(
-            layers=config["num_hidden_layers"],
-            hidden_size=hidden,
-            heads=heads,
-            kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or hidden // heads,
-            intermediate_size=config["intermediate_size"],
-            vocab_size=vocabulary,
-            parameters=0,
-        )
-    except (OSError, ValueError, AttributeError) as error:
-        raise PluginError(f"{path}: {error}") from error
-    except KeyError as error:
-        raise PluginError(f"{path} has no {error.args[0]}: give a Llama's config.json") from error
-    embeddings = vocabulary * hidden * (1 if config.get("tie_word_embeddings") else 2)
-    parameters = facts.layers * layer_parameters(facts) + embeddings + hidden
-    return facts.model_copy(update={"parameters": parameters})
+        nodes = kubectl.get("nodes")["items"]
+    except PluginError:
+        return wishes  # one may not look at nodes: the plan says for which GPUs it is
+    resource = wanted.spec.scheduling.gpu_resource
+    labels = [node["metadata"].get("labels") or {} for node in nodes]
+    sizes = [(labelled_memory(own, resource) or 0, wishes.rates.by_product(own, resource)) for own in labels]
+    largest, kind = max(sizes, key=lambda item: item[0], default=(0, None))
+    return replace(wishes, gpu=kind, gpu_memory=largest or None)
 
 
 def complete(wanted: list[Artifact], trenchcoat: Trenchcoat, others: Iterable[Trenchcoat]) -> list[Artifact]:

@@ -3,8 +3,8 @@
 import pytest
 from trenchcoat_api.decode_state import decode_state
 
+from tests.api.planning.models import LLAMA_405B
 from tests.api.specs import trenchcoat
-from tests.api.test_estimate import LLAMA_405B
 
 
 def found(**attention):

@@ -5,7 +5,7 @@ from trenchcoat_api.artifacts import DataFacts
 from trenchcoat_api.evaluation_states import MOST_FORMS, disk_bytes, pass_bytes
 from trenchcoat_api.spec import OtherText
 
-from tests.api.test_estimate import LLAMA_405B, published
+from tests.api.planning.models import LLAMA_405B, published
 
 
 def held_out(sequences: int) -> DataFacts:

@@ -3,7 +3,10 @@
 import pytest
 from trenchcoat_api.artifacts import Artifacts, ModelFacts
 from trenchcoat_api.crias import cria_ranges
-from trenchcoat_api.estimate import estimate
+from trenchcoat_api.planning.model import PlannedModel
+from trenchcoat_api.planning.outline import Outline
+from trenchcoat_api.planning.rates import Rates
+from trenchcoat_api.planning.timing import Fleet, lora_seconds, transfer_seconds
 from trenchcoat_api.presets import PRESETS, Preset, with_preset
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 from trenchcoat_api.spec import LongSequences, StartPositions, Transfer, TrenchcoatSpec, Wide
@@ -130,9 +133,16 @@ def test_a_preset_and_its_values_written_out_have_the_same_keys():
 def test_what_is_computed_from_a_spec_sees_the_preset():
     sizes = {"hidden_size": 8, "heads": 2, "kv_heads": 1, "head_dim": 4, "intermediate_size": 8}
     model = ModelFacts(layers=12, vocab_size=10, parameters=100, **sizes)
-    quick, shipped = (estimate(resolve(preset=name), model) for name in ("quick", "shipped"))
-    assert quick.tokens < shipped.tokens
-    assert quick.cria_flop / quick.tokens == pytest.approx(shipped.cria_flop / shipped.tokens / 2)
+    rates = Rates.load()
+    fleet = Fleet(rates.kinds[rates.default], rates, 1)
+    found = {}
+    for name in ("quick", "shipped"):
+        spec = resolve(preset=name)
+        outline = Outline.of(spec, PlannedModel.of_facts(model, spec))
+        seconds = transfer_seconds(outline, fleet, 2) + lora_seconds(outline, fleet, 2)
+        found[name] = outline.tokens, seconds / outline.tokens
+    assert found["quick"][0] < found["shipped"][0]
+    assert found["quick"][1] == pytest.approx(found["shipped"][1] / 2)
 
 
 def test_a_resolved_spec_stays_what_it_is_when_read_again():

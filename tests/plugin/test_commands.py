@@ -10,6 +10,9 @@ import pytest
 import yaml
 from trenchcoat_api.artifacts import Artifacts
 from trenchcoat_api.crias import cria_ranges
+from trenchcoat_api.exitcodes import ExitCode
+from trenchcoat_api.planning.command import read_config
+from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import TrenchcoatStatus
 from trenchcoat_kubectl import cli, commands, planning
@@ -137,7 +140,7 @@ LLAMA = {
 
 def test_the_shape_of_a_model_from_its_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
-    facts = planning.config_facts(tmp_path / "config.json")
+    facts = read_config(tmp_path / "config.json").facts
     assert facts.parameters == 405_853_388_800  # as published
     assert (facts.layers, facts.head_dim, facts.kv_heads) == (126, 128, 8)
 
@@ -157,8 +160,8 @@ def test_a_plan_refuses_layers_that_the_model_has_not(
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("{", "config.json: "),
-        ("[]", "config.json: "),
+        ("{", "config.json is not JSON"),
+        ("[]", "config.json holds no JSON object"),
         (json.dumps({"model_type": "gpt2"}), "gpt2"),
         (
             json.dumps({key: value for key, value in LLAMA.items() if key != "vocab_size"}),
@@ -168,8 +171,8 @@ def test_a_plan_refuses_layers_that_the_model_has_not(
 )
 def test_what_is_no_llama_is_said(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(PluginError, match=told):
-        planning.config_facts(tmp_path / "config.json")
+    with pytest.raises(ValueError, match=told):
+        read_config(tmp_path / "config.json")
 
 
 def test_what_others_have_made_is_told() -> None:
@@ -201,10 +204,50 @@ def test_what_others_have_made_is_told() -> None:
     assert planning.complete(artifacts, wanted, [elsewhere]) == []
 
 
-def test_a_model_that_was_read_is_known() -> None:
-    assert (
-        planning.known_facts(samples.trenchcoat("new", {}), [samples.stalled(), samples.running()])
-        is not None
-    )
-    other_model = samples.trenchcoat("new", {}, model={"source": "hf://meta-llama/Llama-3.1-8B"})
-    assert planning.known_facts(other_model, [samples.running()]) is None
+def _plan(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, spec: dict[str, object], others: list[object], nodes: str
+) -> int:
+    """Plan a file where the cluster has other Trenchcoats, and these nodes, or none to look at."""
+    (folder / "others.json").write_text(json.dumps({"items": others}))
+    answer = f"echo '{nodes}'" if nodes else "echo 'error: nodes is forbidden' >&2; exit 1"
+    script = f'case "$*" in *nodes*) {answer};; *) cat {folder}/others.json;; esac'
+    _write_kubectl(folder, script, monkeypatch)
+    body = samples.trenchcoat("new", {}).model_dump(mode="json", by_alias=True, exclude_none=True)
+    gang = {"nodes": 3, "gpusPerNode": 8}
+    body["spec"] |= {"collect": gang, "stitch": gang} | spec
+    (folder / "spec.yaml").write_text(yaml.safe_dump({**body, "status": {}}))
+    return cli.main(["plan", str(folder / "spec.yaml"), "-o", "json"])
+
+
+def _object(trenchcoat: Trenchcoat) -> dict[str, object]:
+    return trenchcoat.to_object()
+
+
+def test_a_model_that_was_read_is_known(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = [_object(samples.stalled()), _object(samples.running())]
+    assert _plan(tmp_path, monkeypatch, {}, others, "") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["model"]["layers"] == 126 and document["gpu"] == "h100-80gb"
+    other_model = {"model": {"source": "hf://meta-llama/Llama-3.1-8B"}}
+    assert _plan(tmp_path, monkeypatch, other_model, others, "") == 1
+    assert "give its config.json with --config" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_nodes_tell_what_gpus_they_have(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def node(product: str, memory: str) -> dict[str, object]:
+        return {"metadata": {"labels": {"nvidia.com/gpu.product": product, "nvidia.com/gpu.memory": memory}}}
+
+    nodes = [{"metadata": {}}, node("NVIDIA-H200", "143771"), node("Tesla-T4", "15360")]
+    others = [_object(samples.running())]
+    assert _plan(tmp_path, monkeypatch, {}, others, json.dumps({"items": nodes})) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["gpu"], document["gpuMemoryBytes"]) == ("h200-141gb", 143771 * 1024**2)
+    small = json.dumps({"items": nodes[2:]})
+    assert _plan(tmp_path, monkeypatch, {}, others, small) == ExitCode.BAD_INPUT
+    assert "a GPU has 16.1 GB" in capsys.readouterr().err
+    # What the spec says goes before what nodes tell.
+    assert _plan(tmp_path, monkeypatch, {"plan": {"gpuMemory": "80G"}}, others, small) == 0

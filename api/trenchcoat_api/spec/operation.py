@@ -7,7 +7,7 @@ from pydantic import Field
 from trenchcoat_api.base import Camel
 from trenchcoat_api.pods import PodOverrides
 from trenchcoat_api.rules import Rule
-from trenchcoat_api.strings import ExtendedResource, Label, Name
+from trenchcoat_api.strings import Bytes, ExtendedResource, Label, Name, PositiveDecimal
 
 
 class Distributed(StrEnum):
@@ -75,6 +75,31 @@ class Scheduling(Camel):
         description="Tries of a stage before it counts as failed; preemptions are free.",
         ge=1,
         le=100,
+    )
+
+
+class Planning(Camel):
+    """What the plan of a run goes by; it decides whether a run starts, never what it computes."""
+
+    gpu: Label | None = Field(
+        default=None,
+        description=(
+            "Kind of the GPUs by which times are reckoned, such as h100-80gb or h200-141gb; by default the "
+            "first. Its memory is what stages must fit into."
+        ),
+    )
+    gpu_memory: Bytes | None = Field(
+        default=None,
+        description=(
+            "Memory of a GPU, such as 80G, that stages must fit into. By default that of gpu, and without "
+            "either what the nodes' labels tell."
+        ),
+    )
+    price_per_gpu_hour: PositiveDecimal | None = Field(
+        default=None, description="What a GPU costs an hour, in any currency."
+    )
+    force: bool = Field(
+        default=False, description="Whether a run goes on though a stage cannot fit into its GPUs."
     )
 
 

@@ -8,7 +8,7 @@ from trenchcoat_api.base import Camel
 from trenchcoat_api.presets import PRESET_MARK, PRESETS, Preset, with_preset
 from trenchcoat_api.rules import Rule
 from trenchcoat_api.spec.attention import WINDOWS, Attention, DType, Form
-from trenchcoat_api.spec.operation import Retention, Scheduling, StagePods
+from trenchcoat_api.spec.operation import Planning, Retention, Scheduling, StagePods
 from trenchcoat_api.spec.sources import Data, Model, Store
 from trenchcoat_api.spec.stages import Collect, Evaluate, Export, Gates
 from trenchcoat_api.spec.training import CriaLora, Objective, ProjectionName, Stitch, Transfer
@@ -190,6 +190,7 @@ class TrenchcoatSpec(Camel):
     export: Export = Field(default_factory=Export, description="The Hugging Face checkpoint.")
     gates: Gates = Field(default_factory=Gates, description="Bounds of quality that a run must keep to.")
     scheduling: Scheduling = Field(default_factory=Scheduling, description="How the Jobs share the cluster.")
+    plan: Planning = Field(default_factory=Planning, description="What the plan of the run goes by.")
     pods: StagePods = Field(default_factory=StagePods, description="Pod settings by stage.")
     retention: Retention = Field(
         default=Retention.KEEP,

@@ -12,7 +12,7 @@ from trenchcoat_operator.gpus import contenders, sharing
 from trenchcoat_operator.model.observed import Child, Problem
 from trenchcoat_operator.reconcile.assessment.standing import Assessment
 from trenchcoat_operator.reconcile.look import Look
-from trenchcoat_operator.reconcile.starting import gate
+from trenchcoat_operator.reconcile.starting import fitting, gate
 from trenchcoat_operator.works import graph
 from trenchcoat_operator.works.graph import Work
 
@@ -43,6 +43,8 @@ class Release:
     needs_surroundings: bool = False
     due: tuple[str, ...] = ()
     """Other Trenchcoats for which GPUs are free now, as namespace/name."""
+    misfit: Problem | None = None
+    """What of the run cannot fit into its GPUs, as far as anything waits for that."""
 
 
 def release(look: Look, assessments: tuple[Assessment, ...]) -> Release:
@@ -53,6 +55,10 @@ def release(look: Look, assessments: tuple[Assessment, ...]) -> Release:
         return Release(held={work.key: hold for work in ready})
     if look.graph.fault:
         return Release()
+    misfit = fitting.judge(look) if ready else None
+    if misfit is not None:
+        hold = Hold(WaitingReason.PLAN, fitting.WAITS)
+        return Release(held={work.key: hold for work in ready}, misfit=misfit)
     held = _at_the_gate(look, assessments, ready) | _made_by_others(look, ready)
     held |= _refused(look, assessments, [work for work in ready if work.key not in held])
     held |= _too_many(look, [work for work in ready if work.key not in held])

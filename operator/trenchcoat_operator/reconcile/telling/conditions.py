@@ -82,6 +82,9 @@ def _accepted(situation: Situation) -> Verdict:
         return Verdict("False", problem.reason, problem.message)
     if graph.fault:
         return Verdict("False", FailureClass.BAD_INPUT.value, graph.fault)
+    misfit = situation.released.misfit
+    if misfit is not None:
+        return Verdict("False", misfit.reason, misfit.message)
     tokenize = next(item for item in situation.assessments if item.work.stage is Stage.TOKENIZE)
     refused = tokenize.last_outcome is not None and tokenize.last_outcome.failure is FailureClass.BAD_INPUT
     if tokenize.state is State.FAILED and refused:

@@ -9,12 +9,14 @@ from trenchcoat_operator.reconcile.starting import gate
 
 
 def first_problem(situation: Situation) -> Problem | None:
-    """The store's before the spec's, a Job's before what waits, and the gates' last."""
+    """The store's before the spec's and the plan's, a Job's before what waits, and the gates' last."""
     look = situation.look
     if look.observed.store.problem is not None:
         return look.observed.store.problem
     if look.graph.fault:
         return Problem("InvalidInput", look.graph.fault)
+    if situation.released.misfit is not None:
+        return situation.released.misfit
     for assessment in situation.assessments:
         # What is wrong with a Job that is taken away in this very pass is of no interest.
         taken_away = assessment.latest is not None and assessment.latest.name in situation.going

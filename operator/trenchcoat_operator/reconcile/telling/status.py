@@ -1,14 +1,13 @@
 """The whole status."""
 
-from trenchcoat_api.artifacts import Artifacts, ModelFacts
-from trenchcoat_api.estimate import TERAFLOPS, estimate
-from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_api.artifacts import Artifacts
 from trenchcoat_api.stages import Stage
-from trenchcoat_api.status import EstimateStatus, TrenchcoatStatus
+from trenchcoat_api.status import TrenchcoatStatus
 
 from trenchcoat_operator.reconcile.situation import Situation
 from trenchcoat_operator.reconcile.telling import columns, table
 from trenchcoat_operator.reconcile.telling.conditions import conditions
+from trenchcoat_operator.reconcile.telling.estimate import estimated
 from trenchcoat_operator.reconcile.telling.problem import first_problem
 from trenchcoat_operator.works import superseded
 
@@ -48,24 +47,5 @@ def status(situation: Situation) -> TrenchcoatStatus:
         evaluation=evaluate.facts.evaluation if evaluate else (None if known else former.evaluation),
         gpu_seconds=former.gpu_seconds,
         accounted_at=former.accounted_at,
-        estimate=_estimate(trenchcoat, tokenize.facts.model) if tokenize else former.estimate,
-    )
-
-
-def _estimate(trenchcoat: Trenchcoat, model: ModelFacts | None) -> EstimateStatus | None:
-    """What the run needs, as far as the model tells."""
-    if model is None:
-        return None
-    try:
-        needs = estimate(trenchcoat.spec, model)
-    except ValueError:
-        return None  # spec.layersPerCria does not fit the model, which the conditions tell
-    return EstimateStatus(
-        tokens=needs.tokens,
-        activation_bytes=needs.activation_bytes,
-        weight_bytes=needs.weight_bytes,
-        cria_weight_bytes=needs.cria_weight_bytes,
-        collect_gpu_hours=f"{needs.gpu_hours(needs.collect_flop, TERAFLOPS):.3g}",
-        cria_gpu_hours=f"{needs.gpu_hours(needs.cria_flop, TERAFLOPS):.3g}",
-        adapt_gpu_hours=f"{needs.gpu_hours(needs.adapt_flop, TERAFLOPS):.3g}" if needs.adapt_flop else "",
+        estimate=estimated(trenchcoat.spec, tokenize.facts) if tokenize else former.estimate,
     )

@@ -1,0 +1,188 @@
+"""A plan as tables for the terminal."""
+
+from collections.abc import Iterator
+
+from rich.table import Table
+
+from trenchcoat_api import texts
+from trenchcoat_api.layer_kinds import wide_count
+from trenchcoat_api.phases import adapter_epochs, transfer_epochs
+from trenchcoat_api.planning.plan import Plan, StagePlan
+from trenchcoat_api.spec import Distributed, Form, TrenchcoatSpec
+from trenchcoat_api.stages import DISTRIBUTED, Stage
+
+
+def tables(plan: Plan, spec: TrenchcoatSpec) -> Iterator[Table]:
+    """The stages, what they need, the store, and what decoding will hold."""
+    yield stage_table(plan, spec)
+    yield needs_table(plan)
+    yield store_table(plan)
+    yield decode_table(plan)
+
+
+def stage_table(plan: Plan, spec: TrenchcoatSpec) -> Table:
+    """What runs, on how many GPUs, and what it leaves."""
+    table = _table("Stages", "stage", "runs as", "GPUs", "leaves", "artifact", "")
+    for row in plan.stages:
+        table.add_row(
+            row.name.value,
+            _runs_as(row, spec, plan),
+            _gpus(row),
+            _leaves(row, spec, plan),
+            _keys(row),
+            _complete(row),
+        )
+    return table
+
+
+def _runs_as(row: StagePlan, spec: TrenchcoatSpec, plan: Plan) -> str:
+    if row.name in DISTRIBUTED:
+        return _gang(spec, (spec.collect if row.name is Stage.COLLECT else spec.stitch).nodes)
+    if row.name is Stage.CRIA:
+        return f"{row.jobs} Jobs, {plan.parallel_crias} at a time"
+    return "Job"
+
+
+def _gang(spec: TrenchcoatSpec, pods: int) -> str:
+    """What runs a stage that may have several pods."""
+    count = "1 pod" if pods == 1 else f"{pods} pods"
+    if spec.scheduling.distributed is Distributed.PYTORCH_JOB:
+        return f"PyTorchJob, {count}"
+    return f"Indexed Job, {count}" if pods > 1 else "Job"
+
+
+def _gpus(row: StagePlan) -> str:
+    if row.name is Stage.CRIA:
+        return f"{row.gpus} each"
+    return str(row.gpus) if row.gpus else "-"
+
+
+def _leaves(row: StagePlan, spec: TrenchcoatSpec, plan: Plan) -> str:
+    size = texts.size(row.writes_bytes)
+    match row.name:
+        case Stage.TOKENIZE:
+            return f"{plan.tokens:,} tokens"
+        case Stage.COLLECT:
+            return f"{size} of activations at {plan.store.boundaries} boundaries"
+        case Stage.SHARD:
+            return f"{size} of weights"
+        case Stage.SELECT:
+            count = wide_count(spec.attention, plan.model.layers)
+            return f"the {count} layers that are to be wide" if count > 1 else "the layer that is to be wide"
+        case Stage.CRIA:
+            trained = "adapters" if spec.attention.form is Form.WINDOW else "feature maps and adapters"
+            epochs = f"{transfer_epochs(spec)} + {spec.cria_lora.epochs} epochs"
+            return f"{size} of {trained}, layers {plan.crias[0]} to {plan.crias[-1]}; {epochs}"
+        case Stage.STITCH:
+            return f"{size} of adapters over the whole; {_epochs(spec.stitch.epochs)}{_at_the_end(spec)}"
+        case Stage.ADAPT:
+            return f"{size} of adapters of the teacher, to compare with; {_epochs(adapter_epochs(spec))}"
+        case Stage.EVALUATE:
+            return "perplexities, recall"
+        case Stage.EXPORT:
+            return f"{size} checkpoint"
+
+
+def _epochs(count: int) -> str:
+    return "1 epoch" if count == 1 else f"{count} epochs"
+
+
+def _at_the_end(spec: TrenchcoatSpec) -> str:
+    long = spec.stitch.long_sequences
+    if not long.are_on:
+        return ""
+    return f", sequences of {long.multiple * spec.data.sequence_length:,} tokens in the last {long.share}"
+
+
+def _keys(row: StagePlan) -> str:
+    if len(row.keys) <= 1:
+        return "".join(row.keys)
+    return ", ".join(key[:6] for key in row.keys[:2]) + (", ..." if len(row.keys) > 2 else "")
+
+
+def _complete(row: StagePlan) -> str:
+    if not row.complete:
+        return ""
+    return "complete" if row.complete == row.jobs else f"{row.complete} complete"
+
+
+def needs_table(plan: Plan) -> Table:
+    """Memory, traffic, time and cost of every stage."""
+    priced = plan.price is not None
+    columns = ["stage", "GPU memory", "host memory", "reads", "a Job moves", "a Job takes", "all take"]
+    table = _table(
+        f"Needs, on {plan.gpu} ({texts.size(plan.gpu_memory_bytes)})",
+        *columns,
+        "GPU-hours",
+        *(["cost"] if priced else []),
+    )
+    for row in plan.stages:
+        table.add_row(
+            row.name.value,
+            texts.size(row.gpu_memory_bytes) if row.gpus else "-",
+            texts.size(row.host_memory_bytes),
+            texts.size(row.reads_bytes) if row.reads_bytes else "-",
+            f"{texts.size(row.bytes_per_second)}/s",
+            texts.duration(row.job_seconds),
+            texts.duration(row.seconds),
+            hours(row.gpu_hours) if row.gpus else "-",
+            *([f"{row.cost:,.2f}"] if row.cost is not None else []),
+        )
+    table.add_section()
+    table.add_row(
+        "all",
+        *[""] * 3,
+        f"{texts.size(plan.peak_bytes_per_second)}/s",
+        "",
+        texts.duration(plan.seconds),
+        hours(plan.gpu_hours),
+        *([f"{plan.cost:,.2f}"] if plan.cost is not None else []),
+    )
+    if plan.gpu_hours_left < plan.gpu_hours:
+        table.add_row(
+            "not in the store yet",
+            *[""] * 6,
+            hours(plan.gpu_hours_left),
+            *([f"{plan.cost_left:,.2f}"] if plan.cost_left is not None else []),
+        )
+    return table
+
+
+def store_table(plan: Plan) -> Table:
+    """The store over time."""
+    table = _table("Store", "", "bytes")
+    for stage, held in plan.store.after.items():
+        table.add_row(f"after {stage.value}", texts.size(held))
+    table.add_section()
+    table.add_row(
+        f"at most, checkpoints among it (during {plan.store.peak_during.value})",
+        texts.size(plan.store.peak_bytes),
+    )
+    table.add_row("written in all", texts.size(plan.store.written_bytes))
+    return table
+
+
+def decode_table(plan: Plan) -> Table:
+    """What decoding one sequence holds."""
+    table = _table("Decoding holds", "tokens", "student", "teacher's key/value cache")
+    for tokens, size in plan.decode.student.items():
+        table.add_row(f"{tokens:,}", texts.size(size), texts.size(plan.decode.teacher[tokens]))
+    if plan.decode.crossover:
+        table.caption = (
+            f"The student holds less from {plan.decode.crossover:,} tokens on; a sliding window of as many "
+            f"bytes sees {plan.decode.equal_window:,}."
+        )
+        table.caption_justify = "left"
+    return table
+
+
+def hours(number: float) -> str:
+    """GPU-hours, with as many digits as they are worth."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 or title == "Stages" else "right")
+    return table

@@ -1,0 +1,262 @@
+"""Seconds of every stage on given GPUs: the one place for these formulas.
+
+A layer's pass takes its matrix products at the measured rate and its attention as measured, or what the host
+needs to start it where that is longer; reading and writing take what the store gives to one process.
+"""
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import ceil
+
+from trenchcoat_api.phases import adapter_epochs, stages, transfer_epochs
+from trenchcoat_api.planning.evaluation import evaluation_sets, reads_of_weights
+from trenchcoat_api.planning.memory import (
+    GRAPH_BYTES,
+    GRAPH_LIMIT,
+    collected_layers,
+    gpus_of,
+    ranks_of,
+    stitch_recomputes,
+)
+from trenchcoat_api.planning.outline import Outline
+from trenchcoat_api.planning.rates import HEAD_DIM, HEADS, Kind, PassRate, Rates
+from trenchcoat_api.planning.sizes import embedding_parameters, layer_parameters
+from trenchcoat_api.planning.storage import artifact_bytes, weight_bytes
+from trenchcoat_api.selection import SEQUENCES
+from trenchcoat_api.spec import Objective, Stitch
+from trenchcoat_api.stages import INPUTS, Stage
+
+_SHARPNESS = 4
+"""How soon the longer of host and device alone counts, where both take about as long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The GPUs that a plan is for."""
+
+    kind: Kind
+    rates: Rates
+    crias: int
+    """Crias at one time."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageTime:
+    """How long a stage takes."""
+
+    stage: Stage
+    job: float
+    """Seconds of its longest Job."""
+    wall: float
+    """Seconds of all its Jobs, one after another where there are too few GPUs."""
+    gpu_seconds: float
+    """GPUs times seconds that they are held."""
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """All stages, and the whole."""
+
+    stages: tuple[StageTime, ...]
+    wall: float
+    """Seconds from the first stage to the last, along what waits for what."""
+    finished: dict[Stage, float] = field(default_factory=dict)
+    """When each is over, in seconds from the start."""
+
+
+def times(outline: Outline, fleet: Fleet) -> Times:
+    """Work them out."""
+    wanted = stages(outline.spec)
+    found: list[StageTime] = []
+    finished: dict[Stage, float] = {}
+    for stage in wanted:
+        time = _crias(outline, fleet) if stage is Stage.CRIA else _single(outline, fleet, stage)
+        found.append(time)
+        after = (*INPUTS[stage], Stage.STITCH) if stage is Stage.ADAPT else INPUTS[stage]
+        begins = max((finished[item] for item in after if item in finished), default=0.0)
+        finished[stage] = begins + time.wall
+    return Times(tuple(found), max(finished.values()), finished)
+
+
+def _single(outline: Outline, fleet: Fleet, stage: Stage) -> StageTime:
+    seconds = _SECONDS[stage](outline, fleet)
+    return StageTime(stage, seconds, seconds, seconds * gpus_of(outline, stage))
+
+
+def _crias(outline: Outline, fleet: Fleet) -> StageTime:
+    """Crias start as GPUs come free, in order."""
+    each = [cria_seconds(outline, fleet, len(cria.layers)) for cria in outline.crias]
+    free = [0.0] * max(1, min(fleet.crias, len(each)))
+    for seconds in each:
+        heapq.heappush(free, heapq.heappop(free) + seconds)
+    return StageTime(Stage.CRIA, max(each), max(free), sum(each) * gpus_of(outline, Stage.CRIA))
+
+
+def layer_seconds(
+    rate: PassRate, outline: Outline, sequences: int, length: int, passes: float = 1.0
+) -> float:
+    """One layer over a micro-batch, `passes` times a forward's products."""
+    facts = outline.facts
+    products = passes * 2.0 * layer_parameters(facts) * sequences * length / (rate.tflops * 1e12)
+    width = facts.heads * facts.head_dim / (HEADS * HEAD_DIM)
+    device = products + sequences * width * rate.attention_seconds(length)
+    host = rate.host_ms / 1e3
+    longest = max(device, host)
+    if longest == 0:
+        return 0.0
+    both = (device / longest) ** _SHARPNESS + (host / longest) ** _SHARPNESS
+    return float(longest * both ** (1 / _SHARPNESS))
+
+
+def _store(fleet: Fleet, size: float) -> float:
+    return size / fleet.rates.store.bytes_per_second
+
+
+def _tokenize(outline: Outline, fleet: Fleet) -> float:
+    tokens = (outline.sequences + outline.held_out) * outline.length
+    return fleet.kind.start_seconds + tokens / fleet.rates.text.tokens_per_second
+
+
+def _collect(outline: Outline, fleet: Fleet) -> float:
+    """Ranks compute one batch after another, each its layers; all are busy but at the ends."""
+    spec, ranks = outline.spec, ranks_of(outline, Stage.COLLECT)
+    stored = weight_bytes(outline) / ranks
+    start = fleet.kind.start_seconds + _store(fleet, stored)
+    if not outline.boundaries:
+        return start
+    size = min(spec.collect.batch_size, outline.sequences)
+    batches = -(-outline.sequences // size)
+    each = layer_seconds(fleet.kind.passes.forward, outline, size, outline.length)
+    computing = (batches + ranks - 1) * collected_layers(outline) * each
+    writing = _store(fleet, -(-outline.boundaries // ranks) * outline.boundary_bytes)
+    return start + max(computing, writing)
+
+
+def _shard(outline: Outline, fleet: Fleet) -> float:
+    return fleet.kind.start_seconds + _store(fleet, 2 * weight_bytes(outline))
+
+
+def _select(outline: Outline, fleet: Fleet) -> float:
+    each = layer_seconds(fleet.kind.passes.forward, outline, 1, outline.length)
+    computing = SEQUENCES * outline.facts.layers * each
+    return fleet.kind.start_seconds + max(computing, _store(fleet, weight_bytes(outline)))
+
+
+def transfer_seconds(outline: Outline, fleet: Fleet, layers: int) -> float:
+    """All steps of attention transfer of a Cria of so many layers."""
+    settings = outline.spec.transfer
+    size = min(settings.micro_batch_size, outline.sequences)
+    batches = -(-outline.sequences // size) * transfer_epochs(outline.spec)
+    # The last layer stops behind its attention.
+    facts = outline.facts
+    first = facts.hidden_size * facts.head_dim * (facts.heads + 2 * facts.kv_heads)
+    passes = (layers - 1 + first / layer_parameters(facts)) / layers
+    each = layer_seconds(fleet.kind.passes.transfer, outline, size, outline.length, passes)
+    return batches * layers * each
+
+
+def lora_seconds(outline: Outline, fleet: Fleet, layers: int) -> float:
+    """All steps of LoRA by Cria."""
+    settings = outline.spec.cria_lora
+    size = min(settings.micro_batch_size, outline.sequences)
+    batches = -(-outline.sequences // size) * settings.epochs
+    if settings.objective is Objective.BLOCK:
+        graph = layers * GRAPH_BYTES * size * outline.length * outline.facts.hidden_size
+        rate, passes = fleet.kind.passes.block, 3.0 if graph > GRAPH_LIMIT else 2.0
+    else:
+        rate, passes = fleet.kind.passes.layerwise, 1.0
+    return batches * layers * layer_seconds(rate, outline, size, outline.length, passes)
+
+
+def cria_seconds(outline: Outline, fleet: Fleet, layers: int) -> float:
+    """One Cria's Job."""
+    weights = layers * layer_parameters(outline.facts) * outline.model.stored_bytes
+    start = fleet.kind.start_seconds + _store(fleet, weights)
+    if not outline.boundaries and len(outline.crias) > 1:
+        return start
+    computing = transfer_seconds(outline, fleet, layers) + lora_seconds(outline, fleet, layers)
+    return start + max(computing, _store(fleet, cria_reads(outline)))
+
+
+def cria_reads(outline: Outline) -> float:
+    """Hidden states that one Cria's Job reads, at most: its own boundary in every epoch, and the next."""
+    if not outline.boundaries:
+        return 0.0
+    epochs = transfer_epochs(outline.spec) + outline.spec.cria_lora.epochs
+    targets = 2 if outline.spec.cria_lora.objective is Objective.BLOCK else 1
+    return epochs * targets * outline.boundary_bytes
+
+
+def _stitch(outline: Outline, fleet: Fleet) -> float:
+    return _end_to_end(outline, fleet, outline.spec.stitch.epochs)
+
+
+def _adapt(outline: Outline, fleet: Fleet) -> float:
+    return _end_to_end(outline, fleet, adapter_epochs(outline.spec))
+
+
+def busy_ranks(outline: Outline) -> int:
+    """Ranks of the stitch that have a micro-batch of their own in every step."""
+    stitch = outline.spec.stitch
+    return min(ranks_of(outline, Stage.STITCH), -(-stitch.batch_size // stitch.micro_batch_size))
+
+
+def _end_to_end(outline: Outline, fleet: Fleet, epochs: int) -> float:
+    """The first rank reads all weights; then every step takes as many turns as the ranks need."""
+    start = fleet.kind.start_seconds + _store(fleet, weight_bytes(outline))
+    stitch = outline.spec.stitch
+    steps = epochs * -(-outline.sequences // stitch.batch_size)
+    long = round(float(stitch.long_sequences.share) * steps)
+    seconds = (steps - long) * _step(outline, fleet, stitch, 1)
+    if long:
+        seconds += long * _step(outline, fleet, stitch, stitch.long_sequences.multiple)
+    return start + seconds
+
+
+def _step(outline: Outline, fleet: Fleet, stitch: Stitch, multiple: int) -> float:
+    """An optimiser step on sequences that are so many times as long."""
+    ranks = ranks_of(outline, Stage.STITCH)
+    size = stitch.micro_batch_size if multiple == 1 else stitch.long_micro_batch_size
+    turns = ceil(ceil(stitch.batch_size / (multiple * size)) / ranks)
+    passes = 3.0 if stitch_recomputes(outline, fleet.kind.memory_bytes) else 2.0
+    rate = fleet.kind.passes.end_to_end
+    layers = outline.facts.layers * layer_seconds(rate, outline, size, multiple * outline.length, passes)
+    tokens = size * multiple * outline.length
+    head = 2 * 2.0 * embedding_parameters(outline.facts) * tokens / (rate.tflops * 1e12)
+    gathered = 0.0
+    if ranks > 1 and fleet.rates.gather.bytes_per_second:
+        weights = outline.facts.parameters * outline.item * (ranks - 1) / ranks
+        gathered = passes * weights / fleet.rates.gather.bytes_per_second
+    return turns * max(layers + head, gathered)
+
+
+def _evaluate(outline: Outline, fleet: Fleet) -> float:
+    rate, facts = fleet.kind.passes.forward, outline.facts
+    most = outline.spec.evaluate.batch_size * outline.length
+    computing = 0.0
+    for item in evaluation_sets(outline):
+        size = min(max(1, most // item.length), item.sequences)
+        batches = -(-item.sequences // size) * item.forms
+        computing += batches * facts.layers * layer_seconds(rate, outline, size, item.length)
+        logits = 2.0 * embedding_parameters(facts) * item.sequences * item.length * item.forms
+        computing += logits / (rate.tflops * 1e12)
+    reading = _store(fleet, reads_of_weights(outline) * weight_bytes(outline))
+    return fleet.kind.start_seconds + reading + computing
+
+
+def _export(outline: Outline, fleet: Fleet) -> float:
+    size = weight_bytes(outline) + artifact_bytes(outline, Stage.EXPORT)
+    return fleet.kind.start_seconds + _store(fleet, size)
+
+
+_SECONDS: dict[Stage, Callable[[Outline, Fleet], float]] = {
+    Stage.TOKENIZE: _tokenize,
+    Stage.COLLECT: _collect,
+    Stage.SHARD: _shard,
+    Stage.SELECT: _select,
+    Stage.STITCH: _stitch,
+    Stage.ADAPT: _adapt,
+    Stage.EVALUATE: _evaluate,
+    Stage.EXPORT: _export,
+}

@@ -1,0 +1,114 @@
+"""Memory and time, against what benchmarks/ measured, and the rates against where they come from."""
+
+import json
+from pathlib import Path
+
+import pytest
+from trenchcoat_api.planning.memory import CONTEXT, gpu_need
+from trenchcoat_api.planning.model import PlannedModel
+from trenchcoat_api.planning.outline import Outline
+from trenchcoat_api.planning.rates import Rates
+from trenchcoat_api.planning.timing import Fleet, layer_seconds, transfer_seconds
+from trenchcoat_api.stages import Stage
+
+from tests.api.planning.models import model, outline, published
+
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+RATES = Rates.load()
+HOSTS = {"h100-80gb": "h100", "h200-141gb": "h200"}
+
+
+def measured(kind: str) -> dict:
+    return json.loads((BENCHMARKS / f"step/results/{HOSTS[kind]}.json").read_text())
+
+
+@pytest.mark.parametrize("kind", HOSTS)
+@pytest.mark.parametrize("tokens", [1024, 2048, 4096, 8192, 16384, 32768])
+def test_a_cria_of_405b_needs_what_it_was_seen_to_hold(kind: str, tokens: int) -> None:
+    """Within 2%, and never less: reserved memory, and while a layer is fused, the layer once more."""
+    found = outline(data__sequenceLength=tokens, criaLora__epochs=0)
+    need = gpu_need(found, Stage.CRIA)
+    assert need is not None
+    seen = measured(kind)["peak_reserved_gb_by_tokens"][str(tokens)] * 1e9
+    fused = need.parts["layers"] + found.layer_bytes
+    without = need.total - CONTEXT
+    assert without >= max(seen, fused) * 0.995
+    assert without == pytest.approx(max(seen, fused), rel=0.02)
+
+
+def test_block_holds_the_graphs_of_all_layers() -> None:
+    found = outline(criaLora__objective="block", transfer__epochs=0)
+    need = gpu_need(found, Stage.CRIA)
+    assert need is not None
+    seen = measured("h100-80gb")["peak_gb_lora_block_1k"] * 1e9
+    assert need.total - CONTEXT >= seen
+    # A graph that were larger is computed twice: then a micro-batch costs its boundaries.
+    more = gpu_need(outline(criaLora__objective="block", criaLora__microBatchSize=8), Stage.CRIA)
+    assert more is not None and more.total < need.total + 8e9
+
+
+def test_the_stitch_needs_what_it_was_seen_to_hold() -> None:
+    """benchmarks/stitch/results/h100.md: 88M parameters, 8 x 1024 tokens, checkpointing: 1.94 GB."""
+    small = {
+        "model_type": "llama",
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 2048,
+        "vocab_size": 4096,
+        "tie_word_embeddings": True,
+    }
+    spec = published(stitch__microBatchSize=8, layersPerCria=6)
+    need = gpu_need(Outline.of(spec, PlannedModel.of_config(small, "88M")), Stage.STITCH)
+    assert need is not None
+    assert 1.94e9 <= need.total - CONTEXT <= 1.2 * 1.94e9
+
+
+@pytest.mark.parametrize("kind", HOSTS)
+def test_rates_are_those_of_the_benchmark(kind: str) -> None:
+    """Matrix products of 9 layers of 405B, over the step's time without its attention."""
+    result, passes = measured(kind), RATES.kinds[kind].passes
+    hidden, mlp, queries, keys = 16384, 53248, 128 * 128, 8 * 128
+    layer = 2 * 1024 * (2 * hidden * (queries + keys) + 3 * hidden * mlp)
+    short = 8 * layer + 2 * 1024 * hidden * (queries + 2 * keys)
+    alone = {row["tokens"]: row for row in result["attention_alone"]}
+    for name, flop, step, parts in (
+        ("forward", 9 * layer, "teacher_forward_ms", ("sdpa_forward_ms",)),
+        ("transfer", short, "transfer_step_ms", ("transfer_forward_ms", "transfer_backward_ms")),
+        ("layerwise", short, "lora_layerwise_step_ms", ("layerwise_forward_ms", "layerwise_backward_ms")),
+        ("block", 18 * layer, "lora_block_step_ms", ("student_forward_ms", "student_backward_ms")),
+    ):
+        rate = getattr(passes, name)
+        for tokens, row in alone.items():
+            assert rate.attention_ms[tokens] == pytest.approx(sum(row[part] for part in parts), rel=0.02)
+        device = result[step] / 1e3 - 9 * sum(alone[1024][part] for part in parts) / 1e3
+        assert rate.tflops == pytest.approx(flop / device / 1e12, rel=0.02)
+    assert passes.end_to_end.tflops == passes.block.tflops
+
+
+@pytest.mark.parametrize(("kind", "hours"), [("h100-80gb", 13.6), ("h200-141gb", 13.5)])
+def test_attention_transfer_of_405b_takes_the_hours_that_were_measured(kind: str, hours: float) -> None:
+    found, fleet = outline(), Fleet(RATES.kinds[kind], RATES, 14)
+    seconds = sum(transfer_seconds(found, fleet, len(cria.layers)) for cria in found.crias)
+    assert seconds / 3600 == pytest.approx(hours, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "sequences", "ms"),
+    [
+        ("llama-3.2-1b", 8, 1, 23.2),
+        ("llama-3.2-1b", 8, 8, 28.1),
+        ("llama-3.1-8b", 8, 1, 22.2),
+        ("llama-3.1-8b", 8, 8, 56.7),
+        ("llama-3.1-70b", 10, 1, 32.8),
+        ("llama-3.1-70b", 10, 8, 230.5),
+        ("llama-3.1-405b", 9, 1, 91.8),
+    ],
+)
+def test_transfer_steps_of_other_sizes_come_out_within_a_fifth(
+    name: str, layers: int, sequences: int, ms: float
+) -> None:
+    """One H200, 1024 tokens: only 1B's and 8B's at one sequence, and 405B's, went into the rates."""
+    found = Outline.of(published(layersPerCria=layers), model(name))
+    each = layer_seconds(RATES.kinds["h200-141gb"].passes.transfer, found, sequences, 1024)
+    assert layers * each * 1e3 == pytest.approx(ms, rel=0.2)

@@ -5,13 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from minio.versioningconfig import ENABLED, SUSPENDED, VersioningConfig
 from safetensors.torch import load_file
+from trenchcoat_api.artifacts import Progress
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.checkpoints.shards import load_cria_weights, teacher_files
 from trenchcoat_trainer.data import CriaData
 from trenchcoat_trainer.errors import StoreError
+from trenchcoat_trainer.runtime import progress
+from trenchcoat_trainer.runtime.clock import Clock
 from trenchcoat_trainer.runtime.opening import open_context
+from trenchcoat_trainer.runtime.progress import ProgressReporter
 from trenchcoat_trainer.stages import collect, shard, tokenize
 from trenchcoat_trainer.store.parts import Part, Span
 
@@ -96,3 +101,29 @@ def test_parts_that_cannot_be_deleted_stay(
     assert store.size("joined/whole") == len(first) + len(second)
     assert store.exists("joined/scratch-00000")
     assert "stays, though nobody needs it" in caplog.text
+
+
+def test_where_versions_are_kept_progress_is_told_less_often(
+    make_spec, minio_server: MinioServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    monkeypatch.setattr(progress, "EVERY_SECONDS", 0.0)
+    versions = {}
+    for bucket in ("kept-versions", "no-versions", "suspended-versions"):
+        client = minio_server.store()._client
+        client.make_bucket(bucket)
+        for status in {"kept-versions": [ENABLED], "suspended-versions": [ENABLED, SUSPENDED]}.get(
+            bucket, []
+        ):
+            client.set_bucket_versioning(bucket, VersioningConfig(status))
+        spec = make_spec(store={"endpoint": minio_server.endpoint, "bucket": bucket})
+        context = open_context(spec, Stage.TOKENIZE)
+        reporter = ProgressReporter(context.store, context.artifact, Clock(context.store, context.artifact))
+        for step in range(1, 6):
+            reporter.update("encode", step, 5, fraction=step / 5)
+        path = context.artifact.progress_path
+        listed = client.list_objects(bucket, prefix=path, include_version=True)
+        versions[bucket] = len(list(listed))
+        assert Progress.model_validate_json(context.store.read(path)).step == 5
+    assert versions == {"kept-versions": 2, "no-versions": 1, "suspended-versions": 1}

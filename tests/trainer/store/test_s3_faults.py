@@ -182,3 +182,14 @@ def test_a_store_that_asks_for_a_long_pause_is_not_waited_for() -> None:
             store_at(endpoint).write("x", b"x")
     assert len(asked) == 3
     assert time.monotonic() - began < 20
+
+
+def test_a_listing_is_in_order_whatever_the_stores_is() -> None:
+    """Storj and S3 Express list in an order of their own."""
+    with answering(lambda *_: listing("text/b", "text/c", "text/a", "text/B")) as (endpoint, _):
+        assert [entry.path for entry in store_at(endpoint).list("text/")] == [
+            "text/B",
+            "text/a",
+            "text/b",
+            "text/c",
+        ]

@@ -18,6 +18,8 @@ from trenchcoat_trainer.store import Store
 logger = logging.getLogger(__name__)
 
 EVERY_SECONDS = 3.0
+EVERY_SECONDS_VERSIONED = 60.0
+"""Where every report stays: a day of the others would be 28,800 versions of one object."""
 RATE_SECONDS = 30.0
 CURVE_POINTS = 32
 
@@ -124,7 +126,8 @@ class ProgressReporter:
         self._tokens += tokens
         now = time.monotonic()
         is_last = 0 < steps <= step
-        if now - self._reported_at < EVERY_SECONDS and not is_last:
+        pause = EVERY_SECONDS_VERSIONED if self._store.keeps_versions else EVERY_SECONDS
+        if now - self._reported_at < pause and not is_last:
             return
         self._reported_at = now
         self._rates.append((now, self._tokens))

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 JOURNAL = "journal-"
 # What was written since the journal was last saved is computed again after a crash.
 JOURNAL_SECONDS = 5.0
+JOURNAL_SECONDS_VERSIONED = 60.0
 # A journal is rewritten whenever it is saved; a new one begins here, so that this stays cheap.
 JOURNAL_OBJECTS = 1000
 
@@ -195,7 +196,8 @@ class ArtifactWriter:
             self._journal.append(stored)
             self._dirty = True
             full = len(self._journal) >= JOURNAL_OBJECTS
-            if full or time.monotonic() - self._saved_at > JOURNAL_SECONDS:
+            pause = JOURNAL_SECONDS_VERSIONED if self._store.keeps_versions else JOURNAL_SECONDS
+            if full or time.monotonic() - self._saved_at > pause:
                 self._save_journal()
             if full:
                 self._journal = []

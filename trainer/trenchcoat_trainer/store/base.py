@@ -52,6 +52,11 @@ class Readable(Protocol):
 class Store(Readable, Protocol):
     """A place to keep objects in; a write is there as a whole or not at all."""
 
+    @property
+    def keeps_versions(self) -> bool:
+        """Whether what is replaced stays and takes room, as far as writes have shown yet."""
+        ...
+
     def write(self, path: str, data: bytes) -> None:
         """Write an object, replacing the one that was there."""
         ...

@@ -53,6 +53,8 @@ def _size(file: Path) -> int | None:
 class FolderStore:
     """Objects are files below `root`; a file appears by an atomic rename once it is complete."""
 
+    keeps_versions = False
+
     def __init__(self, root: Path) -> None:
         self.root = root
         self.name = root.absolute().as_uri()

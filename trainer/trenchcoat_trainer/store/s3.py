@@ -58,6 +58,7 @@ class S3Store:
         self._bucket = bucket
         self._credentials = credentials
         self.name = f"s3://{bucket}"
+        self.keeps_versions = False
         self._errors = ErrorTeller(address.endpoint, bucket, address.region, self.name)
         with self._errors.telling(""):
             self._client = connect(address, credentials, _PATIENCE)
@@ -134,15 +135,20 @@ class S3Store:
         return True
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """All objects whose path begins with `prefix`, in order of path."""
+        """All objects whose path begins with `prefix`, in order of path, whatever the store's own is."""
         with self._errors.telling(prefix):
-            for item in self._client.list_objects(self._bucket, prefix=prefix, recursive=True):
-                yield Entry(str(item.object_name), int(item.size or 0))
+            listed = self._client.list_objects(self._bucket, prefix=prefix, recursive=True)
+            found = [Entry(str(item.object_name), int(item.size or 0)) for item in listed]
+        yield from sorted(found, key=lambda entry: entry.path)
 
     def write(self, path: str, data: bytes) -> None:
         """Write an object, replacing the one that was there."""
         with self._errors.telling(path):
-            self._client.put_object(self._bucket, path, BytesIO(data), len(data))
+            written = self._client.put_object(self._bucket, path, BytesIO(data), len(data))
+        # Whose versioning is suspended answers null, and replaces.
+        if written.version_id not in (None, "", "null") and not self.keeps_versions:
+            self.keeps_versions = True
+            logger.info("%s keeps versions: what is written again and again is written less often", self.name)
 
     def write_stream(self, path: str, chunks: Iterable[bytes], size: int) -> None:
         """Write an object of `size` bytes from pieces; ValueError when they hold another number."""

@@ -253,6 +253,26 @@ def test_text_in_another_bucket_of_the_store_is_found(make_spec, tmp_path: Path)
     assert documents(open_text(spec, store)) == ["from the bucket"]
 
 
+def nested(column: str) -> bytes:
+    """A Parquet file with a column of structures."""
+    sink = io.BytesIO()
+    pq.write_table(pa.table({column: [{"text": "x"}]}), sink)
+    return sink.getvalue()
+
+
+def test_no_path_leads_into_a_column(read, tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(nested("doc"))
+    with pytest.raises(
+        BadInputError, match=r"column 'doc' is nested .*: write the text to a column of its own"
+    ):
+        read("a.parquet", textField="doc.text")
+
+
+def test_halves_of_characters_are_read_as_the_mark_of_what_is_none(read, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a\\ud800b"}\n{"text": "\\ud83d\\ude00"}\n')
+    assert read("a.jsonl") == ["a\ufffdb", "\U0001f600"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -271,7 +291,10 @@ def test_text_in_another_bucket_of_the_store_is_found(make_spec, tmp_path: Path)
         ("a.jsonl.gz", b"no gzip at all", "cannot be unpacked"),
         ("a.jsonl.zst", b"no zstd at all", "cannot be unpacked"),
         ("a.jsonl.zst", zstandard.ZstdCompressor().compress(jsonl(DOCUMENTS * 99))[:-20], "is cut short"),
-        ("a.jsonl", b'{"text": "\xff"}', "is not UTF-8"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}', "line 2, is not UTF-8"),
+        *((f"a.{kind}", b"", "is empty") for kind in ("jsonl.gz", "txt.zst")),
+        ("a.parquet", b"", "is no Parquet file"),
+        ("a.parquet", nested("text"), "column 'text' is nested .*: write the text to a column of its own"),
         ("a.jsonl", b"[" * 100_000, "line 1, is not JSON"),
         ("a.jsonl", b'["text"]', "line 1, has no field 'text'"),
         ("a.json", b'[\n{"text": "x"}\n]', "line 1, is not JSON .* every line must be a record of its own"),

@@ -1,5 +1,6 @@
 """Tokenization: honest counts, a clean split, and every kind of bad input named."""
 
+import codecs
 import json
 import shutil
 from collections.abc import Callable
@@ -177,6 +178,30 @@ def remove(pattern: str) -> Change:
     return change
 
 
+WHOLE = ("config.json", "tokenizer.json", "tokenizer_config.json", "*.index.json", "model-00001*")
+MARKED = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
+
+
+def emptied(pattern: str) -> Change:
+    """As a copy that broke off at once leaves a file."""
+
+    def change(folder: Path) -> None:
+        for file in folder.glob(pattern):
+            file.write_bytes(b"")
+
+    return change
+
+
+def marked(name: str) -> Change:
+    """As some editors save a file."""
+
+    def change(folder: Path) -> None:
+        content = (folder / name).read_bytes() if (folder / name).exists() else b"{}"
+        (folder / name).write_bytes(codecs.BOM_UTF8 + content)
+
+    return change
+
+
 def shrink_vocabulary(folder: Path) -> None:
     remove("*.safetensors*")(folder)
     LlamaForCausalLM(make_config(vocab_size=5)).save_pretrained(folder)
@@ -198,7 +223,15 @@ def forget_a_layer(folder: Path) -> None:
     ("change", "message"),
     [
         (rewrite_config(model_type="mistral"), "a model of type 'mistral': only Llama"),
-        (rewrite_config(quantization_config={"bits": 4}), "is quantized"),
+        (rewrite_config(quantization_config={"bits": 4}), "is quantized .quantization_config.: name"),
+        (rewrite_config(quantization_config={"quant_method": "fp8"}), "is quantized .fp8.: name"),
+        (rewrite_config(quantization_config={"quant_method": "bitsandbytes"}), "is quantized .bitsandbytes."),
+        (
+            rewrite_config(compression_config={"quant_method": "compressed-tensors"}),
+            "is quantized .compressed-",
+        ),
+        *((emptied(name), f"{name.replace('*', '.*')} .*(is empty|too few)") for name in WHOLE),
+        *((marked(name), f"{name} .* begins with a byte-order mark") for name in MARKED),
         (rewrite_config(num_hidden_layers=1), "spec.layersPerCria is 2, but the model has 1 decoder layers"),
         (shrink_vocabulary, "its embedding has 5 rows"),
         (remove("config.json"), "has no config.json"),
@@ -242,6 +275,20 @@ def test_a_text_that_cannot_work_is_told(
     spec = make_spec(data={"source": (tmp_path / "text.jsonl").as_uri()})
     with pytest.raises(BadInputError, match=message):
         tokenize.run(open_stage(spec, Stage.TOKENIZE))
+
+
+def test_halves_of_characters_become_the_mark_of_what_is_none(make_spec, open_stage, tmp_path: Path) -> None:
+    """JSON may hold them; neither UTF-8 nor a tokenizer can."""
+    stored = []
+    for name, odd in (("escaped", "\\ud800"), ("replaced", "\ufffd")):
+        lines = [json.dumps({"text": text}, ensure_ascii=False) for text in make_documents(300)]
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("\n".join([*lines, f'{{"text": "a{odd}b"}}']))
+        context = open_stage(make_spec(data={"source": file.as_uri()}), Stage.TOKENIZE)
+        tokenize.run(context)
+        manifest = Manifest.model_validate_json(context.store.read(context.artifact.manifest_path))
+        stored.append([item.sha256 for item in manifest.objects])
+    assert stored[0] == stored[1]
 
 
 def test_a_text_without_enough_held_out_documents_is_told(make_spec, open_stage, tmp_path: Path) -> None:

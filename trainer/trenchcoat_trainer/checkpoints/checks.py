@@ -21,6 +21,7 @@ def check_teacher(teacher: Teacher, spec: TrenchcoatSpec) -> None:
         BadInputError: it is no complete Llama, its tensors are not those that config.json describes, or it
             does not fit the spec.
     """
+    teacher.check_files()
     try:
         cria_ranges(teacher.layers, spec.layers_per_cria)
         check_named_layers(spec.attention, teacher.layers)

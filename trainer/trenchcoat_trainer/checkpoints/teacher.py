@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 from collections.abc import Iterable
@@ -103,11 +104,13 @@ class Teacher:
                 f"spec.model.source {self.source} is a model of type {kind!r}: only Llama models "
                 "(model_type 'llama' in config.json) can be linearized"
             )
-        if fields.get("quantization_config"):
-            raise BadInputError(
-                f"spec.model.source {self.source} is quantized: name the checkpoint with 16- or "
-                "32-bit weights"
-            )
+        for name in ("quantization_config", "compression_config"):
+            if settings := fields.get(name):
+                method = settings.get("quant_method") if isinstance(settings, dict) else None
+                raise BadInputError(
+                    f"spec.model.source {self.source} is quantized ({method or name}): name the checkpoint "
+                    "with 16- or 32-bit weights that it was made of"
+                )
         return fields
 
     @cached_property
@@ -211,6 +214,27 @@ class Teacher:
     def head_names(self) -> list[str]:
         """Names of the final norm and, unless it is tied to the embedding, the head."""
         return [NORM] if self.fields.get("tie_word_embeddings") else [NORM, HEAD]
+
+    def check_files(self) -> None:
+        """Find out whether every JSON file can be read, as transformers reads it.
+
+        Raises:
+            BadInputError: one is empty, or begins with a byte-order mark.
+        """
+        for name in self.files:
+            if not name.endswith(".json") or name not in (*KEPT_FILES, INDEX):
+                continue
+            try:
+                start = self.store.read(self.prefix + name, 0, len(codecs.BOM_UTF8))
+            except NotFoundError:
+                continue  # a link that leads nowhere, which is told where the file is needed
+            if not start:
+                raise BadInputError(f"{name} of {self.source} is empty: fetch or save it anew")
+            if start == codecs.BOM_UTF8:
+                raise BadInputError(
+                    f"{name} of {self.source} begins with a byte-order mark, which transformers does not "
+                    "read: write it without one"
+                )
 
     def check(self) -> None:
         """Find out from the configuration, the index and the headers whether the checkpoint is complete.

@@ -10,6 +10,7 @@ import codecs
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, cast
@@ -36,6 +37,7 @@ MAX_WINDOW_BYTES = 1 << 31
 """How far back a .zst file may refer, which its reader holds in memory: all that `zstd --long=31` makes."""
 UNPACKED_BYTES = 1024
 """What is unpacked of a .zst file at a time: text that repeats itself may be thousands of times as long."""
+_SURROGATES = re.compile("[\ud800-\udfff]")
 PARQUET_ROWS = 64
 """Rows of a Parquet file that are decoded at a time."""
 PARQUET_BUFFER_BYTES = 4 * 1024 * 1024
@@ -53,6 +55,8 @@ def read_documents(store: Readable, path: str, text_field: str) -> Iterator[str]
     if suffix == PARQUET:
         yield from _parquet(store, path, text_field, name)
         return
+    if path.lower().endswith(PACKINGS[:2]) and store.size(path) == 0:
+        raise BadInputError(f"{name} is empty, not even an archive of nothing: fetch or make it anew")
     try:
         with _unpacked(path, store.stream(path)) as source:
             if suffix is not None and suffix.startswith(JSON_LINES):
@@ -78,6 +82,8 @@ def suffix_of(path: str) -> str | None:
 def check_text(text: object, field: str, place: str) -> str:
     """The text of a record, with nothing where there is none.
 
+    JSON escapes can name halves of characters that no encoding has: each becomes U+FFFD, as decoders put it.
+
     Raises:
         BadInputError: the field holds something else.
     """
@@ -87,7 +93,7 @@ def check_text(text: object, field: str, place: str) -> str:
         raise BadInputError(
             f"{place}: field {field!r} is no string: set spec.data.textField to the text's field"
         )
-    return text
+    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 
 def _unpacked(path: str, chunks: Iterator[bytes]) -> IO[bytes]:
@@ -136,8 +142,8 @@ def _jsonl(source: IO[bytes], field: str, name: str) -> Iterator[str]:
             continue
         try:
             record = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError:
-            raise
+        except UnicodeDecodeError as error:
+            raise BadInputError(f"{place}, is not UTF-8 ({error}): convert the file") from error
         except (ValueError, RecursionError) as error:
             raise BadInputError(
                 f"{place}, is not JSON ({error}): correct the file; every line must be a record of its own"
@@ -185,6 +191,7 @@ def _parquet(store: Readable, path: str, field: str, name: str) -> Iterator[str]
             pre_buffer=False,
             page_checksum_verification=True,
         )
+        _refuse_nested(file.schema_arrow, field, name)
         if field not in file.schema_arrow.names:
             raise BadInputError(
                 f"{name} has no column {field!r} (it has {', '.join(file.schema_arrow.names)}): set "
@@ -209,6 +216,18 @@ def _parquet(store: Readable, path: str, field: str, name: str) -> Iterator[str]
             f"{name} is no Parquet file, damaged, or of a kind that cannot be read "
             f"({' '.join(str(error).split())}): write it anew"
         ) from error
+
+
+def _refuse_nested(schema: pa.Schema, field: str, name: str) -> None:
+    """Refuse a path into a column, and a column that holds more than text."""
+    import pyarrow.types as kinds
+
+    column = field if field in schema.names else field.partition(".")[0]
+    if column in schema.names and kinds.is_nested(schema.field(column).type):
+        raise BadInputError(
+            f"{name}: column {column!r} is nested ({schema.field(column).type}), and no text is read from "
+            "within columns: write the text to a column of its own, and set spec.data.textField to that"
+        )
 
 
 def _parquet_text(value: pa.Scalar, field: str, place: str) -> str:

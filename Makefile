@@ -15,7 +15,7 @@ MODEL := build/demo/model
 # What the code of an export is tried with; configuration_trenchcoat.py names the same.
 TRANSFORMERS := 4.56.0 4.57.6 5.0.0 5.24.0
 
-.PHONY: help venv demo local-demo test test-serving test-versions serve unit explore lint format crds chart-docs plan-table lock cluster-up cluster-down cluster-status images
+.PHONY: help venv demo local-demo test test-serving test-tasks test-versions serve unit explore lint format crds chart-docs plan-table lock cluster-up cluster-down cluster-status images
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -44,6 +44,10 @@ test-serving: venv  ## vLLM's real engine on the CPU serves exports; not part of
 
 test-versions: venv  ## an export under the oldest and newest transformers 4 and 5, nothing else beside them; not part of make test
 	$(PYTHON) -m pytest tests/versions
+
+test-tasks: venv  ## lm-evaluation-harness on teacher and student; not part of make test (a minute, 260 MB)
+	hack/python-env tasks
+	.venv-tasks/bin/python -m pytest tests/trainer/stages/evaluate/test_tasks.py
 
 unit: venv  ## tests without a cluster, under a minute; make test has the slow ones too
 	$(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster --ignore tests/serving --ignore tests/versions -m "not slow"
@@ -80,6 +84,10 @@ lock: venv  ## pin the newest versions that pyproject.toml allows
 	  --extra trainer pyproject.toml -o requirements/trainer.txt
 	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  --extra dev pyproject.toml -c requirements/trainer.txt -c requirements/operator.txt -o requirements/dev.txt
+	# What tasks need beyond what the trainer has on every platform, in the versions that fit it.
+	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  --extra tasks pyproject.toml -c requirements/trainer.txt \
+	  $$(sed -nE '/platform/d; s/^([A-Za-z0-9._-]+)==.*/--no-emit-package \1/p' requirements/trainer.txt) -o requirements/tasks.txt
 	.venv/bin/uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
 	  --no-annotate --no-header --override requirements/serving-overrides.txt requirements/serving.in \
 	  -o requirements/serving.txt

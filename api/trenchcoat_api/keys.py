@@ -35,7 +35,7 @@ _ADDED_LATER: dict[type[Camel], dict[str, str | int | None]] = {
     },
     Transfer: {"window_dropout": "0"},
     Stitch: {"recall_share": "0"},
-    Evaluate: {"other_text": None},
+    Evaluate: {"other_text": None, "tasks": None},
 }
 """Fields younger than the first release, with the value at which they change nothing."""
 

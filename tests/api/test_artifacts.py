@@ -197,11 +197,15 @@ def test_what_is_read_of_a_data_set_is_in_its_key(field, value, changes):
     assert (before["tokenize"] != after["tokenize"]) is changes
 
 
-def test_other_text_is_in_the_evaluations_key_alone():
-    before, after = (
-        keys("spec.evaluate", fields)
-        for fields in ({}, {"otherText": {"source": "s3://trenchcoat/other.txt"}})
-    )
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"otherText": {"source": "s3://trenchcoat/other.txt"}},
+        {"tasks": {"source": "s3://trenchcoat/tasks", "names": ["colours"]}},
+    ],
+)
+def test_what_else_is_evaluated_is_in_the_evaluations_key_alone(fields):
+    before, after = keys("spec.evaluate", {}), keys("spec.evaluate", fields)
     assert {name for name in before if before[name] != after[name]} == {"evaluate"}
 
 

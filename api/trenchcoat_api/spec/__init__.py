@@ -7,7 +7,7 @@ There are no floats: the Kubernetes API convention is a decimal in a string.
 from trenchcoat_api.spec.attention import FIRST_TOKENS, Attention, DType, Form, KeyMaps, Wide
 from trenchcoat_api.spec.operation import Distributed, Planning, Retention, Scheduling, StagePods
 from trenchcoat_api.spec.sources import Data, Model, SecretKeyRef, SecretRef, StartPositions, Store
-from trenchcoat_api.spec.stages import AdaptedTeacher, Collect, Evaluate, Export, Gates, OtherText
+from trenchcoat_api.spec.stages import AdaptedTeacher, Collect, Evaluate, Export, Gates, OtherText, Tasks
 from trenchcoat_api.spec.training import (
     CriaLora,
     LongSequences,
@@ -52,6 +52,7 @@ __all__ = [
     "Stitch",
     "StitchLora",
     "Store",
+    "Tasks",
     "Transfer",
     "TrenchcoatSpec",
     "Wide",

@@ -50,13 +50,40 @@ class OtherText(Camel):
     )
 
 
+class Tasks(Camel):
+    """Tasks of lm-evaluation-harness, from files: teacher and student as whole models, by the same code.
+
+    Nothing is downloaded, and no Python code of the files is run. The trainer's image needs the harness,
+    which trainer/tasks.Dockerfile adds to it.
+    """
+
+    source: FileSource = Field(
+        description=(
+            "Folder of the tasks' YAML files and of the JSON, CSV, Parquet or text files that they name: "
+            "s3://BUCKET/FOLDER in the store of spec.store or file:///FOLDER."
+        ),
+    )
+    names: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9_.-]+$")]], Unique()
+    ] = Field(description="Tasks or groups to run, as the YAML files name them.", min_length=1, max_length=32)
+    few_shot: int | None = Field(
+        default=None, description="Examples before each question; by default what the task says.", ge=0, le=64
+    )
+    limit: int | None = Field(
+        default=None, description="Questions of each task, at most; all by default.", ge=1, le=1_000_000
+    )
+
+
 class Evaluate(Camel):
     """Evaluation on held-out text: the teacher and the student after every stage, by one code."""
 
     enabled: bool = Field(default=True, description="Whether to evaluate.")
     batch_size: int = Field(
         default=4,
-        description="Sequences of data.sequenceLength per forward pass; of longer ones as many fewer.",
+        description=(
+            "Sequences of data.sequenceLength per forward pass; of longer ones as many fewer. In tasks, "
+            "questions at a time."
+        ),
         ge=1,
         le=65_536,
     )
@@ -80,6 +107,9 @@ class Evaluate(Camel):
     other_text: OtherText | None = Field(
         default=None,
         description="A second held-out text, of a kind that training never saw; none by default.",
+    )
+    tasks: Tasks | None = Field(
+        default=None, description="Tasks of lm-evaluation-harness to run as well; none by default."
     )
     adapted_teacher: AdaptedTeacher = Field(
         default=AdaptedTeacher.AUTO,

@@ -346,8 +346,18 @@ def test_llama_tokenizers_marks_are_kept(make_spec, open_stage, tmp_path: Path) 
     assert tensors["tokens"][rows[inner], columns[inner] - 1].eq(1).all()
 
 
-def test_other_text_that_is_missing_is_met_at_the_start(make_spec, open_stage, text_folder) -> None:
-    other = {"source": f"{text_folder.as_uri()}/nothing-*.txt"}
-    context = open_stage(make_spec(evaluate={"otherText": other}), Stage.TOKENIZE)
-    with pytest.raises(BadInputError, match=r"spec\.evaluate\.otherText\.source .* matches no text file"):
-        tokenize.run(context)
+@pytest.mark.parametrize(
+    ("field", "others", "message"),
+    [
+        ("otherText", {}, "matches no text file"),
+        ("tasks", {"names": ["colours"]}, "has no YAML file of a task"),
+    ],
+)
+def test_what_the_evaluation_would_miss_is_told_at_the_start(
+    make_spec, open_stage, tmp_path, field, others, message
+) -> None:
+    asked = {field: {"source": f"{tmp_path.as_uri()}/nothing"} | others}
+    with pytest.raises(BadInputError, match=rf"spec\.evaluate\.{field}\.source .* {message}"):
+        tokenize.run(open_stage(make_spec(evaluate=asked), Stage.TOKENIZE))
+    # Nobody reads it where nothing is evaluated.
+    tokenize.run(open_stage(make_spec(evaluate=asked | {"enabled": False}), Stage.TOKENIZE))

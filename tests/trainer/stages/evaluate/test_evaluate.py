@@ -1,5 +1,6 @@
 """Evaluation: what it reports is what the whole models give, computed in one piece."""
 
+import importlib.util
 import json
 import math
 import shutil
@@ -11,6 +12,7 @@ from trenchcoat_api import evaluation_states
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.checkpoints.shards import load_rest_weights
 from trenchcoat_trainer.data import TokenData
+from trenchcoat_trainer.errors import BadInputError
 from trenchcoat_trainer.models import TrenchcoatLlamaForCausalLM
 from trenchcoat_trainer.models.artifacts import (
     cria_adapters,
@@ -278,3 +280,18 @@ def test_other_text_is_measured_beside_the_held_out_one(
     assert float(rows["teacher"].other_error) > 0
     report = json.loads(context.read_object(context.artifact, evaluate.REPORT))
     assert [item["name"].partition("-")[0] for item in report["sets"]] == ["text", "other"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-evaluation-harness is there")
+def test_without_the_harness_tasks_are_refused_before_anything_is_computed(
+    open_training, training_spec, change, tmp_path
+):
+    tasks = {"source": tmp_path.as_uri(), "names": ["colours"]}
+    context = open_training(
+        change(training_spec, evaluate={"tasks": tasks}), Stage.EVALUATE, trained="stitched_store"
+    )
+    with pytest.raises(
+        BadInputError, match=r"needs lm-evaluation-harness.* trainer/tasks\.Dockerfile"
+    ):
+        evaluate.run(context)
+    assert context.checkpoint.names() == []

@@ -25,11 +25,12 @@ from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.runtime.devices import choose_device
 from trenchcoat_trainer.stages.evaluate.crossing import Ledger, Pass, Place, cross
 from trenchcoat_trainer.stages.evaluate.plan import make_plan
-from trenchcoat_trainer.stages.evaluate.report import REPORT, facts, report
+from trenchcoat_trainer.stages.evaluate.report import REPORT, Results, facts, report
 from trenchcoat_trainer.stages.evaluate.saved import SavedStates
 from trenchcoat_trainer.stages.evaluate.scores import Score, score
 from trenchcoat_trainer.stages.evaluate.sets import EvaluationSet, passes
 from trenchcoat_trainer.stages.evaluate.states import HiddenStates
+from trenchcoat_trainer.stages.evaluate.tasks import check_harness, run_tasks, why_no_tasks
 from trenchcoat_trainer.stages.evaluate.variants import ADAPTED, Source
 
 __all__ = ["REPORT", "run"]
@@ -49,6 +50,7 @@ def run(context: StageContext) -> None:
     model = context.manifest(context.artifacts.tokenize).facts.model
     if model is None:
         raise BadInputError("the manifest of tokenize has no facts of the model: run the tokenize stage anew")
+    check_harness(context.spec)
     decode = decode_state(context.spec, model)
     plan = make_plan(context, config, decode)
     rest = load_rest_weights(context)
@@ -64,8 +66,14 @@ def run(context: StageContext) -> None:
     source = Source(variants, adapters, decode.equal_window, embeddings, device)
     scores, shares = measure(context, config, plan.sets, source, head)
 
-    context.writer.write(REPORT, json.dumps(report(plan, scores, shares, decode), indent=1).encode())
-    context.writer.finish(facts(context.spec, plan, scores, decode))
+    del head, rest, embeddings, source  # the whole model takes their place
+    if why_not := why_no_tasks(context.spec, model, device):
+        plan.left_out.append(why_not)
+    tasks = {} if why_not else run_tasks(context, [variant.name for variant in variants], device)
+
+    found = Results(plan, scores, shares, decode, tasks)
+    context.writer.write(REPORT, json.dumps(report(found), indent=1).encode())
+    context.writer.finish(facts(context.spec, found))
 
 
 def measure(
@@ -93,7 +101,8 @@ def measure(
     tokens = context.spec.evaluate.batch_size * context.spec.data.sequence_length
     sizes = {item.name: item.batch_size(tokens) for item in sets}
     batches = {item.name: -(-len(item.tokens) // sizes[item.name]) * len(item.forms) for item in sets}
-    ledger = Ledger(len(context.crias) * sum(batches.values()))
+    share = 1.0 if context.spec.evaluate.tasks is None else 0.5
+    ledger = Ledger(len(context.crias) * sum(batches.values()), share)
     scores, shares = load_scores(context)
     with SavedStates(context.checkpoint) as saved:
         for group in passes(sets):

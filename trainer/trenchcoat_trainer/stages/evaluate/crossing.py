@@ -40,6 +40,8 @@ class Ledger:
     """Batch-Crias done and to do, over all passes."""
 
     total: int
+    share: float = 1.0
+    """What they are of the stage."""
     done: int = 0
 
 
@@ -94,7 +96,7 @@ def cross(
                         "evaluate",
                         ledger.done,
                         ledger.total,
-                        fraction=ledger.done / ledger.total,
+                        fraction=ledger.share * ledger.done / ledger.total,
                         tokens=batch[..., 0].numel(),
                     )
 

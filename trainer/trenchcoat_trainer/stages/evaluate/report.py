@@ -1,7 +1,7 @@
 """What the evaluation leaves: the whole report, and what others want to know without opening it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -23,14 +23,28 @@ from trenchcoat_trainer.stages.evaluate.crossing import Place
 from trenchcoat_trainer.stages.evaluate.plan import COMPARED_FORMS, EvaluationPlan
 from trenchcoat_trainer.stages.evaluate.scores import RANGES, Score
 from trenchcoat_trainer.stages.evaluate.sets import EvaluationSet, Metric
+from trenchcoat_trainer.stages.evaluate.tasks import TaskScores, task_results
 
 REPORT = "report.json"
+MOST_TASKS = 64
+"""Rows of tasks that a status takes; the report has them all."""
 
 
-def report(
-    plan: EvaluationPlan, scores: Mapping[Place, Score], shares: Mapping[str, float], decode: DecodeState
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Results:
+    """All that was measured, and of what."""
+
+    plan: EvaluationPlan
+    scores: Mapping[Place, Score]
+    shares: Mapping[str, float]
+    """Shares of attention outside the window, by layer."""
+    decode: DecodeState
+    tasks: TaskScores
+
+
+def report(found: Results) -> dict[str, Any]:
     """Everything that was measured, as JSON."""
+    plan, scores, decode = found.plan, found.scores, found.decode
     text = plan.sets[0]
     parts = {part.name for part in plan.parts}
     values = {name: scores[name, text.name].value(text.metric) for name in text.forms}
@@ -39,7 +53,7 @@ def report(
         "tokensPerSequence": text.length,
         "perplexities": {name: value for name, value in values.items() if name not in parts},
         "parts": {name: value for name, value in values.items() if name in parts},
-        "shareOutsideWindowByLayer": dict(shares),
+        "shareOutsideWindowByLayer": dict(found.shares),
         "sets": [
             {
                 "name": item.name,
@@ -52,17 +66,17 @@ def report(
             }
             for item in plan.sets
         ],
-        "comparisons": {name: asdict(found) for name, found in _comparisons(plan, scores).items()},
+        "comparisons": {name: asdict(own) for name, own in _comparisons(plan, scores).items()},
         "tieNats": TIE_NATS,
+        "tasks": {form: [asdict(row) for row in rows] for form, rows in found.tasks.items()},
         "decode": asdict(decode) | {"crossover": decode.crossover, "equalWindow": decode.equal_window},
         "leftOut": plan.left_out,
     }
 
 
-def facts(
-    spec: TrenchcoatSpec, plan: EvaluationPlan, scores: Mapping[Place, Score], decode: DecodeState
-) -> Facts:
+def facts(spec: TrenchcoatSpec, found: Results) -> Facts:
     """The headline numbers."""
+    plan, scores, decode = found.plan, found.scores, found.decode
     texts = [item for item in plan.sets if item.probe is None and not item.is_other]
     other = {form: item for item in plan.sets if item.is_other for form in item.forms}
     rows = [
@@ -85,17 +99,18 @@ def facts(
             comparisons=[
                 Comparison(
                     teacher=name,
-                    continuations=found.continuations,
-                    ratio=f"{found.ratio:.6g}",
-                    ratio_error=_number(found.ratio_error),
-                    wins=f"{found.wins:.6g}",
-                    ties=f"{found.ties:.6g}",
-                    error=f"{found.error:.2g}",
+                    continuations=own.continuations,
+                    ratio=f"{own.ratio:.6g}",
+                    ratio_error=_number(own.ratio_error),
+                    wins=f"{own.wins:.6g}",
+                    ties=f"{own.ties:.6g}",
+                    error=f"{own.error:.2g}",
                 )
-                for name, found in _comparisons(plan, scores).items()
+                for name, own in _comparisons(plan, scores).items()
             ],
             positions=_positions(texts[-1], scores),
             parts={part.name: _told(scores, part.name, texts[0]) for part in plan.parts},
+            tasks=task_results(found.tasks)[:MOST_TASKS],
             decode=decode.facts(lengths),
             left_out=plan.left_out,
         ),

@@ -21,6 +21,7 @@ from trenchcoat_trainer.errors import BadInputError
 from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.sources.encoding import encode_batches, usable_processes
 from trenchcoat_trainer.sources.other_text import open_other_text
+from trenchcoat_trainer.sources.task_files import find_task_files
 from trenchcoat_trainer.sources.text import Text, open_text
 from trenchcoat_trainer.stages.tokenize.reading import Position, read_batches
 from trenchcoat_trainer.stages.tokenize.tokenizer import Tokenizer
@@ -43,14 +44,22 @@ def run(context: StageContext) -> None:
     teacher = open_teacher(context.spec, context.store)
     check_teacher(teacher, context.spec)
     Starts.of(context.spec, teacher.config)  # what training would refuse
-    if context.spec.evaluate.enabled and context.spec.evaluate.other_text is not None:
-        open_other_text(context.spec.evaluate.other_text, context.store)  # and what the evaluation would
+    _check_evaluation(context)  # and what the evaluation would
     packers = {split: _make_packer(context, split) for split in SPLITS}
     position, version = _restore(context, packers)
     text = open_text(context.spec, context.store, version)
     _pack(context, text, Tokenizer(teacher), packers, position)
     data = _finish(context, packers)
     context.writer.finish(Facts(model=teacher.facts(), data=data))
+
+
+def _check_evaluation(context: StageContext) -> None:
+    """Raise BadInputError where files that the evaluation shall read are missing."""
+    evaluate = context.spec.evaluate
+    if evaluate.enabled and evaluate.other_text is not None:
+        open_other_text(evaluate.other_text, context.store)
+    if evaluate.enabled and evaluate.tasks is not None:
+        find_task_files(evaluate.tasks, context.store)
 
 
 def _make_packer(context: StageContext, split: str) -> Packer:

@@ -6,6 +6,7 @@ an export's code and reports are left out: they are a few megabytes at most.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import ceil
 
 from trenchcoat_api.artifacts import DataFacts
 from trenchcoat_api.evaluation_states import pass_bytes
@@ -26,6 +27,8 @@ _TOKEN = 4
 """Bytes of a token id."""
 _DOCUMENT = 8
 """Bytes that say where a document begins."""
+_TOKEN_OBJECT, _TOKEN_OBJECT_HEADER = 1024 * 1024, 152
+"""Target size of an object of token ids, and its header."""
 _WEIGHT_HEADER, _ADAPTER_HEADER, _MAP_HEADER = 105, 125, 80
 """Bytes that a safetensors header takes for a tensor, by how long names are."""
 ROLLING_BOUNDARIES = 2
@@ -78,8 +81,12 @@ def end_to_end_bytes(outline: Outline) -> int:
 
 
 def _tokens(outline: Outline) -> int:
+    each = max(1, _TOKEN_OBJECT // (_TOKEN * outline.length))
+    objects = ceil(outline.sequences / each) + ceil(outline.held_out / each)
     sequences = outline.sequences + outline.held_out
-    return _TOKEN * sequences * outline.length + _DOCUMENT * outline.documents
+    return (
+        _TOKEN * sequences * outline.length + _DOCUMENT * outline.documents + _TOKEN_OBJECT_HEADER * objects
+    )
 
 
 def _export(outline: Outline) -> int:

@@ -7,8 +7,13 @@ import pytest
 from trenchcoat_api.artifacts import Artifacts
 from trenchcoat_api.crias import cria_ranges
 from trenchcoat_api.exitcodes import ExitCode
+from trenchcoat_api.planning.outline import Outline
+from trenchcoat_api.planning.storage import artifact_bytes
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_trainer.cli import main
+from trenchcoat_trainer.local.planning import read_model
+from trenchcoat_trainer.runtime.inputs import read_manifest
+from trenchcoat_trainer.store import open_store
 
 from tests.trainer.helpers.killing import write_spec
 
@@ -78,3 +83,28 @@ def test_a_run_goes_on_without_an_adapted_teacher_that_cannot_be_trained(
     assert code == ExitCode.OK and "adaptedTeacher" in summary["perplexities"]
     evaluations = [item for item in Artifacts(spec).all(cria_ranges(5, 5)) if item.stage == "evaluate"]
     assert (tmp_path / "store" / "trenchcoat" / evaluations[0].manifest_path).exists()
+
+
+def test_a_run_leaves_the_bytes_that_were_planned(make_spec, tmp_path: Path) -> None:
+    """Tensors of every stage within 2%; what else stands beside them is no part of the plan."""
+    short = {"epochs": 1, "batchSize": 4, "microBatchSize": 4}
+    spec = make_spec(
+        data={"tokens": 20 * 64},
+        transfer=short,
+        criaLora=short,
+        stitch={"epochs": 1, "batchSize": 4, "microBatchSize": 4},
+        evaluate={"enabled": False},
+    )
+    store = open_store(spec, tmp_path / "store")
+    assert run(spec, tmp_path)[0] == ExitCode.OK
+    text = read_manifest(store, Artifacts(spec).tokenize).facts.data
+    planned = Outline.of(spec, read_model(spec, tmp_path / "store"), text)
+    left: dict[str, int] = {}
+    for artifact in Artifacts(spec).all(list(planned.crias)):
+        sizes = [
+            item.size for item in read_manifest(store, artifact).objects if item.path.endswith(".safetensors")
+        ]
+        left[artifact.stage] = left.get(artifact.stage, 0) + sum(sizes)
+    assert {stage: artifact_bytes(planned, stage) for stage in left} == {
+        stage: pytest.approx(size, rel=0.02) for stage, size in left.items()
+    }

@@ -1,0 +1,60 @@
+"""What cannot fit by the plan, on a real API server: nodes tell by labels how large their GPUs are."""
+
+import pytest
+
+from tests.control_plane import ControlPlane, node
+from tests.minio_server import MinioServer
+from tests.operator.plane.runs import Run, condition, crias, namespace, operator
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+GPU = "nvidia.com/gpu"
+
+
+def tell_memory(plane: ControlPlane, name: str, mebibytes: int) -> None:
+    """Label a node as GPU feature discovery does."""
+    plane.core.patch_node(name, {"metadata": {"labels": {f"{GPU}.memory": str(mebibytes)}}})
+
+
+def test_nothing_starts_that_cannot_fit_until_it_is_forced_or_larger_gpus_come(
+    plane: ControlPlane, server: MinioServer
+) -> None:
+    node(plane, "small-1", {GPU: "4"})
+    tell_memory(plane, "small-1", 256)
+    alone = {"distributed": "IndexedJob"}  # no training operator is here
+    waiting = Run(plane, server, namespace(plane, "planned"), "waiting", scheduling=alone)
+    forced = Run(plane, server, "planned", "forced", plan={"force": True}, scheduling=alone)
+    try:
+        with operator(plane) as loop:
+            waiting.begin(done=("tokenize",))
+            seen = loop.until(
+                waiting,
+                lambda status: condition(status, "Accepted").get("status") == "False" and status,
+                30,
+                "refused",
+            )
+            accepted = condition(seen, "Accepted")
+            assert accepted["reason"] == "DoesNotFit" and "take larger GPUs" in accepted["message"]
+            assert condition(seen, "Stalled")["status"] == "True"
+            assert {row["name"] for row in seen["stages"] if row.get("waitingReason") == "Plan"} >= {"shard"}
+            assert waiting.jobs() == []
+            assert int(seen["estimate"]["peakStoredBytes"]) > 0
+
+            forced.begin()
+            loop.until(
+                forced, lambda status: ("Starting", "") in crias(status), 30, "one starts all the same"
+            )
+            assert condition(forced.status(), "Accepted")["status"] == "True"
+
+            tell_memory(plane, "small-1", 81559)
+            loop.until(
+                waiting,
+                lambda status: condition(status, "Accepted")["status"] == "True",
+                30,
+                "GPUs are larger now",
+            )
+            loop.until(waiting, lambda status: bool(waiting.jobs()), 30, "its Jobs are made")
+    finally:
+        for run in (waiting, forced):
+            plane.delete(run.name, run.namespace)
+        plane.core.delete_node("small-1")

@@ -290,8 +290,6 @@ def test_without_the_harness_tasks_are_refused_before_anything_is_computed(
     context = open_training(
         change(training_spec, evaluate={"tasks": tasks}), Stage.EVALUATE, trained="stitched_store"
     )
-    with pytest.raises(
-        BadInputError, match=r"needs lm-evaluation-harness.* trainer/tasks\.Dockerfile"
-    ):
+    with pytest.raises(BadInputError, match=r"needs lm-evaluation-harness.* trainer/tasks\.Dockerfile"):
         evaluate.run(context)
     assert context.checkpoint.names() == []

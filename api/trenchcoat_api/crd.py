@@ -39,6 +39,8 @@ _COLUMNS = [
         "Whether all is complete",
         0,
     ),
+    ("Ratio", "string", ".status.perplexityRatio", "The student's perplexity over the teacher's", 1),
+    ("Recall", "string", ".status.keptRecall", "What the student copies of what the teacher copies", 1),
     ("Message", "string", ".status.conditions[?(@.type=='Stalled')].message", "Why nothing goes on", 1),
     ("Age", "date", ".metadata.creationTimestamp", "Since it was made", 0),
 ]

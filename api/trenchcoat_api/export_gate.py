@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from trenchcoat_api.artifacts import Facts
-from trenchcoat_api.results import ModelForm, Perplexity, Probe, Recall
-from trenchcoat_api.sheets import baseline
+from trenchcoat_api.headline import kept_recall, perplexity_ratio
+from trenchcoat_api.results import ModelForm, Perplexity
 from trenchcoat_api.spec import TrenchcoatSpec
 
 
@@ -29,16 +29,13 @@ def _perplexity(spec: TrenchcoatSpec, facts: Facts) -> Iterator[str]:
     bound = spec.gates.max_perplexity_ratio
     if bound is None:
         return
-    student = _by_name(facts, ModelForm.STITCHED)
-    base = baseline(facts.perplexities)
-    if student is None or base is None:
+    ratio = perplexity_ratio(facts.perplexities)
+    if ratio is None:
         yield "the perplexities that spec.gates.maxPerplexityRatio compares were not measured"
-        return
-    ratio = float(student.perplexity) / float(base.perplexity)
-    if not ratio <= float(bound):
-        name = "adapted teacher" if base.name == ModelForm.ADAPTED_TEACHER else "teacher"
+    elif not ratio.value <= float(bound):
+        name = "adapted teacher" if ratio.teacher == ModelForm.ADAPTED_TEACHER else "teacher"
         yield (
-            f"the student's perplexity is {ratio:.3g} times the {name}'s, more than "
+            f"the student's perplexity is {ratio.value:.3g} times the {name}'s, more than "
             f"spec.gates.maxPerplexityRatio {bound}"
         )
 
@@ -64,23 +61,15 @@ def _recall(spec: TrenchcoatSpec, facts: Facts) -> Iterator[str]:
     bound = spec.gates.min_recall
     if bound is None:
         return
-    rows = facts.evaluation.recall if facts.evaluation is not None else []
-    copies = [row for row in rows if row.probe == Probe.COPY and _share(row, ModelForm.TEACHER) > 0]
-    if not copies:
+    kept = kept_recall(facts)
+    if kept is None:
         yield "no passage was copied by the teacher, which spec.gates.minRecall compares"
-        return
-    row = max(copies, key=lambda row: row.distance)
-    kept = _share(row, ModelForm.STITCHED) / _share(row, ModelForm.TEACHER)
-    if not kept >= float(bound):
+    elif not kept.value >= float(bound):
         yield (
-            f"of what the teacher copies over {row.distance} tokens the student copies {kept:.3g}, less than "
-            f"spec.gates.minRecall {bound}"
+            f"of what the teacher copies over {kept.distance} tokens the student copies {kept.value:.3g}, "
+            f"less than spec.gates.minRecall {bound}"
         )
 
 
 def _by_name(facts: Facts, name: str) -> Perplexity | None:
     return next((item for item in facts.perplexities if item.name == name), None)
-
-
-def _share(row: Recall, name: str) -> float:
-    return float(row.shares.get(name, "0"))

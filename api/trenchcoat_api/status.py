@@ -277,6 +277,19 @@ class TrenchcoatStatus(Camel):
         description="Results on held-out text.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
+    perplexity_ratio: str = Field(
+        default="",
+        description=(
+            "The student's perplexity over that of the teacher, or of the adapted teacher where there is one."
+        ),
+    )
+    kept_recall: str = Field(
+        default="",
+        description=(
+            "Share of what the teacher copies that the student copies, at the longest distance at which the "
+            "teacher copies anything."
+        ),
+    )
     evaluation: Evaluation | None = Field(
         default=None, description="Recall, bytes of decode state, and what was not measured."
     )

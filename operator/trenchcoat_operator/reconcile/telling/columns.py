@@ -2,7 +2,8 @@
 
 from math import ceil
 
-from trenchcoat_api import texts
+from trenchcoat_api import headline, texts
+from trenchcoat_api.artifacts import Facts
 from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import CriaStatus, StageStatus, State
 
@@ -42,6 +43,18 @@ def stage(look: Look, stages: list[StageStatus], crias: list[CriaStatus], *, sta
     if stalled:
         return "Stalled"
     return next((row.name for row in stages if not rows.is_over(row, look.graph)), "")
+
+
+def perplexity_ratio(facts: Facts) -> str:
+    """Such as 1.02; empty where it was not measured."""
+    found = headline.perplexity_ratio(facts.perplexities)
+    return f"{found.value:.3g}" if found is not None else ""
+
+
+def kept_recall(facts: Facts) -> str:
+    """Such as 98%; empty where it was not measured."""
+    found = headline.kept_recall(facts)
+    return f"{found.value:.0%}" if found is not None else ""
 
 
 def crias_done(crias: list[CriaStatus]) -> str:

@@ -24,6 +24,7 @@ def status(situation: Situation) -> TrenchcoatStatus:
     by_stage = {manifest.stage: manifest for manifest in manifests}
     evaluate, select = by_stage.get(Stage.EVALUATE), by_stage.get(Stage.SELECT)
     tokenize = store.told.get(Artifacts(trenchcoat.spec).tokenize.key)
+    kept = TrenchcoatStatus() if known else former
     crias_running = sum(child.stage is Stage.CRIA and child.running for child in look.observed.children)
     return TrenchcoatStatus(
         observed_generation=trenchcoat.metadata.generation,
@@ -44,6 +45,8 @@ def status(situation: Situation) -> TrenchcoatStatus:
         crias=crias,
         superseded=superseded.remembered(trenchcoat, look.graph, store),
         perplexities=evaluate.facts.perplexities if evaluate else ([] if known else former.perplexities),
+        perplexity_ratio=columns.perplexity_ratio(evaluate.facts) if evaluate else kept.perplexity_ratio,
+        kept_recall=columns.kept_recall(evaluate.facts) if evaluate else kept.kept_recall,
         evaluation=evaluate.facts.evaluation if evaluate else (None if known else former.evaluation),
         gpu_seconds=former.gpu_seconds,
         accounted_at=former.accounted_at,

@@ -15,7 +15,7 @@ MODEL := build/demo/model
 # What the code of an export is tried with; configuration_trenchcoat.py names the same.
 TRANSFORMERS := 4.56.0 4.57.6 5.0.0 5.24.0
 
-.PHONY: help venv demo local-demo test test-serving test-tasks test-versions serve unit explore lint format crds chart-docs plan-table lock cluster-up cluster-down cluster-status images
+.PHONY: help venv demo local-demo test test-serving test-browser test-tasks test-versions serve unit explore lint format crds chart-docs plan-table lock cluster-up cluster-down cluster-status images
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -42,6 +42,12 @@ test-serving: venv  ## vLLM's real engine on the CPU serves exports; not part of
 	hack/python-env serving
 	$(PYTHON) -m pytest tests/serving
 
+test-browser:  ## pages in a real Chromium, which root gets from Debian; not part of make test (a minute or two)
+	@command -v chromium > /dev/null || [ -n "$$TRENCHCOAT_CHROMIUM" ] || \
+	  { apt-get update && apt-get install -y --no-install-recommends chromium; }
+	@hack/python-env browser
+	.venv-browser/bin/python -m pytest tests/browser
+
 test-versions: venv  ## an export under the oldest and newest transformers 4 and 5, nothing else beside them; not part of make test
 	$(PYTHON) -m pytest tests/versions
 
@@ -50,17 +56,17 @@ test-tasks: venv  ## lm-evaluation-harness on teacher and student; not part of m
 	.venv-tasks/bin/python -m pytest tests/trainer/stages/evaluate/test_tasks.py
 
 unit: venv  ## tests without a cluster, under a minute; make test has the slow ones too
-	$(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster --ignore tests/serving --ignore tests/versions -m "not slow"
+	$(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster --ignore tests/serving --ignore tests/versions --ignore tests/browser -m "not slow"
 
 explore: venv  ## the property tests ten times over, with other examples each time
 	for seed in $$(shuf -i 1-1000000 -n 10); do \
-	  $(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster --ignore tests/serving --ignore tests/versions -m hypothesis --hypothesis-seed=$$seed; \
+	  $(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster --ignore tests/serving --ignore tests/versions --ignore tests/browser -m hypothesis --hypothesis-seed=$$seed; \
 	done
 
-lint: venv  ## ruff, mypy --strict on api, operator, plugin and s3, who may import whom, sizes
+lint: venv  ## ruff, mypy --strict on api, operator, plugin, reports and s3, who may import whom, sizes
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy api operator plugin s3
+	.venv/bin/mypy api operator plugin reports s3
 	.venv/bin/lint-imports --no-cache --no-logo
 	hack/check-sizes
 
@@ -88,6 +94,10 @@ lock: venv  ## pin the newest versions that pyproject.toml allows
 	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  --extra tasks pyproject.toml -c requirements/trainer.txt \
 	  $$(sed -nE '/platform/d; s/^([A-Za-z0-9._-]+)==.*/--no-emit-package \1/p' requirements/trainer.txt) -o requirements/tasks.txt
+	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  --extra report pyproject.toml -c requirements/trainer.txt -o requirements/report.txt
+	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  requirements/browser.in -c requirements/dev.txt -c requirements/report.txt -o requirements/browser.txt
 	.venv/bin/uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
 	  --no-annotate --no-header --override requirements/serving-overrides.txt requirements/serving.in \
 	  -o requirements/serving.txt

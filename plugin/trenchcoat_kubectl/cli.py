@@ -3,11 +3,12 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from trenchcoat_api.planning.command import add_options
 
-from trenchcoat_kubectl import commands, planning
+from trenchcoat_kubectl import commands, planning, reporting
 from trenchcoat_kubectl.kubectl import Kubectl, PluginError
 
 INTERRUPTED = 130
@@ -82,6 +83,12 @@ def build_parser() -> argparse.ArgumentParser:
     retry = add("retry", "start a failed Cria or stage again, with all its attempts", commands.retry)
     retry.add_argument("name", metavar="NAME")
     retry.add_argument("target", metavar="CRIA|STAGE", help="a Cria's number, or a stage such as collect")
+
+    report = add("report", "write a report of a Trenchcoat, one HTML page, as it is now", reporting.report)
+    report.add_argument("name", metavar="NAME")
+    report.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="where to write it (default: NAME-report.html)"
+    )
 
     plan = add("plan", "print what a file would run and need, and what is complete already", planning.plan)
     add_options(plan)

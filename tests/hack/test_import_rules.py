@@ -13,6 +13,7 @@ PACKAGES = {
     "api": "trenchcoat_api",
     "operator": "trenchcoat_operator",
     "plugin": "trenchcoat_kubectl",
+    "reports": "trenchcoat_report",
     "s3": "trenchcoat_s3",
     "trainer": "trenchcoat_trainer",
 }

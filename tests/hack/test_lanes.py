@@ -202,7 +202,7 @@ def test_every_test_is_in_one_lane_which_must_pass_lint_too(program: ModuleType)
     check(list(lanes.values()))
     words = {name: " ".join(lane.commands[-1]) for name, lane in lanes.items()}
     assert words["tests"].endswith(
-        "tests --ignore tests/cluster --ignore tests/serving --ignore tests/versions"
+        "tests --ignore tests/cluster --ignore tests/serving --ignore tests/versions --ignore tests/browser"
     )
     assert words["cluster tests"].endswith("pytest tests/cluster --ignore tests/cluster/test_linearize.py")
     assert words["whole runs"].endswith("pytest tests/cluster/test_linearize.py")

@@ -11,6 +11,7 @@ from trenchcoat_api.stages import DISTRIBUTED, WITHOUT_ADAPTED_TEACHER, Stage
 
 from trenchcoat_trainer.local.command import add_run
 from trenchcoat_trainer.local.planning import add_plan
+from trenchcoat_trainer.reporting.command import add_report
 from trenchcoat_trainer.runtime.processes import run_ranks, stage_command
 from trenchcoat_trainer.runtime.stop import StopRequest
 from trenchcoat_trainer.store.credentials import RedactingFormatter
@@ -44,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_plan(commands)
     add_run(commands)
+    add_report(commands)
     for stage in Stage:
         _add_stage(commands, stage)
     return parser

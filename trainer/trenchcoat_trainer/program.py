@@ -2,7 +2,9 @@
 
 import importlib
 import logging
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from trenchcoat_api import phases
@@ -11,6 +13,8 @@ from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 from trenchcoat_api.stages import Stage
 
 from trenchcoat_trainer.errors import BadInputError, OutOfMemoryError, StageError
+from trenchcoat_trainer.reporting.command import open_reporter
+from trenchcoat_trainer.reporting.writing import ENV_REPORT, NEVER, missing
 from trenchcoat_trainer.runtime.opening import check_inputs, open_context
 from trenchcoat_trainer.runtime.stop import StopRequest
 from trenchcoat_trainer.runtime.termination import write_termination_log
@@ -78,11 +82,12 @@ def run_stage(
         StageError: of the kind that tells what to do about it.
     """
     try:
-        spec = Trenchcoat.from_yaml(spec_file).spec
+        trenchcoat = Trenchcoat.from_yaml(spec_file)
     except InvalidTrenchcoatError as error:
         raise BadInputError(str(error)) from error
     except OSError as error:
         raise BadInputError(f"--spec {spec_file} cannot be read ({error.strerror}): name a file") from error
+    spec = trenchcoat.spec
     if without_adapted_teacher:
         spec = phases.without_adapted_teacher(spec)
     context = open_context(spec, stage, cria=cria, folder=folder, stop=stop)
@@ -92,6 +97,9 @@ def run_stage(
         return
     check_inputs(context)
     logger.info("%s: making %s in %s", context.artifact.name, context.artifact.prefix, context.store.name)
+    reporter = open_reporter(trenchcoat, spec_file, folder) if _reports(context.rank) else None
+    if reporter is not None:
+        _tell(reporter.begin)
     module = importlib.import_module(f"trenchcoat_trainer.stages.{_PROGRAMS.get(stage, stage).value}")
     try:
         module.run(context)
@@ -105,6 +113,26 @@ def run_stage(
     finally:
         context.progress.close()
     logger.info("%s: complete", context.artifact.name)
+    if reporter is not None:
+        _tell(reporter.write)
+
+
+def _reports(rank: int) -> bool:
+    """Whether this process writes the run's report."""
+    if rank > 0 or os.environ.get(ENV_REPORT) == NEVER:
+        return False
+    if why := missing():
+        logger.info("%s", why)
+        return False
+    return True
+
+
+def _tell(write: Callable[[], object]) -> None:
+    """Write something of the report; the artifact is what counts, whatever becomes of that."""
+    try:
+        write()
+    except Exception:
+        logger.exception("the report was not written; `trenchcoat report` writes it anew")
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -53,6 +53,8 @@ def _python_image(name: str) -> Image:
     requirements = REPO / "requirements"
     heavy = (REPO / name / "Dockerfile", requirements / "bootstrap.txt", requirements / f"{name}.txt")
     code = (REPO / "pyproject.toml", REPO / "api", REPO / "s3", REPO / name)
+    if name == "trainer":  # the report's few megabytes lie above the heavy layers
+        code = (*code, requirements / "report.txt", REPO / "reports")
     recipe = " ".join(BUILD_ARGUMENTS.get(name, ()))
     return Image(name, (*heavy, *code), needs=("base",), dependencies=heavy, recipe=recipe)
 

@@ -63,5 +63,7 @@ def _run(arguments: argparse.Namespace) -> int:
             highlight=False,
             soft_wrap=True,
         )
+    if result.report is not None:
+        console.print(f"The report:\n  {result.report}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"Logs of the stages:\n  {arguments.store / 'logs'}", highlight=False, soft_wrap=True)
     return 0

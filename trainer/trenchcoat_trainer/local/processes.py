@@ -10,6 +10,7 @@ from typing import IO
 from trenchcoat_api.artifacts import Artifact
 
 from trenchcoat_trainer.local.schedule import visible_devices
+from trenchcoat_trainer.reporting.writing import ENV_REPORT, NEVER
 from trenchcoat_trainer.runtime.processes import RankProcesses, stage_command, start_ranks
 from trenchcoat_trainer.runtime.termination import ENV_TERMINATION_LOG
 
@@ -96,7 +97,11 @@ def start(
     """
     failure = termination_log(files.logs, artifact)
     failure.unlink(missing_ok=True)
-    environment = dict(os.environ) | {"OMP_NUM_THREADS": str(threads), ENV_TERMINATION_LOG: str(failure)}
+    environment = dict(os.environ) | {
+        "OMP_NUM_THREADS": str(threads),
+        ENV_TERMINATION_LOG: str(failure),
+        ENV_REPORT: NEVER,  # the run writes it, for all its stages
+    }
     if gpu is not None:
         environment[_VISIBLE] = visible_devices(gpu, os.environ.get(_VISIBLE))
     cria = None if artifact.cria is None else artifact.cria.index

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from trenchcoat_api.summary import StageTime, Summary
 
 from trenchcoat_trainer.errors import NotFoundError
 from trenchcoat_trainer.local.display import Display
+from trenchcoat_trainer.local.keeping import kept_report
 from trenchcoat_trainer.local.processes import RunFiles, StageProcesses, start
 from trenchcoat_trainer.local.schedule import Machine, admit, least_used, ready
 from trenchcoat_trainer.runtime.devices import usable_gpus
@@ -53,6 +55,8 @@ class LocalResult:
     """None when the spec has no evaluation."""
     export: Path | None
     """Folder of the Hugging Face checkpoint; None when the spec has no export."""
+    report: Path | None = None
+    """The report; None where it could not be written."""
 
 
 def default_parallel_crias() -> int:
@@ -86,7 +90,7 @@ def run_locally(
         LocalRunError: the spec cannot be read, or a stage failed; says what and the remedy.
     """
     try:
-        spec = Trenchcoat.from_yaml(spec_file).spec
+        trenchcoat = Trenchcoat.from_yaml(spec_file)
     except InvalidTrenchcoatError as error:
         raise LocalRunError(str(error), ExitCode.BAD_INPUT) from error
     except OSError as error:
@@ -96,10 +100,10 @@ def run_locally(
     machine = Machine(gpus=usable_gpus(), cores=os.cpu_count() or 1)
     if machine.gpus == 0:
         console.print("[yellow]warning:[/] no GPU that can be used: computing on the CPU", highlight=False)
-    run = _LocalRun(spec, RunFiles(spec_file, store, logs), machine, parallel_crias, stop)
-    with Display(console) as display:
-        run.execute(display)
-    return LocalResult(run.summary(), run.export_folder())
+    run = _LocalRun(trenchcoat.spec, RunFiles(spec_file, store, logs), machine, parallel_crias, stop)
+    with Display(console) as display, kept_report(trenchcoat, spec_file, store, display.warn) as report:
+        run.execute(display, report.refresh)
+    return LocalResult(run.summary(), run.export_folder(), report.file)
 
 
 class _LocalRun:
@@ -123,8 +127,8 @@ class _LocalRun:
         self._arguments: dict[Stage, tuple[str, ...]] = {}
         """Of stages' programs, besides those that all have."""
 
-    def execute(self, display: Display) -> None:
-        """Start what can start, wait, repeat."""
+    def execute(self, display: Display, tell: Callable[[], None]) -> None:
+        """Start what can start, wait, repeat; `tell` is called again and again meanwhile."""
         self._take_complete(display)
         shown = 0.0
         try:
@@ -137,6 +141,7 @@ class _LocalRun:
                 if time.monotonic() - shown > SHOW_SECONDS:
                     shown = time.monotonic()
                     self._show(display)
+                    tell()
         finally:
             self._end_all()
 

@@ -1,0 +1,72 @@
+"""`kubectl trenchcoat report`: one page of a Trenchcoat as it is now, from what the API server tells."""
+
+import importlib.util
+from argparse import Namespace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_report.run import MAX_FORMER, Manner, Run
+
+from trenchcoat_kubectl.commands import RESOURCE, read
+from trenchcoat_kubectl.kubectl import Kubectl, PluginError
+
+_NEEDED = ("matplotlib", "jinja2")
+
+
+def report(arguments: Namespace, kubectl: Kubectl, console: Console) -> int:
+    """Write the report of one Trenchcoat, beside others of its namespace that linearize the same model."""
+    absent = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if absent:
+        raise PluginError(
+            f"{' and '.join(absent)} is not installed: install Trenchcoat with the extra `report`, such as "
+            "pip install 'trenchcoat[report]'"
+        )
+    from trenchcoat_report.page import render  # late: it loads what draws
+
+    trenchcoat = read(kubectl.get(RESOURCE, arguments.name))
+    try:
+        others = [read(body) for body in kubectl.get(RESOURCE)["items"]]
+    except PluginError as error:  # who may read one Trenchcoat may not read all
+        console.print(f"without former runs: {error}", markup=False, soft_wrap=True)
+        others = []
+    page = render(run_of(trenchcoat), former(trenchcoat, others))
+    output: Path = arguments.output or Path(f"{trenchcoat.metadata.name}-report.html")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise PluginError(
+            f"{output} cannot be written ({error.strerror}): name another with --output"
+        ) from error
+    console.print(f"The report:\n  {output}", markup=False, soft_wrap=True)
+    return 0
+
+
+def run_of(trenchcoat: Trenchcoat) -> Run:
+    """The run, as its status tells it."""
+    created = trenchcoat.metadata.creation_timestamp
+    now = datetime.now(UTC)
+    return Run(
+        trenchcoat=trenchcoat,
+        began=datetime.fromisoformat(created) if created else now,
+        told_at=now,
+        manner=Manner.CLUSTER,
+        store=f"s3://{trenchcoat.spec.store.bucket}/{trenchcoat.spec.store.prefix}",
+        versions={"trenchcoat": version("trenchcoat")},
+    )
+
+
+def former(trenchcoat: Trenchcoat, others: list[Trenchcoat]) -> list[Run]:
+    """Other evaluated runs of the same model, the latest first, at most four."""
+    alike = [
+        other
+        for other in others
+        if other.metadata.name != trenchcoat.metadata.name
+        and other.spec.model.source == trenchcoat.spec.model.source
+        and other.status.perplexities
+    ]
+    runs = [run_of(other) for other in alike]
+    return sorted(runs, key=lambda run: run.began, reverse=True)[:MAX_FORMER]

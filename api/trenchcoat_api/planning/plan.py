@@ -37,6 +37,10 @@ class Given:
     """Whether the artifact of a content key is in the store."""
 
 
+_SAME_KIND = 0.1
+"""A GPU whose memory is further from the kind's is another one: drivers tell a little more or less."""
+
+
 class StagePlan(Camel):
     """One stage; the Crias together are one."""
 
@@ -154,7 +158,7 @@ def make_plan(outline: Outline, given: Given) -> Plan:
         cost=_cost(hours, price),
         cost_left=_cost(left, price),
         misfits=[_misfit(item) for item in misfits(outline, lambda stage: size)],
-        notes=_notes(outline, fleet),
+        notes=_notes(outline, fleet, given.rates.kinds[name].memory_bytes),
     )
 
 
@@ -232,8 +236,14 @@ def _misfit(item: Misfit) -> MisfitPlan:
     )
 
 
-def _notes(outline: Outline, fleet: Fleet) -> list[str]:
+def _notes(outline: Outline, fleet: Fleet, measured_bytes: int) -> list[str]:
+    """What to know; `measured_bytes` is the memory of the GPU that was measured."""
     spec, found = outline.spec, []
+    if abs(fleet.kind.memory_bytes / measured_bytes - 1) > _SAME_KIND:
+        found.append(
+            f"times are those of {fleet.kind.title}, the memory is {texts.size(fleet.kind.memory_bytes)}: of "
+            "other GPUs give rates (--rates, --gpu)"
+        )
     if spec.dtype is not fleet.kind.dtype:
         found.append(
             f"times are of {fleet.kind.dtype.value}, in which {fleet.kind.title} was measured; spec.dtype is "

@@ -16,6 +16,7 @@ def tables(plan: Plan, spec: TrenchcoatSpec) -> Iterator[Table]:
     """The stages, what they need, the store, and what decoding will hold."""
     yield stage_table(plan, spec)
     yield needs_table(plan)
+    yield time_table(plan)
     yield store_table(plan)
     yield decode_table(plan)
 
@@ -107,15 +108,9 @@ def _complete(row: StagePlan) -> str:
 
 
 def needs_table(plan: Plan) -> Table:
-    """Memory, traffic, time and cost of every stage."""
-    priced = plan.price is not None
-    columns = ["stage", "GPU memory", "host memory", "reads", "a Job moves", "a Job takes", "all take"]
-    table = _table(
-        f"Needs, on {plan.gpu} ({texts.size(plan.gpu_memory_bytes)})",
-        *columns,
-        "GPU-hours",
-        *(["cost"] if priced else []),
-    )
+    """Memory and traffic of every stage."""
+    title = f"Needs, on {plan.gpu} ({texts.size(plan.gpu_memory_bytes)})"
+    table = _table(title, "stage", "GPU memory", "host memory", "reads", "a Job moves")
     for row in plan.stages:
         table.add_row(
             row.name.value,
@@ -123,28 +118,31 @@ def needs_table(plan: Plan) -> Table:
             texts.size(row.host_memory_bytes),
             texts.size(row.reads_bytes) if row.reads_bytes else "-",
             f"{texts.size(row.bytes_per_second)}/s",
-            texts.duration(row.job_seconds),
-            texts.duration(row.seconds),
-            hours(row.gpu_hours) if row.gpus else "-",
-            *([f"{row.cost:,.2f}"] if row.cost is not None else []),
         )
     table.add_section()
-    table.add_row(
-        "all",
-        *[""] * 3,
-        f"{texts.size(plan.peak_bytes_per_second)}/s",
-        "",
-        texts.duration(plan.seconds),
-        hours(plan.gpu_hours),
-        *([f"{plan.cost:,.2f}"] if plan.cost is not None else []),
+    table.add_row("at once, at most", "", "", "", f"{texts.size(plan.peak_bytes_per_second)}/s")
+    return table
+
+
+def time_table(plan: Plan) -> Table:
+    """Time and cost of every stage."""
+    priced = plan.price is not None
+    table = _table(
+        f"Time, with {plan.parallel_crias} {'Cria' if plan.parallel_crias == 1 else 'Crias'} at a time",
+        *("stage", "a Job takes", "all take", "GPU-hours"),
+        *(["cost"] if priced else []),
     )
+
+    def add(name: str, job: str, wall: str, gpu_hours: str, cost: float | None) -> None:
+        table.add_row(name, job, wall, gpu_hours, *([f"{cost:,.2f}"] if cost is not None else []))
+
+    for row in plan.stages:
+        used = hours(row.gpu_hours) if row.gpus else "-"
+        add(row.name.value, texts.duration(row.job_seconds), texts.duration(row.seconds), used, row.cost)
+    table.add_section()
+    add("all", "", texts.duration(plan.seconds), hours(plan.gpu_hours), plan.cost)
     if plan.gpu_hours_left < plan.gpu_hours:
-        table.add_row(
-            "not in the store yet",
-            *[""] * 6,
-            hours(plan.gpu_hours_left),
-            *([f"{plan.cost_left:,.2f}"] if plan.cost_left is not None else []),
-        )
+        add("not in the store yet", "", "", hours(plan.gpu_hours_left), plan.cost_left)
     return table
 
 

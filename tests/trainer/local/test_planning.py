@@ -145,8 +145,10 @@ def test_a_cria_that_no_gpu_holds_is_refused_with_the_remedy(
 
     code, _, err = plan_405b(capsys, with_longer_crias(tmp_path), "--force")
     assert code == ExitCode.OK and "warning: cria needs" in err
-    code, _, err = plan_405b(capsys, with_longer_crias(tmp_path), "--gpu-memory", "288G")
-    assert (code, err) == (ExitCode.OK, "")
+    code, out, err = plan_405b(capsys, with_longer_crias(tmp_path), "--gpu-memory", "288G")
+    assert (code, err) == (ExitCode.OK, "") and "times are those of NVIDIA H100 80 GB" in out
+    _, out, _ = plan_405b(capsys, EXAMPLES / "llama-3.1-405b.yaml", "--gpu-memory", "81559Mi")
+    assert "times are those of" not in out
 
 
 @pytest.mark.parametrize("output", ["json", "yaml"])

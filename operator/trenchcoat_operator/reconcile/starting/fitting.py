@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from trenchcoat_api import texts
 from trenchcoat_api.artifacts import Artifacts
 from trenchcoat_api.planning.fit import explain, misfits
-from trenchcoat_api.planning.rates import Rates, labelled_memory
+from trenchcoat_api.planning.plan import Plan
+from trenchcoat_api.planning.rates import labelled_memory
 from trenchcoat_api.stages import Stage
 
 from trenchcoat_operator.gpus import contenders
@@ -29,29 +29,24 @@ def judge(look: Look) -> Problem | None:
     known = planned(spec, tokenize.facts)
     if known.fault:
         return Problem("InvalidInput", known.fault)
-    if known.outline is None:
+    if known.outline is None or known.plan is None:
         return None
     wanted = list(dict.fromkeys(work.stage for work in look.graph.works if work.key in look.needed))
-    found = misfits(known.outline, _memory(look), wanted)
+    found = misfits(known.outline, _memory(look, known.plan), wanted)
     if not found:
         return None
     return Problem(REASON, f"{explain(found)}; or set spec.plan.force to true to go on all the same")
 
 
-def _memory(look: Look) -> Callable[[Stage], int | None]:
+def _memory(look: Look, plan: Plan) -> Callable[[Stage], int | None]:
     """Bytes of the largest GPU that a stage could get: by the spec, or else by the nodes' labels."""
     wishes = look.trenchcoat.spec.plan
     if wishes.gpu_memory is not None or wishes.gpu is not None:
-        own = texts.quantity(wishes.gpu_memory) if wishes.gpu_memory is not None else _of_kind(wishes.gpu)
-        return lambda stage: own
+        return lambda stage: plan.gpu_memory_bytes
     capacity = look.observed.capacity
     if capacity is None or not capacity.known or look.pending_jobs:
         return lambda stage: None  # nobody looked, or an autoscaler may add other nodes than there are
     return lambda stage: _of_nodes(look, capacity, stage)
-
-
-def _of_kind(name: str | None) -> int:
-    return Rates.load().kind(name)[1].memory_bytes
 
 
 def _of_nodes(look: Look, capacity: Capacity, stage: Stage) -> int | None:

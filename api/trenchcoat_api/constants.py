@@ -51,6 +51,9 @@ SPEC_FILE = "trenchcoat.yaml"
 ENV_ACCESS_KEY = "AWS_ACCESS_KEY_ID"
 ENV_SECRET_KEY = "AWS_SECRET_ACCESS_KEY"  # noqa: S105  (a variable's name, not a secret)
 ENV_SESSION_TOKEN = "AWS_SESSION_TOKEN"  # noqa: S105
+ENV_WEB_IDENTITY_TOKEN_FILE = "AWS_WEB_IDENTITY_TOKEN_FILE"  # noqa: S105
+WEB_IDENTITY_MOUNT_PATH = "/var/run/secrets/trenchcoat.dev"
+WEB_IDENTITY_SECONDS = 3600  # how long a token of a ServiceAccount lives; the kubelet writes another in time
 ENV_HF_TOKEN = "HF_TOKEN"  # noqa: S105
 ENV_HF_DATA_TOKEN = "TRENCHCOAT_HF_DATA_TOKEN"  # noqa: S105  (of the data set, where it has its own)
 

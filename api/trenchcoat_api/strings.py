@@ -129,6 +129,18 @@ Endpoint = Annotated[
     ),
 ]
 
+Audience = Annotated[
+    str,
+    Field(min_length=1, max_length=253),
+    Text(r"[!-~]+", "write the audience without blanks, such as sts.amazonaws.com"),
+]
+
+RoleArn = Annotated[
+    str,
+    Field(min_length=1, max_length=2048),
+    Text(r"arn:[!-~]+", "write a role such as arn:aws:iam::123456789012:role/NAME"),
+]
+
 CaBundle = Annotated[
     str,
     Field(max_length=65_536),

@@ -14,6 +14,10 @@ FAILURES = (MinioException, urllib3.exceptions.HTTPError)
 """What the client raises where a store, or the way to it, is at fault."""
 
 
+class IdentityError(Exception):
+    """No keys were given for who asks; the message holds no token."""
+
+
 class Fault(Enum):
     """Kinds of failures, by what must be mended."""
 
@@ -33,6 +37,8 @@ class Fault(Enum):
     """Something before the store, or the store itself, failed with a status alone."""
     PROXY = auto()
     """The proxy that the environment names does not let the request through, or is none."""
+    IDENTITY = auto()
+    """The STS gives no keys for the token that it was shown."""
     CERTIFICATE = auto()
     """The certificate of what answers is not trusted, or those to trust are none."""
     UNREACHABLE = auto()
@@ -78,6 +84,8 @@ def fault_of(error: Exception) -> Fault:
             return Fault.FAILING if status >= HTTPStatus.INTERNAL_SERVER_ERROR else Fault.NO_S3
         case MinioException():
             return Fault.OTHER
+        case IdentityError():
+            return Fault.IDENTITY
         case UnusableProxyError():
             return Fault.PROXY
         case ssl.SSLError():

@@ -82,6 +82,16 @@ def test_secrets_that_can_be_read_can_be_named() -> None:
     assert named == [["minio", "hf"]]
 
 
+def test_tokens_of_service_accounts_are_asked_for_by_name_alone() -> None:
+    def tokens(*values: str) -> list[dict[str, Any]]:
+        made = rules(template(*values), "ClusterRole")
+        return [rule for rule in made if "serviceaccounts/token" in rule["resources"]]
+
+    assert tokens() == []
+    [rule] = tokens("rbac.serviceAccountNames={trainer}")
+    assert (rule["verbs"], rule["resourceNames"]) == (["create"], ["trainer"])
+
+
 def test_of_kueue_only_workloads_are_read() -> None:
     kueue = [rule for rule in rules(template(), "ClusterRole") if "kueue.x-k8s.io" in rule["apiGroups"]]
     assert kueue == [{"apiGroups": ["kueue.x-k8s.io"], "resources": ["workloads"], "verbs": ["list"]}]

@@ -6,7 +6,16 @@ There are no floats: the Kubernetes API convention is a decimal in a string.
 
 from trenchcoat_api.spec.attention import FIRST_TOKENS, Attention, DType, Form, KeyMaps, Wide
 from trenchcoat_api.spec.operation import Distributed, Planning, Retention, Scheduling, StagePods
-from trenchcoat_api.spec.sources import Data, Model, SecretKeyRef, SecretRef, StartPositions, Store
+from trenchcoat_api.spec.sources import (
+    CredentialsSecretRef,
+    Data,
+    Model,
+    SecretKeyRef,
+    SecretRef,
+    StartPositions,
+    Store,
+    WebIdentity,
+)
 from trenchcoat_api.spec.stages import AdaptedTeacher, Collect, Evaluate, Export, Gates, OtherText, Tasks
 from trenchcoat_api.spec.training import (
     CriaLora,
@@ -26,6 +35,7 @@ __all__ = [
     "AdaptedTeacher",
     "Attention",
     "Collect",
+    "CredentialsSecretRef",
     "CriaLora",
     "DType",
     "Data",
@@ -55,5 +65,6 @@ __all__ = [
     "Tasks",
     "Transfer",
     "TrenchcoatSpec",
+    "WebIdentity",
     "Wide",
 ]

@@ -7,6 +7,7 @@ from trenchcoat_api.base import Camel
 from trenchcoat_api.presets import SHIPPED, preset_field
 from trenchcoat_api.rules import Rule
 from trenchcoat_api.strings import (
+    Audience,
     Bucket,
     CaBundle,
     DataSource,
@@ -15,6 +16,7 @@ from trenchcoat_api.strings import (
     Name,
     Prefix,
     Region,
+    RoleArn,
     SecretKey,
     Share,
 )
@@ -196,17 +198,50 @@ class CredentialsSecretRef(SecretRef):
     )
 
 
+class WebIdentity(Camel):
+    """Keys for a short while, which the store's STS gives for the token of a ServiceAccount."""
+
+    service_account_name: Name = Field(
+        description=(
+            "ServiceAccount in the Trenchcoat's namespace whose token is shown. Stages run as it, unless "
+            "spec.pods says otherwise; the operator may ask for its token where the chart's "
+            "rbac.serviceAccountNames lists it."
+        )
+    )
+    audience: Audience = Field(
+        default="sts.amazonaws.com", description="Audience of the token, as the store was told to expect it."
+    )
+    role_arn: RoleArn | None = Field(
+        default=None, description="Role to take on; none where the token's claims decide, as MinIO can do."
+    )
+    sts_endpoint: Endpoint | None = Field(
+        default=None,
+        description=(
+            "URL of the STS; that of the store by default, as MinIO and Ceph have it. Of AWS it is "
+            "https://sts.REGION.amazonaws.com."
+        ),
+    )
+
+
 class Store(Camel):
     """The S3 store that holds activations, shards, checkpoints and results."""
 
-    rules = tuple(
+    rules = (
+        *(
+            Rule(
+                cel=f"self.{field} == oldSelf.{field}",
+                holds=None,
+                message=f"{field} cannot change, for the artifacts would be lost: make a new Trenchcoat",
+                field=field,
+            )
+            for field in ("endpoint", "bucket", "prefix")
+        ),
         Rule(
-            cel=f"self.{field} == oldSelf.{field}",
-            holds=None,
-            message=f"{field} cannot change, for the artifacts would be lost: make a new Trenchcoat",
-            field=field,
-        )
-        for field in ("endpoint", "bucket", "prefix")
+            cel="has(self.credentialsSecretRef) != has(self.webIdentity)",
+            holds=lambda store: (store.credentials_secret_ref is None) != (store.web_identity is None),
+            message="one of two is needed: name credentialsSecretRef, a Secret with keys, or webIdentity",
+            field="credentialsSecretRef",
+        ),
     )
 
     endpoint: Endpoint = Field(description="URL of the S3 endpoint, such as https://minio.example:9000.")
@@ -215,11 +250,15 @@ class Store(Camel):
         default="trenchcoat", description="Everything Trenchcoat writes stands below this prefix."
     )
     region: Region = Field(default="us-east-1", description="Region of the bucket.")
-    credentials_secret_ref: CredentialsSecretRef = Field(
+    credentials_secret_ref: CredentialsSecretRef | None = Field(
+        default=None,
         description=(
             "Secret with the keys accessKey and secretKey, and sessionToken where the access key is a "
             "temporary one, in the Trenchcoat's namespace."
-        )
+        ),
+    )
+    web_identity: WebIdentity | None = Field(
+        default=None, description="In place of a Secret: the token of a ServiceAccount."
     )
     ca_bundle: CaBundle | None = Field(
         default=None,

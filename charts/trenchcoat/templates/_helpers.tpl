@@ -84,6 +84,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   resourceNames:
     {{- toYaml . | nindent 4 }}
   {{- end }}
+{{- with .Values.rbac.serviceAccountNames }}
+# Tokens that stores give keys for (spec.store.webIdentity).
+- apiGroups: [""]
+  resources: [serviceaccounts/token]
+  verbs: [create]
+  resourceNames:
+    {{- toYaml . | nindent 4 }}
+{{- end }}
 # Why Kueue keeps a Job waiting, for the status.
 - apiGroups: [kueue.x-k8s.io]
   resources: [workloads]

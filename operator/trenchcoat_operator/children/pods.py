@@ -13,6 +13,7 @@ from trenchcoat_operator.works import graph
 from trenchcoat_operator.works.graph import Work
 
 USER = 65532
+_TOKEN = "token"  # noqa: S105  (the file that the kubelet writes it to)
 _SINGLE_GPU = (Stage.CRIA, Stage.EVALUATE)
 _PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
 _LOST_NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
@@ -76,13 +77,18 @@ def arguments(work: Work) -> list[str]:
 
 def environment(spec: TrenchcoatSpec, defaults: PodDefaults) -> list[dict[str, Any]]:
     """Variables of every stage; credentials come by reference alone."""
-    secret = spec.store.credentials_secret_ref
     result: list[dict[str, Any]] = [
         {"name": "HOME", "value": "/tmp"},  # noqa: S108  (an emptyDir of the pod's own)
-        _from_secret(constants.ENV_ACCESS_KEY, secret.name, secret.keys.access_key),
-        _from_secret(constants.ENV_SECRET_KEY, secret.name, secret.keys.secret_key),
-        _from_secret(constants.ENV_SESSION_TOKEN, secret.name, secret.keys.session_token, optional=True),
     ]
+    if (secret := spec.store.credentials_secret_ref) is not None:
+        result += [
+            _from_secret(constants.ENV_ACCESS_KEY, secret.name, secret.keys.access_key),
+            _from_secret(constants.ENV_SECRET_KEY, secret.name, secret.keys.secret_key),
+            _from_secret(constants.ENV_SESSION_TOKEN, secret.name, secret.keys.session_token, optional=True),
+        ]
+    else:
+        file = f"{constants.WEB_IDENTITY_MOUNT_PATH}/{_TOKEN}"
+        result.append({"name": constants.ENV_WEB_IDENTITY_TOKEN_FILE, "value": file})
     if not defaults.fixed_user:  # a user that the image does not know has no name, which torch asks for
         result.append({"name": "USER", "value": "trenchcoat"})
     tokens = (
@@ -100,6 +106,13 @@ def _from_secret(variable: str, secret: str, key: str, *, optional: bool = False
     if optional:
         reference["optional"] = True
     return {"name": variable, "valueFrom": {"secretKeyRef": reference}}
+
+
+def _token(audience: str) -> dict[str, Any]:
+    seconds = constants.WEB_IDENTITY_SECONDS
+    return {
+        "serviceAccountToken": {"audience": audience, "expirationSeconds": seconds, "path": _TOKEN},
+    }
 
 
 def _merged(base: list[dict[str, Any]], users: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -147,6 +160,12 @@ def pod_spec(
     if work.gpus > 1:  # processes of one pod talk through shared memory
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108
+    identity = spec.store.web_identity
+    if identity is not None:
+        volumes.append({"name": "store-token", "projected": {"sources": [_token(identity.audience)]}})
+        mounts.append(
+            {"name": "store-token", "mountPath": constants.WEB_IDENTITY_MOUNT_PATH, "readOnly": True}
+        )
     result: Object = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
@@ -182,8 +201,8 @@ def pod_spec(
         result["priorityClassName"] = spec.scheduling.priority_class_name
     if wanted.runtime_class_name:
         result["runtimeClassName"] = wanted.runtime_class_name
-    if wanted.service_account_name:
-        result["serviceAccountName"] = wanted.service_account_name
+    if account := wanted.service_account_name or (identity.service_account_name if identity else None):
+        result["serviceAccountName"] = account
     if template := wanted.resource_claim_template_name:
         result["resourceClaims"] = [{"name": template, "resourceClaimTemplateName": template}]
     if wanted.node_selector:

@@ -6,9 +6,10 @@ import urllib3
 from kubernetes import client as library
 from kubernetes import config as library_config
 from kubernetes.config.config_exception import ConfigException
+from trenchcoat_api import constants
 
 from trenchcoat_operator.kubernetes.errors import NotFoundError
-from trenchcoat_operator.kubernetes.kinds import PODS, Kind, Object, Selection
+from trenchcoat_operator.kubernetes.kinds import PODS, SERVICE_ACCOUNTS, Kind, Object, Selection
 from trenchcoat_operator.kubernetes.transport import Request, RequestObserver, Transport, unobserved
 from trenchcoat_operator.kubernetes.watch import Opened, watch
 
@@ -150,6 +151,19 @@ class Cluster:
             ConflictError: somebody else changed it.
         """
         return self._call(Request("PATCH", kind.path(namespace, name), _MANAGED, change, _MERGE_PATCH))
+
+    def token(self, namespace: str, service_account: str, audience: str) -> str:
+        """A token of a ServiceAccount, for an hour.
+
+        Raises:
+            NotFoundError: there is no such ServiceAccount.
+            ApiError: anything else.
+        """
+        path = SERVICE_ACCOUNTS.path(namespace, service_account) + "/token"
+        spec = {"audiences": [audience], "expirationSeconds": constants.WEB_IDENTITY_SECONDS}
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+        made = self._call(Request("POST", path, body=body))
+        return str(made["status"]["token"])
 
     def fail_pod(self, namespace: str, name: str, reason: str, message: str) -> None:
         """Say of a pod that it failed."""

@@ -7,11 +7,15 @@ from typing import Any
 
 from trenchcoat_api.artifacts import Artifact, Manifest
 from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_api.spec import CredentialsSecretRef, Store
+from trenchcoat_api.spec import WebIdentity as WebIdentitySpec
 from trenchcoat_s3.connection import Credentials
+from trenchcoat_s3.faults import IdentityError
+from trenchcoat_s3.identity import WebIdentity
 
 from trenchcoat_operator.kubernetes import kinds
 from trenchcoat_operator.kubernetes.client import Cluster
-from trenchcoat_operator.kubernetes.errors import ForbiddenError, NotFoundError
+from trenchcoat_operator.kubernetes.errors import ApiError, ForbiddenError, NotFoundError
 from trenchcoat_operator.storage.cache import ManifestCache, Readers, SecretCache
 from trenchcoat_operator.storage.errors import SecretError
 from trenchcoat_operator.storage.reader import ReadObserver, StoreReader
@@ -34,7 +38,14 @@ class Stores:
             SecretError: its Secret is not there, lacks a key, or may not be read.
             ApiError: the API server could not be read.
         """
-        return self._readers.open(trenchcoat.spec.store, self._credentials(trenchcoat))
+        store, namespace = trenchcoat.spec.store, trenchcoat.metadata.namespace
+        if store.credentials_secret_ref is not None:
+            return self._readers.open(store, self._credentials(trenchcoat, store.credentials_secret_ref))
+        if store.web_identity is not None:
+            return self._readers.open(store, self._identity(store, store.web_identity, namespace))
+        raise SecretError(
+            "StoreAccessDenied", "spec.store: neither credentialsSecretRef nor webIdentity is set: set one"
+        )
 
     def manifest(self, reader: StoreReader, artifact: Artifact) -> Manifest | None:
         """The manifest of an artifact, as it was read before if it is still there; None if there is none.
@@ -70,8 +81,32 @@ class Stores:
         """Read the Secrets of a namespace anew at the next look: something about them does not do."""
         self._secrets.forget(namespace)
 
-    def _credentials(self, trenchcoat: Trenchcoat) -> Credentials:
-        field, reference = "spec.store.credentialsSecretRef", trenchcoat.spec.store.credentials_secret_ref
+    def _identity(self, store: Store, wanted: WebIdentitySpec, namespace: str) -> WebIdentity:
+        name, audience = wanted.service_account_name, wanted.audience
+
+        def token() -> str:
+            try:
+                return self._cluster.token(namespace, name, audience)
+            except NotFoundError:
+                raise IdentityError(f"namespace {namespace!r} has no ServiceAccount {name!r}") from None
+            except ForbiddenError:
+                raise IdentityError(
+                    f"the operator may not ask for a token of ServiceAccount {name!r} in namespace "
+                    f"{namespace!r}: name it in the chart's rbac.serviceAccountNames"
+                ) from None
+            except ApiError as error:
+                raise IdentityError(f"no token of ServiceAccount {name!r}: {error}") from error
+
+        return WebIdentity(
+            sts_endpoint=wanted.sts_endpoint or store.endpoint,
+            role_arn=wanted.role_arn,
+            subject=f"ServiceAccount {name!r} in namespace {namespace!r} for {audience}",
+            ca_bundle=store.ca_bundle,
+            token=token,
+        )
+
+    def _credentials(self, trenchcoat: Trenchcoat, reference: CredentialsSecretRef) -> Credentials:
+        field = "spec.store.credentialsSecretRef"
         name, keys = reference.name, reference.keys
         data = self._secret(trenchcoat, name, field)
         access_key = _secret_value(data, name, keys.access_key, field)

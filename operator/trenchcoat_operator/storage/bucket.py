@@ -4,15 +4,20 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from minio import Minio
 from minio.deleteobjects import DeleteObject
 from minio.error import MinioException, S3Error
 from trenchcoat_api.spec import Store
 from trenchcoat_s3.connection import Address, Credentials, Patience, again, connect
 from trenchcoat_s3.faults import Fault, fault_of, is_untold
+from trenchcoat_s3.identity import WebIdentity
 
 from trenchcoat_operator.storage.errors import StoreError, explained, undeletable
 
 Result = TypeVar("Result")
+
+Access = Credentials | WebIdentity
+"""How a store is opened; two that are equal open the same."""
 
 DELETED_TOGETHER = 1000
 """S3 deletes no more objects in one request."""
@@ -25,10 +30,9 @@ _PATIENCE = Patience(connect_seconds=3, read_seconds=8, retries=again(1, 0.2), c
 class Bucket:
     """Small objects, read and written whole. Each method raises StoreError where the store cannot be used."""
 
-    def __init__(self, store: Store, credentials: Credentials) -> None:
+    def __init__(self, store: Store, access: Access) -> None:
         self._store = store
-        address = Address(store.endpoint, store.region, store.ca_bundle)
-        self._client = self._try(lambda: connect(address, credentials.provider(), _PATIENCE))
+        self._client = self._try(lambda: self._connected(access))
 
     def uri(self, path: str) -> str:
         """An object as people name it."""
@@ -59,6 +63,11 @@ class Bucket:
         listed = self._client.list_objects(self._store.bucket, prefix=prefix, recursive=True)
         while (item := self._try(lambda: next(listed, None))) is not None:
             yield str(item.object_name)
+
+    def _connected(self, access: Access) -> Minio:
+        provider = access.provider() if isinstance(access, Credentials) else access.provider(_PATIENCE)
+        store = self._store
+        return connect(Address(store.endpoint, store.region, store.ca_bundle), provider, _PATIENCE)
 
     def _try(self, call: Callable[[], Result]) -> Result:
         try:

@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 from trenchcoat_api.artifacts import Artifact, Manifest
 from trenchcoat_api.spec import Store
-from trenchcoat_s3.connection import Credentials
 
-from trenchcoat_operator.storage.bucket import Bucket
+from trenchcoat_operator.storage.bucket import Access, Bucket
 from trenchcoat_operator.storage.reader import ReadObserver, StoreReader
 
 ABSENT_SECONDS = 60.0
@@ -120,15 +119,15 @@ class Readers:
         self._observe = observe
         self._limit = limit
         self._lock = threading.Lock()
-        self._readers: OrderedDict[tuple[str | Credentials | None, ...], StoreReader] = OrderedDict()
+        self._readers: OrderedDict[tuple[str | Access | None, ...], StoreReader] = OrderedDict()
 
-    def open(self, store: Store, credentials: Credentials) -> StoreReader:
-        """The reader of a bucket with an access key."""
-        place = (store.endpoint, store.bucket, store.region, store.ca_bundle, credentials)
+    def open(self, store: Store, access: Access) -> StoreReader:
+        """The reader of a bucket that is opened so."""
+        place = (store.endpoint, store.bucket, store.region, store.ca_bundle, access)
         with self._lock:
             reader = self._readers.get(place)
             if reader is None:
-                reader = self._readers[place] = StoreReader(Bucket(store, credentials), self._observe)
+                reader = self._readers[place] = StoreReader(Bucket(store, access), self._observe)
             self._readers.move_to_end(place)
             while len(self._readers) > self._limit:
                 self._readers.popitem(last=False)

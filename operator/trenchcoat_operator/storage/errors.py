@@ -41,9 +41,13 @@ def explained(store: Store, error: Exception) -> StoreError:
     if fault is Fault.REFUSED:
         return StoreError(
             "StoreAccessDenied",
-            f"spec.store.credentialsSecretRef: {store.endpoint} refused the access key for bucket "
-            f"{store.bucket!r} ({code}): put a key that may list, read and write the bucket "
-            f"into Secret {store.credentials_secret_ref.name!r}",
+            f"{_field(store)}: {store.endpoint} refused the access key for bucket "
+            f"{store.bucket!r} ({code}): {_give(store, 'may list, read and write the bucket')}",
+        )
+    if fault is Fault.IDENTITY:
+        return StoreError(
+            "IdentityRefused",
+            f"spec.store.webIdentity: {error}: correct it, or what the STS lets take on the role",
         )
     if fault is Fault.REGION:
         return StoreError(
@@ -82,7 +86,18 @@ def undeletable(store: Store, path: str, code: str) -> StoreError:
     """What to tell of an object that the store does not let go."""
     return StoreError(
         "StoreAccessDenied",
-        f"spec.store.credentialsSecretRef: s3://{store.bucket}/{path} cannot be "
-        f"deleted ({code}): put a key that may delete objects into Secret "
-        f"{store.credentials_secret_ref.name!r}",
+        f"{_field(store)}: s3://{store.bucket}/{path} cannot be "
+        f"deleted ({code}): {_give(store, 'may delete objects')}",
     )
+
+
+def _field(store: Store) -> str:
+    """The field that says who asks."""
+    return f"spec.store.{'webIdentity' if store.credentials_secret_ref is None else 'credentialsSecretRef'}"
+
+
+def _give(store: Store, right: str) -> str:
+    """How whoever asks is given a right."""
+    if store.credentials_secret_ref is None:
+        return f"have the role be one that {right}"
+    return f"put a key that {right} into Secret {store.credentials_secret_ref.name!r}"

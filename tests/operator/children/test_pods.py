@@ -83,12 +83,17 @@ def test_where_the_cluster_chooses_the_user_none_is_asked_for() -> None:
     assert {"runAsUser", "runAsGroup", "fsGroup"} <= template(Stage.CRIA)["spec"]["securityContext"].keys()
 
 
-def variables(defaults: PodDefaults = DEFAULTS, **spec: Any) -> dict[str, dict[str, Any]]:
-    """Environment of a Cria's container, by name."""
+def first_pod(defaults: PodDefaults = DEFAULTS, **spec: Any) -> dict[str, Any]:
+    """The pod of the first stage."""
     owner = trenchcoat(**spec)
     work = next(work for work in graph.build(owner.spec, {}).works if work.stage is Stage.TOKENIZE)
-    container = jobs.build(owner, work, 1, defaults)["spec"]["template"]["spec"]["containers"][0]
-    return {item["name"]: item for item in container["env"]}
+    pod: dict[str, Any] = jobs.build(owner, work, 1, defaults)["spec"]["template"]["spec"]
+    return pod
+
+
+def variables(defaults: PodDefaults = DEFAULTS, **spec: Any) -> dict[str, dict[str, Any]]:
+    """Environment of its container, by name."""
+    return {item["name"]: item for item in first_pod(defaults, **spec)["containers"][0]["env"]}
 
 
 def test_keys_of_the_stores_secret_are_those_that_the_spec_names() -> None:
@@ -100,6 +105,23 @@ def test_keys_of_the_stores_secret_are_those_that_the_spec_names() -> None:
     assert references["AWS_ACCESS_KEY_ID"] == {"name": "bucket", "key": "AWS_ACCESS_KEY_ID"}
     assert references["AWS_SECRET_ACCESS_KEY"] == {"name": "bucket", "key": "AWS_SECRET_ACCESS_KEY"}
     assert references["AWS_SESSION_TOKEN"] == {"name": "bucket", "key": "sessionToken", "optional": True}
+
+
+def test_a_pod_without_a_key_has_a_token_for_the_store() -> None:
+    identity = {"serviceAccountName": "trainer", "audience": "minio.example"}
+    store = {"credentialsSecretRef": None, "webIdentity": identity}
+    asked = variables(store=store)
+    assert not {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"} & asked.keys()
+    pod = first_pod(store=store)
+    assert pod["serviceAccountName"] == "trainer" and pod["automountServiceAccountToken"] is False
+    [volume] = [item for item in pod["volumes"] if item["name"] == "store-token"]
+    [source] = volume["projected"]["sources"]
+    [mount] = [item for item in pod["containers"][0]["volumeMounts"] if item["name"] == "store-token"]
+    assert source["serviceAccountToken"]["audience"] == "minio.example"
+    file = f"{mount['mountPath']}/{source['serviceAccountToken']['path']}"
+    assert asked["AWS_WEB_IDENTITY_TOKEN_FILE"]["value"] == file
+    own = first_pod(store=store, pods={"tokenize": {"serviceAccountName": "other"}})
+    assert own["serviceAccountName"] == "other"
 
 
 def test_all_stages_have_the_variables_of_the_chart_and_the_spec_has_the_last_word() -> None:

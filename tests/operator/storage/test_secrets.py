@@ -102,7 +102,9 @@ def test_a_key_that_no_header_can_hold_is_told_without_it(clock, key: str) -> No
 def opened(api: Api, **reference: Any) -> Any:
     """The access key that a store is opened with."""
     owner = trenchcoat(store={"credentialsSecretRef": {"name": "minio", **reference}})
-    return Stores(api, lambda *_: None)._credentials(owner)  # type: ignore[arg-type]
+    named = owner.spec.store.credentials_secret_ref
+    assert named is not None
+    return Stores(api, lambda *_: None)._credentials(owner, named)  # type: ignore[arg-type]
 
 
 def test_keys_of_a_secret_that_another_program_made() -> None:

@@ -12,8 +12,9 @@ import urllib3
 from minio.commonconfig import ComposeSource
 from minio.credentials.providers import Provider
 from minio.error import MinioException, S3Error
-from trenchcoat_s3.connection import Address, Patience, again, connect
+from trenchcoat_s3.connection import Address, Credentials, Patience, again, connect
 from trenchcoat_s3.faults import is_past_the_end, is_untold
+from trenchcoat_s3.identity import WebIdentity
 
 from trenchcoat_trainer.errors import BadInputError, NotFoundError, StoreError
 from trenchcoat_trainer.store.base import CHUNK_BYTES, Entry
@@ -48,20 +49,24 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 class S3Store:
     """One bucket of an S3 store; objects of any size, moved in pieces of bounded size."""
 
-    def __init__(self, address: Address, bucket: str, credentials: Provider) -> None:
-        """Nothing is sent yet.
+    def __init__(self, address: Address, bucket: str, access: Credentials | WebIdentity | Provider) -> None:
+        """Nothing is sent yet; another bucket of the same store shares the provider.
 
         Raises:
             StoreError: the proxy or the certificates that were named are none.
         """
         self._address = address
         self._bucket = bucket
-        self._credentials = credentials
         self.name = f"s3://{bucket}"
         self.keeps_versions = False
         self._errors = ErrorTeller(address.endpoint, bucket, address.region, self.name)
         with self._errors.telling(""):
-            self._client = connect(address, credentials, _PATIENCE)
+            if isinstance(access, Credentials):
+                access = access.provider()
+            elif isinstance(access, WebIdentity):
+                access = access.provider(_PATIENCE)
+            self._provider = access
+            self._client = connect(address, self._provider, _PATIENCE)
 
     def in_bucket(self, bucket: str) -> "S3Store":
         """Another bucket of the same store.
@@ -73,7 +78,7 @@ class S3Store:
             raise BadInputError(
                 f"s3://{bucket} cannot be: a bucket's name has lowercase letters, digits, - and ."
             )
-        return S3Store(self._address, bucket, self._credentials)
+        return S3Store(self._address, bucket, self._provider)
 
     def check(self, prefix: str = "") -> None:
         """Find out at once whether the bucket can be used, by a look at what lies below `prefix`.

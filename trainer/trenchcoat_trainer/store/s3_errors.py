@@ -58,6 +58,9 @@ class ErrorTeller:
                 f"spec.store.endpoint {self.endpoint} cannot be reached through {proxy or 'a proxy'} "
                 f"({root_cause(error)}): have the proxy let it through, or exempt it by NO_PROXY"
             ),
+            Fault.IDENTITY: (
+                f"spec.store.webIdentity: {error}: correct it, or what the STS lets take on the role"
+            ),
             Fault.CERTIFICATE: (
                 f"the certificate of {store} is not trusted ({root_cause(error)}): put the certificate that "
                 "it is signed by into spec.store.caBundle"
@@ -69,7 +72,8 @@ class ErrorTeller:
             Fault.REFUSED: (
                 f"{store} refused the credentials for bucket {self.bucket!r} ({code}): correct accessKey, "
                 "secretKey and, of a temporary key, sessionToken in the Secret of "
-                "spec.store.credentialsSecretRef, or its rights on the bucket"
+                "spec.store.credentialsSecretRef, or the rights on the bucket of the key, or of the role of "
+                "spec.store.webIdentity"
             ),
             Fault.CLOCK: (
                 f"the clocks of this machine and of {store} differ by more than it allows ({code}): set both "
@@ -97,6 +101,10 @@ class ErrorTeller:
         }
         said = f"{code}, {error.message}" if isinstance(error, S3Error) else root_cause(error)
         message = told.get(fault, f"{store} failed for {where}: {said}")
-        if proxy and not isinstance(error, S3Error) and fault not in (Fault.PROXY, Fault.CERTIFICATE):
+        if (
+            proxy
+            and not isinstance(error, S3Error)
+            and fault not in (Fault.PROXY, Fault.CERTIFICATE, Fault.IDENTITY)
+        ):
             message += f"; requests go through {proxy}: exempt the store by NO_PROXY if that is not meant"
         return StoreError(message)

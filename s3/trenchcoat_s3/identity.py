@@ -43,7 +43,8 @@ class WebIdentity:
 class _Careful(Provider):
     """The library's provider, one caller at a time, with errors that do not quote the token.
 
-    It sends the token in the URL, and its errors, as those of the connection, hold the URL.
+    It sends the token in the URL, which its errors and those of the connection quote:
+    findings/minio-quotes-web-identity-token.sh.
     """
 
     def __init__(self, identity: WebIdentity, http: urllib3.PoolManager) -> None:

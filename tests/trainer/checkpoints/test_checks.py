@@ -245,6 +245,10 @@ def first(name: str) -> str:
             retensor(**{first("mlp.up_proj.weight"): torch.zeros(96, 64, dtype=torch.int8)}),
             "has the type I8: name the checkpoint with 16- or 32-bit weights",
         ),
+        (
+            retensor(**{first("mlp.up_proj.weight"): torch.zeros(96, 64).to(torch.float8_e4m3fn)}),
+            "has the type F8_E4M3: name the checkpoint with 16- or 32-bit weights",
+        ),
     ],
 )
 def test_what_is_not_the_llama_that_it_says_is_refused(

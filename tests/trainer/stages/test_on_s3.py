@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from minio import Minio
 from minio.versioningconfig import ENABLED, SUSPENDED, VersioningConfig
 from safetensors.torch import load_file
 from trenchcoat_api.artifacts import Progress
@@ -68,6 +70,27 @@ def test_the_stages_run_on_s3_as_in_a_folder(
         }
         manifest = cria.manifest(context.artifact)
         assert listed == {item.path for item in manifest.objects} | {"manifest.json", "progress.json"}, stage
+
+
+def test_no_object_lies_below_the_name_of_another(
+    spec: TrenchcoatSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MinIO keeps such objects and lists none of them: they would be there for ever."""
+    written: set[str] = set()
+    put = Minio.put_object
+
+    def noting(client: Minio, bucket: str, name: str, *arguments: Any, **options: Any) -> Any:
+        written.add(name)
+        return put(client, bucket, name, *arguments, **options)
+
+    monkeypatch.setattr(Minio, "put_object", noting)
+    apart = spec.model_copy(update={"store": spec.store.model_copy(update={"prefix": "apart"})})
+    for stage, module in ((Stage.TOKENIZE, tokenize), (Stage.SHARD, shard), (Stage.COLLECT, collect)):
+        context = open_context(apart, stage)
+        module.run(context)
+        written |= {context.artifact.deletion_path, context.artifact.checkpoint_prefix + "state.safetensors"}
+    folders = {name[:at] for name in written for at in range(len(name)) if name[at] == "/"}
+    assert len(written) > 20 and not written & folders
 
 
 def test_a_key_limited_to_the_prefix_that_may_delete_nothing(

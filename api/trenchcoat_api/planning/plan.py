@@ -261,6 +261,8 @@ def _notes(outline: Outline, fleet: Fleet, measured_bytes: int) -> list[str]:
         )
     if not outline.boundaries and len(outline.crias) > 1:
         found.append("no Cria trains on hidden states: none are collected")
+    if spec.evaluate.enabled and (disk := _disk(outline)):
+        found.append(f"the evaluation writes up to {texts.size(disk)} to the local disk of its node")
     if reason := why_not_adapted(spec):
         found.append(f"no adapted teacher: {reason}")
     for stage in stages(spec):

@@ -5,13 +5,13 @@ import os
 import sys
 
 import kopf
-from prometheus_client import start_http_server
 
 from trenchcoat_operator import handlers, health
 from trenchcoat_operator.kubernetes.client import Cluster
 from trenchcoat_operator.loop.queue import WorkQueue
 from trenchcoat_operator.loop.reconciler import Reconciler
 from trenchcoat_operator.loop.worker import Worker
+from trenchcoat_operator.metrics import endpoint
 from trenchcoat_operator.metrics.recorder import Metrics
 from trenchcoat_operator.settings import Settings, SettingsError
 from trenchcoat_operator.watching import Watching
@@ -35,7 +35,7 @@ def main() -> int:
     reconciler = Reconciler(cluster, settings, metrics, queue.add)
     worker = Worker(queue, reconciler, settings, metrics)
     if settings.metrics_port:
-        start_http_server(settings.metrics_port, registry=metrics.registry)
+        endpoint.serve(settings.metrics_port, metrics.registry)
     registry = kopf.OperatorRegistry()
     handlers.register(registry, queue, worker)
     watching = Watching(cluster, settings, registry, worker)

@@ -30,7 +30,7 @@ class Work:
     gpus: int = 0
     """GPUs of each pod."""
     distributed: bool = False
-    """Whether a PyTorchJob runs it."""
+    """Whether it may have several pods, which then work together."""
     arguments: tuple[str, ...] = ()
     """Of the stage's program, besides those that all have."""
     disk: int = 0

@@ -5,7 +5,6 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from prometheus_client import start_http_server
 from trenchcoat_api.status import (
     AttemptStatus,
     CriaStatus,
@@ -16,13 +15,14 @@ from trenchcoat_api.status import (
     WaitingReason,
 )
 from trenchcoat_operator.kubernetes.errors import ApiError
-from trenchcoat_operator.metrics import samples
+from trenchcoat_operator.metrics import endpoint, samples
 from trenchcoat_operator.metrics.recorder import Metrics
 from trenchcoat_operator.model.key import Key
 from trenchcoat_operator.reconcile.decide import reconcile
 
 from tests.operator import world
 from tests.operator.reconcile.test_golden import CASES, DATA
+from tests.operator.test_health import HOSTS
 
 DOC = Path(__file__).parents[3] / "docs" / "metrics.md"
 
@@ -243,10 +243,11 @@ def test_errors_by_cause(error, cause):
     assert metrics.registry.get_sample_value("trenchcoat_reconcile_errors_total", {"cause": cause}) == 1
 
 
-def test_prometheus_can_read_them():
-    server, thread = start_http_server(0, addr="127.0.0.1", registry=filled().registry)
+@pytest.mark.parametrize("host", HOSTS)
+def test_prometheus_can_read_them_over_either_family_of_addresses(host):
+    server, thread = endpoint.serve(0, filled().registry)
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{host}:{server.server_port}/metrics", timeout=10) as answer:
             text = answer.read().decode()
     finally:
         server.shutdown()

@@ -51,7 +51,7 @@ test-browser:  ## pages in a real Chromium, which root gets from Debian; not par
 test-versions: venv  ## an export under the oldest and newest transformers 4 and 5, nothing else beside them; not part of make test
 	$(PYTHON) -m pytest tests/versions
 
-test-tasks: venv  ## lm-evaluation-harness on teacher and student; not part of make test (a minute, 260 MB)
+test-tasks: venv  ## lm-evaluation-harness on teacher and student; not part of make test (a minute, 300 MB)
 	hack/python-env tasks
 	.venv-tasks/bin/python -m pytest tests/trainer/stages/evaluate/test_tasks.py
 

@@ -1,6 +1,6 @@
 # The trainer with lm-evaluation-harness, for the one stage that runs spec.evaluate.tasks. On top of the trainer's image:
 #   docker build -f trainer/tasks.Dockerfile --build-arg BASE=REGISTRY/trainer:TAG -t REGISTRY/trainer-tasks:TAG .
-# Then spec.pods.evaluate.image: REGISTRY/trainer-tasks:TAG. All other stages go on without these 260 MB.
+# Then spec.pods.evaluate.image: REGISTRY/trainer-tasks:TAG. All other stages go on without these 300 MB.
 ARG BASE=trenchcoat-trainer
 FROM ${BASE}
 USER 0:0

@@ -99,6 +99,11 @@ class TaskResult(Camel):
     task: str = Field(description="Name of the task.")
     metric: str = Field(description="Name of the metric, and of its filter where that is not none.")
     samples: int = Field(description="Samples measured.", ge=0)
+    hub_dataset: str | None = Field(
+        default=None,
+        description="The benchmark's data set on the Hugging Face hub, where the task names one.",
+    )
+    hub_task: str | None = Field(default=None, description="The benchmark's task there.")
     values: dict[str, str] = Field(description="Value by the form's name.")
     errors: dict[str, str] = Field(
         default_factory=dict, description="Standard errors, where the task has them."

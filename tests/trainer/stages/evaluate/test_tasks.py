@@ -25,6 +25,7 @@ CHOICE = {
     "doc_to_choice": "{{choices}}",
     "doc_to_target": "{{answer}}",
     "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    "metadata": {"version": 1.0, "hub_dataset": "owner/colours", "hub_task": "default"},
 }
 GENERATION = {
     "task": "goes_on",
@@ -134,6 +135,9 @@ def test_teacher_and_student_answer_as_the_whole_models_do(open_it, tokenizer, t
         assert float(row.values["teacher"]) == pytest.approx(5 / 6, rel=1e-5)
         assert float(row.values["stitched"]) == pytest.approx(sum(right) / 6, rel=1e-5)
         assert float(row.errors["teacher"]) == pytest.approx((5 / 36 / 5) ** 0.5, rel=0.05)
+    row = found["colours", "acc"]
+    assert (row.hub_dataset, row.hub_task) == ("owner/colours", "default")
+    assert found["goes_on", "exact_match"].hub_dataset is None
     report = json.loads(context.read_object(context.artifact, evaluate.REPORT))
     assert set(report["tasks"]) == {"teacher", "stitched"}
 

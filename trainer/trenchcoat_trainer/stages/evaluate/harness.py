@@ -94,6 +94,7 @@ def _scores(found: dict[str, Any]) -> list[TaskScore]:
     rows = []
     for task, metrics in found["results"].items():
         samples = found["n-samples"].get(task, {}).get("effective", 0)
+        told = found["configs"].get(task, {}).get("metadata")
         for key, value in metrics.items():
             metric, _, chosen = key.partition(",")
             if not chosen or metric.endswith("_stderr") or not isinstance(value, int | float):
@@ -107,6 +108,13 @@ def _scores(found: dict[str, Any]) -> list[TaskScore]:
                     samples=samples,
                     value=float(value),
                     error=float(error) if is_known else None,
+                    hub_dataset=_text(told, "hub_dataset"),
+                    hub_task=_text(told, "hub_task"),
                 )
             )
     return rows
+
+
+def _text(metadata: Any, name: str) -> str | None:
+    value = metadata.get(name) if isinstance(metadata, dict) else None
+    return str(value) if value is not None else None

@@ -39,6 +39,9 @@ class TaskScore:
     value: float
     error: float | None
     """Standard error, where the harness tells one."""
+    hub_dataset: str | None = None
+    """The benchmark's data set on the hub, where the task's metadata name it."""
+    hub_task: str | None = None
 
 
 TaskScores = dict[str, list[TaskScore]]
@@ -120,6 +123,8 @@ def task_results(scores: TaskScores) -> list[TaskResult]:
                 task=row.task,
                 metric=row.metric,
                 samples=row.samples,
+                hub_dataset=row.hub_dataset,
+                hub_task=row.hub_task,
                 values={form: f"{own.value:.6g}" for form, own in found.items()},
                 errors={form: f"{own.error:.2g}" for form, own in found.items() if own.error is not None},
             )

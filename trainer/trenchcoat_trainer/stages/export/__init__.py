@@ -27,6 +27,7 @@ from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaCo
 from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatLlamaForCausalLM
 from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.stages.export.card import model_card
+from trenchcoat_trainer.stages.export.eval_results import eval_results
 from trenchcoat_trainer.stages.export.files import File, plan_files
 from trenchcoat_trainer.students import form_of
 from trenchcoat_trainer.tensors.serialization import pack
@@ -62,6 +63,8 @@ def run(context: StageContext) -> None:
     for name, text in code(config).items():
         context.writer.write(name, text)
     context.writer.write("README.md", model_card(context.spec, config, measured(context)).encode())
+    for name, text in eval_results(measured(context)).items():
+        context.writer.write(name, text)
     context.writer.finish()
 
 

@@ -375,9 +375,8 @@ class Artifacts:
 
     def export(self, crias: list[CriaRange]) -> Artifact:
         """The Hugging Face checkpoint."""
-        return self._make(
-            Stage.EXPORT, dump_fields(self._spec.export, exclude={"enabled"}), (self.stitch(crias).key,)
-        )
+        fields = dump_fields(self._spec.export, exclude={"enabled", *_SECRETS})
+        return self._make(Stage.EXPORT, fields, (self.stitch(crias).key,))
 
     def at(self, stage: Stage, key: str) -> Artifact:
         """The place of an artifact of any spec, by its content key; its inputs are not known."""

@@ -56,6 +56,7 @@ WEB_IDENTITY_MOUNT_PATH = "/var/run/secrets/trenchcoat.dev"
 WEB_IDENTITY_SECONDS = 3600  # how long a token of a ServiceAccount lives; the kubelet writes another in time
 ENV_HF_TOKEN = "HF_TOKEN"  # noqa: S105
 ENV_HF_DATA_TOKEN = "TRENCHCOAT_HF_DATA_TOKEN"  # noqa: S105  (of the data set, where it has its own)
+ENV_HF_EXPORT_TOKEN = "TRENCHCOAT_HF_EXPORT_TOKEN"  # noqa: S105  (that may write to the destination)
 
 # A child's name is NAME-STAGE[-NN]-KEY8-ATTEMPT, and its pods' names must stay within 63 characters.
 MAX_NAME_LENGTH = 32

@@ -9,10 +9,10 @@ from trenchcoat_api.spec import TrenchcoatSpec
 
 
 def holds_export(spec: TrenchcoatSpec) -> bool:
-    """Whether the export waits for the evaluation."""
+    """Whether the export waits for the evaluation: for a bound, or so that what is uploaded tells of it."""
     gates = spec.gates
-    bounds = (gates.max_perplexity_ratio, gates.max_length_ratio, gates.min_recall)
-    return spec.evaluate.enabled and any(bound is not None for bound in bounds)
+    reasons = (gates.max_perplexity_ratio, gates.max_length_ratio, gates.min_recall, spec.export.destination)
+    return spec.evaluate.enabled and any(reason is not None for reason in reasons)
 
 
 def shortfalls(spec: TrenchcoatSpec, facts: Facts) -> list[str]:

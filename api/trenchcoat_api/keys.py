@@ -7,7 +7,18 @@ from typing import Any
 from trenchcoat_api.base import Camel
 from trenchcoat_api.layer_kinds import chooses_layers
 from trenchcoat_api.phases import adapter_epochs
-from trenchcoat_api.spec import Attention, Data, Evaluate, Form, KeyMaps, Stitch, Transfer, TrenchcoatSpec
+from trenchcoat_api.spec import (
+    Attention,
+    Data,
+    Evaluate,
+    Export,
+    ExportForm,
+    Form,
+    KeyMaps,
+    Stitch,
+    Transfer,
+    TrenchcoatSpec,
+)
 from trenchcoat_api.stages import Stage
 
 # Export 2: it also loads under transformers 4, and its card has the lineage.
@@ -36,6 +47,7 @@ _ADDED_LATER: dict[type[Camel], dict[str, str | int | None]] = {
     Transfer: {"window_dropout": "0"},
     Stitch: {"recall_share": "0"},
     Evaluate: {"other_text": None, "tasks": None},
+    Export: {"form": ExportForm.MERGED.value, "destination": None, "private": True},
 }
 """Fields younger than the first release, with the value at which they change nothing."""
 

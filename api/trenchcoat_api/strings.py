@@ -92,6 +92,12 @@ ModelSource = Annotated[
     ),
 ]
 
+HubRepository = Annotated[
+    str,
+    Field(max_length=200),
+    Text(r"hf://[A-Za-z0-9][-A-Za-z0-9._]*/[A-Za-z0-9][-A-Za-z0-9._]*", "write hf://OWNER/NAME"),
+]
+
 _NO_TEXT = (".arrow", ".csv", ".tsv", ".bz2", ".xz", ".zip", ".tar")
 
 FileSource = Annotated[

@@ -64,6 +64,9 @@ def test_keys_are_those_of_the_first_release():
         ("spec.stitch.longSequences.share", "0.0", set()),
         ("spec.stitch.longSequences.multiple", 8, set()),  # of no use without a share
         ("spec.export.maxShardBytes", 1_000_000, {Stage.EXPORT}),
+        ("spec.export.form", "delta", {Stage.EXPORT}),
+        ("spec.export.form", "merged", set()),
+        ("spec.export.destination", "hf://me/student", {Stage.EXPORT}),
         ("spec.collect.nodes", 7, set()),
         ("spec.stitch.gpusPerNode", 7, set()),
         ("spec.stitch.nodes", 7, {Stage.ADAPT, Stage.EVALUATE}),  # no adapted teacher any more
@@ -207,6 +210,15 @@ def test_what_is_read_of_a_data_set_is_in_its_key(field, value, changes):
 def test_what_else_is_evaluated_is_in_the_evaluations_key_alone(fields):
     before, after = keys("spec.evaluate", {}), keys("spec.evaluate", fields)
     assert {name for name in before if before[name] != after[name]} == {"evaluate"}
+
+
+def test_a_token_is_in_no_key():
+    delivered = {"destination": "hf://me/student"}
+    before, after = (
+        keys("spec.export", fields)
+        for fields in (delivered, {**delivered, "tokenSecretRef": {"name": "hf", "key": "token"}})
+    )
+    assert before == after
 
 
 def manifest(*objects: StoredObject, lists: list[ObjectList] | None = None, year: int = 2026) -> Manifest:

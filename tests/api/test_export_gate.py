@@ -72,9 +72,13 @@ def test_a_number_that_is_none_does_not_pass():
     assert len(found({"maxPerplexityRatio": "9", "maxLengthRatio": "9"}, broken)) == 2
 
 
-def test_the_export_waits_only_where_a_bound_is_set():
+def test_the_export_waits_only_where_a_bound_is_set_or_it_is_uploaded():
     assert not holds_export(trenchcoat("spec.gates", {"maxCriaError": "0.3"}).spec)
     assert holds_export(trenchcoat("spec.gates", {"minRecall": "0.3"}).spec)
+    uploaded = trenchcoat("spec.export", {"destination": "hf://me/student"}).spec
+    assert holds_export(uploaded)
+    evaluate = uploaded.evaluate.model_copy(update={"enabled": False})
+    assert not holds_export(uploaded.model_copy(update={"evaluate": evaluate}))
 
 
 @pytest.mark.parametrize("stage", ["evaluate", "export"])

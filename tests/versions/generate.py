@@ -7,11 +7,16 @@ from pathlib import Path
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 
 def answer(folder: Path, prompts: list[list[int]], new_tokens: int, text: str) -> dict[str, object]:
     """Logits of the longest prompt, and greedy tokens of all as one batch padded at the left."""
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
+    if (folder / "teacher").exists():  # what was trained alone
+        student = get_class_from_dynamic_module("modeling_trenchcoat.TrenchcoatLlamaForCausalLM", str(folder))
+        model = student.from_adapters(str(folder), teacher=str(folder / "teacher"), dtype=torch.float32)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
     longest = max(map(len, prompts))
     ids = torch.tensor([[1] * (longest - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])

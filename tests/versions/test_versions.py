@@ -2,15 +2,19 @@
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 from trenchcoat_api.spec import Attention, Form, Wide
 from trenchcoat_trainer.models.configuration_trenchcoat import TRIED
+from trenchcoat_trainer.models.modeling_trenchcoat import ADAPTERS
 from trenchcoat_trainer.stages import export
+from trenchcoat_trainer.stages.export import weights
 
 from tests.serving.exports import prompts, write_export
 from tests.trainer.helpers.trainer_samples import ROPE, save_tokenizer
@@ -27,21 +31,57 @@ ROPES = {
     "llama3": ROPE | {"rope_theta": 700.0},
     "linear": {"rope_type": "linear", "rope_theta": 900.0, "factor": 4.0},
 }
-CASES = [(student, rope) for student in STUDENTS for rope in ROPES]
+CASES = [(student, rope, "merged") for student in STUDENTS for rope in ROPES]
+CASES += [(student, "llama3", form) for student in STUDENTS for form in ("delta", "adapters")]
 NEW_TOKENS = 12
 TEXT = "the quick brown fox<|said|> — ü"
 PROMPTS = prompts([1, 31, 64, 65, 130])
+
+
+def take_apart(folder, form, student):
+    """Make a delta of a merged export, or what was trained alone beside its teacher; adapters are random.
+
+    The student becomes what the latter give, for W - B A + B A is not W to the last bit.
+    """
+    merged = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    adapted = {name for name in merged if name.endswith("_proj.weight") and "self_attn" in name}
+    own = {name for name in merged if "self_attn" in name} - adapted
+    generator, trained = torch.Generator().manual_seed(0), {name: merged[name] for name in own}
+    teacher = {name: merged[name] for name in merged if name not in own}
+    for name in adapted:
+        outputs, inputs = merged[name].shape
+        a = torch.randn(4, inputs, generator=generator) / 16
+        b = torch.randn(outputs, 4, generator=generator) / 16
+        teacher[name] = merged[name] - b @ a
+        stem = name.removesuffix(".weight")
+        trained |= {f"{stem}.lora_A": a, f"{stem}.lora_B": b}
+    if form == "adapters":
+        (folder / "teacher").mkdir()
+        save_file(teacher, folder / "teacher" / "model.safetensors", weights.FORMAT)
+        shutil.copy(folder / "config.json", folder / "teacher")
+        save_file(trained, folder / ADAPTERS, weights.FORMAT)
+        student.load_state_dict(teacher, strict=False)
+        student.change_by(trained)
+        return
+    own_file, base = f"{weights.STUDENTS}-00001-of-00001.safetensors", f"{weights.TEACHERS}model.safetensors"
+    save_file({name: merged[name] for name in own | adapted}, folder / own_file, weights.FORMAT)
+    save_file(teacher, folder / base, weights.FORMAT)
+    index = {name: own_file if name in own | adapted else base for name in merged}
+    (folder / weights.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
 
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory):
     """A folder for each case, and its student."""
     folder, students = tmp_path_factory.mktemp("exports"), {}
-    for number, (student, rope) in enumerate(CASES):
+    for number, (student, rope, form) in enumerate(CASES):
         target = folder / f"student-{number}"
         changes = {"rope_parameters": dict(ROPES[rope]), "tie_word_embeddings": student == "lolcats"}
         students[target] = write_export(target, STUDENTS[student], **changes)
         save_tokenizer(target)
+        if form != "merged":
+            take_apart(target, form, students[target])
         settings = json.loads((target / export.TOKENIZER_CONFIG).read_text())
         settings["extra_special_tokens"] = ["<|said|>"]  # as transformers 5 writes them
         teachers = json.dumps(settings).encode()
@@ -122,7 +162,7 @@ def test_nothing_else_was_imported(told):
 
 def test_the_logits_tell_one_rope_from_another(expected):
     """Or the tests above could not fail."""
-    logits = [expected["lolcats", rope]["logits"] for rope in ROPES]
+    logits = [expected["lolcats", rope, "merged"]["logits"] for rope in ROPES]
     assert all((one - logits[0]).abs().max() > 0.1 for one in logits[1:])
 
 

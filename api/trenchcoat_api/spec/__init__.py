@@ -16,7 +16,16 @@ from trenchcoat_api.spec.sources import (
     Store,
     WebIdentity,
 )
-from trenchcoat_api.spec.stages import AdaptedTeacher, Collect, Evaluate, Export, Gates, OtherText, Tasks
+from trenchcoat_api.spec.stages import (
+    AdaptedTeacher,
+    Collect,
+    Evaluate,
+    Export,
+    ExportForm,
+    Gates,
+    OtherText,
+    Tasks,
+)
 from trenchcoat_api.spec.training import (
     CriaLora,
     LongSequences,
@@ -42,6 +51,7 @@ __all__ = [
     "Distributed",
     "Evaluate",
     "Export",
+    "ExportForm",
     "Form",
     "Gates",
     "KeyMaps",

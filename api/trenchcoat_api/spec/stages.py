@@ -4,10 +4,12 @@ from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
+from pydantic.alias_generators import to_camel
 
 from trenchcoat_api.base import Camel
-from trenchcoat_api.rules import Unique
-from trenchcoat_api.strings import FileSource, PositiveDecimal, Share
+from trenchcoat_api.rules import Rule, Unique
+from trenchcoat_api.spec.sources import SecretKeyRef
+from trenchcoat_api.strings import FileSource, HubRepository, PositiveDecimal, Share
 
 
 class Collect(Camel):
@@ -121,12 +123,59 @@ class Evaluate(Camel):
     )
 
 
+class ExportForm(StrEnum):
+    """What an export holds of the weights."""
+
+    MERGED = "merged"
+    """Every weight, adapters merged in."""
+    DELTA = "delta"
+    """The teacher's own files, byte for byte, and a file of what takes their place."""
+    ADAPTERS = "adapters"
+    """What was trained, and nothing of the teacher."""
+
+
+def _for_destination(name: str, unused: object, cel: str) -> Rule:
+    """A field of the export that only a destination has a use for."""
+    field = to_camel(name)
+    return Rule(
+        cel=f"{cel} || has(self.destination)",
+        holds=lambda export: getattr(export, name) == unused or export.destination is not None,
+        message=f"{field} is of no use without destination: remove it, or name one",
+        field=field,
+    )
+
+
 class Export(Camel):
     """Export: a Hugging Face checkpoint that anyone can load."""
 
+    rules = (
+        _for_destination("private", True, "self.private"),
+        _for_destination("token_secret_ref", None, "!has(self.tokenSecretRef)"),
+    )
+
     enabled: bool = Field(default=True, description="Whether to export.")
+    form: ExportForm = Field(
+        default=ExportForm.MERGED,
+        description=(
+            "merged: every weight, adapters merged in. delta: the teacher's own files, byte for byte, and "
+            "one of what takes their place; transformers loads it like the former. adapters: what was "
+            "trained alone, a small file that the exported code puts onto the teacher."
+        ),
+    )
     max_shard_bytes: int = Field(
         default=5_000_000_000, description="Largest safetensors file.", ge=1_000_000, le=1_000_000_000_000
+    )
+    destination: HubRepository | None = Field(
+        default=None,
+        description=(
+            "Repository of the Hugging Face hub that the export is also uploaded to, hf://OWNER/NAME; it is "
+            "made where it is missing. Its other safetensors files are deleted by the same commit."
+        ),
+    )
+    private: bool = Field(default=True, description="Whether a repository that has to be made is private.")
+    token_secret_ref: SecretKeyRef | None = Field(
+        default=None,
+        description="Hugging Face token that may write to destination; by default that of spec.model.",
     )
 
 

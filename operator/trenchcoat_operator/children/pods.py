@@ -75,8 +75,11 @@ def arguments(work: Work) -> list[str]:
     return [*line, *work.arguments]
 
 
-def environment(spec: TrenchcoatSpec, defaults: PodDefaults) -> list[dict[str, Any]]:
-    """Variables of every stage; credentials come by reference alone."""
+def environment(spec: TrenchcoatSpec, stage: Stage, defaults: PodDefaults) -> list[dict[str, Any]]:
+    """Variables of a stage; credentials come by reference alone.
+
+    A token that may write to the export's destination goes to the export alone.
+    """
     result: list[dict[str, Any]] = [
         {"name": "HOME", "value": "/tmp"},  # noqa: S108  (an emptyDir of the pod's own)
     ]
@@ -94,6 +97,7 @@ def environment(spec: TrenchcoatSpec, defaults: PodDefaults) -> list[dict[str, A
     tokens = (
         (constants.ENV_HF_TOKEN, spec.model.token_secret_ref),
         (constants.ENV_HF_DATA_TOKEN, spec.data.token_secret_ref),
+        (constants.ENV_HF_EXPORT_TOKEN, spec.export.token_secret_ref if stage is Stage.EXPORT else None),
     )
     for variable, token in tokens:
         if token is not None:
@@ -182,7 +186,7 @@ def pod_spec(
                 "image": wanted.image or defaults.image,
                 "imagePullPolicy": defaults.pull_policy,
                 "args": arguments(work),
-                "env": _merged(_merged(environment(spec, defaults), defaults.env), wanted.env),
+                "env": _merged(_merged(environment(spec, work.stage, defaults), defaults.env), wanted.env),
                 "resources": _resources(spec, work, defaults),
                 "securityContext": {
                     "allowPrivilegeEscalation": False,

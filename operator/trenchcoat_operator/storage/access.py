@@ -69,7 +69,8 @@ class Stores:
             ApiError: the API server could not be read.
         """
         spec = trenchcoat.spec
-        for part, reference in (("model", spec.model.token_secret_ref), ("data", spec.data.token_secret_ref)):
+        tokens = {name: getattr(spec, name).token_secret_ref for name in ("model", "data", "export")}
+        for part, reference in tokens.items():
             if reference is not None:
                 field = f"spec.{part}.tokenSecretRef"
                 data = self._secret(trenchcoat, reference.name, field)

@@ -152,3 +152,22 @@ def test_an_evaluation_that_writes_to_disk_asks_the_node_for_it() -> None:
     assert "ephemeral-storage" not in requests(facts)
     assert int(requests(large)["ephemeral-storage"]) > 10**12
     assert requests(large, resources={"ephemeralStorage": "1Ti"})["ephemeral-storage"] == "1Ti"
+
+
+def test_the_token_of_the_exports_destination_goes_to_the_export_alone_by_reference() -> None:
+    token = {"name": "hf-write", "key": "token"}
+    export = {"destination": "hf://me/student", "tokenSecretRef": token}
+    owner = trenchcoat(layersPerCria=12, export=export)
+    works = graph.build(owner.spec, world.manifests_before_crias(owner.spec)).works
+    named = {}
+    for work in works:
+        body = jobs.build(owner, work, 1, DEFAULTS)
+        spec = body["spec"]
+        pod = spec["pytorchReplicaSpecs"]["Master"]["template"] if work.distributed else spec["template"]
+        (container,) = pod["spec"]["containers"]
+        env = {item["name"]: item for item in container["env"]}
+        if "TRENCHCOAT_HF_EXPORT_TOKEN" in env:
+            named[work.stage] = env["TRENCHCOAT_HF_EXPORT_TOKEN"]
+    assert named == {
+        Stage.EXPORT: {"name": "TRENCHCOAT_HF_EXPORT_TOKEN", "valueFrom": {"secretKeyRef": token}}
+    }

@@ -58,6 +58,18 @@ def test_read_at_once_after_a_fault(clock) -> None:
     assert stores.open(trenchcoat()) is not first
 
 
+def test_the_token_of_the_exports_destination_is_looked_for(clock) -> None:
+    api = Api()
+    stores = Stores(api, lambda *_: None)  # type: ignore[arg-type]
+    export = {"destination": "hf://me/student", "tokenSecretRef": {"name": "hf", "key": "token"}}
+    with pytest.raises(SecretError, match=r"spec\.export\.tokenSecretRef: Secret 'hf' has no key 'token'"):
+        stores.check_secrets(trenchcoat(export=export))
+    assert api.data is not None
+    api.data["token"] = "hf_may_write"
+    stores.forget_secrets(trenchcoat().metadata.namespace)
+    stores.check_secrets(trenchcoat(export=export))
+
+
 def test_one_that_is_missing_is_looked_for_every_time(clock) -> None:
     api = Api()
     api.data = None

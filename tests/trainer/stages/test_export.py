@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.checkpoints.shards import load_config
+from trenchcoat_trainer.models.artifacts import load_student_config
 from trenchcoat_trainer.models.configuration_trenchcoat import TRIED, check_version, with_old_rope_names
 from trenchcoat_trainer.models.student import student_config
 from trenchcoat_trainer.stages import evaluate, export
+from trenchcoat_trainer.stages.export import weights
 from trenchcoat_trainer.stages.export.card import model_card
 from trenchcoat_trainer.stages.export.files import plan_files
 
@@ -53,8 +55,8 @@ def context(open_training, training_spec):
 def test_a_fresh_process_loads_it_without_this_package(context, tmp_path):
     export.run(context)
     folder = context.folder / "trenchcoat" / context.artifact.prefix
-    weights = json.loads((folder / export.INDEX).read_text())["weight_map"]
-    assert len(set(weights.values())) > 1
+    index = json.loads((folder / weights.INDEX).read_text())["weight_map"]
+    assert len(set(index.values())) > 1
     out = tmp_path / "out.safetensors"
     process = subprocess.run(
         [sys.executable, "-c", LOAD, str(folder), str(out)],
@@ -161,7 +163,7 @@ def test_the_card_tells_how_long_the_sequences_were(context, training_spec, chan
 
 
 def test_a_second_attempt_makes_only_what_is_missing(context, open_training, monkeypatch):
-    export.write_weights(context, files(context))
+    weights.write_weights(context, files(context))
     context.writer.save_journal()
     again = open_training(context.spec, Stage.EXPORT)
     gone = files(again)[1].name
@@ -169,12 +171,12 @@ def test_a_second_attempt_makes_only_what_is_missing(context, open_training, mon
     again.writer.refresh()
     written = []
     monkeypatch.setattr(again.writer, "write", lambda path, data: written.append(path))
-    export.write_weights(again, files(again))
+    weights.write_weights(again, files(again))
     assert written == [gone]
 
 
 def files(context):
-    return plan_files(export.shapes(export.load_student_config(context)), MAX_BYTES)
+    return plan_files(weights.shapes(load_student_config(context)), MAX_BYTES)
 
 
 def test_files_hold_what_fits_and_a_large_tensor_stands_alone():

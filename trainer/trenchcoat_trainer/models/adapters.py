@@ -104,3 +104,32 @@ def merge_adapters(weights: dict[str, torch.Tensor], adapters: dict[str, torch.T
         w = weights[name]
         delta = b.to(w.device, torch.float32) @ a.to(w.device, torch.float32)
         w.copy_(delta.mul_(lora.alpha / lora.rank).add_(w))
+
+
+def combine_adapters(
+    sets: list[tuple[dict[str, torch.Tensor], Lora]], layers: set[int]
+) -> dict[str, torch.Tensor]:
+    """Make one adapter of all that stand on a projection: W + B A is what merging one by one gives.
+
+    Args:
+        sets: adapters by their names in files, each with the settings that they were trained with.
+        layers: those of other layers are left out.
+
+    Returns:
+        ``model.layers.N.self_attn.NAME.lora_A``, [ranks together, inputs], and ``.lora_B``, scaled; fp32.
+    """
+    found: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    for adapters, lora in sets:
+        for name, a in adapters.items():
+            match = _ADAPTED.search(name.removesuffix(".lora_A.weight"))
+            if match is None or not name.endswith(".lora_A.weight") or int(match[2]) not in layers:
+                continue
+            b = adapters[name.replace(".lora_A.", ".lora_B.")]
+            found.setdefault(f"model.{match[1]}", []).append(
+                (a.float(), b.float() * (lora.alpha / lora.rank))
+            )
+    return {
+        f"{name}.{part}": torch.cat([pair[index] for pair in pairs], dim=index)
+        for name, pairs in found.items()
+        for index, part in enumerate(("lora_A", "lora_B"))
+    }

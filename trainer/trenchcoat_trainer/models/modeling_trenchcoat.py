@@ -7,6 +7,7 @@ attention computes stands in ``student_attention.py``.
 import inspect
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -21,6 +22,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
     apply_rotary_pos_emb,
 )
+from transformers.utils import cached_file
 
 from .configuration_trenchcoat import TrenchcoatLlamaConfig
 from .student_attention import layer_attention
@@ -34,6 +36,8 @@ PACKING_REFUSED = (
     "position_ids do not count on by one, as those of several sequences packed into one do not, but the "
     "student's attention would see across them: pass one sequence in a row"
 )
+ADAPTERS = "adapters.safetensors"
+"""File of an export that holds what was trained alone."""
 CACHE = next(
     name for name in ("cache", "past_key_values") if name in inspect.signature(LlamaModel.forward).parameters
 )
@@ -317,3 +321,35 @@ class TrenchcoatLlamaForCausalLM(TrenchcoatPreTrainedModel, LlamaForCausalLM):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    @classmethod
+    def from_adapters(cls, folder, teacher=None, **kwargs):
+        """Load a student whose export holds what was trained alone: the teacher's weights, changed by it.
+
+        Args:
+            folder: the export, a folder or a repository of the hub.
+            teacher: the teacher's checkpoint likewise; by default the one that the export names.
+            kwargs: what `from_pretrained` takes, for the teacher's checkpoint.
+        """
+        config = TrenchcoatLlamaConfig.from_pretrained(folder)
+        if teacher is None:
+            teacher = getattr(config, "teacher", None)  # of such exports alone
+            if teacher is None:
+                raise ValueError(f"{folder} names no teacher that could be fetched: pass teacher=FOLDER")
+            kwargs.setdefault("revision", config.teacher_revision)
+        kwargs.setdefault("dtype", config.dtype)
+        model = cls.from_pretrained(teacher, config=config, **kwargs)
+        model.change_by(load_file(cached_file(folder, ADAPTERS)))
+        return model
+
+    @torch.no_grad()
+    def change_by(self, trained):
+        """Put in what was trained: parameters by name, and B A of ``.lora_A`` and ``.lora_B``, in fp32."""
+        parameters = dict(self.named_parameters())
+        for name, tensor in trained.items():
+            if name.endswith(".lora_A"):
+                weight = parameters[name.removesuffix(".lora_A") + ".weight"]
+                b = trained[name.removesuffix(".lora_A") + ".lora_B"]
+                weight.copy_((b.to(weight.device) @ tensor.to(weight.device)).add_(weight))
+            elif not name.endswith(".lora_B"):
+                parameters[name].copy_(tensor)

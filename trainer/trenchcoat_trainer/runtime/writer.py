@@ -65,6 +65,11 @@ class ArtifactWriter:
         """The object of this path if it was written and is still there with its size; else none."""
         return self._recorded.get(path)
 
+    def written(self) -> list[StoredObject]:
+        """All objects that were written and are still there, in order of path."""
+        with self._lock:
+            return [self._recorded[path] for path in sorted(self._recorded)]
+
     def write(self, path: str, data: bytes) -> StoredObject:
         """Write an object of the artifact; `path` is relative to the artifact's folder."""
         self._store.write(self._artifact.prefix + path, data)

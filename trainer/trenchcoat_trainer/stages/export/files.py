@@ -14,12 +14,13 @@ class File:
     """Bytes of each tensor, by name."""
 
 
-def plan_files(tensors: dict[str, torch.Tensor], max_bytes: int) -> list[File]:
+def plan_files(tensors: dict[str, torch.Tensor], max_bytes: int, stem: str = "model") -> list[File]:
     """Fill files in the tensors' order; a tensor larger than `max_bytes` gets a file of its own.
 
     Args:
         tensors: all tensors, on any device, meta included.
         max_bytes: largest size of a file's tensors together.
+        stem: what the files' names begin with.
     """
     files = [File()]
     for name, tensor in tensors.items():
@@ -28,5 +29,5 @@ def plan_files(tensors: dict[str, torch.Tensor], max_bytes: int) -> list[File]:
             files.append(File())
         files[-1].sizes[name] = size
     for number, file in enumerate(files, start=1):
-        file.name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        file.name = f"{stem}-{number:05d}-of-{len(files):05d}.safetensors"
     return files

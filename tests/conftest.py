@@ -1,4 +1,7 @@
-"""Tests that start built components come last while these are still being built, and wait for them."""
+"""Tests that start built components come last while these are still being built, and wait for them.
+
+What tests start is on this machine: no proxy that a developer's environment names stands before it.
+"""
 
 import os
 import re
@@ -12,6 +15,9 @@ from tests.components import wait_for_builds
 STARTERS = re.compile(r"\b(minio_server|control_plane|charts\.helm|gitops\.health|built_or_skip)\b")
 """What the files of such tests mention. One that is overlooked waits where it asks for the component."""
 FIXTURES = {"minio_server", "plane"}
+
+for name in ("NO_PROXY", "no_proxy"):
+    os.environ[name] = ",".join(filter(None, (os.environ.get(name), "localhost,127.0.0.0/8,127.0.0.1,::1")))
 
 
 @cache

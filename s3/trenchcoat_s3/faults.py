@@ -79,6 +79,8 @@ def fault_of(error: Exception) -> Fault:
             return _BY_CODE.get(error.code or "", Fault.OTHER)
         case InvalidResponseError() | ServerError():
             status = _status(error)
+            if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+                return Fault.PROXY
             if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
                 return Fault.TOO_LARGE
             return Fault.FAILING if status >= HTTPStatus.INTERNAL_SERVER_ERROR else Fault.NO_S3

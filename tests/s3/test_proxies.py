@@ -64,7 +64,8 @@ def test_a_password_is_apart_and_shown_nowhere(monkeypatch: pytest.MonkeyPatch) 
     assert "p@ss" not in f"{proxy} {proxy!r}"
     monkeypatch.setenv("HTTPS_PROXY", "http://me:p%40ss@proxy.example:3128/")
     monkeypatch.delenv("https_proxy", raising=False)
-    monkeypatch.setenv("no_proxy", "")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
     assert proxied(STORE) == f"the proxy {PROXY} (HTTPS_PROXY)"
 
 

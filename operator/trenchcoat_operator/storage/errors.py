@@ -71,13 +71,18 @@ def explained(store: Store, error: Exception) -> StoreError:
         told = "and the operator have clocks that differ by more than it allows: set both right, by NTP"
     elif isinstance(error, S3Error):
         told = f"answered {code}: {error.message}"
+    elif fault is Fault.NO_S3 and proxy:
+        told = (
+            f"is not what answers, perhaps {proxy} does ({root_cause(error)}): have the proxy let the store "
+            "through, exempt it by NO_PROXY, or correct the URL"
+        )
     elif fault is Fault.NO_S3:
         told = f"does not answer as an S3 store: set it to the URL of the S3 API ({root_cause(error)})"
     elif fault in (Fault.FAILING, Fault.TOO_LARGE):
         told = f"or what stands before it fails: see its log ({root_cause(error)})"
     else:
         told = f"cannot be reached: check the URL, the name and the network ({root_cause(error)})"
-    if proxy and not isinstance(error, S3Error) and fault is not Fault.PROXY:
+    if proxy and not isinstance(error, S3Error) and fault not in (Fault.PROXY, Fault.NO_S3):
         told += f"; requests go through {proxy}: exempt the store by NO_PROXY if that is not meant"
     return StoreError("StoreUnreachable", f"spec.store.endpoint: {store.endpoint} {told}")
 

@@ -87,15 +87,15 @@ def test_a_proxy_that_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with forwarding(refuse=True) as proxy, answering(lambda *_: Answer(404)) as (endpoint, asked):
         monkeypatch.setenv("HTTP_PROXY", f"http://me:secret-word@{proxy.address}")
         with pytest.raises(
-            StoreError, match=rf"Ask your network team.*the proxy http://{proxy.address} "
+            StoreError, match=rf"the proxy http://{proxy.address} .*Ask your network team"
         ) as told:
             reader_at(endpoint).manifest(ARTIFACT)
     assert asked == [] and "secret-word" not in told.value.message
 
 
 def test_what_is_no_proxy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("http_proxy", raising=False)
+    for name in ("NO_PROXY", "no_proxy", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HTTP_PROXY", "socks5://proxy:1080")
-    monkeypatch.setenv("NO_PROXY", "")
     with pytest.raises(StoreError, match="HTTP_PROXY names no proxy that can be used"):
         reader_at("http://minio:9000")

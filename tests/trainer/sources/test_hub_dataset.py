@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.forwarding_proxy import forwarding
 from tests.trainer.helpers.hub_server import HubHandler
 from tests.trainer.stages.cria.cria_training import make_spec
 
@@ -188,16 +189,16 @@ def case(
     return {"spec": spec.model_dump(by_alias=True), "version": version, "start": start, "token": token}
 
 
-@pytest.fixture(scope="module")
-def results(hub: http.server.ThreadingHTTPServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What reading gave in every case: parts and version, or an error."""
-    cases = {name: case(**fields) for name, fields in CASES.items()}
-    cases |= {name: case(**fields) for name, (fields, _) in FAULTS.items()}
+def read(
+    cases: dict[str, Any], hub: http.server.ThreadingHTTPServer, home: Path, **variables: str
+) -> dict[str, Any]:
+    """What a process with these variables reads."""
     environment = {
         **os.environ,
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
-        "HF_HOME": str(tmp_path_factory.mktemp("home")),
+        "HF_HOME": str(home),
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        **variables,
     }
     process = subprocess.run(
         [sys.executable, "-c", READ, json.dumps(cases)],
@@ -205,6 +206,14 @@ def results(hub: http.server.ThreadingHTTPServer, tmp_path_factory: pytest.TempP
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     return dict(zip(cases, map(json.loads, process.stdout.splitlines()), strict=True))
+
+
+@pytest.fixture(scope="module")
+def results(hub: http.server.ThreadingHTTPServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What reading gave in every case: parts and version, or an error."""
+    cases = {name: case(**fields) for name, fields in CASES.items()}
+    cases |= {name: case(**fields) for name, (fields, _) in FAULTS.items()}
+    return read(cases, hub, tmp_path_factory.mktemp("home"))
 
 
 pytestmark = pytest.mark.slow
@@ -242,3 +251,12 @@ def test_the_token_of_the_data_is_sent(results, hub) -> None:
 def test_what_cannot_be_had_is_told(results, name: str) -> None:
     assert re.search(FAULTS[name][1], results[name]["error"]), results[name]
     assert results[name]["kind"] == "BadInputError"
+
+
+def test_through_a_proxy(hub, tmp_path: Path) -> None:
+    with forwarding(login="me:word") as proxy:
+        address = f"http://me:word@{proxy.address}"
+        way = {"HTTP_PROXY": address, "http_proxy": address, "NO_PROXY": "", "no_proxy": ""}
+        found = read({"split": case()}, hub, tmp_path, **way)
+    assert found["split"]["parts"] == [DOCUMENTS[number::3] for number in range(3)]
+    assert sum("parquet" in line for line in proxy.asked) >= 3

@@ -101,6 +101,12 @@ class ErrorTeller:
         }
         said = f"{code}, {error.message}" if isinstance(error, S3Error) else root_cause(error)
         message = told.get(fault, f"{store} failed for {where}: {said}")
+        if proxy and fault is Fault.NO_S3:
+            return StoreError(
+                f"what answers for spec.store.endpoint {self.endpoint}, perhaps {proxy}, is no S3 store "
+                f"({root_cause(error)}): have the proxy let the store through, exempt it by NO_PROXY, or "
+                "correct the address"
+            )
         if (
             proxy
             and not isinstance(error, S3Error)

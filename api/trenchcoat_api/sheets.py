@@ -21,6 +21,7 @@ _PARTS = {
     "withoutLinear": "without linear attention",
     "withoutWindow": "without its window",
     "withoutFirstTokens": "without the first tokens",
+    "withoutWideLayers": "without wide layers: all as narrow as the others",
 }
 
 

@@ -224,6 +224,12 @@ class StudentForm(Protocol):
     def parts(self, config: Any) -> Mapping[str, str]:
         """Return the parts, by the name under which the evaluation reports the student with it alone."""
 
+    def narrowed(self, config: Any) -> dict[str, Any]:
+        """Return the fields that make every layer of `config` as narrow as its narrowest; none if all are.
+
+        None, too, from a form whose layers would need parameters for that which they do not have.
+        """
+
     def layer(self, config: Any, index: int) -> StudentLayer:
         """Return the attention of the decoder layer `index`; layers may differ in their settings.
 

@@ -293,3 +293,34 @@ def test_without_the_harness_tasks_are_refused_before_anything_is_computed(
     with pytest.raises(BadInputError, match=r"needs lm-evaluation-harness.* trainer/tasks\.Dockerfile"):
         evaluate.run(context)
     assert context.checkpoint.names() == []
+
+
+def test_wide_layers_are_a_part_that_can_be_taken_away(training_spec, collected_store, change, tmp_path):
+    measured = {}
+    for name, wide in (
+        ("wide", {"layers": [1, 3]}),
+        ("longer", {"layers": [1, 3], "window": 24}),
+        ("none", None),
+    ):
+        attention = {"form": "window", "window": 8, "firstTokens": 2} | ({"wide": wide} if wide else {})
+        spec = change(
+            training_spec,
+            attention=attention,
+            criaLora={"epochs": 0},
+            evaluate={"lengthMultiples": [], "recallSamples": 0},
+        )
+        folder = shutil.copytree(collected_store, tmp_path / name)
+        for index in range(3):
+            training.run(open_context(spec, Stage.CRIA, cria=index, folder=folder, place=Place()))
+        write_random_stitch(spec, folder)
+        context = open_context(spec, Stage.EVALUATE, folder=folder, place=Place())
+        evaluate.run(context)
+        facts = context.manifest(context.artifact).facts
+        measured[name] = {row.name: row.perplexity for row in facts.perplexities} | facts.evaluation.parts
+    narrow = measured["none"]
+    assert "withoutWideLayers" not in narrow
+    for name in ("wide", "longer"):
+        assert measured[name]["withoutWideLayers"] == narrow["stitched"] != measured[name]["stitched"]
+        assert (
+            len({measured[name][part] for part in ("withoutWindow", "withoutFirstTokens", "stitched")}) == 3
+        )

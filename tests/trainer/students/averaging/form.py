@@ -45,6 +45,9 @@ class AveragingForm:
     def parts(self, config: Any) -> dict[str, str]:
         return {"recentAlone": "window"}
 
+    def narrowed(self, config: Any) -> dict[str, Any]:
+        return {}
+
     def layer(self, config: Any, index: int) -> AveragingLayer:
         return AveragingLayer(**vars(attention.layer_attention(config, index)))
 

@@ -45,3 +45,11 @@ def test_the_share_outside_is_what_first_tokens_have_once_the_window_left_them()
 def test_without_first_tokens_there_is_but_one_part():
     assert Window().parts(SimpleNamespace(first_tokens=0)) == {}
     assert set(Window().parts(SimpleNamespace(first_tokens=1))) == {"withoutFirstTokens", "withoutWindow"}
+
+
+def test_a_student_is_narrowed_to_its_shortest_window():
+    def narrowed(*windows):
+        return Window().narrowed(SimpleNamespace(windows=list(windows)))
+
+    assert narrowed(8, None, 24) == {"windows": [8, 8, 8], "keep_softmax_layers": []}
+    assert narrowed(8, 8) == narrowed(None, None) == {}

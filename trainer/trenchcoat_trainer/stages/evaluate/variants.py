@@ -1,5 +1,6 @@
 """The forms of the model that are compared: the teacher, and the student after every stage and in parts."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -37,6 +38,8 @@ class Variant:
     """"both", or the one part of the student's attention that stays."""
     is_windowed: bool = False
     """Whether layers that do not keep softmax attention see a window and the first token alone."""
+    is_narrowed: bool = False
+    """Whether its wide layers, and those that keep softmax attention, are cut to what the others see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +84,10 @@ def stages_of(config: TrenchcoatLlamaConfig) -> tuple[Variant, ...]:
 
 def parts_of(config: TrenchcoatLlamaConfig) -> tuple[Variant, ...]:
     """Return the stitched student with a part of its attention alone: does either do all the work?"""
-    parts = form_of(config).parts(config).items()
-    return tuple(Variant(name, "stitched", keep_parts=part) for name, part in parts)
+    form = form_of(config)
+    parts = [Variant(name, "stitched", keep_parts=part) for name, part in form.parts(config).items()]
+    narrowed = [Variant("withoutWideLayers", "stitched", is_narrowed=True)] if form.narrowed(config) else []
+    return (*parts, *narrowed)
 
 
 WEIGHTS = ("teacher", "adaptedTeacher", "criaLora", "stitched")
@@ -111,8 +116,21 @@ def cria_of_each(
         model = CriaModel.build(config, cria, weights, untrained, dtype=dtype, device=source.device)
         for variant in variants:
             model.set_form_parameters(trained if variant.is_trained else untrained)
+            if variant.is_narrowed:
+                yield (
+                    variant,
+                    CriaModel.build(_narrowed(config), cria, weights, {}, dtype=dtype, device=source.device),
+                )
+                continue
             window = source.window if variant.is_windowed else None
             model.use(softmax=variant.softmax, keep_parts=variant.keep_parts, softmax_window=window)
             yield variant, model
         for key, tensor in kept.items():
             weights[key].copy_(tensor)
+
+
+def _narrowed(config: TrenchcoatLlamaConfig) -> TrenchcoatLlamaConfig:
+    """The configuration with all layers as narrow as the narrowest."""
+    narrowed = copy.deepcopy(config)
+    narrowed.update(form_of(config).narrowed(config))
+    return narrowed

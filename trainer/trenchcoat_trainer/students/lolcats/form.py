@@ -91,6 +91,10 @@ class Lolcats:
         """Return either part of the hybrid."""
         return {"withoutLinear": "window", "withoutWindow": "linear"}
 
+    def narrowed(self, config: Any) -> dict[str, Any]:
+        """Return nothing: a layer that keeps softmax attention has no feature maps."""
+        return {}
+
     def layer(self, config: Any, index: int) -> LolcatsLayer:
         """Return the attention of a layer."""
         return LolcatsLayer(**vars(attention.layer_attention(config, index)))

@@ -109,6 +109,13 @@ class Window:
         """Return window and first tokens, where there are any."""
         return {"withoutFirstTokens": "window", "withoutWindow": "first"} if config.first_tokens else {}
 
+    def narrowed(self, config: Any) -> dict[str, Any]:
+        """Return the shortest window for all layers, those that keep softmax attention among them."""
+        shortest = min((window for window in config.windows if window is not None), default=None)
+        if all(window == shortest for window in config.windows):
+            return {}
+        return {"windows": [shortest] * len(config.windows), "keep_softmax_layers": []}
+
     def layer(self, config: Any, index: int) -> WindowLayer:
         """Return the attention of a layer."""
         return WindowLayer(**vars(attention.layer_attention(config, index)))

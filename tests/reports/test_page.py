@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_api.status import State, WaitingReason
 from trenchcoat_report.figures import coat, gantt
 from trenchcoat_report.instructions import instructions
 from trenchcoat_report.page import render
@@ -215,3 +216,26 @@ def test_commands_quote_what_a_shell_would_read() -> None:
     run = samples.small().model_copy(update={"store": "a folder; rm", "spec_file": "x y.yaml"})
     told = instructions(run)[-1].commands
     assert told == "$ trenchcoat run 'x y.yaml' --store 'a folder; rm'"
+
+
+@pytest.mark.filterwarnings("error")
+def test_pictures_of_little_are_drawn_as_well() -> None:
+    """Few rows leave little room beside what is written at the bars."""
+    run = samples.large(complete=False)
+    status = run.trenchcoat.status
+    long = status.stages[1].model_copy(
+        update={"attempt": 7, "state": State.WAITING, "waiting_reason": WaitingReason.TRAINING_OPERATOR}
+    )
+    waiting = status.stages[1].model_copy(
+        update={"state": State.WAITING, "started_at": "", "completed_at": "", "source": None}
+    )  # for hours after what ran before it
+    for stages, crias in (
+        (status.stages[:1], []),
+        ([long], []),
+        ([status.stages[0], long], []),
+        ([status.stages[2], waiting], []),
+        (status.stages[:3], status.crias[:1]),
+    ):
+        little = status.model_copy(update={"stages": stages, "crias": crias})
+        body = run.trenchcoat.model_copy(update={"status": little})
+        assert "<svg" in render(run.model_copy(update={"trenchcoat": body}))

@@ -13,8 +13,7 @@ from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 from trenchcoat_api.stages import Stage
 
 from trenchcoat_trainer.errors import BadInputError, OutOfMemoryError, StageError
-from trenchcoat_trainer.reporting.command import open_reporter
-from trenchcoat_trainer.reporting.writing import ENV_REPORT, NEVER, missing
+from trenchcoat_trainer.reporting.writing import ENV_REPORT, NEVER, missing, open_reporter
 from trenchcoat_trainer.runtime.opening import check_inputs, open_context
 from trenchcoat_trainer.runtime.stop import StopRequest
 from trenchcoat_trainer.runtime.termination import write_termination_log

@@ -107,6 +107,8 @@ def draw(run: Run) -> str:
         return ""
     ends = [span.ended or now for span in found if span.started and not span.is_reused]
     first = min(starts)
+    if not run.is_complete:
+        ends.append(now)  # until which others wait
     last = max(*ends, *starts, first + timedelta(seconds=1))  # clocks of nodes differ
     zero = max(run.began, first - LONGEST_WAIT * (last - first))
     zero = min(zero, first)

@@ -16,8 +16,7 @@ from trenchcoat_api.status import Source, State
 from trenchcoat_report.run import Run
 from trenchcoat_trainer.cli import main
 from trenchcoat_trainer.reporting import writing
-from trenchcoat_trainer.reporting.command import open_reporter
-from trenchcoat_trainer.reporting.writing import ENV_REPORT, Reporter
+from trenchcoat_trainer.reporting.writing import ENV_REPORT, Reporter, open_reporter
 from trenchcoat_trainer.store.s3 import S3Store
 
 from tests.minio_server import ACCESS_KEY, BUCKET, SECRET_KEY, MinioServer

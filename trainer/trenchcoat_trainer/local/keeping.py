@@ -8,8 +8,7 @@ from pathlib import Path
 from trenchcoat_api.resource import Trenchcoat
 
 from trenchcoat_trainer.errors import StageError
-from trenchcoat_trainer.reporting.command import open_reporter
-from trenchcoat_trainer.reporting.writing import Reporter, missing
+from trenchcoat_trainer.reporting.writing import Reporter, missing, open_reporter
 from trenchcoat_trainer.store.credentials import redact
 
 

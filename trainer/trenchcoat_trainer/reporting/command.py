@@ -9,10 +9,6 @@ from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 
 from trenchcoat_trainer.errors import BadInputError, StageError
-from trenchcoat_trainer.reporting.gathering import Gatherer
-from trenchcoat_trainer.reporting.places import PAGE, REPORTS
-from trenchcoat_trainer.reporting.writing import Reporter, missing
-from trenchcoat_trainer.store import open_store
 from trenchcoat_trainer.store.credentials import redact
 
 FOLDER = Path("build/store")
@@ -64,6 +60,9 @@ def _fail(message: str, code: int) -> int:
 
 def _page(arguments: argparse.Namespace) -> tuple[bytes, Path | None]:
     """The page, and the file that it stands in, where a folder stands for the store."""
+    # Late, as it loads more than a command that starts a stage should wait for.
+    from trenchcoat_trainer.reporting.writing import missing, open_reporter
+
     file = Path(arguments.run_of)
     if not file.exists() and file.name == arguments.run_of and not file.suffix:
         found = latest(arguments.store or FOLDER, arguments.run_of)
@@ -85,6 +84,8 @@ def latest(folder: Path, name: str) -> Path:
     Raises:
         BadInputError: there is none.
     """
+    from trenchcoat_trainer.reporting.places import PAGE, REPORTS
+
     found = list(folder.glob(f"**/{REPORTS}{name}/*/{PAGE}"))
     if not found:
         raise BadInputError(
@@ -92,21 +93,3 @@ def latest(folder: Path, name: str) -> Path:
             "or the folder of its store with --store; of one on a cluster tells kubectl trenchcoat report"
         )
     return max(found, key=lambda path: path.stat().st_mtime)
-
-
-def open_reporter(trenchcoat: Trenchcoat, file: Path, folder: Path | None) -> Reporter:
-    """What keeps the report of a Trenchcoat's run.
-
-    Raises:
-        StoreError: the store cannot be used.
-    """
-    # Where it was written on a cluster is not known to a stage, and no report should guess it.
-    metadata = trenchcoat.metadata.model_copy(update={"namespace": ""})
-    return Reporter(
-        gatherer=Gatherer(
-            trenchcoat=trenchcoat.model_copy(update={"metadata": metadata}),
-            store=open_store(trenchcoat.spec, folder),
-            folder=folder,
-            spec_file=str(file),
-        )
-    )

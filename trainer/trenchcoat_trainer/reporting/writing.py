@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_report.run import Run
 
 from trenchcoat_trainer.reporting.gathering import Gatherer
 from trenchcoat_trainer.reporting.places import ReportPlace, former_runs, read_run
+from trenchcoat_trainer.store import open_store
 
 logger = logging.getLogger(__name__)
 
@@ -100,3 +102,21 @@ class Reporter:
         self._written_at = time.monotonic()
         self._took = self._written_at - began
         return run
+
+
+def open_reporter(trenchcoat: Trenchcoat, file: Path, folder: Path | None) -> Reporter:
+    """What keeps the report of a Trenchcoat's run.
+
+    Raises:
+        StoreError: the store cannot be used.
+    """
+    # Where it was written on a cluster is not known to a stage, and no report should guess it.
+    metadata = trenchcoat.metadata.model_copy(update={"namespace": ""})
+    return Reporter(
+        gatherer=Gatherer(
+            trenchcoat=trenchcoat.model_copy(update={"metadata": metadata}),
+            store=open_store(trenchcoat.spec, folder),
+            folder=folder,
+            spec_file=str(file),
+        )
+    )

@@ -15,7 +15,7 @@ MODEL := build/demo/model
 # What the code of an export is tried with; configuration_trenchcoat.py names the same.
 TRANSFORMERS := 4.56.0 4.57.6 5.0.0 5.24.0
 
-.PHONY: help venv demo local-demo test test-serving test-browser test-tasks test-versions serve unit explore lint format crds chart-docs plan-table lock cluster-up cluster-down cluster-status images
+.PHONY: help venv docs demo local-demo test test-serving test-browser test-tasks test-versions serve unit explore lint format crds chart-docs plan-table lock cluster-up cluster-down cluster-status images
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -54,6 +54,10 @@ test-versions: venv  ## an export under the oldest and newest transformers 4 and
 test-tasks: venv  ## lm-evaluation-harness on teacher and student; not part of make test (a minute, 300 MB)
 	hack/python-env tasks
 	.venv-tasks/bin/python -m pytest tests/trainer/stages/evaluate/test_tasks.py
+
+docs:  ## the documentation site, into build/site; fails where a link leads nowhere
+	@hack/python-env docs
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 unit: venv  ## tests without a cluster, under a minute; make test has the slow ones too
 	$(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster --ignore tests/serving --ignore tests/versions --ignore tests/browser -m "not slow"
@@ -98,6 +102,8 @@ lock: venv  ## pin the newest versions that pyproject.toml allows
 	  --extra report pyproject.toml -c requirements/trainer.txt -o requirements/report.txt
 	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  requirements/browser.in -c requirements/dev.txt -c requirements/report.txt -o requirements/browser.txt
+	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  requirements/docs.in -c requirements/dev.txt -o requirements/docs.txt
 	.venv/bin/uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
 	  --no-annotate --no-header --override requirements/serving-overrides.txt requirements/serving.in \
 	  -o requirements/serving.txt

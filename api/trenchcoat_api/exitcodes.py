@@ -7,6 +7,7 @@ class ExitCode(IntEnum):
     """What a stage program's exit status means; the operator's retry policy rests on it."""
 
     OK = 0
+    """What was asked for is there."""
     FAILED = 1
     """Anything not told apart below: retried up to the limit."""
     BAD_INPUT = 64

@@ -1,0 +1,153 @@
+"""The documentation site: its reference has all of the code's, and every command in it is accounted for."""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from trenchcoat_api import constants
+from trenchcoat_api.exitcodes import ExitCode
+from trenchcoat_api.status import ConditionType, Source, State, WaitingReason
+from trenchcoat_kubectl.cli import build_parser as kubectl_parser
+from trenchcoat_operator.reconcile.assessment.failures import FailureClass
+from trenchcoat_trainer.cli import build_parser as trenchcoat_parser
+
+TOP = Path(__file__).parents[2]
+sys.path.insert(0, str(TOP / "hack" / "site"))
+
+import commands  # noqa: E402
+import reference  # noqa: E402
+
+PAGES = reference.pages()
+DOCUMENTS = sorted([*(TOP / "docs").glob("*.md"), TOP / "README.md", TOP / "CONTRIBUTING.md"])
+
+
+def leaves(schema: dict[str, Any], path: str) -> Iterator[str]:
+    """Paths of all fields of a schema, by walking it another way than the pages do."""
+    stack = [(schema, path)]
+    while stack:
+        node, here = stack.pop()
+        for name, field in (node.get("properties") or {}).items():
+            yield f"{here}.{name}"
+            stack.append((field, f"{here}.{name}"))
+            stack.append((field.get("items") or {}, f"{here}.{name}[]"))
+
+
+def options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield f"### {command.prog}"
+                yield from options(command)
+        elif parser.prog.count(" "):
+            yield from (option for option in action.option_strings if option not in ("-h", "--help"))
+
+
+@pytest.mark.parametrize("part", ["spec", "status"])
+def test_every_field_is_there(part: str) -> None:
+    definition = yaml.safe_load((TOP / "crds" / "trenchcoat.dev_trenchcoats.yaml").read_text())
+    schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"][part]
+    fields = set(leaves(schema, part))
+    assert len(fields) > 50
+    told = set(re.findall(rf"^\| `({part}\.[^`]+)`", PAGES[f"reference/{part}.md"], re.MULTILINE))
+    assert told == fields
+
+
+def test_every_command_and_option_is_there() -> None:
+    page = PAGES["reference/commands.md"]
+    for parser in (trenchcoat_parser(), kubectl_parser()):
+        for word in options(parser):
+            assert word in page
+
+
+def test_every_word_of_the_status_is_there() -> None:
+    page = PAGES["reference/status.md"]
+    for words in (ConditionType, State, WaitingReason, Source, FailureClass):
+        for word in words:
+            assert f"`{word.value}`" in page
+    # What conditions were seen to say in the cases of the operator's tests.
+    seen = set()
+    for file in (TOP / "tests" / "operator" / "reconcile" / "data").rglob("*.yaml"):
+        for document in yaml.safe_load_all(file.read_text()):
+            seen |= set(condition_reasons(document))
+    assert len(seen) > 5
+    known = set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE))
+    assert seen <= known, sorted(seen - known)
+
+
+def condition_reasons(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if {"type", "status", "reason"} <= node.keys() and node["type"] in {
+            kind.value for kind in ConditionType
+        }:
+            yield node["reason"]
+        for value in node.values():
+            yield from condition_reasons(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from condition_reasons(value)
+
+
+def test_every_value_of_the_chart_is_there() -> None:
+    page = PAGES["reference/chart-values.md"]
+    for name in yaml.safe_load((TOP / "charts" / "trenchcoat" / "values.yaml").read_text()):
+        assert f"| `{name}" in page
+
+
+def test_every_exit_code_label_and_variable_is_there() -> None:
+    for code in ExitCode:
+        assert f"| `{int(code)}` |" in PAGES["reference/exit-codes.md"]
+    for name, value in vars(constants).items():
+        if name.startswith(("LABEL_", "ANNOTATION_")):
+            assert f"`{value}`" in PAGES["reference/labels.md"]
+        if name.startswith("ENV_"):
+            assert f"`{value}`" in PAGES["reference/variables.md"]
+    template = (TOP / "charts" / "trenchcoat" / "templates" / "deployment.yaml").read_text()
+    set_there = set(re.findall(r"TRENCHCOAT_[A-Z_]+", template))
+    assert set_there
+    for name in set_there:
+        assert re.search(
+            rf"^\| `{name}` .* The chart's `", PAGES["reference/variables.md"], re.MULTILINE
+        ) or (name == "TRENCHCOAT_HEALTH_PORT")
+
+
+def test_events_are_those_that_the_code_makes() -> None:
+    page = PAGES["reference/events.md"]
+    made = set()
+    for file in (TOP / "operator").rglob("*.py"):
+        made |= set(re.findall(r'\bEvent\(\s*"(?:Normal|Warning)",\s*"(\w+)"', file.read_text()))
+    assert len(made) > 5 and all(f"`{reason}`" in page for reason in made)
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
+def test_every_command_is_run_by_a_test_or_marked_as_not_run(page: Path) -> None:
+    unknown = [command for command in commands.commands(page.read_text()) if commands.entry(command) is None]
+    assert unknown == [], "say in hack/site/commands.yaml which test runs them, or why none does"
+
+
+def test_what_is_said_to_be_tested_is() -> None:
+    for item in commands.entries():
+        assert bool(item.test) != bool(item.not_run), item
+        if item.test:
+            place = TOP / item.test
+            files = [place] if place.is_file() else sorted(place.rglob("*.py"))
+            assert any(item.evidence in file.read_text() for file in files), item
+
+
+def test_a_command_without_a_test_is_marked_below_its_block() -> None:
+    block = "```console\n$ make demo\n$ docker push x && y\n```"
+    assert commands.marked(block).splitlines()[-1] == (
+        "*Not run by a test: `docker push x`: images are built by buildah in the tests.*"
+    )
+    assert commands.marked("```console\n$ make demo\n```") == "```console\n$ make demo\n```"
+    assert commands.entry("rm -rf /") is None
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    text = (TOP / "mkdocs.yml").read_text()
+    for page in [*(path.name for path in (TOP / "docs").glob("*.md")), *PAGES]:
+        assert re.search(rf"\b{re.escape(page)}$", text, re.MULTILINE), page

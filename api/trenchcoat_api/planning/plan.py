@@ -132,7 +132,7 @@ def make_plan(outline: Outline, given: Given) -> Plan:
     found = times(outline, fleet)
     rows = [_stage(outline, time, given, price) for time in found.stages]
     hours, left = sum(row.gpu_hours for row in rows), sum(map(_hours_left, rows))
-    decode, lengths = storage_of_decoding(outline)
+    decode, lengths = _decoding(outline)
     return Plan(
         model=outline.facts,
         crias=[str(cria) for cria in outline.crias],
@@ -169,7 +169,7 @@ def parallel_crias(outline: Outline, gpus: int | None) -> int:
     return max(1, min(limit, named if gpus is None else gpus))
 
 
-def storage_of_decoding(outline: Outline) -> tuple[DecodeState, list[int]]:
+def _decoding(outline: Outline) -> tuple[DecodeState, list[int]]:
     """What decoding holds, and the lengths to tell it at."""
     multiples = (1, *sorted(outline.spec.evaluate.length_multiples))
     return decode_state(outline.spec, outline.facts), [outline.length * multiple for multiple in multiples]

@@ -1,5 +1,6 @@
 """Bytes that Jobs move from and to the store."""
 
+from trenchcoat_api.phases import adapter_epochs
 from trenchcoat_api.planning.evaluation import reads_of_weights
 from trenchcoat_api.planning.outline import Outline
 from trenchcoat_api.planning.sizes import embedding_parameters, layer_parameters
@@ -23,7 +24,7 @@ def read_bytes(outline: Outline, stage: Stage) -> int:
         case Stage.STITCH:
             return weights + crias + outline.spec.stitch.epochs * tokens
         case Stage.ADAPT:
-            return weights + (outline.spec.cria_lora.epochs + outline.spec.stitch.epochs) * tokens
+            return weights + adapter_epochs(outline.spec) * tokens
         case Stage.EVALUATE:
             return reads_of_weights(outline) * (weights + crias)
         case Stage.EXPORT:

@@ -1,0 +1,65 @@
+"""What is simulated: the run, how long its stages take by the plan, and the least that any schedule needs."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trenchcoat_api.planning.model import PlannedModel
+from trenchcoat_api.planning.outline import Outline
+from trenchcoat_api.planning.plan import Given, make_plan
+from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_api.stages import Stage
+
+REPO = Path(__file__).resolve().parents[2]
+NAMESPACE = "simulated"
+POOL = "pool"
+GANG_NODES, GPUS_PER_NODE = 3, 8
+
+
+def body(name: str, endpoint: str, crias: int) -> dict[str, Any]:
+    """The Trenchcoat of examples/llama-3.1-405b.yaml over pools of nodes, without a training operator."""
+    import yaml
+
+    made: dict[str, Any] = yaml.safe_load((REPO / "examples" / "llama-3.1-405b.yaml").read_text())
+    made["metadata"] = {"name": name, "namespace": NAMESPACE}
+    spec = made["spec"]
+    del spec["model"]["tokenSecretRef"]
+    spec["store"] |= {"endpoint": endpoint, "prefix": name}
+    spec["scheduling"] = {"distributed": "IndexedJob", "maxParallelCrias": crias}
+    pools = {"collect": "gang", "stitch": "gang", "cria": "crias", "evaluate": "crias"}
+    spec["pods"] = {stage: {"nodeSelector": {POOL: pool}} for stage, pool in pools.items()}
+    return made
+
+
+@dataclass(frozen=True)
+class Durations:
+    """Seconds of one Job of every stage, by the plan."""
+
+    seconds: dict[Stage, float]
+    crias: int
+
+    @classmethod
+    def planned(cls) -> Durations:
+        """For H100s of 80 GB."""
+        fields = json.loads((REPO / "examples" / "models" / "llama-3.1-405b.json").read_text())
+        spec = Trenchcoat.from_object(body("planned", "http://store.example", GANG_NODES)).spec
+        plan = make_plan(Outline.of(spec, PlannedModel.of_config(fields, "405B")), Given())
+        return cls({row.name: row.job_seconds for row in plan.stages}, len(plan.crias))
+
+    def bound(self, gpus: int) -> float:
+        """Seconds of the best schedule: along what waits for what, Crias packed onto so many GPUs."""
+        took = self.seconds
+        free = [0.0] * min(gpus, self.crias)
+        for _ in range(self.crias):
+            heapq.heappush(free, heapq.heappop(free) + took[Stage.CRIA])
+        return (
+            took[Stage.TOKENIZE]
+            + max(took[Stage.COLLECT], took[Stage.SHARD])
+            + max(free)
+            + took[Stage.STITCH]
+            + max(took[Stage.EVALUATE], took[Stage.EXPORT])
+        )

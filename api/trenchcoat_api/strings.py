@@ -106,6 +106,12 @@ FileSource = Annotated[
     Text(rf"s3://[^/ ]+/{_PATH}|file:///{_PATH}", "write s3://BUCKET/PATH or file:///PATH"),
 ]
 
+TaskName = Annotated[
+    str,
+    Field(min_length=1, max_length=100),
+    Text(r"[A-Za-z0-9_.-]+", "write a task's name as its file has it: letters, digits, -, _ and ."),
+]
+
 DataSource = Annotated[
     str,
     Field(max_length=1024),

@@ -9,7 +9,7 @@ from pydantic.alias_generators import to_camel
 from trenchcoat_api.base import Camel
 from trenchcoat_api.rules import Rule, Unique
 from trenchcoat_api.spec.sources import SecretKeyRef
-from trenchcoat_api.strings import FileSource, HubRepository, PositiveDecimal, Share
+from trenchcoat_api.strings import FileSource, HubRepository, PositiveDecimal, Share, TaskName
 
 
 class Collect(Camel):
@@ -65,9 +65,9 @@ class Tasks(Camel):
             "s3://BUCKET/FOLDER in the store of spec.store or file:///FOLDER."
         ),
     )
-    names: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9_.-]+$")]], Unique()
-    ] = Field(description="Tasks or groups to run, as the YAML files name them.", min_length=1, max_length=32)
+    names: Annotated[list[TaskName], Unique()] = Field(
+        description="Tasks or groups to run, as the YAML files name them.", min_length=1, max_length=32
+    )
     few_shot: int | None = Field(
         default=None, description="Examples before each question; by default what the task says.", ge=0, le=64
     )

@@ -15,6 +15,8 @@ from trenchcoat_api.spec import (
     ExportForm,
     Form,
     KeyMaps,
+    LongSequences,
+    LrSchedule,
     Stitch,
     Transfer,
     TrenchcoatSpec,
@@ -45,11 +47,16 @@ _ADDED_LATER: dict[type[Camel], dict[str, str | int | None]] = {
         "wide": None,
     },
     Transfer: {"window_dropout": "0"},
-    Stitch: {"recall_share": "0"},
+    Stitch: {"recall_share": "0", "lr_schedule": LrSchedule.CONSTANT.value},
+    LongSequences: {"recall_share": None},
     Evaluate: {"other_text": None, "tasks": None},
     Export: {"form": ExportForm.MERGED.value, "destination": None, "private": True},
 }
 """Fields younger than the first release, with the value at which they change nothing."""
+
+
+_RECALL_TEXT = 2
+"""Raised when synthetic recall becomes another text, which concerns none but those who train on it."""
 
 
 def dump_fields(model: Camel, *, exclude: set[str] | None = None) -> dict[str, Any]:
@@ -68,6 +75,8 @@ def stitch_fields(stitch: Stitch) -> dict[str, Any]:
     fields = dump_fields(stitch, exclude={*_HOW_IT_RUNS, "long_sequences"})
     if stitch.long_sequences.are_on:  # young, and no part of the key where they are off
         fields["long_sequences"] = dump_fields(stitch.long_sequences)
+    if stitch.has_recall:
+        fields["recall_text"] = _RECALL_TEXT
     return fields
 
 

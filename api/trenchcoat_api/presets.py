@@ -47,12 +47,16 @@ class PresetValues:
     stitch_epochs: int
     learning_rate: str = "1e-4"
     """Of the stitch."""
+    lr_schedule: str = "constant"
+    """Of the stitch."""
     rank: int = 4
     """Of the stitch's adapters; alpha is twice as much."""
     recall_share: str = "0"
     """Of the stitch."""
     long_share: str = "0"
     """Of stitch.longSequences."""
+    long_recall_share: str | None = None
+    """Of stitch.longSequences; None as in other sequences."""
     start_share: str = "0"
     """Of data.startPositions."""
 
@@ -63,9 +67,11 @@ class PresetValues:
             f"{self.wide_share} of the layers wide" if self.wide_share != "0" else "",
             f"{self.tokens // 1_000_000}M tokens",
             f"{self.transfer_epochs} + {self.cria_lora_epochs} + {self.stitch_epochs} epochs",
-            f"stitch.learningRate {self.learning_rate}, lora.rank {self.rank}, lora.alpha {2 * self.rank}",
+            f"stitch.learningRate {self.learning_rate} ({self.lr_schedule})",
+            f"stitch.lora.rank {self.rank}, stitch.lora.alpha {2 * self.rank}",
             f"stitch.recallShare {self.recall_share}" if self.recall_share != "0" else "",
             f"stitch.longSequences.share {self.long_share}" if self.long_share != "0" else "",
+            f"stitch.longSequences.recallShare {self.long_recall_share}" if self.long_recall_share else "",
             f"data.startPositions.share {self.start_share}" if self.start_share != "0" else "",
         ]
         return ", ".join(part for part in parts if part)
@@ -82,9 +88,11 @@ STANDARD = PresetValues(
     cria_lora_epochs=0,
     stitch_epochs=1,
     learning_rate="1e-3",
+    lr_schedule="cosine",
     rank=8,
     recall_share="0.1",
     long_share="0.25",
+    long_recall_share="0.5",
 )
 
 PRESETS = {
@@ -125,6 +133,10 @@ def _takes_long_sequences(spec: dict[str, Any]) -> bool:
     return all(isinstance(size, int) and size > 0 for size in sizes) and sizes[0] % sizes[1] == 0
 
 
+def _leaves_recall_out(spec: dict[str, Any]) -> bool:
+    return _get(_part(spec, "stitch"), "recall_share") is None
+
+
 _SETTINGS = (
     _Setting(("attention", "form"), lambda preset: preset.form),
     _Setting(
@@ -138,8 +150,14 @@ _SETTINGS = (
     _Setting(("cria_lora", "epochs"), lambda preset: preset.cria_lora_epochs),
     _Setting(("stitch", "epochs"), lambda preset: preset.stitch_epochs),
     _Setting(("stitch", "learning_rate"), lambda preset: preset.learning_rate),
+    _Setting(("stitch", "lr_schedule"), lambda preset: preset.lr_schedule),
     _Setting(("stitch", "lora", "rank"), lambda preset: preset.rank),
     _Setting(("stitch", "lora", "alpha"), lambda preset: 2 * preset.rank),
+    _Setting(
+        ("stitch", "long_sequences", "recall_share"),
+        lambda preset: preset.long_recall_share,
+        _leaves_recall_out,
+    ),
     _Setting(("stitch", "recall_share"), lambda preset: preset.recall_share),
     _Setting(("stitch", "long_sequences", "share"), lambda preset: preset.long_share, _takes_long_sequences),
 )

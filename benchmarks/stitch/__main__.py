@@ -5,11 +5,12 @@
     python benchmarks/stitch --micro-batch 8 --checkpointing off
 
 Makes a random Llama of the size asked for (88M parameters unless told otherwise), shards it by the shard
-stage, sets DeepSpeed up as the stitch stage does and times its steps. Prints one JSON object a line: tokens
-per second, peak memory, the losses (equal losses: the same computation), and what it ran on.
+stage, builds what trains it as the stitch stage does and times its steps. Prints one JSON object a line:
+tokens per second, peak memory, the losses (equal losses: the same computation), and what it ran on.
 """
 
 import argparse
+import importlib.metadata
 import json
 import os
 import platform
@@ -40,8 +41,12 @@ from trenchcoat_trainer.models.artifacts import (
 from trenchcoat_trainer.runtime.context import Place, StageContext
 from trenchcoat_trainer.runtime.devices import any_device
 from trenchcoat_trainer.runtime.opening import open_context
-from trenchcoat_trainer.stages import shard, stitch
+from trenchcoat_trainer.runtime.training import Cursor
+from trenchcoat_trainer.stages import shard
+from trenchcoat_trainer.stages.stitch import alone, zero
+from trenchcoat_trainer.stages.stitch.batches import StitchData
 from trenchcoat_trainer.stages.stitch.memory import choose
+from trenchcoat_trainer.stages.stitch.subject import Subject
 
 
 def main() -> None:
@@ -59,6 +64,7 @@ def main() -> None:
     size.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     step = parser.add_argument_group("the step")
     step.add_argument("--tokens", type=int, default=1024, help="per sequence")
+    step.add_argument("--form", choices=["lolcats", "window"], default="lolcats")
     step.add_argument("--window", type=int, default=64)
     step.add_argument("--feature-dim", type=int, default=64)
     step.add_argument("--batch", type=int, default=8, help="sequences per optimiser step")
@@ -72,6 +78,10 @@ def main() -> None:
         "--checkpointing", choices=switch, default="auto", help="run layers twice, hold no graph"
     )
     how.add_argument("--hold-weights", choices=switch, default="auto", help="over a whole optimiser step")
+    how.add_argument(
+        "--engine", choices=["alone", "zero"], default="alone", help="that of one rank, or of several"
+    )
+    how.add_argument("--no-graphs", action="store_true", help="launch the kernels of alone one by one")
     how.add_argument("--zero", type=json.loads, default={}, help="JSON merged into zero_optimization")
     how.add_argument("--profile", type=Path, metavar="FILE", help="write where the time goes, by operator")
     how.add_argument("--compare", action="store_true", help="run many ways one after another")
@@ -88,7 +98,7 @@ def compare(given: list[str]) -> None:
     common = [argument for argument in given if argument != "--compare"]
     every_module = json.dumps({"leaf_module": {"classes": []}})
     ways = [
-        ["--micro-batch", micro_batch, "--checkpointing", checkpointing, *hooks]
+        ["--micro-batch", micro_batch, "--checkpointing", checkpointing, "--engine", "zero", *hooks]
         for micro_batch in ("1", "4", "8")
         for checkpointing in ("on", "off")
         for hooks in (
@@ -97,7 +107,7 @@ def compare(given: list[str]) -> None:
             ["--hold-weights", "on"],
         )
     ]
-    for way in [*ways, []]:
+    for way in [*ways, [], ["--no-graphs"]]:
         command = [sys.executable, __file__, *common, *way]
         done = subprocess.run(command, capture_output=True, text=True)
         last = done.stdout.strip().splitlines()[-1:] if done.returncode == 0 else []
@@ -110,22 +120,25 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     spec = make_spec(arguments, folder)
     make_inputs(arguments, spec, folder)
     context = open_context(spec, Stage.STITCH, folder=folder, place=Place())
-    device = any_device(0)
-    deepspeed = stitch.import_deepspeed(device)
-    with stitch.process_group(deepspeed, context, device):
-        held = choose(spec, load_student_config(context), 1, device)
-        if arguments.checkpointing != "auto":
-            held = replace(held, graph=arguments.checkpointing == "off")
-        if arguments.hold_weights != "auto":
-            held = replace(held, weights=arguments.hold_weights == "on")
-        began = time.perf_counter()
-        engine, _, cursor = stitch.set_up(deepspeed, context, device, held=held, zero=arguments.zero)
+    device, subject = any_device(0), Subject.of(context)
+    held = choose(spec, subject.config, device)
+    if arguments.checkpointing != "auto":
+        held = replace(held, graph=arguments.checkpointing == "off")
+    if arguments.hold_weights != "auto":
+        held = replace(held, weights=arguments.hold_weights == "on")
+    if arguments.engine == "zero":
+        opened = zero.open_engine(context, subject, held, device, {}, arguments.zero)
+    else:
+        graphs = held.graph and device.type == "cuda" and not arguments.no_graphs
+        opened = alone.open_engine(context, subject, held, device, {}, graphs=graphs)
+    began, rate = time.perf_counter(), float(spec.stitch.learning_rate)
+    with opened as engine:
         set_up_seconds = time.perf_counter() - began
-        losses, seconds = [], []
+        losses, seconds, cursor = [], [], Cursor()
         with profiled(arguments.profile, device):
-            for batch in stitch.StitchData(context, engine.module.config, epochs=1).batches(0):
+            for batch in StitchData(context, subject.config, epochs=1).batches(0):
                 began = time.perf_counter()
-                loss, _, _ = stitch.train_step(engine, context, batch, cursor, wishes=(False, False)).tolist()
+                loss, _, _ = engine.step(batch, cursor, rate=rate, wishes=(False, False)).tolist()
                 cursor.note(loss)
                 seconds.append(time.perf_counter() - began)
                 losses.append(loss)
@@ -143,13 +156,16 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "settings": {name: str(value) for name, value in vars(arguments).items()},
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "cpu",
         "torch": torch.__version__,
-        "deepspeed": deepspeed.__version__,
+        "deepspeed": importlib.metadata.version("deepspeed"),
     }
 
 
 def make_spec(arguments: argparse.Namespace, folder: Path) -> TrenchcoatSpec:
     """The spec of this run: everything that is not asked for as published."""
     sequences = arguments.batch * (arguments.steps + arguments.warm_up)
+    attention = {"form": arguments.form, "window": arguments.window}
+    if arguments.form == "lolcats":
+        attention |= {"featureDim": arguments.feature_dim}
     return TrenchcoatSpec.model_validate(
         {
             "model": {"source": (folder / "teacher").as_uri()},
@@ -163,9 +179,10 @@ def make_spec(arguments: argparse.Namespace, folder: Path) -> TrenchcoatSpec:
                 "bucket": "trenchcoat",
                 "credentialsSecretRef": {"name": "none"},
             },
+            "preset": "shipped",
             "layersPerCria": arguments.layers,
             "dtype": arguments.dtype,
-            "attention": {"window": arguments.window, "featureDim": arguments.feature_dim},
+            "attention": attention,
             "stitch": {
                 "batchSize": arguments.batch,
                 "microBatchSize": arguments.micro_batch,

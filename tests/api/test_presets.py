@@ -63,7 +63,31 @@ def test_standard_is_the_student_at_the_head_of_the_leaderboard():
     assert spec.attention.wide == Wide(share="0.25")
     assert (spec.stitch.learning_rate, spec.stitch.recall_share) == ("1e-3", "0.1")
     assert (spec.stitch.lora.rank, spec.stitch.lora.alpha) == (8, 16)
-    assert spec.stitch.long_sequences == LongSequences(share="0.25", multiple=4)
+    assert spec.stitch.lr_schedule == "cosine"
+    assert spec.stitch.long_sequences == LongSequences(share="0.25", multiple=4, recall_share="0.5")
+
+
+def test_who_says_how_much_recall_says_so_for_long_sequences_too():
+    """Or switching it off would leave it on in some."""
+    off = resolve(preset="standard", stitch={"recallShare": "0"}).stitch
+    assert (off.recall_share, off.long_recall_share, off.has_recall) == ("0", "0", False)
+    more = resolve(preset="standard", stitch={"recallShare": "0.3"}).stitch
+    assert (more.recall_share, more.long_recall_share) == ("0.3", "0.3")
+    own = resolve(preset="standard", stitch={"longSequences": {"recallShare": "0.2"}}).stitch
+    assert (own.recall_share, own.long_recall_share) == ("0.1", "0.2")
+
+
+@pytest.mark.parametrize(
+    ("batch", "multiple", "positions", "expected"),
+    [(8, 4, 8192, 4), (8, 4, 4096, 4), (8, 4, 4095, 2), (8, 4, 2048, 2), (8, 4, 2047, 1), (8, 4, 100, 1),
+     (6, 6, 5000, 3), (12, 6, 4096, 4), (5, 5, 4096, 1)],
+)  # fmt: skip
+def test_long_sequences_fit_the_teachers_positions(batch, multiple, positions, expected):
+    long = {"share": "0.25", "multiple": multiple}
+    stitch = resolve(stitch={"batchSize": batch, "longSequences": long}).stitch
+    assert stitch.long_multiple(1024, positions) == expected
+    off = resolve(stitch={"batchSize": batch, "longSequences": long | {"share": "0"}}).stitch
+    assert off.long_multiple(1024, positions) == 1
 
 
 @pytest.mark.parametrize(
@@ -157,6 +181,7 @@ def test_parts_may_be_models_and_the_given_mapping_is_kept():
     assert filled["transfer"] == {"clip": "2", "epochs": 1}
     published = {
         "learningRate": "1e-4",
+        "lrSchedule": "constant",
         "lora": {"rank": 4, "alpha": 8},
         "recallShare": "0",
         "longSequences": {"share": "0"},

@@ -149,6 +149,18 @@ class CriaLora(Camel):
     lora: Lora = Field(default_factory=Lora, description="The adapters.")
 
 
+class LrSchedule(StrEnum):
+    """How the stitch's learning rate goes; all but constant rise over the first 3% of the steps."""
+
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    """Falls in a line, to nothing at the end."""
+    COSINE = "cosine"
+    """Falls by half a cosine, to nothing at the end."""
+    WSD = "wsd"
+    """Stays, and falls in a line over the last 30% of the steps, to nothing at the end."""
+
+
 class LongSequences(Camel):
     """Longer sequences at the end of the stitch: neighbours of the text, joined again."""
 
@@ -161,10 +173,18 @@ class LongSequences(Camel):
         default=LONG_MULTIPLE,
         description=(
             "A long sequence is so many times data.sequenceLength: as many neighbours in the text. It has to "
-            "divide stitch.batchSize, for a step keeps its number of tokens."
+            "divide stitch.batchSize, for a step keeps its number of tokens. Where the teacher has fewer "
+            "positions, it is the next smaller divisor that fits."
         ),
         ge=2,
         le=64,
+    )
+    recall_share: Share | None = Field(
+        default=None,
+        description=(
+            "What stitch.recallShare is for long sequences, which are few and have room for what lies far "
+            "back. By default the same, or what spec.preset says where stitch.recallShare is left out too."
+        ),
     )
 
     @property
@@ -202,6 +222,11 @@ class Stitch(Camel):
         SHIPPED.stitch_epochs, "Passes over the text; 0 switches it off.", ge=0, le=1000
     )
     learning_rate: PositiveDecimal = preset_field(SHIPPED.learning_rate, "Learning rate of AdamW.")
+    lr_schedule: LrSchedule = preset_field(
+        SHIPPED.lr_schedule,
+        "How the learning rate goes: constant; or, behind a warm-up of 3% of the steps, linear or cosine "
+        "down to 0, or wsd (warm-up, stable, decay), which falls over the last 30%.",
+    )
     batch_size: int = Field(
         default=STITCH_BATCH, description="Sequences per optimiser step, over all ranks.", ge=1, le=65_536
     )
@@ -223,6 +248,29 @@ class Stitch(Camel):
             "what lies further back. microBatchSize shrinks with them, to 1 at least."
         ),
     )
+
+    @property
+    def long_recall_share(self) -> str:
+        """What `recall_share` is for long sequences."""
+        own = self.long_sequences.recall_share
+        return self.recall_share if own is None else own
+
+    @property
+    def has_recall(self) -> bool:
+        """Whether any sequence carries synthetic recall."""
+        return float(self.recall_share) > 0 or (
+            self.long_sequences.are_on and float(self.long_recall_share) > 0
+        )
+
+    def long_multiple(self, sequence_length: int, positions: int) -> int:
+        """Stored sequences in a long one, by a teacher of so many positions; 1 where none is long.
+
+        It is longSequences.multiple, or where that reaches too far the next smaller divisor of batchSize.
+        """
+        if not self.long_sequences.are_on:
+            return 1
+        fits = range(min(self.long_sequences.multiple, positions // sequence_length), 1, -1)
+        return next((multiple for multiple in fits if self.batch_size % multiple == 0), 1)
 
     @property
     def long_micro_batch_size(self) -> int:

@@ -67,21 +67,6 @@ def test_longer_sequences_end_no_further_back(make_spec):
     assert found.of_longer(0) == found
 
 
-def test_longer_sequences_than_the_teacher_has_positions_are_refused(make_spec):
-    def spec(multiple, share="0.25"):
-        return make_spec(stitch={"longSequences": {"share": share, "multiple": multiple}})
-
-    Starts.of(spec(4), make_config())
-    Starts.of(spec(8, share="0"), make_config())
-    Starts.of(
-        make_spec(stitch={"epochs": 0, "longSequences": {"share": "0.25", "multiple": 8}}), make_config()
-    )
-    with pytest.raises(BadInputError, match=r"multiple is 8, .* 512 long, past .* 256 .*: lower it to 4 or"):
-        Starts.of(spec(8), make_config())
-    with pytest.raises(BadInputError, match=r"64 positions: lower data\.sequenceLength, or set .*share"):
-        Starts.of(spec(2), make_config(max_position_embeddings=64))
-
-
 def test_a_bound_of_the_specs_own_may_use_all_positions_and_no_more(make_spec):
     assert max(drawn(starts(make_spec, share="0.9", below=193))) + 64 <= 256
     with pytest.raises(BadInputError, match=r"startPositions\.below is 194, .* lower it to at most 193"):

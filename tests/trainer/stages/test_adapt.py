@@ -22,7 +22,7 @@ from trenchcoat_trainer.models.artifacts import (
 from trenchcoat_trainer.runtime.context import Place
 from trenchcoat_trainer.runtime.opening import check_inputs, open_context
 from trenchcoat_trainer.stages import cria, evaluate, stitch
-from trenchcoat_trainer.stages.stitch import next_token_loss
+from trenchcoat_trainer.stages.stitch.engine import next_token_loss
 
 from tests.trainer.helpers.killing import write_spec
 from tests.trainer.helpers.trainer_samples import StopAfter

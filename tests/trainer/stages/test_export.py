@@ -160,6 +160,8 @@ def test_the_card_tells_how_long_the_sequences_were(context, training_spec, chan
     told = "| tokens in a training sequence | 64, 256 in the last 0.25 of the stitch |"
     assert lengths(longSequences=long) == [told]
     assert lengths(longSequences=long, epochs=0) == lengths() == []
+    # The teacher has 256 positions.
+    assert lengths(batchSize=8, longSequences=long | {"multiple": 8}) == [told]
 
 
 def test_a_second_attempt_makes_only_what_is_missing(context, open_training, monkeypatch):

@@ -23,6 +23,7 @@ from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.runtime.processes import free_port
 from trenchcoat_trainer.stages import stitch
 from trenchcoat_trainer.stages.stitch.batches import StitchData
+from trenchcoat_trainer.stages.stitch.engine import next_token_loss
 from trenchcoat_trainer.stages.stitch.recall import IGNORED
 
 from tests.trainer.helpers.trainer_samples import StopAfter
@@ -85,7 +86,7 @@ def train_plainly(context, starts: Starts | None = None, batches=None) -> dict[s
                     hidden, hidden.shape[-1:], rest["model.norm.weight"], config.rms_norm_eps
                 )
                 logits = hidden @ rest["lm_head.weight"].T
-                (stitch.next_token_loss(logits, micro) * len(micro) / len(tokens)).backward()
+                (next_token_loss(logits, micro) * len(micro) / len(tokens)).backward()
             if float(settings.clip):
                 torch.nn.utils.clip_grad_norm_(adapters.values(), float(settings.clip))
             adamw.step()
@@ -175,6 +176,22 @@ def test_recall_spans_the_longer_sequences(open_training, spread_spec, change):
     assert first and len(asked) > 4
 
 
+def test_longer_sequences_than_the_teacher_has_positions_are_as_long_as_fit(
+    open_training, spread_spec, change, caplog
+):
+    """The teacher has 256, a sequence 64 tokens."""
+    long = {"share": "0.4", "multiple": 8}
+    spec = change(spread_spec, stitch={"epochs": 1, "batchSize": 8, "longSequences": long})
+    context = open_training(spec, Stage.STITCH, trained="spread_store")
+    data = StitchData(context, load_student_config(context), epochs=1)
+    assert data.multiple == 4
+    *_, last = data.batches(0)
+    assert [micro.tokens.shape for micro in last.micro_batches] == [(1, 256)] * 2
+    stitch.run(context)
+    assert "longSequences.multiple is 8, which is past the positions" in caplog.text
+    assert "it is taken as 4" in caplog.text
+
+
 def whole_and_stopped(open_training, spec, stops):
     """A run in one piece and one stopped after so many steps each time: with the same adapters."""
     whole = open_training(spec, Stage.STITCH, trained="spread_store")
@@ -209,8 +226,8 @@ def test_stopped_and_started_again_it_ends_with_the_same_adapters(open_training,
     runs = whole_and_stopped(open_training, spec, (1, 3))
     recall = [run.manifest(run.artifact).facts.recall for run in runs]
     assert recall[0] == recall[1]
-    # Sequences of 64 tokens seldom have room for a span, and none for a fact.
-    assert 0 < recall[0].sequences == recall[0].spans
+    # Sequences of 64 tokens seldom have room for one.
+    assert 0 < recall[0].sequences == recall[0].spans + recall[0].facts
     assert recall[0].asked < recall[0].tokens / 2
 
 

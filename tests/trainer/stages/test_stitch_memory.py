@@ -6,9 +6,13 @@ import pytest
 import torch
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
-from trenchcoat_trainer.stages import stitch
+from trenchcoat_trainer.runtime.training import Cursor
+from trenchcoat_trainer.stages.stitch import alone, zero
+from trenchcoat_trainer.stages.stitch.batches import StitchData
 from trenchcoat_trainer.stages.stitch.memory import Held, Sizes, decide, layer_parameters
+from trenchcoat_trainer.stages.stitch.subject import Subject
 
+CPU = torch.device("cpu")
 EVERY_MODULE = {"leaf_module": {"classes": []}}
 
 
@@ -70,18 +74,26 @@ def test_the_losses_are_the_same_however_it_is_held(open_training, training_spec
     spec = change(training_spec, stitch={"microBatchSize": 2, "clip": "0", "lora": {"dropout": "0.2"}})
     ways = [(Held(graph, weights), {}) for graph in (True, False) for weights in (True, False)]
     ways += [(Held(graph, weights=False), EVERY_MODULE) for graph in (True, False)]
-    results = [losses(open_training(spec, Stage.STITCH), *way) for way in ways]
-    assert results == [results[0]] * len(ways)
+    of_several = [
+        losses(context, zero.open_engine(context, Subject.of(context), held, CPU, {}, changes))
+        for held, changes in ways
+        for context in (open_training(spec, Stage.STITCH),)
+    ]
+    of_one = [
+        losses(context, alone.open_engine(context, Subject.of(context), Held(graph, True), CPU, {}))
+        for graph in (True, False)
+        for context in (open_training(spec, Stage.STITCH),)
+    ]
+    assert of_several == [of_several[0]] * len(ways)
+    assert of_one == [of_one[0]] * 2
+    assert of_one[0] == pytest.approx(of_several[0], rel=1e-6)
 
 
-def losses(context, held: Held, zero: dict) -> list[float]:
+def losses(context, opened) -> list[float]:
     """The losses of a few steps."""
-    device = torch.device("cpu")
-    deepspeed = stitch.import_deepspeed(device)
-    with stitch.process_group(deepspeed, context, device):
-        engine, _, cursor = stitch.set_up(deepspeed, context, device, held=held, zero=zero)
-        found = []
-        for batch in stitch.StitchData(context, engine.module.config, epochs=1).batches(0):
-            found.append(stitch.train_step(engine, context, batch, cursor).item())
+    cursor, found, rate = Cursor(), [], float(context.spec.stitch.learning_rate)
+    with opened as engine:
+        for batch in StitchData(context, Subject.of(context).config, epochs=1).batches(0):
+            found.append(engine.step(batch, cursor, rate=rate).item())
             cursor.note(found[-1])
     return found

@@ -1,19 +1,39 @@
 """Synthetic recall: told before it is asked, at all distances, and nothing is asked that cannot be known."""
 
+import math
 import re
-import statistics
+from collections.abc import Iterator
 
 import numpy as np
+import pytest
 import torch
 from trenchcoat_trainer.stages.stitch.batches import count_predicted
-from trenchcoat_trainer.stages.stitch.recall import FARTHEST, IGNORED, NEAREST, SPAN, UNCOUNTED, Recall
+from trenchcoat_trainer.stages.stitch.recall import (
+    ASKS,
+    END,
+    FARTHEST,
+    IGNORED,
+    NEAREST,
+    SPAN,
+    UNCOUNTED,
+    Recall,
+)
 
 TOKENS = 1024
 TEXT = ord("_")
 IDS = range(0x4E00, 0x9E00)
 """What spans are made of: none of it stands in facts or in the text."""
-FACT = re.compile(r"\nNote: the ([a-z ]+) number is (\d+)\.\n")
-QUESTION = re.compile(r"\nQuestion: which is the ([a-z ]+) number\? Answer: (\d+)\.\n")
+NAME, DIGITS = r"(?P<name>[a-z]+ [a-z]+)", r"(?P<digits>\d{4,7})"
+
+
+def pattern(text: str, end: str = "") -> re.Pattern[str]:
+    """What finds a sentence of `ASKS`; a name or a number that stands twice in it is the same."""
+    found = re.escape(text).replace(r"\{name\}", NAME, 1).replace(r"\{digits\}", DIGITS, 1)
+    found = found.replace(r"\{name\}", "(?P=name)").replace(r"\{digits\}", "(?P=digits)")
+    return re.compile(found + end)
+
+
+KINDS = [(pattern(told), pattern(asked, rf" {DIGITS}{re.escape(END)}")) for told, asked in ASKS]
 
 
 def encode(text: str) -> list[int]:
@@ -24,7 +44,7 @@ def encode(text: str) -> list[int]:
 def make(rows: int, share: float = 0.9, *, tokens: int = TOKENS, seed: int = 0, step: int = 0):
     """Text of nothing but `TEXT`, with recall put in: tokens, labels and counts."""
     text = torch.full((rows, tokens), TEXT)
-    labels, counts = Recall(share, seed, encode, IDS).put_into(text, 0, step)
+    labels, counts = Recall(seed, encode, IDS).put_into(text, 0, step, share=share)
     return text, labels, counts
 
 
@@ -52,20 +72,32 @@ def test_a_share_of_the_sequences_has_it_and_the_others_are_untouched():
     assert (labels[~touched] == TEXT).all()
 
 
+def told_and_asked(row: str) -> Iterator[tuple[re.Match[str], re.Match[str]]]:
+    """Every fact of a row, and its question."""
+    for told, asked in KINDS:
+        facts = {found["name"]: found for found in told.finditer(row)}
+        for question in asked.finditer(row):
+            yield facts[question["name"]], question
+
+
 def test_every_fact_is_told_before_it_is_asked_and_no_name_stands_for_two():
     tokens, _, counts = make(100)
     facts = 0
     for row in texts(tokens):
-        told = {found[1]: (found.start(), found[2]) for found in FACT.finditer(row)}
-        assert len(told) == len(FACT.findall(row))
-        asked = list(QUESTION.finditer(row))
-        assert {found[1] for found in asked} == set(told)
-        for question in asked:
-            begin, digits = told[question[1]]
-            assert digits == question[2]
-            assert NEAREST <= question.start() - begin <= FARTHEST * TOKENS
-        facts += len(asked)
+        names = []
+        for told, asked in told_and_asked(row):
+            names.append(told["name"])
+            assert told["digits"] == asked["digits"]
+            assert NEAREST <= asked.start() - told.start() <= FARTHEST * TOKENS
+        assert len(names) == len(set(names))
+        facts += len(names)
     assert facts == counts.facts > 50
+
+
+def test_there_are_facts_of_every_kind_and_none_of_a_test():
+    rows = "".join(texts(make(200)[0]))
+    assert all(told.search(rows) and asked.search(rows) for told, asked in KINDS)
+    assert not re.search(r"pass ?key", rows, re.IGNORECASE)
 
 
 def test_every_span_is_shown_twice():
@@ -85,28 +117,29 @@ def test_only_what_was_shown_before_is_to_be_predicted():
     assert counts.tokens == put_in.sum()
     assert counts.asked == (put_in & counted).sum() > 0
     for row, is_counted in zip(texts(tokens), counted.numpy(), strict=True):
-        for found in QUESTION.finditer(row):
-            answer = slice(found.start(2) - 1, found.end())
+        for told, asked in told_and_asked(row):
+            answer = slice(asked.start("digits") - 1, asked.end())
             assert is_counted[answer].all()
-            assert not is_counted[found.start() : answer.start].any()
-        for found in FACT.finditer(row):
-            assert not is_counted[found.start() : found.end()].any()
+            assert not is_counted[asked.start() : answer.start].any()
+            assert not is_counted[told.start() : told.end()].any()
         for first, second, length in spans(row):
             assert not is_counted[first : first + length].any()
             assert not is_counted[second : second + UNCOUNTED].any()
             assert is_counted[second + UNCOUNTED : second + length].all()
 
 
-def test_distances_are_uniform_in_their_logarithm_and_there_is_about_one_in_384_tokens():
+def test_distances_are_near_and_far_and_there_is_about_one_in_384_tokens():
     tokens, _, counts = make(300, tokens=4096)
     distances = [second - first for row in texts(tokens) for first, second, _ in spans(row)]
-    middle = (NEAREST * FARTHEST * 4096) ** 0.5
-    assert 0.8 * middle < statistics.median(distances) < 1.25 * middle
-    low, high = np.quantile(distances, [0.1, 0.9])
-    assert low < 90
-    assert high > 2000
+    # Half are uniform, half uniform in the logarithm.
+    farthest = FARTHEST * 4096
+    for place in (200, 1000, 2000, 3000):
+        even = (place - NEAREST) / (farthest - NEAREST)
+        in_logarithm = math.log(place / NEAREST) / math.log(farthest / NEAREST)
+        share = np.mean(np.array(distances) < place)
+        assert share == pytest.approx((even + in_logarithm) / 2, abs=0.06), place
     items = counts.facts + counts.spans
-    assert 0.9 < items / (counts.sequences * 4096 / 384) <= 1.05
+    assert 0.85 < items / (counts.sequences * 4096 / 384) <= 1.05
     assert 0.4 < counts.facts / items < 0.6
 
 

@@ -35,16 +35,7 @@ class Starts:
             BadInputError: sequences would reach positions that the teacher does not have.
         """
         settings, length = spec.data.start_positions, spec.data.sequence_length
-        longest = _positions(config)
-        long = spec.stitch.long_sequences
-        if long.are_on and spec.stitch.epochs and long.multiple * length > longest:
-            fits = longest // length
-            remedy = f"lower it to {fits} or less" if fits > 1 else "lower data.sequenceLength"
-            raise BadInputError(
-                f"spec.stitch.longSequences.multiple is {long.multiple}, so that sequences of {length} "
-                f"tokens would become {long.multiple * length} long, past the teacher's {longest} positions: "
-                f'{remedy}, or set spec.stitch.longSequences.share to "0"'
-            )
+        longest = positions(config)
         if not settings.are_random:
             return cls(seed=spec.seed)
         if settings.below is not None and settings.below + length - 1 > longest:
@@ -69,7 +60,7 @@ class Starts:
         return source.randrange(self.below) if source.random() < self.share else 0
 
 
-def _positions(config: Any) -> int:
+def positions(config: Any) -> int:
     """How many positions the teacher has at which RoPE's angles are those of collection."""
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":  # has other angles for sequences that reach further

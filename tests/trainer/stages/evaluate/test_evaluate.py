@@ -26,7 +26,7 @@ from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.stages import cria as training
 from trenchcoat_trainer.stages import evaluate
 from trenchcoat_trainer.stages.evaluate import states
-from trenchcoat_trainer.stages.stitch import next_token_loss
+from trenchcoat_trainer.stages.stitch.engine import next_token_loss
 
 from tests.trainer.stages.conftest import write_random_stitch
 

@@ -8,7 +8,7 @@ from trenchcoat_trainer.stages.evaluate import scores
 from trenchcoat_trainer.stages.evaluate.scores import score
 from trenchcoat_trainer.stages.evaluate.sets import Metric, text_set
 from trenchcoat_trainer.stages.evaluate.states import HiddenStates
-from trenchcoat_trainer.stages.stitch import next_token_loss
+from trenchcoat_trainer.stages.stitch.engine import next_token_loss
 
 from tests.trainer.helpers.tiny_student import make_teacher
 from tests.trainer.helpers.waits import Waits

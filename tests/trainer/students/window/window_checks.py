@@ -28,9 +28,13 @@ def make_visible(tokens, where, device):
 
 
 def relative(x, truth):
-    """The norm of the difference over the norm of the truth; infinite where `x` is not finite."""
+    """The norm of the difference over the norm of the truth; infinite where `x` is not finite.
+
+    A truth of nothing but zeros, as a single key's gradient is, counts as 1 an element.
+    """
     x, truth = x.detach().double().cpu(), truth.detach().double().cpu()
-    return float((x - truth).norm() / truth.norm()) if torch.isfinite(x).all() else float("inf")
+    norm = truth.norm() or truth.numel() ** 0.5
+    return float((x - truth).norm() / norm) if torch.isfinite(x).all() else float("inf")
 
 
 def exact(heads):

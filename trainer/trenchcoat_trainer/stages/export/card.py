@@ -4,6 +4,7 @@ from trenchcoat_api.artifacts import Facts
 from trenchcoat_api.sheets import Sheet, remarks, sheets
 from trenchcoat_api.spec import ExportForm, TrenchcoatSpec
 
+from trenchcoat_trainer.data import positions
 from trenchcoat_trainer.models.configuration_trenchcoat import (
     NEWEST_MAJOR,
     OLDEST,
@@ -52,7 +53,7 @@ Tried were {", ".join(TRIED)}.
 {rows}
 | layers that keep softmax attention | {kept} |
 | training tokens, at most | {spec.data.tokens} |
-{_lengths(spec)}"""
+{_lengths(spec, config)}"""
     if measured is not None:
         for sheet in sheets(measured.perplexities, measured.evaluation):
             card += f"\n## {sheet.title}\n\n{markdown(sheet)}"
@@ -101,12 +102,13 @@ Digests are of the artifacts' contents, as their manifests list them. The settin
 """
 
 
-def _lengths(spec: TrenchcoatSpec) -> str:
+def _lengths(spec: TrenchcoatSpec, config: TrenchcoatLlamaConfig) -> str:
     length, long = spec.data.sequence_length, spec.stitch.long_sequences
-    if not (long.are_on and spec.stitch.epochs):
+    multiple = spec.stitch.long_multiple(length, positions(config))
+    if multiple == 1 or not spec.stitch.epochs:
         return ""
     return (
-        f"| tokens in a training sequence | {length}, {long.multiple * length} in the last {long.share} of "
+        f"| tokens in a training sequence | {length}, {multiple * length} in the last {long.share} of "
         "the stitch |\n"
     )
 

@@ -8,7 +8,7 @@ import torch
 from trenchcoat_api.spec import TrenchcoatSpec
 
 from trenchcoat_trainer.checkpoints.stored_tokenizer import stored_tokenizer
-from trenchcoat_trainer.data import LengtheningData, Schedule, Starts, TokenData
+from trenchcoat_trainer.data import LengtheningData, Schedule, Starts, TokenData, positions
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.runtime.inputs import Inputs
 from trenchcoat_trainer.stages.stitch.recall import IGNORED, Recall, RecallCounts
@@ -61,19 +61,19 @@ class StitchData:
         """
         self._spec: TrenchcoatSpec = inputs.spec
         settings, text = inputs.spec.stitch, TokenData(inputs)
-        long = settings.long_sequences
+        self.multiple = settings.long_multiple(text.sequence_length, positions(student))
+        """Stored sequences in a long one; 1 where none is."""
         self._schedule = Schedule(
             sequences=text.sequences,
             batch_size=settings.batch_size,
             epochs=epochs,
-            share=float(long.share),
-            multiple=long.multiple,
+            share=float(settings.long_sequences.share) if self.multiple > 1 else 0.0,
+            multiple=self.multiple,
         )
         self._text = LengtheningData(text, self._schedule, inputs.spec.seed)
         self._starts = Starts.of(inputs.spec, student)
-        self._long_starts = self._starts.of_longer((long.multiple - 1) * text.sequence_length)
-        share = float(settings.recall_share)
-        self._recall = make_recall(inputs, student.vocab_size, share) if share else None
+        self._long_starts = self._starts.of_longer((self.multiple - 1) * text.sequence_length)
+        self._recall = make_recall(inputs, student.vocab_size) if settings.has_recall else None
 
     @property
     def steps(self) -> int:
@@ -90,16 +90,26 @@ class StitchData:
         for step, tokens in enumerate(self._text.batches(epoch, start_step=start_step), start_step):
             labels, counts = tokens, RecallCounts()
             if self._recall is not None:
-                labels, counts = self._recall.put_into(tokens, epoch, step)
+                labels, counts = self._recall.put_into(tokens, epoch, step, share=self._recall_share(tokens))
             yield StepBatch(self._cut(tokens, labels, epoch, step), counts)
+
+    def _recall_share(self, tokens_BT: torch.Tensor) -> float:
+        return float(
+            self._spec.stitch.long_recall_share
+            if self._is_long(tokens_BT)
+            else self._spec.stitch.recall_share
+        )
+
+    def _is_long(self, tokens_BT: torch.Tensor) -> bool:
+        return tokens_BT.shape[1] > self._spec.data.sequence_length
 
     def _cut(
         self, tokens_BT: torch.Tensor, labels_BT: torch.Tensor, epoch: int, step: int
     ) -> list[MicroBatch]:
         settings, counted = self._spec.stitch, count_predicted(labels_BT)
         size, starts = settings.micro_batch_size, self._starts
-        if tokens_BT.shape[1] > self._spec.data.sequence_length:
-            size, starts = settings.long_micro_batch_size, self._long_starts
+        if self._is_long(tokens_BT):
+            size, starts = max(1, size // self.multiple), self._long_starts
         return [
             MicroBatch(
                 tokens=tokens,
@@ -118,9 +128,9 @@ def count_predicted(labels_BT: torch.Tensor) -> int:
     return int((labels_BT[:, 1:] != IGNORED).sum())
 
 
-def make_recall(inputs: Inputs, vocabulary: int, share: float) -> Recall:
+def make_recall(inputs: Inputs, vocabulary: int) -> Recall:
     """Set up synthetic recall with the teacher's tokenizer; `vocabulary` counts the embedding's rows."""
     tokenizer = stored_tokenizer(inputs)
     special = set(tokenizer.all_special_ids)
     ids = [number for number in range(min(vocabulary, len(tokenizer))) if number not in special]
-    return Recall(share, inputs.spec.seed, partial(tokenizer.encode, add_special_tokens=False), ids)
+    return Recall(inputs.spec.seed, partial(tokenizer.encode, add_special_tokens=False), ids)

@@ -6,7 +6,6 @@ Nothing here changes what is computed.
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from trenchcoat_api.spec import TrenchcoatSpec
 
 from trenchcoat_trainer.data.layout import ITEM_BYTES
@@ -24,6 +23,10 @@ class Held:
     """Every layer's graph from forward to backward; else the layers' inputs alone, and each runs twice."""
     weights: bool
     """All gathered weights, over a whole optimiser step; else each layer's while it computes."""
+
+
+EVERYTHING_HELD = Held(graph=True, weights=True)
+"""By a CPU, which runs small models alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +81,8 @@ def decide(sizes: Sizes, free: float, world_size: int) -> Held:
     return Held(graph=graph, weights=world_size == 1 or room >= sizes.weights)
 
 
-def choose(
-    spec: TrenchcoatSpec, student: TrenchcoatLlamaConfig, world_size: int, device: torch.device
-) -> Held:
-    """Decide for this rank's device, alike on all ranks, because ZeRO-3 needs them to do the same.
-
-    A CPU runs small models alone, and holds everything.
-    """
+def choose(spec: TrenchcoatSpec, student: TrenchcoatLlamaConfig, device: torch.device) -> Held:
+    """Decide for the device of a rank alone."""
     if device.type != "cuda":
-        return Held(graph=True, weights=True)
-    free = torch.tensor(float(torch.cuda.mem_get_info(device)[0]), device=device)
-    dist.all_reduce(free, dist.ReduceOp.MIN)
-    return decide(Sizes.of(spec, student), free.item(), world_size)
+        return EVERYTHING_HELD
+    return decide(Sizes.of(spec, student), float(torch.cuda.mem_get_info(device)[0]), 1)

@@ -1,4 +1,4 @@
-"""The student under DeepSpeed ZeRO-3: built in partitions, filled Cria by Cria, adapters' state by name."""
+"""Several ranks under DeepSpeed ZeRO-3: built in partitions, filled Cria by Cria, adapters' state by name."""
 
 import os
 import warnings
@@ -13,6 +13,7 @@ from torch import nn
 from trenchcoat_api.spec import Stitch, TrenchcoatSpec
 
 from trenchcoat_trainer.checkpoints.shards import load_rest_weights
+from trenchcoat_trainer.models.adapters import inject_adapters
 from trenchcoat_trainer.models.artifacts import (
     Tensors,
     layer_weights,
@@ -23,12 +24,14 @@ from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatDecoderLayer
 from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatLlamaForCausalLM
 from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.runtime.ranks import joined
-from trenchcoat_trainer.stages.stitch.memory import Held, layer_parameters
+from trenchcoat_trainer.runtime.training import Cursor
+from trenchcoat_trainer.stages.stitch.batches import StepBatch
+from trenchcoat_trainer.stages.stitch.engine import MOMENTS, next_token_loss, seed_dropout
+from trenchcoat_trainer.stages.stitch.memory import EVERYTHING_HELD, Held, Sizes, decide, layer_parameters
 from trenchcoat_trainer.stages.stitch.subject import Subject
 
 EVERYTHING = 10**15
 """Parameters: more than any model has."""
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def import_deepspeed(device: torch.device) -> Any:
@@ -49,8 +52,50 @@ def import_deepspeed(device: torch.device) -> Any:
 
 
 @contextmanager
+def open_engine(
+    context: StageContext,
+    subject: Subject,
+    held: Held | None,
+    device: torch.device,
+    start: Tensors,
+    changes: dict[str, Any] | None = None,
+) -> Iterator["Zero"]:
+    """Join the other ranks and build the subject over them, its adapters as `start` has them.
+
+    Args:
+        context: the stage's context.
+        subject: whose adapters are trained.
+        held: what stays in memory; None to decide by the devices.
+        device: this rank's.
+        start: the adapters; empty where they begin.
+        changes: to DeepSpeed's settings of ZeRO, for benchmarks.
+    """
+    deepspeed = import_deepspeed(device)
+    with process_group(deepspeed, context, device):
+        held = held or agreed(context.spec, subject.config, device)
+        config = zero_config(context.spec, context.world_size, subject.config, held)
+        config["zero_optimization"] |= changes or {}
+        model = build_student(deepspeed, context, subject, config, device)
+        settings = context.spec.stitch
+        adapters = inject_adapters(model, settings.lora, seed=context.spec.seed, purpose="stitch")
+        start = start or {name: parameter.detach().clone() for name, parameter in adapters.items()}
+        for name, parameter in adapters.items():
+            parameter.data.copy_(start[name])
+        # The backward hook of a layer, which DeepSpeed relies on, needs an input with a gradient.
+        model.enable_input_require_grads()
+        optimizer = torch.optim.AdamW(adapters.values(), lr=float(settings.learning_rate), weight_decay=0.0)
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        zero = Zero(deepspeed, context, engine, adapters)
+        zero.set_adapters(start)  # unrounded
+        if not held.graph:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        engine.train()
+        yield zero
+
+
+@contextmanager
 def process_group(deepspeed: Any, context: StageContext, device: torch.device) -> Iterator[None]:
-    """Join the other ranks; ZeRO-3 needs a group even for one rank alone, which then needs no network."""
+    """Join the other ranks; a rank alone, as benchmarks have it, needs a group but no network."""
     if context.world_size > 1:
         with joined(context.rank, context.world_size, device, context.stop):
             # DeepSpeed takes the number of ranks from here.
@@ -64,6 +109,15 @@ def process_group(deepspeed: Any, context: StageContext, device: torch.device) -
         yield
     finally:
         deepspeed.comm.destroy_process_group()  # and what DeepSpeed remembers of the group
+
+
+def agreed(spec: TrenchcoatSpec, student: TrenchcoatLlamaConfig, device: torch.device) -> Held:
+    """Decide what is held for this rank's device, alike on all ranks: ZeRO-3 needs them to do the same."""
+    if device.type != "cuda":
+        return EVERYTHING_HELD
+    free = torch.tensor(float(torch.cuda.mem_get_info(device)[0]), device=device)
+    dist.all_reduce(free, dist.ReduceOp.MIN)
+    return decide(Sizes.of(spec, student), free.item(), dist.get_world_size())
 
 
 def accumulation_steps(stitch: Stitch, world_size: int) -> int:
@@ -169,16 +223,56 @@ def _put_form_parameters(model: TrenchcoatLlamaForCausalLM, trained: Tensors, de
         setattr(model.model.layers[int(layer)].self_attn, name, tensor.to(device))
 
 
-class Masters:
-    """The fp32 adapters and AdamW's state that ZeRO-3 keeps in partitions; every method is collective."""
+class Zero:
+    """The engine of several ranks: `Engine`."""
 
-    def __init__(self, deepspeed: Any, optimizer: Any, adapters: dict[str, nn.Parameter]) -> None:
+    def __init__(
+        self, deepspeed: Any, context: StageContext, engine: Any, adapters: dict[str, nn.Parameter]
+    ) -> None:
         self._utils = deepspeed.utils
-        self._optimizer = optimizer
+        self._context = context
+        self._engine = engine
+        self._optimizer = engine.optimizer
         self._adapters = adapters
 
+    def step(
+        self, batch: StepBatch, cursor: Cursor, *, rate: float, wishes: tuple[bool, ...] = ()
+    ) -> torch.Tensor:
+        """Make one optimiser step: `Engine.step`.
+
+        Micro-batch i goes to rank i modulo their number; a rank that has none left runs its first once more
+        with weight 0, because ZeRO-3 gathers weights from all ranks in every forward pass.
+        """
+        spec, rank, ranks = self._context.spec, self._context.rank, self._context.world_size
+        engine, turns = self._engine, -(-len(batch.micro_batches) // ranks)
+        for group in engine.optimizer.param_groups:
+            group["lr"] = rate
+        # DeepSpeed divides losses by the accumulation steps of its configuration, however many there are,
+        # and averages over the ranks: undo both, the shares add up to 1.
+        weight = accumulation_steps(spec.stitch, ranks) * ranks
+        told = torch.tensor([0.0, *map(float, wishes)], dtype=torch.float64, device=engine.device)
+        for turn in range(turns):
+            index = turn * ranks + rank
+            is_idle = index >= len(batch.micro_batches)
+            micro = batch.micro_batches[0 if is_idle else index]
+            share = 0.0 if is_idle else micro.share
+            tokens, labels = (x.to(engine.device, non_blocking=True) for x in (micro.tokens, micro.labels))
+            seed_dropout(spec, cursor, index)
+            positions = micro.positions(engine.device)
+            loss = next_token_loss(
+                engine(input_ids=tokens, position_ids=positions, use_cache=False).logits, labels
+            )
+            # By its own count it would wait for as many micro-batches in a step of longer sequences.
+            engine.set_gradient_accumulation_boundary(turn == turns - 1)
+            engine.backward(loss * share * weight)
+            engine.step()
+            told[0] += share * loss.detach().double()
+        told = told.float()
+        dist.all_reduce(told)
+        return told
+
     def adapters(self) -> Tensors:
-        """Return the adapters by their names in files, fp32, on the CPU."""
+        """Return the masters: `Engine.adapters`."""
         return {
             name: self._utils.safe_get_full_fp32_param(parameter).float().cpu()
             for name, parameter in self._adapters.items()
@@ -190,24 +284,28 @@ class Masters:
             self._utils.safe_set_local_fp32_param(parameter, own_partition(parameter, values[name]))
 
     def moments(self) -> Tensors:
-        """Return AdamW's moments by name, on the CPU; call after the first step."""
+        """Return AdamW's moments: `Engine.moments`."""
         return {
             f"{moment}.{name}": self._utils.safe_get_full_optimizer_state(parameter, moment).float().cpu()
             for name, parameter in self._adapters.items()
-            for moment in _MOMENTS
+            for moment in MOMENTS
         }
 
     def set_moments(self, values: Tensors, steps: int) -> None:
-        """Set AdamW's moments, and that it has made `steps` steps."""
+        """Set AdamW's moments: `Engine.set_moments`."""
         for flat in self._optimizer.fp32_partitioned_groups_flat:
             self._optimizer.optimizer.state[flat] = {
                 "step": torch.tensor(float(steps)),
-                **{moment: torch.zeros_like(flat) for moment in _MOMENTS},
+                **{moment: torch.zeros_like(flat) for moment in MOMENTS},
             }
         for name, parameter in self._adapters.items():
-            for moment in _MOMENTS:
+            for moment in MOMENTS:
                 partition = own_partition(parameter, values[f"{moment}.{name}"])
                 self._utils.safe_set_local_optimizer_state(parameter, partition, moment)
+
+    def wait(self) -> None:
+        """Wait for all ranks to come here."""
+        dist.barrier()
 
 
 def own_partition(parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:

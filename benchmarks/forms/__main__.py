@@ -13,14 +13,14 @@ import json
 import platform
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import selection
 import torch
 from model import WHOLE, Sight, Student, Teacher
-from tasks import Text, copy, passkey, perplexity
+from tasks import Text, perplexity, recall
 from training import Phase, is_adapter, run
 
 LENGTHS = (1024, 2048, 4096)
@@ -42,6 +42,10 @@ class Variant:
         transfer: millions of tokens of attention transfer before, for a memory.
         memory: see `Student`.
         recall: share of the sequences with synthetic recall.
+        long_recall: the same of the long sequences; None for as much.
+        long_tokens_per_item: see `Phase`.
+        long_decay: see `Phase`.
+        long_rows: sequences of a step of long ones.
         long: share of the tokens that come in sequences of 4096, at the end.
         random_start: see `Phase`.
         distilled: millions of tokens on which the teacher is adapted first; the student begins with its
@@ -58,6 +62,10 @@ class Variant:
     memory: str = ""
     recall: float = 0.0
     long: float = 0.0
+    long_recall: float | None = None
+    long_tokens_per_item: tuple[int, int] = (384, 384)
+    long_decay: tuple[float, float] = (0.3, 0.03)
+    long_rows: int = 2
     random_start: bool = False
     distilled: float = 0
     seed: int = 0
@@ -85,6 +93,48 @@ VARIANTS = (
     Variant("8M: adapted teacher, recall, long", WHOLE, tokens=8, recall=0.1, long=0.25),
     Variant("8M: 7 whole, 128, recall, long", Sight(128), layers=ONE_PASS, tokens=8, recall=0.1, long=0.25),
     Variant("8M: 7 whole, 256, recall, long", Sight(256), layers=ONE_PASS, tokens=8, recall=0.1, long=0.25),
+    *(
+        Variant(
+            f"8M: {name}",
+            narrow,
+            wide,
+            layers,
+            tokens=8,
+            recall=recall,
+            long=0.25,
+            long_recall=long_recall,
+        )
+        for name, narrow, wide, layers, recall, long_recall in (
+            ("7 whole, 256, recall 0.1, 0.1 in long ones", Sight(256), WHOLE, ONE_PASS, 0.1, 0.1),
+            ("7 whole, 256, recall 0.1, 0.3 in long ones", Sight(256), WHOLE, ONE_PASS, 0.1, 0.3),
+            ("7 whole, 256, recall 0.1, 0.6 in long ones", Sight(256), WHOLE, ONE_PASS, 0.1, 0.6),
+            ("7 whole, 256, recall 0.2, 0.6 in long ones", Sight(256), WHOLE, ONE_PASS, 0.2, 0.6),
+            ("7 x 1088, 256, recall 0.1, 0.6 in long ones", Sight(256), Sight(1088), ONE_PASS, 0.1, 0.6),
+            ("adapted teacher, recall 0.1, 0.6 in long ones", WHOLE, WHOLE, (), 0.1, 0.6),
+        )
+    ),
+    *(
+        Variant(
+            f"8M, recall in long ones: {name}",
+            Sight(256),
+            layers=ONE_PASS,
+            tokens=8,
+            recall=0.1,
+            long=0.25,
+            long_recall=share,
+            long_tokens_per_item=tokens_per_item,
+            long_decay=decay,
+            long_rows=rows,
+        )
+        for name, share, tokens_per_item, decay, rows in (
+            ("rate 1 to 0", 0.6, (384, 384), (1.0, 0.0), 2),
+            ("dense", 0.6, (96, 384), (0.3, 0.03), 2),
+            ("dense, rate 1 to 0", 0.6, (96, 384), (1.0, 0.0), 2),
+            ("denser, all of them, rate 1 to 0", 1.0, (48, 192), (1.0, 0.0), 2),
+            ("dense, rate 1 to 0, 8192 tokens", 0.6, (96, 384), (1.0, 0.0), 1),
+            ("denser, all of them, rate 1 to 0, 8192 tokens", 1.0, (48, 192), (1.0, 0.0), 1),
+        )
+    ),
     Variant(
         "4M + 4M: 7 whole, 128, recall, long, KL",
         Sight(128),
@@ -122,6 +172,11 @@ def main() -> None:
             arguments.results.write_text(json.dumps(results, indent=1) + "\n")
 
 
+LONG_FIELDS = ("long_recall", "long_tokens_per_item", "long_decay", "long_rows")
+_BEGUN: dict[Variant, dict[str, torch.Tensor]] = {}
+"""What short sequences trained, by everything that had a part in it."""
+
+
 def train(teacher: Teacher, text: Text, variant: Variant) -> Student:
     """Return the trained student."""
     sights = [variant.wide if n in variant.layers else variant.narrow for n in range(teacher.layers)]
@@ -149,17 +204,23 @@ def train(teacher: Teacher, text: Text, variant: Variant) -> Student:
             first=int((variant.transfer + variant.distilled) * 1e6 / 1024),
             random_start=variant.random_start,
         )
-        run(student, text, phase, variant.name)
+        begun = replace(variant, name="", **dict.fromkeys(LONG_FIELDS))
+        if begun in _BEGUN:
+            student.load_state_dict(_BEGUN[begun])
+        else:
+            run(student, text, phase, variant.name)
+            _BEGUN[begun] = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     if variant.long:
         phase = Phase(
             loss="language_loss",
             trains=lambda name: True,
             steps=steps - short,
-            rows=2,
-            length=4096,
-            decay=(0.3, 0.03),
-            recall=variant.recall,
-            first=int(variant.distilled * 1e6 / 4096) + short * 2,
+            rows=variant.long_rows,
+            length=STEP_TOKENS // variant.long_rows,
+            decay=variant.long_decay,
+            tokens_per_item=variant.long_tokens_per_item,
+            recall=variant.recall if variant.long_recall is None else variant.long_recall,
+            first=int(variant.distilled * 1e6 / 4096) + short * variant.long_rows,
         )
         run(student, text, phase, f"{variant.name}, long")
     return student
@@ -170,9 +231,7 @@ def measure(student: Student, text: Text) -> dict[str, Any]:
     begun = time.monotonic()
     result: dict[str, Any] = {
         "perplexity": {n: round(perplexity(student, text.held, n), 3) for n in LENGTHS},
-        "passkey": {n: passkey(student, text, n) for n in (100, 400, 800, 1600, 3500)},
-        "copy": {n: round(copy(student, text, n), 3) for n in (40, 128, 256, 1024)},
-    }
+    } | recall(student, text)
     return result | {"seconds": round(time.monotonic() - begun, 1)}
 
 
@@ -190,7 +249,7 @@ def compare_selections(teacher: Teacher, text: Text) -> None:
         sights = [WHOLE if n in layers else selection.NARROW for n in range(teacher.layers)]
         student = Student(teacher, sights, rank=0)
         loss, right = selection.recall_loss(student, sets)
-        copied = copy(student, text, 1024, 16)
+        copied = recall(student, text, 16)["copy"][1024]
         print(f"{name}: {layers}, recall loss {loss:.3f}, right {right:.3f}, copy at 1024 {copied:.3f}")
 
 

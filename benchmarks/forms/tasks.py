@@ -1,8 +1,8 @@
-"""What is measured of a student, and the synthetic recall that training may carry, in other words."""
+"""What is measured of a student, and the synthetic recall that training may carry: the product's own."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +10,14 @@ import torch
 import torch.nn.functional as F
 from model import DEVICE, Student
 from tokenizers import Tokenizer
+from trenchcoat_trainer.stages.evaluate.recall import RecallText, copy_sets, passkey_sets
+from trenchcoat_trainer.stages.evaluate.sets import EvaluationSet, Metric
+from trenchcoat_trainer.stages.stitch.recall import Recall
 
-SPAN = 64
-"""Random tokens of the copy task."""
+LONGEST = 4096
+"""Tokens of a test."""
+SPECIAL = 17
+"""Ids below it are no text to SmolLM2."""
 ROWS = 65_536
 """Tokens of one forward pass, at most."""
 
@@ -30,34 +35,22 @@ class Text:
         """Return the ids of `text`, without marks."""
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
-    def with_recall(
-        self, row: torch.Tensor, source: np.random.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write facts and questions, or spans shown twice, over ordinary text [T]; return ids and labels."""
-        ids, labels, length = row.clone(), row.clone(), len(row)
-        taken = np.zeros(length, bool)
-        for _ in range(max(2, length // 384)):
-            distance = int(np.exp(source.uniform(math.log(40), math.log(length * 0.9))))
-            if fact := source.random() < 0.5:
-                name = "".join(chr(97 + c) for c in source.integers(0, 26, source.integers(4, 8)))
-                value = "".join(map(str, source.integers(0, 10, source.integers(4, 8))))
-                told = self.ids(f"\nNote: the {name} number is {value}.\n")
-                asked = self.ids(f"\nQuestion: which is the {name} number? Answer: {value}.\n")
-            else:
-                told = asked = source.integers(100, self.vocabulary, source.integers(16, 64)).tolist()
-            if distance < len(told) + 4 or distance + len(asked) + 2 >= length:
-                continue
-            at = int(source.integers(0, length - distance - len(asked)))
-            first, second = slice(at, at + len(told)), slice(at + distance, at + distance + len(asked))
-            if taken[first].any() or taken[second].any():
-                continue
-            taken[first] = taken[second] = True
-            for place, tokens in ((first, told), (second, asked)):
-                ids[place] = labels[place] = torch.tensor(tokens)
-            if not fact:  # what nobody can know
-                labels[first] = -100
-                labels[second.start : second.start + 3] = -100
-        return ids, labels
+    def recall(self, tokens_per_item: tuple[int, int]) -> Recall:
+        """Return what puts facts and spans into training text."""
+        return Recall(0, self.ids, range(SPECIAL, self.vocabulary), tokens_per_item)
+
+    def tests(self, samples: int) -> Iterator[EvaluationSet]:
+        """Yield the product's tests of recall over the held-out text."""
+        made = RecallText(
+            stream=self.held.numpy().astype(np.int32),
+            special=frozenset(range(SPECIAL)),
+            longest=LONGEST,
+            samples=samples,
+            seed=0,
+            forms=("student",),
+        )
+        yield from copy_sets(made)
+        yield from passkey_sets(made, self.ids)
 
 
 @torch.no_grad()
@@ -73,47 +66,18 @@ def perplexity(student: Student, held: torch.Tensor, length: int, tokens: int = 
 
 
 @torch.no_grad()
-def copy(student: Student, text: Text, distance: int, samples: int = 32) -> float:
-    """Return the top-1 accuracy on random tokens that stood `distance` tokens before, from the fifth on."""
-    source, rows = np.random.default_rng(distance + 1), []
-    for _ in range(samples):
-        span = source.integers(100, student.teacher.weights["embed_tokens.weight"].shape[0], SPAN).tolist()
-        at = int(source.integers(0, len(text.held) - distance - 200))
-        fill = text.held[at : at + distance + 64].tolist()
-        rows.append(fill[:64] + span + fill[64 : 64 + distance - SPAN] + span)
-    ids, right = torch.tensor(rows), []
-    angles = student.teacher.angles(ids.shape[1])
-    for part in ids.split(max(1, ROWS // ids.shape[1])):
-        told = student.logits(student.hidden(part.to(DEVICE), angles)[:, -SPAN - 1 : -1]).argmax(-1).cpu()
-        right.append((told == part[:, -SPAN:])[:, 4:].float().mean())
-    return torch.stack(right).mean().item()
-
-
-@torch.no_grad()
-def passkey(student: Student, text: Text, distance: int, samples: int = 32) -> float:
-    """Return how often five digits told `distance` tokens before are said right, all of them.
-
-    They are told 64 to 255 tokens from the start, so that visible first tokens do not help.
-    """
-    source, rows, lengths = np.random.default_rng(distance), [], []
-    question = text.ids("\nWhat is the pass key? The pass key is ")
-    for _ in range(samples):
-        key = "".join(map(str, source.integers(0, 10, 5)))
-        needle = text.ids(f" The pass key is {key}. Remember it. {key} is the pass key.\n")
-        before = 64 + int(source.integers(0, 192))
-        at = int(source.integers(0, len(text.held) - before - distance - 10))
-        fill = text.held[at : at + before + distance].tolist()
-        answer = text.ids(key)
-        rows.append(fill[:before] + needle + fill[before:][: distance - len(question)] + question + answer)
-        lengths.append(len(answer))
-    longest, right = max(map(len, rows)), 0
-    angles, step = student.teacher.angles(longest), max(1, ROWS // longest)
-    for start in range(0, samples, step):
-        part = rows[start : start + step]
-        ids = torch.tensor([row + [0] * (longest - len(row)) for row in part])
-        hidden = student.hidden(ids.to(DEVICE), angles)
-        for index, row in enumerate(part):
-            answer = slice(len(row) - lengths[start + index], len(row))
-            told = student.logits(hidden[index, answer.start - 1 : answer.stop - 1]).argmax(-1).cpu()
-            right += bool((told == ids[index, answer]).all())
-    return right / samples
+def recall(student: Student, text: Text, samples: int = 64) -> dict[str, dict[int, float]]:
+    """Return how much is recalled by the product's tests, by probe and distance: `evaluate.recall`."""
+    shares: dict[str, dict[int, float]] = {}
+    for test in text.tests(samples):
+        ids, counts = test.tokens.long(), test.counts
+        angles, told = student.teacher.angles(ids.shape[1]), []
+        for part, counted in zip(
+            *(x.split(max(1, ROWS // ids.shape[1])) for x in (ids, counts)), strict=True
+        ):
+            hidden = student.hidden(part.to(DEVICE), angles)[:, :-1][counted[:, 1:].to(DEVICE)]
+            right = student.logits(hidden).argmax(-1).cpu() == part[:, 1:][counted[:, 1:]]
+            rows = right.split(counted[:, 1:].sum(1).tolist())
+            told += [row.all() if test.metric is Metric.EXACT else row.float().mean() for row in rows]
+        shares.setdefault(str(test.probe), {})[test.distance] = round(sum(map(float, told)) / len(told), 3)
+    return shares

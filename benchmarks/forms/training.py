@@ -26,6 +26,7 @@ class Phase:
         rate: highest learning rate of AdamW.
         decay: share of `rate` at the beginning (after 5% of warm-up) and at the end, by cosine between.
         recall: share of the sequences that carry synthetic recall.
+        tokens_per_item: how densely, `Recall`'s.
         first: the sequence to begin with.
         random_start: let half of the steps begin at a position below 7168.
     """
@@ -38,6 +39,7 @@ class Phase:
     rate: float = 1e-3
     decay: tuple[float, float] = (1.0, 0.1)
     recall: float = 0.0
+    tokens_per_item: tuple[int, int] = (384, 384)
     first: int = 0
     random_start: bool = False
 
@@ -71,14 +73,14 @@ def run(student: Student, text: Text, phase: Phase, log: str) -> None:
 
     sequences = text.train[: len(text.train) // phase.length * phase.length].view(-1, phase.length)
     source = np.random.default_rng(student.seed + 7)
+    recall = text.recall(phase.tokens_per_item)
 
     def feed(index: int) -> None:
         rows = [(phase.first + index * phase.rows + row) % len(sequences) for row in range(phase.rows)]
         host = sequences[rows].clone()
         labels = host.clone()
-        for row in range(phase.rows):
-            if source.random() < phase.recall:
-                host[row], labels[row] = text.with_recall(host[row], source)
+        if phase.recall:
+            labels, _ = recall.put_into(host, student.seed, phase.first + index, share=phase.recall)
         ids.copy_(host)
         student.labels.copy_(labels)
         if phase.random_start:

@@ -48,9 +48,11 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="file to write")
     parser.add_argument("--tokens", type=int, default=1_000_000, help="training tokens of each phase")
     parser.add_argument("--held-out", type=int, default=131_072, help="held-out tokens")
-    parser.add_argument("--samples", type=int, default=32, help="samples of each recall test")
+    parser.add_argument("--samples", type=int, default=64, help="samples of each recall test")
     parser.add_argument("--no-export", action="store_true", help="leave out the checkpoint")
     parser.add_argument("--short", action="store_true", help="no sequences beyond 1024 tokens, in training")
+    parser.add_argument("--no-adapted", action="store_true", help="leave out the adapted teacher")
+    parser.add_argument("--stitch", type=json.loads, default={}, help="JSON merged into spec.stitch")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="regular expression of the students to run")
     arguments = parser.parse_args()
@@ -70,6 +72,7 @@ def spec_of(settings: dict[str, Any], arguments: argparse.Namespace) -> dict[str
     """Return the whole spec of a student."""
     model, corpus = (path.resolve().as_uri() for path in (arguments.model, arguments.corpus))
     layers = json.loads((arguments.model / "config.json").read_text())["num_hidden_layers"]
+    adapted = "never" if arguments.no_adapted else "always"
     spec: dict[str, Any] = {
         "model": {"source": model},
         "data": {
@@ -83,21 +86,23 @@ def spec_of(settings: dict[str, Any], arguments: argparse.Namespace) -> dict[str
             "bucket": "local",
             "credentialsSecretRef": {"name": "local"},
         },
+        "preset": "standard",
         "seed": arguments.seed,
-        "layersPerCria": -(-layers // 2),
+        "layersPerCria": layers,
         "collect": {"batchSize": 16},
-        "evaluate": {"batchSize": 16, "recallSamples": arguments.samples, "adaptedTeacher": "always"},
+        "evaluate": {"batchSize": 16, "recallSamples": arguments.samples, "adaptedTeacher": adapted},
         "export": {"enabled": not arguments.no_export},
         "transfer": {"epochs": 1, "microBatchSize": 8},
         "criaLora": {
             "epochs": 1, "objective": "block", "learningRate": "1e-3", "microBatchSize": 8, "lora": LORA,
         },
         "stitch": {
-            "epochs": 1, "learningRate": "1e-3", "batchSize": 8, "microBatchSize": 8, "lora": LORA,
-            "recallShare": "0.1",
-            "longSequences": {"share": "0" if arguments.short else "0.25", "multiple": 4},
+            "epochs": 1, "batchSize": 8, "microBatchSize": 8, "lora": LORA,
         },
     }  # fmt: skip
+    spec["stitch"] |= arguments.stitch
+    if arguments.short:
+        spec["stitch"]["longSequences"] = {"share": "0"}
     for part, fields in settings.items():
         spec[part] = spec.get(part, {}) | fields
     return spec

@@ -3,10 +3,24 @@
 import shlex
 from typing import NamedTuple
 
+from trenchcoat_api.spec.stages import ExportForm
+
 from trenchcoat_report.run import Manner, Run
 
 CHECKPOINT = "checkpoint"
 """The folder that commands fetch an export into."""
+
+
+_WHOLE = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = {folder}
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)"""
+_ALONE = """from transformers import AutoTokenizer
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+folder = {folder}
+student = get_class_from_dynamic_module("modeling_trenchcoat.TrenchcoatLlamaForCausalLM", folder)
+model = student.from_adapters(folder{teacher})"""
 
 
 class Instruction(NamedTuple):
@@ -22,12 +36,14 @@ class Instruction(NamedTuple):
 def instructions(run: Run) -> list[Instruction]:
     """As far as the run is."""
     found = []
-    uri = run.trenchcoat.status.export_uri
+    uri, alone = run.trenchcoat.status.export_uri, run.spec.export.form is ExportForm.ADAPTERS
     if uri:
         folder = uri if run.manner is Manner.LOCAL else CHECKPOINT
         if run.manner is Manner.CLUSTER:
             found.append(_fetch(run, uri))
-        found += [_load(folder), _serve(folder)]
+        found.append(_load(run, folder, alone=alone))
+        if not alone:
+            found.append(_serve(folder))
     found.append(_resume(run))
     return found
 
@@ -43,17 +59,24 @@ def _fetch(run: Run, uri: str) -> Instruction:
     )
 
 
-def _load(folder: str) -> Instruction:
-    code = f"""from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = {folder!r}
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+def _load(run: Run, folder: str, *, alone: bool) -> Instruction:
+    loaded = _ALONE if alone else _WHOLE
+    code = f"""{loaded.format(folder=repr(folder), teacher=_teacher(run.spec.model.source))}
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 inputs = tokenizer("Once upon a time", return_tensors="pt", return_token_type_ids=False)
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))"""
-    return Instruction(
-        "Load", "python", code, "The folder's code is Trenchcoat's own; it needs torch and transformers."
-    )
+    remark = "The folder's code is Trenchcoat's own; it needs torch and transformers."
+    if alone:
+        remark += " The folder has what was trained and nothing of the teacher: save the model to serve it."
+    return Instruction("Load", "python", code, remark)
+
+
+def _teacher(source: str) -> str:
+    """The argument that names the teacher's folder; none where it comes from the hub by itself."""
+    if source.startswith("hf://"):
+        return ""
+    folder = source.removeprefix("file://") if source.startswith("file://") else "TEACHER"
+    return f", teacher={folder!r}"
 
 
 def _serve(folder: str) -> Instruction:

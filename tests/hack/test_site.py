@@ -10,11 +10,16 @@ from typing import Any
 import pytest
 import yaml
 from trenchcoat_api import constants
+from trenchcoat_api.artifacts import Artifacts
+from trenchcoat_api.crias import cria_ranges
 from trenchcoat_api.exitcodes import ExitCode
+from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.status import ConditionType, Source, State, WaitingReason
 from trenchcoat_kubectl.cli import build_parser as kubectl_parser
 from trenchcoat_operator.reconcile.assessment.failures import FailureClass
 from trenchcoat_trainer.cli import build_parser as trenchcoat_parser
+
+from tests.plugin import samples
 
 TOP = Path(__file__).parents[2]
 sys.path.insert(0, str(TOP / "hack" / "site"))
@@ -151,3 +156,47 @@ def test_every_page_is_in_the_navigation() -> None:
     text = (TOP / "mkdocs.yml").read_text()
     for page in [*(path.name for path in (TOP / "docs").glob("*.md")), *PAGES]:
         assert re.search(rf"\b{re.escape(page)}$", text, re.MULTILINE), page
+
+
+CHANGES: dict[str, Any] = {
+    "evaluate": {"recallSamples": 5},
+    "export": {"maxShardBytes": 10**9},
+    "stitch": {"learningRate": "2e-4"},
+    "attention": {"window": 32},
+    "transfer": {"learningRate": "2e-3"},
+    "criaLora": {"epochs": 1},
+    "layersPerCria": 18,
+    "data": {"tokens": 1_000_000},
+    "model": {"source": "hf://owner/other"},
+    "scheduling": {"maxParallelCrias": 2},
+    "pods": {"cria": {"nodeSelector": {"gpu": "yes"}}},
+    "retention": "Delete",
+    "gates": {"maxCriaError": "0.5"},
+    "plan": {"pricePerGpuHour": "2"},
+    "suspend": True,
+}
+"""A change to each part of a spec that docs/steering.md speaks of."""
+
+
+def made_by(spec: dict[str, Any]) -> dict[str, list[str]]:
+    """Keys of all artifacts by the stage that makes them."""
+    read = TrenchcoatSpec.model_validate(spec)
+    found: dict[str, list[str]] = {}
+    for artifact in Artifacts(read).all(cria_ranges(126, read.layers_per_cria)):
+        found.setdefault(artifact.stage.value, []).append(artifact.key)
+    return found
+
+
+def test_what_a_change_makes_anew_is_as_told() -> None:
+    page = (TOP / "docs" / "steering.md").read_text()
+    rows = re.findall(r"^\| (`spec\..*?) \| ([a-z, ]+) \|$", page, re.MULTILINE)
+    told = {part: stages for parts, stages in rows for part in re.findall(r"`spec\.(\w+)`", parts)}
+    assert told.keys() == CHANGES.keys()
+    spec = samples.running().spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+    before = made_by(spec)
+    assert "adapt" in before
+    for part, change in CHANGES.items():
+        changed = spec[part] | change if isinstance(change, dict) and part in spec else change
+        after = made_by(spec | {part: changed})
+        anew = [stage for stage, keys in after.items() if keys != before[stage]]
+        assert (", ".join(anew) or "none") == told[part], part

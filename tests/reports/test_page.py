@@ -239,3 +239,13 @@ def test_pictures_of_little_are_drawn_as_well() -> None:
         little = status.model_copy(update={"stages": stages, "crias": crias})
         body = run.trenchcoat.model_copy(update={"status": little})
         assert "<svg" in render(run.model_copy(update={"trenchcoat": body}))
+
+
+def test_what_was_trained_alone_is_loaded_onto_its_teacher() -> None:
+    titles = [item.title for item in instructions(samples.large(export={"form": "adapters"}))]
+    assert titles == ["Fetch", "Load", "Look, stop and go on"]
+    load = instructions(samples.large(export={"form": "adapters"}))[1]
+    local = {"export": {"form": "adapters"}, "model": {"source": "file:///models/one"}}
+    assert "from_adapters(folder, teacher='/models/one')" in instructions(samples.large(**local))[1].commands
+    assert "from_adapters(folder)" in load.commands and "save the model to serve it" in load.remark
+    assert "from_adapters" not in instructions(samples.large(export={"form": "delta"}))[1].commands

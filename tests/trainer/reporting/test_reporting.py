@@ -48,6 +48,14 @@ def read(spec: TrenchcoatSpec, folder: Path) -> tuple[str, Run]:
     return page.read_text() if page is not None and page.exists() else "", run
 
 
+def load_as_told(page: str, folder: Path) -> None:
+    """Run the lines that the page loads the student by, as they stand there."""
+    program = html.unescape(re.findall(r'<code class="python">(.*?)</code>', page, re.DOTALL)[0])
+    words = [sys.executable, "-c", program]
+    loaded = subprocess.run(words, capture_output=True, text=True, cwd=folder, check=False)
+    assert loaded.returncode == 0 and loaded.stdout.strip(), loaded.stderr
+
+
 @pytest.mark.slow
 def test_a_run_leaves_a_report_and_the_next_one_stands_beside_it(
     make_spec, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -65,19 +73,13 @@ def test_a_run_leaves_a_report_and_the_next_one_stands_beside_it(
     assert all(item.error and 0 < float(item.outside) < 1 for item in run.layers)
     assert run.curves["stitch"] and "spec.gates.maxPerplexityRatio" in page
 
-    # How to load it, as the page says: the commands are tried as they stand there.
-    code = next(block for block in re.findall(r'<code class="python">(.*?)</code>', page, re.DOTALL))
-    program = html.unescape(code)
-    assert str(run.trenchcoat.status.export_uri) in program
-    loaded = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
-    assert loaded.returncode == 0 and loaded.stdout.strip(), loaded.stderr
+    assert str(run.trenchcoat.status.export_uri) in page
+    load_as_told(page, tmp_path)
     going_on = html.unescape(re.findall(r'<code class="console">\$ trenchcoat (run .*?)</code>', page)[0])
     assert going_on == f"run {file} --store {store}"
 
     # Another student of the same teacher: what is shared was not made by its run, and is told as reused.
-    changes = {"attention": {"window": 16, "featureDim": 4}, "export": {"enabled": False}}
+    changes = {"attention": {"window": 16, "featureDim": 4}, "export": {"form": "adapters"}}
     changes["gates"] = {"maxPerplexityRatio": None}
     other = make_spec(**SETTINGS | changes | {"layersPerCria": 5})
     assert main(["run", str(write_spec(other, tmp_path)), "--store", str(store)]) == ExitCode.OK
@@ -85,6 +87,8 @@ def test_a_run_leaves_a_report_and_the_next_one_stands_beside_it(
     assert {name: row.source for name, _, row in later.works()}["tokenize"] is Source.REUSED
     assert {name: row.source for name, _, row in later.works()}["Cria 0"] is Source.COMPUTED
     assert "Beside former runs" in page and "spec.attention.window" in page
+    assert "from_adapters" in page
+    load_as_told(page, tmp_path)
 
     # Written anew by hand, by the file and by the name.
     capsys.readouterr()
@@ -231,3 +235,15 @@ def test_it_stands_in_a_real_s3_store(
     monkeypatch.chdir(tmp_path)
     assert main(["report", str(file)]) == ExitCode.OK
     assert (tmp_path / f"{reporter.gatherer.trenchcoat.metadata.name}-report.html").exists()
+
+
+def test_a_former_run_that_cannot_be_read_is_left_out(
+    make_spec, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reporter = place(make_spec(**SETTINGS), tmp_path)
+    former = f"{reporter.gatherer.trenchcoat.spec.store.prefix}/reports/other/0123456789abcdef/run.json"
+    reporter.gatherer.store.write(former, b'{"of": "another version"}')
+    for _ in range(2):
+        reporter.write()
+    assert [record.args[0] for record in caplog.records if "another version" in record.message] == [former]
+    assert reporter.page_file is not None and reporter.page_file.exists()

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from functools import cache
 
 from pydantic import ValidationError
 from trenchcoat_api.resource import Trenchcoat
@@ -54,8 +55,14 @@ def read_run(store: Store, path: str) -> Run | None:
     except NotFoundError:
         return None
     except ValidationError as error:
-        logger.warning("%s cannot be read, another version wrote it: %d faults", path, error.error_count())
+        _tell_unreadable(path, error.error_count())
         return None
+
+
+@cache
+def _tell_unreadable(path: str, faults: int) -> None:
+    """Once in a process: it is read again and again while a run goes on."""
+    logger.warning("%s is left out, for another version wrote it: %d faults", path, faults)
 
 
 def former_runs(store: Store, trenchcoat: Trenchcoat) -> list[Run]:

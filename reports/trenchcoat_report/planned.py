@@ -34,8 +34,8 @@ def planned(run: Run) -> Planned | None:
         plan = make_plan(outline, Given())
     except RatesError as error:
         return Planned(Sheet("Plan and actual", ("",), []), [f"There is no plan: {error}."])
-    header = ["", "time", "actual", "GPU-hours", "actual", "stored", "actual"]
-    header += ["cost", "actual"] if plan.price is not None else []
+    measures = ["time", "GPU-hours", "stored", *(["cost"] if plan.price is not None else [])]
+    header = ["", *(f"{name}, {which}" for name in measures for which in ("plan", "actual"))]
     rows = list(_rows(run, plan))
     remarks = [
         f"The plan is reckoned for {plan.gpu}, {plan.parallel_crias} Crias at a time. The Crias' time is "

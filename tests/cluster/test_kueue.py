@@ -268,14 +268,18 @@ def collect_row(body: dict[str, Any]) -> dict[str, Any]:
     return rows[0] if rows else {"state": "Pending", "message": ""}
 
 
-def test_a_gang_gives_way_as_a_whole_and_goes_on_as_the_same_try(kueue: Environment):
+@pytest.mark.parametrize(("kind", "sequences"), [("PyTorchJob", 2048), ("IndexedJob", 2047)])
+def test_a_gang_gives_way_as_a_whole_and_goes_on_as_the_same_try(
+    kueue: Environment, kind: str, sequences: int
+):
     # So much text that collection goes on long after it is seen to have begun; one boundary, to store less.
-    long = {"data__tokens": 2048 * 512, "layersPerCria": 6}
-    apply(kueue, queued("gang", scheduling__workloadPriorityClassName="batch", **long))
+    long = {"data__tokens": sequences * 512, "layersPerCria": 6, "scheduling__distributed": kind}
+    name = f"gang-{kind.lower()}"
+    apply(kueue, queued(name, scheduling__workloadPriorityClassName="batch", **long))
     selector = "trenchcoat.dev/stage=collect"
     try:
-        wait(kueue, "gang", lambda body: collect_row(body).get("step", 0) > 0, timeout=4 * MINUTES)
-        first = {pod["metadata"]["uid"] for pod in pods(kueue, "gang", selector)}
+        wait(kueue, name, lambda body: collect_row(body).get("step", 0) > 0, timeout=4 * MINUTES)
+        first = {pod["metadata"]["uid"] for pod in pods(kueue, name, selector)}
         assert len(first) == GPUS
         apply(kueue, urgent_job(kueue.trainer_image, seconds=5, name="more-urgent"))
 
@@ -283,20 +287,18 @@ def test_a_gang_gives_way_as_a_whole_and_goes_on_as_the_same_try(kueue: Environm
             assert collect_row(body)["state"] != "Succeeded", "it ended before anything urgent came"
             return collect_row(body).get("message", "").startswith("Kueue: Preempted")
 
-        wait(kueue, "gang", gave_way, timeout=2 * MINUTES)
+        wait(kueue, name, gave_way, timeout=2 * MINUTES)
         kueue.kubectl("wait", "--for=condition=Complete", "job/more-urgent", "--timeout=180s")
-        assert not first & {pod["metadata"]["uid"] for pod in pods(kueue, "gang", selector)}
-        body = wait(
-            kueue, "gang", lambda body: collect_row(body)["state"] == "Succeeded", timeout=6 * MINUTES
-        )
+        assert not first & {pod["metadata"]["uid"] for pod in pods(kueue, name, selector)}
+        body = wait(kueue, name, lambda body: collect_row(body)["state"] == "Succeeded", timeout=6 * MINUTES)
         row = collect_row(body)
         assert row["attempt"] == 1
         assert not row.get("lastFailure")
-        told = [event["message"] for event in events(kueue, "gang") if event["reason"] == "Requeued"]
+        told = [event["message"] for event in events(kueue, name) if event["reason"] == "Requeued"]
         assert any(message.startswith("collect ") for message in told), told
     finally:
         kueue.kubectl("delete", "job", "more-urgent", "--ignore-not-found")
-        delete(kueue, "gang")
+        delete(kueue, name)
 
 
 def cria_jobs(environment: Environment, name: str) -> list[dict[str, Any]]:
@@ -321,7 +323,7 @@ def log_of(environment: Environment, job: dict[str, Any]) -> str:
 @pytest.fixture
 def at_work(kueue: Environment) -> Iterator[Environment]:
     """A Trenchcoat whose Crias are being trained, on GPUs that nobody of those before holds any more."""
-    kueue.kubectl("wait", "--for=delete", "pod", "-l", "trenchcoat.dev/name=gang", "--timeout=60s")
+    kueue.kubectl("wait", "--for=delete", "pod", "-l", "trenchcoat.dev/stage=collect", "--timeout=60s")
     apply(kueue, queued("paused", seed=1, scheduling__workloadPriorityClassName="batch"))
     try:
         wait(kueue, "paused", two_at_work, timeout=12 * MINUTES)

@@ -132,6 +132,25 @@ def test_ranks_are_found_by_name_and_all_of_them_end_it(plane: ControlPlane, gan
     until(lambda: not services(gang), 75, "the Service goes with its Trenchcoat")
 
 
+def test_its_service_goes_when_no_gang_is_to_come(plane: ControlPlane, gang: Run) -> None:
+    """The artifact is seen to be complete a moment before its Job is."""
+    gang.begin(done=[name for name in gang.artifacts if name != "collect"])
+    with operator(plane) as loop:
+        pods = begun(loop, gang)
+        gang.complete("collect")
+        loop.until(
+            gang,
+            lambda status: condition(status, "Succeeded").get("status") == "True",
+            30,
+            "all is complete",
+        )
+        assert services(gang), "its pods have not ended"
+        for pod in pods:
+            kubelet.end(plane, pod, {"stage": 0}, "Succeeded")
+        loop.until(gang, lambda _: not services(gang), 30, "the Service is gone")
+    plane.delete(gang.name, gang.namespace)
+
+
 def test_of_one_that_fails_the_others_end_and_the_try_counts(
     plane: ControlPlane, gang: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

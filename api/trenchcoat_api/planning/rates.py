@@ -56,6 +56,7 @@ class Passes(Camel):
     layerwise: PassRate
     block: PassRate
     end_to_end: PassRate
+    end_to_end_alone: PassRate
 
 
 class Kind(Camel):

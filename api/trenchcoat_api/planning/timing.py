@@ -220,7 +220,8 @@ def _step(outline: Outline, fleet: Fleet, stitch: Stitch, multiple: int) -> floa
     size = stitch.micro_batch_size if multiple == 1 else stitch.long_micro_batch_size
     turns = ceil(ceil(stitch.batch_size / (multiple * size)) / ranks)
     passes = 3.0 if stitch_recomputes(outline, fleet.kind.memory_bytes) else 2.0
-    rate = fleet.kind.passes.end_to_end
+    passes_of = fleet.kind.passes
+    rate = passes_of.end_to_end if ranks > 1 else passes_of.end_to_end_alone
     layers = outline.facts.layers * layer_seconds(rate, outline, size, multiple * outline.length, passes)
     tokens = size * multiple * outline.length
     head = 2 * 2.0 * embedding_parameters(outline.facts) * tokens / (rate.tflops * 1e12)

@@ -83,7 +83,7 @@ def test_rates_are_those_of_the_benchmark(kind: str) -> None:
             assert rate.attention_ms[tokens] == pytest.approx(sum(row[part] for part in parts), rel=0.02)
         device = result[step] / 1e3 - 9 * sum(alone[1024][part] for part in parts) / 1e3
         assert rate.tflops == pytest.approx(flop / device / 1e12, rel=0.02)
-    assert passes.end_to_end.tflops == passes.block.tflops
+    assert passes.end_to_end.tflops == passes.end_to_end_alone.tflops == passes.block.tflops
 
 
 @pytest.mark.parametrize(("kind", "hours"), [("h100-80gb", 13.6), ("h200-141gb", 13.5)])

@@ -21,7 +21,7 @@ def report(arguments: Namespace, kubectl: Kubectl, console: Console) -> int:
     absent = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if absent:
         raise PluginError(
-            f"{' and '.join(absent)} is not installed: install Trenchcoat with the extra `report`, such as "
+            f"not installed: {' and '.join(absent)}; install Trenchcoat with the extra `report`, such as "
             "pip install 'trenchcoat[report]'"
         )
     from trenchcoat_report.page import render  # late: it loads what draws

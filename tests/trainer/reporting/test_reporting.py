@@ -167,7 +167,7 @@ def test_a_stage_is_complete_whatever_becomes_of_the_report(
 def test_without_what_draws_a_run_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     assert writing.missing() == ""
     monkeypatch.setattr(writing, "NEEDED", ("matplotlib", "no_such_module"))
-    assert "no_such_module is not installed" in writing.missing()
+    assert "what draws it is not installed (no_such_module)" in writing.missing()
     assert "pip install 'trenchcoat[report]'" in writing.missing()
 
 

@@ -25,8 +25,8 @@ SHARE = 0.02
 TRIES = 5
 NEEDED = ("matplotlib", "jinja2")
 MISSING = (
-    "no report is written, for what draws it is not installed ({}): install Trenchcoat with the extra `report`, such as "
-    "pip install 'trenchcoat[report]'"
+    "no report is written, for what draws it is not installed ({}): install Trenchcoat with the extra "
+    "`report`, such as pip install 'trenchcoat[report]'"
 )
 
 

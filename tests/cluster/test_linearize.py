@@ -205,13 +205,21 @@ def ranks_of(environment: Environment, pod: str) -> list[str]:
     ("stage", "changes"),
     [
         ("collect", {"layersPerCria": 3, "collect__gpusPerNode": 2}),
-        ("stitch", {"stitch__learningRate": "1.9e-3", "stitch__batchSize": 8, "stitch__gpusPerNode": 2}),
+        (
+            "stitch",
+            {
+                "stitch__learningRate": "1.9e-3",
+                "stitch__batchSize": 8,
+                "stitch__gpusPerNode": 2,
+                "scheduling__distributed": "IndexedJob",
+            },
+        ),
     ],
 )
 def test_a_pod_of_several_gpus_runs_a_process_for_each(
     store: Environment, run, two_gpus_each, stage: str, changes: dict[str, object]
 ) -> None:
-    """Two pods of two: four ranks that meet through the training-operator's variables."""
+    """Two pods of two: four ranks that meet through the training operator's variables, or through ours."""
     name, seen = f"wide-{stage}", set[tuple[str, ...]]()
 
     def watch(body) -> None:

@@ -25,12 +25,19 @@ def answer(folder: Path, prompts: list[list[int]], new_tokens: int, text: str) -
     alone = [
         model.generate(torch.tensor([prompt]), **settings)[0, len(prompt) :].tolist() for prompt in prompts
     ]
+    decoder_class = get_class_from_dynamic_module("decoding_trenchcoat.FixedDecoder", str(folder))
+    with torch.no_grad():
+        outputs = model(ids, attention_mask=mask, use_cache=True)
+    cache = outputs["cache"] if "cache" in outputs else outputs["past_key_values"]
+    decoder = decoder_class(model, cache, mask, new_tokens)
+    fixed = decoder.generate(outputs.logits[:, -1:].argmax(-1), new_tokens)
     with torch.no_grad():
         logits = model(torch.tensor([max(prompts, key=len)]), use_cache=False).logits[0]
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return {
         "logits": logits.tolist(),
         "batch": batch,
+        "fixed": fixed.tolist(),
         "alone": alone,
         "text_ids": tokenizer(text)["input_ids"],
         "is_bare": not {"peft", "accelerate", "trenchcoat_trainer", "trenchcoat_api"} & set(sys.modules),

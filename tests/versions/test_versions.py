@@ -147,6 +147,7 @@ def test_logits_are_those_of_the_pinned_version(case, told, expected):
 def test_greedy_tokens_alone_and_in_a_padded_batch(case, told, expected):
     assert told[case]["alone"] == expected[case]["greedy"]
     assert told[case]["batch"] == expected[case]["greedy"]
+    assert told[case]["fixed"] == expected[case]["greedy"]
 
 
 def test_the_tokenizer_gives_the_same_ids(told, exports):

@@ -13,7 +13,7 @@ from trenchcoat_api.spec import ExportForm, TrenchcoatSpec
 
 from trenchcoat_trainer.checkpoints.shards import TEACHER, teacher_files
 from trenchcoat_trainer.errors import MissingInputError
-from trenchcoat_trainer.models import configuration_trenchcoat, modeling_trenchcoat
+from trenchcoat_trainer.models import configuration_trenchcoat, decoding_trenchcoat, modeling_trenchcoat
 from trenchcoat_trainer.models.artifacts import load_student_config
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.runtime.context import StageContext
@@ -59,9 +59,9 @@ def run(context: StageContext) -> None:
 def code(config: TrenchcoatLlamaConfig) -> dict[str, bytes]:
     """Return the files of the exported model's code; they import each other, torch and transformers alone."""
     form = form_of(config)
-    modules = (configuration_trenchcoat, modeling_trenchcoat, *form.companions)
+    modules = (configuration_trenchcoat, modeling_trenchcoat, decoding_trenchcoat, *form.companions)
     files = {Path(module.__file__).name: Path(module.__file__).read_bytes() for module in modules}
-    for module in form.companions:
+    for module in (decoding_trenchcoat, *form.companions):
         # Older transformers fetch the files that the model's names, and not those that these name.
         line = f"from .{Path(module.__file__).stem} import __name__ as _fetched  # noqa: F401\n"
         files["modeling_trenchcoat.py"] += line.encode()

@@ -1,7 +1,7 @@
 """LoLCATs' hybrid attention of a layer: its parameters, and decoding with a state of constant size.
 
-An exported checkpoint carries this file as ``student_attention.py``, and ``hybrid.py`` beside it, which
-computes; they import torch alone.
+An exported checkpoint carries this file as ``student_attention.py``, and beside it ``hybrid.py``, which
+computes, and ``stepping.py``; they import torch alone.
 
 Sequences of one batch may differ in length: blocks are counted from each one's first visible token.
 
@@ -29,6 +29,7 @@ from .hybrid import (
     take,
     visible_first,
 )
+from .stepping import FixedHybrid
 
 INITIAL_WINDOW_FACTOR = -2.1972245773362196
 """Before the sigmoid: the window starts with a weight of 0.1."""
@@ -83,7 +84,7 @@ class HybridState:
 
 
 @dataclass(frozen=True)
-class HybridAttention:
+class HybridAttention(FixedHybrid):
     """One layer's hybrid attention: its sizes, its trainable parameters, what it computes.
 
     Methods take `heads`, whose tokens are counted from the first visible one given, wherever its RoPE began,

@@ -1,6 +1,6 @@
 """Softmax over the first tokens and a sliding window by itself: full forward and decode, in plain torch.
 
-An exported checkpoint carries this file as ``student_attention.py``, so it must import only torch.
+An exported checkpoint carries this file as ``student_attention.py``; it imports torch and ``stepping.py``.
 
 The query at position i of a layer with window w and S first tokens gives softmax weights to the keys at
 
@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .stepping import FixedWindow, Heads
+
 BLOCK = (64, 256)
 """Fewest and most queries of a block; between them it is as long as the window."""
 
-Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""q [B, H, T, D], k and v [B, K, T, D] of one layer, q and k after RoPE."""
 Parameters = Mapping[str, torch.Tensor]
 """The trainable tensors of one layer by name: none."""
 
@@ -86,7 +86,7 @@ class WindowState:
 
 
 @dataclass(frozen=True)
-class WindowAttention:
+class WindowAttention(FixedWindow):
     """One layer's attention over the first tokens and the last ones.
 
     Methods take `heads`, whose tokens are counted from the first visible one given, wherever its RoPE began,

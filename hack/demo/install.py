@@ -31,9 +31,7 @@ def install_operator(
     words = ["helm", "upgrade", "--install", release, str(chart)]
     words += ["--namespace", RELEASE_NAMESPACE, "--create-namespace", "--wait", "--timeout", "3m"]
     for value, image in (("image", environment.operator_image), ("trainerImage", environment.trainer_image)):
-        repository, _, tag = image.rpartition(":")
-        words += ["--set", f"{value}.repository={repository}", "--set", f"{value}.tag={tag}"]
-        words += ["--set", f"{value}.pullPolicy=IfNotPresent"]
+        words += image_values(value, image)
     for setting in settings:
         words += ["--set", setting]
     if console is not None:
@@ -41,3 +39,10 @@ def install_operator(
             "helm upgrade --install " + " ".join(words[3:5]).replace(str(CHART), "charts/trenchcoat")
         )
     environment.command(*words)
+
+
+def image_values(value: str, image: str) -> list[str]:
+    """What tells helm of an image; as strings, for Helm takes a tag of digits alone for a number."""
+    repository, _, tag = image.rpartition(":")
+    settings = (f"{value}.repository={repository}", f"{value}.tag={tag}", f"{value}.pullPolicy=IfNotPresent")
+    return [word for setting in settings for word in ("--set-string", setting)]

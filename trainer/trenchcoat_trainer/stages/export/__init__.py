@@ -90,7 +90,8 @@ def config_json(config: TrenchcoatLlamaConfig, spec: TrenchcoatSpec | None = Non
     """
     fields = json.loads(config.to_json_string(use_diff=False))
     # For readers of transformers 4's names. Not rope_scaling: where both are, AutoTokenizer of transformers 5
-    # fails, which reads this file without its code. Under 4 the configuration's own code makes it.
+    # fails, which reads this file without its code (findings/autotokenizer-fails-on-llama3-rope.sh). Under 4
+    # the configuration's own code makes it.
     fields["rope_theta"] = fields["rope_parameters"]["rope_theta"]
     fields |= {"architectures": ["TrenchcoatLlamaForCausalLM"], "auto_map": AUTO_MAP}
     if spec is not None and spec.export.form is ExportForm.ADAPTERS and spec.model.source.startswith("hf://"):

@@ -43,8 +43,7 @@ class WebIdentity:
 class _Careful(Provider):
     """The library's provider, one caller at a time, with errors that do not quote the token.
 
-    It sends the token in the URL, which its errors and those of the connection quote:
-    findings/minio-quotes-web-identity-token.sh.
+    minio 7.2.20 sends the token in the URL, which its errors and those of the connection quote.
     """
 
     def __init__(self, identity: WebIdentity, http: urllib3.PoolManager) -> None:

@@ -1,8 +1,8 @@
-"""How much local disk the evaluation asks nodes for."""
+"""Where the evaluation keeps hidden states, and how much of it."""
 
 import pytest
 from trenchcoat_api.artifacts import DataFacts
-from trenchcoat_api.evaluation_states import MOST_FORMS, disk_bytes, pass_bytes
+from trenchcoat_api.evaluation_states import MOST_FORMS, memory_bytes, pass_bytes, stored_bytes
 from trenchcoat_api.spec import OtherText
 
 from tests.api.planning.models import LLAMA_405B, published
@@ -14,20 +14,24 @@ def held_out(sequences: int) -> DataFacts:
     )
 
 
-def test_at_405b_held_out_text_takes_a_disk_of_its_own():
-    """400 sequences of 1024 tokens, 16384 values of 2 bytes, in every form."""
-    asked = disk_bytes(published(), LLAMA_405B, held_out(400))
-    assert asked == 400 * 1024 * 16384 * 2 * MOST_FORMS
-    assert asked / 1e9 == pytest.approx(121, abs=0.5)
+def test_at_405b_the_store_keeps_what_no_node_should():
+    """400 sequences of 1024 tokens, 16384 values of 2 bytes, in every form; of 4096 tokens one in a batch."""
+    kept = stored_bytes(published(), LLAMA_405B, held_out(400))
+    assert kept == 400 * 1024 * 16384 * 2 * MOST_FORMS
+    assert kept / 1e9 == pytest.approx(121, abs=0.5)
+    spec = published(evaluate__batchSize=4)
+    in_memory = memory_bytes(spec, LLAMA_405B, held_out(400))
+    assert in_memory == 7 * 4096 * 16384 * 2
 
 
 def test_where_little_is_held_out_recall_is_the_largest():
     assert pass_bytes(published(), LLAMA_405B, held_out(4)) == 32 * 4096 * 16384 * 2 * 4
 
 
-def test_small_models_ask_for_none():
+def test_small_models_keep_all_of_it_in_memory():
     small = LLAMA_405B.model_copy(update={"hidden_size": 576})
-    assert disk_bytes(published(), small, held_out(400)) == 0
+    assert stored_bytes(published(), small, held_out(400)) == 0
+    assert memory_bytes(published(), small, held_out(400)) == pass_bytes(published(), small, held_out(400))
 
 
 def test_much_other_text_is_the_largest():

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from trenchcoat_api.decode_state import decode_state
+from trenchcoat_api.evaluation_states import IN_MEMORY_BYTES
 from trenchcoat_api.phases import adapts_teacher, transfer_epochs
 from trenchcoat_api.planning.outline import Outline
 from trenchcoat_api.spec import Form
@@ -91,3 +92,11 @@ def reads_of_weights(outline: Outline) -> int:
         else:
             passes, held = passes + 1, size
     return passes
+
+
+def stored_states(outline: Outline) -> int:
+    """Bytes of all states that are in the store alone: read and written once for every Cria."""
+    each = outline.facts.hidden_size * outline.item
+    return each * sum(
+        item.states for item in evaluation_sets(outline) if item.states // item.forms * each > IN_MEMORY_BYTES
+    )

@@ -7,7 +7,7 @@ A stage's weights are exact. What its graph and work space take was measured wit
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from trenchcoat_api.evaluation_states import disk_bytes
+from trenchcoat_api.evaluation_states import memory_bytes
 from trenchcoat_api.planning.outline import Outline
 from trenchcoat_api.planning.sizes import (
     FP32,
@@ -16,7 +16,7 @@ from trenchcoat_api.planning.sizes import (
     is_tied,
     map_parameters,
 )
-from trenchcoat_api.planning.storage import evaluation_bytes, text_facts
+from trenchcoat_api.planning.storage import text_facts
 from trenchcoat_api.selection import SEQUENCES, TOKENS
 from trenchcoat_api.spec import Objective
 from trenchcoat_api.stages import DISTRIBUTED, Stage
@@ -261,8 +261,7 @@ def host_need(outline: Outline, stage: Stage) -> Need:
             parts["reading"] = max(2 * layer, 2 * embedding)
         case Stage.EVALUATE:
             parts["reading"] = 2 * embedding + layer
-            if not disk_bytes(outline.spec, facts, text_facts(outline)):
-                parts["hidden states"] = evaluation_bytes(outline)
+            parts["hidden states"] = memory_bytes(outline.spec, facts, text_facts(outline))
         case Stage.EXPORT:
             parts["files"] = 3 * min(outline.spec.export.max_shard_bytes, facts.parameters * outline.item)
             parts["reading"] = max(layer, 2 * embedding)

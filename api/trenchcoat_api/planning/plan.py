@@ -10,7 +10,7 @@ from trenchcoat_api import texts
 from trenchcoat_api.artifacts import Artifacts, ModelFacts
 from trenchcoat_api.base import Camel
 from trenchcoat_api.decode_state import DecodeState, decode_state
-from trenchcoat_api.evaluation_states import disk_bytes
+from trenchcoat_api.evaluation_states import stored_bytes
 from trenchcoat_api.phases import stages, why_not_adapted
 from trenchcoat_api.planning import memory, storage, traffic
 from trenchcoat_api.planning.fit import Misfit, misfits
@@ -51,7 +51,6 @@ class StagePlan(Camel):
     gpu_memory_bytes: int = Field(description="Memory that it needs on each GPU, at least.")
     gpu_memory: dict[str, int] = Field(description="The same by what it is of.")
     host_memory_bytes: int = Field(description="Memory that one of its pods needs.")
-    local_disk_bytes: int = Field(description="Local disk that one of its pods writes.")
     reads_bytes: int = Field(description="Bytes that its Jobs read from the store.")
     writes_bytes: int = Field(description="Bytes of its artifacts.")
     bytes_per_second: int = Field(description="What one Job moves from and to the store, on average.")
@@ -187,7 +186,6 @@ def _stage(outline: Outline, time: StageTime, given: Given, price: float | None)
         gpu_memory_bytes=need.total if need else 0,
         gpu_memory=dict(need.parts) if need else {},
         host_memory_bytes=memory.host_need(outline, stage).total,
-        local_disk_bytes=_disk(outline) if stage is Stage.EVALUATE else 0,
         reads_bytes=traffic.read_bytes(outline, stage),
         writes_bytes=storage.artifact_bytes(outline, stage),
         bytes_per_second=int(moved / time.job) if time.job else 0,
@@ -210,10 +208,6 @@ def _hours_left(row: StagePlan) -> float:
 
 def _at_once(row: StagePlan, fleet: Fleet) -> int:
     return fleet.crias if row.name is Stage.CRIA else 1
-
-
-def _disk(outline: Outline) -> int:
-    return disk_bytes(outline.spec, outline.facts, storage.text_facts(outline))
 
 
 def _store(outline: Outline) -> StorePlan:
@@ -261,8 +255,8 @@ def _notes(outline: Outline, fleet: Fleet, measured_bytes: int) -> list[str]:
         )
     if not outline.boundaries and len(outline.crias) > 1:
         found.append("no Cria trains on hidden states: none are collected")
-    if spec.evaluate.enabled and (disk := _disk(outline)):
-        found.append(f"the evaluation writes up to {texts.size(disk)} to the local disk of its node")
+    if spec.evaluate.enabled and (moved := stored_bytes(spec, outline.facts, storage.text_facts(outline))):
+        found.append(f"the evaluation keeps {texts.size(moved)} of hidden states in the store while it runs")
     if reason := why_not_adapted(spec):
         found.append(f"no adapted teacher: {reason}")
     for stage in stages(spec):

@@ -131,7 +131,7 @@ def _cria_checkpoint(outline: Outline, index: int) -> int:
 
 
 def evaluation_bytes(outline: Outline) -> int:
-    """Hidden states that the evaluation holds at a time, on disk and, once it takes long, in the store."""
+    """Hidden states that the evaluation has at a time; where it takes long or they are many, in the store."""
     return pass_bytes(outline.spec, outline.facts, text_facts(outline))
 
 

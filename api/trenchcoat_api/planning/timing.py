@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from trenchcoat_api.phases import adapter_epochs, stages, transfer_epochs
-from trenchcoat_api.planning.evaluation import evaluation_sets, reads_of_weights
+from trenchcoat_api.planning.evaluation import evaluation_sets, reads_of_weights, stored_states
 from trenchcoat_api.planning.memory import (
     GRAPH_BYTES,
     GRAPH_LIMIT,
@@ -243,7 +243,8 @@ def _evaluate(outline: Outline, fleet: Fleet) -> float:
         logits = 2.0 * embedding_parameters(facts) * item.sequences * item.length * item.forms
         computing += logits / (rate.tflops * 1e12)
     reading = _store(fleet, reads_of_weights(outline) * weight_bytes(outline))
-    return fleet.kind.start_seconds + reading + computing
+    moving = _store(fleet, 2 * len(outline.crias) * stored_states(outline))
+    return fleet.kind.start_seconds + reading + max(computing, moving)
 
 
 def _export(outline: Outline, fleet: Fleet) -> float:

@@ -135,8 +135,8 @@ def _resources(spec: TrenchcoatSpec, work: Work, defaults: PodDefaults) -> dict[
         limits["cpu"] = cpu_limit
     if memory_limit := wanted.memory or defaults.memory_limit:
         limits["memory"] = memory_limit
-    if disk := wanted.ephemeral_storage or (str(work.disk) if work.disk else ""):
-        requests["ephemeral-storage"] = disk  # else the node may run out of it, and evict the pod
+    if wanted.ephemeral_storage:
+        requests["ephemeral-storage"] = wanted.ephemeral_storage
     for item in overrides.extended_resources:
         requests[item["name"]] = limits[item["name"]] = item["quantity"]
     template = overrides.resource_claim_template_name

@@ -6,7 +6,6 @@ from functools import lru_cache
 
 from trenchcoat_api.artifacts import Artifact, Artifacts, Manifest
 from trenchcoat_api.crias import CriaRange, cria_ranges
-from trenchcoat_api.evaluation_states import disk_bytes
 from trenchcoat_api.phases import may_go_without
 from trenchcoat_api.phases import without_adapted_teacher as without
 from trenchcoat_api.pods import PodOverrides
@@ -33,8 +32,6 @@ class Work:
     """Whether it may have several pods, which then work together."""
     arguments: tuple[str, ...] = ()
     """Of the stage's program, besides those that all have."""
-    disk: int = 0
-    """Bytes of local disk that it writes, where that is known and much."""
 
     @property
     def stage(self) -> Stage:
@@ -98,9 +95,7 @@ def build(
     tokenize = manifests.get(first.works[0].key)
     if tokenize is None or tokenize.facts.model is None:
         return first
-    model, data = tokenize.facts.model, tokenize.facts.data
-    disk = disk_bytes(spec, model, data) if data is not None else 0
-    return _built(text, model.layers, without_adapted_teacher, disk)
+    return _built(text, tokenize.facts.model.layers, without_adapted_teacher)
 
 
 def possible(spec: TrenchcoatSpec, manifests: Mapping[str, Manifest]) -> tuple[Work, ...]:
@@ -114,9 +109,7 @@ def possible(spec: TrenchcoatSpec, manifests: Mapping[str, Manifest]) -> tuple[W
 
 
 @lru_cache(maxsize=1024)
-def _built(
-    text: str, layers: int | None, without_adapted_teacher: bool = False, evaluation_disk: int = 0
-) -> Graph:
+def _built(text: str, layers: int | None, without_adapted_teacher: bool = False) -> Graph:
     """The graph of a spec; kept, for every look asks for all keys, which are hashes of much of the spec."""
     spec = TrenchcoatSpec.model_validate_json(text)
     artifacts = Artifacts(spec)
@@ -126,20 +119,14 @@ def _built(
         crias = cria_ranges(layers, spec.layers_per_cria)
     except ValueError as error:
         return Graph(_works(spec, [artifacts.tokenize]), fault=str(error))
-    works = _with_disk(_works(spec, artifacts.all(crias)), evaluation_disk)
+    works = _works(spec, artifacts.all(crias))
     if not without_adapted_teacher:
         return Graph(works, tuple(crias))
     bare = without(spec)
-    others = {
-        work.stage: work for work in _with_disk(_works(bare, Artifacts(bare).all(crias)), evaluation_disk)
-    }
+    others = {work.stage: work for work in _works(bare, Artifacts(bare).all(crias))}
     evaluation = replace(others[Stage.EVALUATE], arguments=(WITHOUT_ADAPTED_TEACHER,))
     works = tuple(evaluation if work.stage is Stage.EVALUATE else work for work in works)
     return Graph(works, tuple(crias), given_up=frozenset({artifacts.adapt.key}))
-
-
-def _with_disk(works: tuple[Work, ...], evaluation: int) -> tuple[Work, ...]:
-    return tuple(replace(work, disk=evaluation) if work.stage is Stage.EVALUATE else work for work in works)
 
 
 def _works(spec: TrenchcoatSpec, artifacts: list[Artifact]) -> tuple[Work, ...]:

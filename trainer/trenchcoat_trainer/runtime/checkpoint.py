@@ -45,14 +45,36 @@ class Checkpoint:
             tensors, metadata = unpack(self._store.read(path))
             return tensors, json.loads(metadata[_STATE])
         except (ValueError, KeyError) as error:
-            raise CorruptObjectError(
-                f"checkpoint {path} in {self._store.name} cannot be read ({error}): delete it to start afresh"
-            ) from error
+            raise self._unreadable(path, error) from error
+
+    def state(self, name: str = "state") -> dict[str, Any] | None:
+        """The JSON document of the latest checkpoint, whose tensors are not read, or none.
+
+        Raises:
+            CorruptObjectError: it cannot be read.
+        """
+        from trenchcoat_trainer.tensors.headers import header_end, parse_header
+
+        path = self._path(name)
+        if not self._store.exists(path):
+            return None
+        try:
+            end = header_end(self._store.read(path, 0, 8))
+            _, metadata = parse_header(self._store.read(path, 0, end))
+            state: dict[str, Any] = json.loads(metadata[_STATE])
+            return state
+        except (ValueError, KeyError) as error:
+            raise self._unreadable(path, error) from error
 
     def names(self) -> list[str]:
         """Names of all checkpoints that are there."""
         paths = [entry.path for entry in self._store.list(self._prefix) if entry.path.endswith(_SUFFIX)]
         return [path.removeprefix(self._prefix).removesuffix(_SUFFIX) for path in paths]
+
+    def _unreadable(self, path: str, error: Exception) -> CorruptObjectError:
+        return CorruptObjectError(
+            f"checkpoint {path} in {self._store.name} cannot be read ({error}): delete it to start afresh"
+        )
 
     def _path(self, name: str) -> str:
         return f"{self._prefix}{name}{_SUFFIX}"

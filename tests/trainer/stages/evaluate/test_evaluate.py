@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from trenchcoat_api import evaluation_states
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.checkpoints.shards import load_rest_weights
 from trenchcoat_trainer.data import TokenData
-from trenchcoat_trainer.errors import BadInputError
+from trenchcoat_trainer.errors import BadInputError, PreemptedError
 from trenchcoat_trainer.models import TrenchcoatLlamaForCausalLM
 from trenchcoat_trainer.models.artifacts import (
     cria_adapters,
@@ -28,6 +29,7 @@ from trenchcoat_trainer.stages import evaluate
 from trenchcoat_trainer.stages.evaluate import states
 from trenchcoat_trainer.stages.stitch.engine import next_token_loss
 
+from tests.trainer.helpers.trainer_samples import StopAfter
 from tests.trainer.stages.conftest import write_random_stitch
 
 
@@ -235,28 +237,60 @@ def test_passes_that_were_finished_are_not_run_again(context, open_training, tra
     assert again.manifest(again.artifact).facts == undisturbed.manifest(undisturbed.artifact).facts
 
 
-def test_states_in_files_give_the_same(context, open_training, training_spec, monkeypatch):
-    evaluate.run(context)
+def in_the_store_alone(monkeypatch) -> None:
     monkeypatch.setattr(states, "IN_MEMORY_BYTES", 0)
-    held: list[int] = []
-    most = 0
-    kept, closed = evaluate.HiddenStates.__init__, evaluate.HiddenStates.close
 
-    def keep(own, shape, dtype):
-        nonlocal most
-        kept(own, shape, dtype)
-        held.append(own._states.numel() * own._states.itemsize)
-        most = max(most, sum(held))
 
-    monkeypatch.setattr(evaluate.HiddenStates, "__init__", keep)
-    monkeypatch.setattr(evaluate.HiddenStates, "close", lambda own: (held.pop(), closed(own)))
-    again = open_training(training_spec, Stage.EVALUATE, store="files", trained="stitched_store")
+def test_states_in_the_store_give_the_same(context, open_training, training_spec, monkeypatch):
+    evaluate.run(context)
+    in_the_store_alone(monkeypatch)
+    again = open_training(training_spec, Stage.EVALUATE, store="stored", trained="stitched_store")
     evaluate.run(again)
-    expected = context.manifest(context.artifact).facts
-    assert again.manifest(again.artifact).facts == expected
-    found = again.manifest(again.artifacts.tokenize).facts
-    asked = evaluation_states.pass_bytes(again.spec, found.model, found.data)
-    assert asked / 2 < most <= asked, "the operator asks nodes for as much disk"
+    assert again.manifest(again.artifact).facts == context.manifest(context.artifact).facts
+
+
+def test_few_states_in_the_store_are_in_memory_at_a_time(open_training, training_spec, monkeypatch):
+    """Those that are read ahead, the one that is computed, and those that wait to be written."""
+    in_the_store_alone(monkeypatch)
+    context = open_training(training_spec, Stage.EVALUATE, trained="stitched_store")
+    most, held, read = 0, weakref.WeakSet(), states.Stored._read
+
+    def reading(own, batch):
+        nonlocal most
+        hidden = read(own, batch)
+        held.add(hidden)
+        most = max(most, sum(1 for _ in held))
+        return hidden
+
+    monkeypatch.setattr(states.Stored, "_read", reading)
+    evaluate.run(context)
+    assert 1 < most <= evaluation_states.AHEAD + evaluation_states.PENDING + 1
+
+
+@pytest.mark.parametrize("crias", [1, 2])
+def test_stopped_with_states_in_the_store_it_goes_on_with_none_computed_twice(
+    context, open_training, training_spec, monkeypatch, crias
+):
+    evaluate.run(context)
+    in_the_store_alone(monkeypatch)
+    updated: list[tuple[str, int]] = []
+    update = states.Stored.update
+
+    def noting(own, batch, hidden, state):
+        update(own, batch, hidden, state)
+        updated.append((own._name, batch, state["passed"]))
+
+    monkeypatch.setattr(states.Stored, "update", noting)
+    stop = StopAfter(7 * crias)
+    with pytest.raises(PreemptedError):
+        evaluate.run(
+            open_training(training_spec, Stage.EVALUATE, store="stored", trained="stitched_store", stop=stop)
+        )
+    assert updated
+    again = open_training(training_spec, Stage.EVALUATE, store="stored", trained="stitched_store")
+    evaluate.run(again)
+    assert len(updated) == len(set(updated))
+    assert again.manifest(again.artifact).facts == context.manifest(context.artifact).facts
 
 
 def test_other_text_is_measured_beside_the_held_out_one(

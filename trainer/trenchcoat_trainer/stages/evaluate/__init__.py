@@ -11,6 +11,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from trenchcoat_api.decode_state import decode_state
 
 from trenchcoat_trainer.checkpoints.shards import load_rest_weights
@@ -29,7 +30,7 @@ from trenchcoat_trainer.stages.evaluate.report import REPORT, Results, facts, re
 from trenchcoat_trainer.stages.evaluate.saved import SavedStates
 from trenchcoat_trainer.stages.evaluate.scores import Score, score
 from trenchcoat_trainer.stages.evaluate.sets import EvaluationSet, passes
-from trenchcoat_trainer.stages.evaluate.states import HiddenStates
+from trenchcoat_trainer.stages.evaluate.states import Begin, hold
 from trenchcoat_trainer.stages.evaluate.tasks import check_harness, run_tasks, why_no_tasks
 from trenchcoat_trainer.stages.evaluate.variants import ADAPTED, Source
 
@@ -109,23 +110,34 @@ def measure(
             if all((form, item.name) in scores for item in group for form in item.forms):
                 ledger.done += len(context.crias) * sum(batches[item.name] for item in group)
                 continue
-            states: dict[Place, HiddenStates] = {}
-            try:
-                for item in group:
-                    shape = (*item.tokens.shape, config.hidden_size)
-                    states |= {(form, item.name): HiddenStates(shape, config.dtype) for form in item.forms}
-                own = Pass(group, sizes, states, has_shares=group[0] is sets[0])
-                cross(context, config, own, saved, source, ledger)
-                for item in group:
-                    for form in item.forms:
-                        place = (form, item.name)
-                        scores[place] = score(states[place], item, head, config, sizes[item.name])
-                shares |= own.shares
-            finally:
-                for state in states.values():
-                    state.close()
+            states = {
+                (form, item.name): hold(
+                    saved,
+                    f"{form}-{item.name}-{sizes[item.name]}",
+                    begin(item, sizes[item.name], source, config),
+                )
+                for item in group
+                for form in item.forms
+            }
+            own = Pass(group, states, has_shares=group[0] is sets[0])
+            cross(context, config, own, source, ledger)
+            for item in group:
+                for form in item.forms:
+                    place = (form, item.name)
+                    scores[place] = score(states[place], item, head, config, sizes[item.name])
+            shares |= own.shares
             save_scores(context, scores, shares)
     return scores, shares
+
+
+def begin(item: EvaluationSet, size: int, source: Source, config: TrenchcoatLlamaConfig) -> Begin:
+    """What a set's states are before the first Cria, in batches of `size` sequences."""
+    tokens = item.tokens.split(size)
+    return Begin(
+        batches=len(tokens),
+        embed=lambda batch: F.embedding(tokens[batch], source.embeddings),
+        bytes=item.tokens.numel() * config.hidden_size * config.dtype.itemsize,
+    )
 
 
 def load_scores(context: StageContext) -> tuple[dict[Place, Score], dict[str, float]]:

@@ -5,12 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.runtime.context import StageContext
-from trenchcoat_trainer.stages.evaluate.saved import SavedStates
 from trenchcoat_trainer.stages.evaluate.sets import EvaluationSet
 from trenchcoat_trainer.stages.evaluate.states import HiddenStates
 from trenchcoat_trainer.stages.evaluate.variants import Source, cria_of_each
@@ -26,8 +24,6 @@ class Pass:
     """Sets that are measured together: one reading of the Crias' weights."""
 
     sets: Sequence[EvaluationSet]
-    sizes: Mapping[str, int]
-    """Sequences in a batch, by the set's name."""
     states: Mapping[Place, HiddenStates]
     has_shares: bool
     """Whether the shares are measured: in the first pass alone, on held-out text of the training length."""
@@ -49,7 +45,6 @@ def cross(
     context: StageContext,
     config: TrenchcoatLlamaConfig,
     own: Pass,
-    saved: SavedStates,
     source: Source,
     ledger: Ledger,
 ) -> None:
@@ -59,14 +54,13 @@ def cross(
         context: the stage's context.
         config: the student's configuration.
         own: its states and shares are filled.
-        saved: what an earlier attempt saved, and where this one saves.
         source: what the variants are made of.
         ledger: counts on.
 
     Raises:
         PreemptedError: a stop was requested.
     """
-    passed = _restore(own, saved, source.embeddings)
+    passed = _restore(own)
     done = sum(map(sum, passed.values()))
     ledger.done += done
     if done:
@@ -77,9 +71,8 @@ def cross(
                 place = (variant.name, item.name)
                 if place not in own.states:
                     continue
-                for index, batch in enumerate(own.states[place].batches(own.sizes[item.name])):
-                    if passed[place][index] > cria.index:
-                        continue
+                due = [index for index, count in enumerate(passed[place]) if count <= cria.index]
+                for index, batch in zip(due, own.states[place].batches(due), strict=True):
                     context.stop.check()
                     hidden = batch.to(source.device)
                     told: dict[str, float] = {}
@@ -87,10 +80,9 @@ def cross(
                     if own.has_shares and variant.name == "stitched" and is_first:
                         own.shares |= {str(n): share for n, share in shares_outside(model, hidden).items()}
                         told = own.shares  # saved with the batch that they are measured on
-                    batch.copy_(model(hidden))
                     passed[place][index] += 1
                     state = {"passed": passed[place][index], "shares": dict(told)}
-                    saved.offer(_name(place, own), index, batch, state)
+                    own.states[place].update(index, model(hidden), state)
                     ledger.done += 1
                     context.progress.update(
                         "evaluate",
@@ -101,25 +93,15 @@ def cross(
                     )
 
 
-def _restore(own: Pass, saved: SavedStates, embeddings: torch.Tensor) -> dict[Place, list[int]]:
-    """Fill states with what was saved, else with embeddings; return how many Crias each batch has passed."""
+def _restore(own: Pass) -> dict[Place, list[int]]:
+    """Begin all states, or go on with what was saved; return how many Crias each batch has passed."""
     passed: dict[Place, list[int]] = {}
-    for item in own.sets:
-        for place in (place for place in own.states if place[1] == item.name):
-            size = own.sizes[item.name]
-            passed[place] = []
-            pairs = zip(own.states[place].batches(size), item.batches(size), strict=True)
-            for index, (batch, (tokens, _)) in enumerate(pairs):
-                found = saved.load(_name(place, own), index)
-                batch.copy_(found[0] if found else F.embedding(tokens, embeddings))
-                passed[place].append(found[1]["passed"] if found else 0)
-                own.shares |= found[1]["shares"] if found else {}
+    for place, states in own.states.items():
+        found = states.restore()
+        passed[place] = [state["passed"] if state else 0 for state in found]
+        for state in found:
+            own.shares |= state["shares"] if state else {}
     return passed
-
-
-def _name(place: Place, own: Pass) -> str:
-    """What saved states are called by: another attempt may have other batches."""
-    return f"{place[0]}-{place[1]}-{own.sizes[place[1]]}"
 
 
 def shares_outside(cria: CriaModel, hidden_BTE: torch.Tensor) -> dict[int, float]:

@@ -72,7 +72,7 @@ def score(
     weight = head["lm_head.weight"]
     rows = max(1, LOGITS // weight.shape[0])
     losses, hits = [], []
-    for hidden_BTE, (tokens_BT, counts_BT) in zip(states.batches(size), measured.batches(size), strict=True):
+    for hidden_BTE, (tokens_BT, counts_BT) in zip(states.batches(), measured.batches(size), strict=True):
         follows_BT = counts_BT[:, 1:]
         hidden_NE = hidden_BTE[:, :-1][follows_BT].to(weight.device)
         targets_N = tokens_BT[:, 1:][follows_BT].to(weight.device)

@@ -323,7 +323,8 @@ def log_of(environment: Environment, job: dict[str, Any]) -> str:
 @pytest.fixture
 def at_work(kueue: Environment) -> Iterator[Environment]:
     """A Trenchcoat whose Crias are being trained, on GPUs that nobody of those before holds any more."""
-    kueue.kubectl("wait", "--for=delete", "pod", "-l", "trenchcoat.dev/stage=collect", "--timeout=60s")
+    gangs = "trenchcoat.dev/name in (gang-pytorchjob, gang-indexedjob)"
+    kueue.kubectl("wait", "--for=delete", "pod", "-l", gangs, "--timeout=60s")
     apply(kueue, queued("paused", seed=1, scheduling__workloadPriorityClassName="batch"))
     try:
         wait(kueue, "paused", two_at_work, timeout=12 * MINUTES)

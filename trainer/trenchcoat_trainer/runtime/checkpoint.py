@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from trenchcoat_api.artifacts import Artifact
 
@@ -12,6 +13,8 @@ from trenchcoat_trainer.store import Store
 
 if TYPE_CHECKING:
     import torch
+
+Tensors = TypeVar("Tensors")
 
 _STATE = "state"
 _SUFFIX = ".safetensors"
@@ -38,14 +41,7 @@ class Checkpoint:
         """
         from trenchcoat_trainer.tensors.serialization import unpack
 
-        path = self._path(name)
-        if not self._store.exists(path):
-            return None
-        try:
-            tensors, metadata = unpack(self._store.read(path))
-            return tensors, json.loads(metadata[_STATE])
-        except (ValueError, KeyError) as error:
-            raise self._unreadable(path, error) from error
+        return self._read(name, lambda path: unpack(self._store.read(path)))
 
     def state(self, name: str = "state") -> dict[str, Any] | None:
         """The JSON document of the latest checkpoint, whose tensors are not read, or none.
@@ -53,28 +49,30 @@ class Checkpoint:
         Raises:
             CorruptObjectError: it cannot be read.
         """
-        from trenchcoat_trainer.tensors.headers import header_end, parse_header
+        from trenchcoat_trainer.tensors.headers import parse_header, read_beginning
 
-        path = self._path(name)
-        if not self._store.exists(path):
-            return None
-        try:
-            end = header_end(self._store.read(path, 0, 8))
-            _, metadata = parse_header(self._store.read(path, 0, end))
-            state: dict[str, Any] = json.loads(metadata[_STATE])
-            return state
-        except (ValueError, KeyError) as error:
-            raise self._unreadable(path, error) from error
+        found = self._read(name, lambda path: parse_header(read_beginning(self._store, path)))
+        return found[1] if found else None
 
     def names(self) -> list[str]:
         """Names of all checkpoints that are there."""
         paths = [entry.path for entry in self._store.list(self._prefix) if entry.path.endswith(_SUFFIX)]
         return [path.removeprefix(self._prefix).removesuffix(_SUFFIX) for path in paths]
 
-    def _unreadable(self, path: str, error: Exception) -> CorruptObjectError:
-        return CorruptObjectError(
-            f"checkpoint {path} in {self._store.name} cannot be read ({error}): delete it to start afresh"
-        )
+    def _read(
+        self, name: str, read: Callable[[str], tuple[Tensors, dict[str, str]]]
+    ) -> tuple[Tensors, dict[str, Any]] | None:
+        """What `read` makes of an object's tensors, and the JSON document beside them."""
+        path = self._path(name)
+        if not self._store.exists(path):
+            return None
+        try:
+            tensors, metadata = read(path)
+            return tensors, json.loads(metadata[_STATE])
+        except (ValueError, KeyError) as error:
+            raise CorruptObjectError(
+                f"checkpoint {path} in {self._store.name} cannot be read ({error}): delete it to start afresh"
+            ) from error
 
     def _path(self, name: str) -> str:
         return f"{self._prefix}{name}{_SUFFIX}"

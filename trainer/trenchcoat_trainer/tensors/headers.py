@@ -89,13 +89,22 @@ def read_header(store: Readable, path: str, size: int) -> dict[str, TensorRange]
         ValueError: the object is no safetensors object, or its bytes are not those that its header tells of.
         NotFoundError: there is no such object.
     """
-    start = store.read(path, 0, _HEADER_GUESS)
-    missing = header_end(start) - len(start)
-    if missing > 0:
-        start += store.read(path, len(start), missing)
+    start = read_beginning(store, path)
     ranges = parse_header(start)[0]
     check_layout(ranges, header_end(start), size)
     return ranges
+
+
+def read_beginning(store: Readable, path: str) -> bytes:
+    """The beginning of a stored safetensors object, its whole header at least, for `parse_header`.
+
+    Raises:
+        ValueError: the object is no safetensors object.
+        NotFoundError: there is no such object.
+    """
+    start = store.read(path, 0, _HEADER_GUESS)
+    missing = header_end(start) - len(start)
+    return start + store.read(path, len(start), missing) if missing > 0 else start
 
 
 def check_layout(tensors: Mapping[str, TensorRange], start: int, size: int) -> None:

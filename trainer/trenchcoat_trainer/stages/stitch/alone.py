@@ -22,7 +22,7 @@ from trenchcoat_trainer.runtime.training import Cursor
 from trenchcoat_trainer.stages.stitch.batches import MicroBatch, StepBatch
 from trenchcoat_trainer.stages.stitch.engine import MOMENTS, next_token_loss, seed_dropout
 from trenchcoat_trainer.stages.stitch.memory import Held
-from trenchcoat_trainer.stages.stitch.subject import Subject
+from trenchcoat_trainer.stages.stitch.subject import Subject, put_form_parameters, take_form_parameters
 
 
 @contextmanager
@@ -59,26 +59,33 @@ def build_model(context: StageContext, subject: Subject, device: torch.device) -
     config, dtype = subject.config, weight_dtype(context)
     with torch.device("meta"):
         model = TrenchcoatLlamaForCausalLM(config)
-    place(model, load_rest_weights(context), device, dtype)
+    decoder, rest = model.model, load_rest_weights(context)
+    place(decoder.embed_tokens, "model.embed_tokens.", rest, device, dtype)
+    place(decoder.norm, "model.norm.", rest, device, dtype)
     if config.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
-    model.model.rotary_emb = LlamaRotaryEmbedding(config).to(device)
+        model.lm_head.weight = decoder.embed_tokens.weight
+    else:
+        place(model.lm_head, "lm_head.", rest, device, dtype)
+    decoder.rotary_emb = LlamaRotaryEmbedding(config).to(device)
     for cria in context.crias:
-        adapters, trained = subject.adapters(context, cria), subject.form_parameters(context, cria)
+        adapters = subject.adapters(context, cria)
         for number in cria.layers:
-            place(model, layer_weights(context, cria, number, *adapters), device, dtype)
-            attention = model.model.layers[number].self_attn
-            for name in attention.student_parameters():
-                delattr(attention, name)
-                setattr(attention, name, trained[f"layers.{number}.{name}"].to(device))
+            layer = decoder.layers[number]
+            take_form_parameters(layer)
+            weights = layer_weights(context, cria, number, *adapters)
+            place(layer, f"model.layers.{number}.", weights, device, dtype)
+        put_form_parameters(model, subject.form_parameters(context, cria), device)
     return model.requires_grad_(False)
 
 
-def place(model: nn.Module, weights: Tensors, device: torch.device, dtype: torch.dtype) -> None:
-    """Put weights, by their names in a checkpoint, into a model that has none yet."""
-    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    state = {name: tensor.to(device, dtype) for name, tensor in weights.items() if name in known}
-    model.load_state_dict(state, strict=False, assign=True)
+def place(module: nn.Module, prefix: str, weights: Tensors, device: torch.device, dtype: torch.dtype) -> None:
+    """Put weights, by their names in a checkpoint behind `prefix`, into a module that has none yet.
+
+    Raises:
+        RuntimeError: one is missing, or of another shape.
+    """
+    own = {name: weights[prefix + name] for name, _ in module.named_parameters() if prefix + name in weights}
+    module.load_state_dict({name: tensor.to(device, dtype) for name, tensor in own.items()}, assign=True)
 
 
 class Alone:

@@ -7,6 +7,8 @@ softmax attention, without what the Crias learned; nothing else differs.
 from dataclasses import dataclass
 from typing import Self
 
+import torch
+from torch import nn
 from trenchcoat_api.crias import CriaRange
 from trenchcoat_api.phases import adapter_epochs
 from trenchcoat_api.stages import Stage
@@ -20,6 +22,7 @@ from trenchcoat_trainer.models.artifacts import (
     trained_parameters,
 )
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
+from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatLlamaForCausalLM
 from trenchcoat_trainer.runtime.context import StageContext
 
 
@@ -53,3 +56,16 @@ class Subject:
     def form_parameters(self, context: StageContext, cria: CriaRange) -> Tensors:
         """What a Cria's student layers attend with besides weights, by ``layers.N.NAME``."""
         return trained_parameters(context, cria) if self.is_student else {}
+
+
+def take_form_parameters(layer: nn.Module) -> None:
+    """Remove from a decoder layer what attention transfer trains, so that it has weights alone."""
+    for name in layer.self_attn.student_parameters():
+        delattr(layer.self_attn, name)
+
+
+def put_form_parameters(model: TrenchcoatLlamaForCausalLM, trained: Tensors, device: torch.device) -> None:
+    """Give layers without them what attention transfer trained, ``layers.N.NAME``, as plain tensors."""
+    for full_name, tensor in trained.items():
+        _, layer, name = full_name.split(".")
+        setattr(model.model.layers[int(layer)].self_attn, name, tensor.to(device))

@@ -28,7 +28,7 @@ from trenchcoat_trainer.runtime.training import Cursor
 from trenchcoat_trainer.stages.stitch.batches import StepBatch
 from trenchcoat_trainer.stages.stitch.engine import MOMENTS, next_token_loss, seed_dropout
 from trenchcoat_trainer.stages.stitch.memory import EVERYTHING_HELD, Held, Sizes, decide, layer_parameters
-from trenchcoat_trainer.stages.stitch.subject import Subject
+from trenchcoat_trainer.stages.stitch.subject import Subject, put_form_parameters, take_form_parameters
 
 EVERYTHING = 10**15
 """Parameters: more than any model has."""
@@ -191,10 +191,10 @@ def build_student(
         adapters = subject.adapters(context, cria)
         for number in cria.layers:
             layer = model.model.layers[number]
-            _take_form_parameters(layer)
+            take_form_parameters(layer)
             weights = layer_weights(context, cria, number, *adapters) if is_first else {}
             _fill(deepspeed, [layer], names, weights, is_first)
-        _put_form_parameters(model, subject.form_parameters(context, cria), device)
+        put_form_parameters(model, subject.form_parameters(context, cria), device)
     return model
 
 
@@ -210,17 +210,6 @@ def _fill(
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             if is_first:
                 parameter.data.copy_(weights[names[parameter]])
-
-
-def _take_form_parameters(layer: nn.Module) -> None:
-    for name in layer.self_attn.student_parameters():
-        delattr(layer.self_attn, name)
-
-
-def _put_form_parameters(model: TrenchcoatLlamaForCausalLM, trained: Tensors, device: torch.device) -> None:
-    for full_name, tensor in trained.items():
-        _, layer, name = full_name.split(".")
-        setattr(model.model.layers[int(layer)].self_attn, name, tensor.to(device))
 
 
 class Zero:

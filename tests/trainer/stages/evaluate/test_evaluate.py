@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 from trenchcoat_api import evaluation_states
+from trenchcoat_api.artifacts import Facts
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.checkpoints.shards import load_rest_weights
 from trenchcoat_trainer.data import TokenData
@@ -55,6 +56,16 @@ def stitched_student(context) -> TrenchcoatLlamaForCausalLM:
     model = TrenchcoatLlamaForCausalLM(load_student_config(context)).eval()
     model.load_state_dict(state)
     return model
+
+
+def evaluate_without_training(spec, folder) -> Facts:
+    """What is found of a student whose Crias train nothing, with random adapters of the stitch."""
+    for index in range(3):
+        training.run(open_context(spec, Stage.CRIA, cria=index, folder=folder, place=Place()))
+    write_random_stitch(spec, folder)
+    context = open_context(spec, Stage.EVALUATE, folder=folder, place=Place())
+    evaluate.run(context)
+    return context.manifest(context.artifact).facts
 
 
 @pytest.fixture
@@ -183,13 +194,7 @@ def test_a_form_with_nothing_to_train_has_no_row_after_attention_transfer(
         criaLora={"epochs": 0},
         evaluate={"lengthMultiples": [], "recallSamples": 0},
     )
-    folder = shutil.copytree(collected_store, tmp_path / "store")
-    for index in range(3):
-        training.run(open_context(spec, Stage.CRIA, cria=index, folder=folder, place=Place()))
-    write_random_stitch(spec, folder)
-    context = open_context(spec, Stage.EVALUATE, folder=folder, place=Place())
-    evaluate.run(context)
-    facts = context.manifest(context.artifact).facts
+    facts = evaluate_without_training(spec, shutil.copytree(collected_store, tmp_path / "store"))
     names = ["teacher", "windowedTeacher", "untrained", "criaLora", "stitched"]
     assert [row.name for row in facts.perplexities] == names
     told = [sentence for sentence in facts.evaluation.left_out if "attention transfer" in sentence]
@@ -343,13 +348,7 @@ def test_wide_layers_are_a_part_that_can_be_taken_away(training_spec, collected_
             criaLora={"epochs": 0},
             evaluate={"lengthMultiples": [], "recallSamples": 0},
         )
-        folder = shutil.copytree(collected_store, tmp_path / name)
-        for index in range(3):
-            training.run(open_context(spec, Stage.CRIA, cria=index, folder=folder, place=Place()))
-        write_random_stitch(spec, folder)
-        context = open_context(spec, Stage.EVALUATE, folder=folder, place=Place())
-        evaluate.run(context)
-        facts = context.manifest(context.artifact).facts
+        facts = evaluate_without_training(spec, shutil.copytree(collected_store, tmp_path / name))
         measured[name] = {row.name: row.perplexity for row in facts.perplexities} | facts.evaluation.parts
     narrow = measured["none"]
     assert "withoutWideLayers" not in narrow

@@ -143,7 +143,8 @@ def test_on_openshift_the_cluster_chooses_the_user() -> None:
 
 
 def test_images() -> None:
-    assert operator_container()["image"] == "trenchcoat-operator:0.1.0"
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    assert operator_container()["image"] == f"trenchcoat-operator:{version}"
     set_to = ("image.registry=reg.example/team", "image.tag=abc", "trainerImage.repository=localhost/t")
     container = operator_container(*set_to)
     assert container["image"] == "reg.example/team/trenchcoat-operator:abc"

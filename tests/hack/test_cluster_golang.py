@@ -6,7 +6,7 @@ from local_cluster import golang
 
 @pytest.mark.parametrize(
     ("version", "will_do"),
-    [("go1.25.0", True), ("go1.26.8", True), ("go2.0", True), ("go1.24.9", False), ("go1.19.8", False)],
+    [("go1.26.0", True), ("go1.26.8", True), ("go2.0", True), ("go1.25.9", False), ("go1.19.8", False)],
 )
 def test_new_enough(version, will_do):
     assert golang.new_enough(version) is will_do

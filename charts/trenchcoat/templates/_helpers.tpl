@@ -18,13 +18,46 @@ app.kubernetes.io/component: operator
 {{- end -}}
 
 {{- define "trenchcoat.labels" -}}
-{{ include "trenchcoat.selectorLabels" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
-{{- with .Values.commonLabels }}
+{{ include "trenchcoat.labelsWith" (list . dict) }}
+{{- end -}}
+
+{{/*
+All labels of an object: the argument is a list of the root and of further labels. Each key stands there once, as the
+API server wants it: of two, further labels win over common ones, and those over ours.
+*/}}
+{{- define "trenchcoat.labelsWith" -}}
+{{- $root := index . 0 -}}
+{{- $selected := include "trenchcoat.selectorLabels" $root | fromYaml -}}
+{{- $given := merge (dict) (index . 1) $root.Values.commonLabels -}}
+{{- range $key, $value := $given -}}
+{{- if hasKey $selected $key -}}
+{{- fail (printf "the label %s is what the operator's pod is selected by: leave it out (nameOverride changes the name)" $key) -}}
+{{- end -}}
+{{- end -}}
+{{- $own := dict "app.kubernetes.io/version" $root.Chart.AppVersion "app.kubernetes.io/managed-by" $root.Release.Service -}}
+{{- $chart := printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" -}}
+{{- merge (dict) $selected $given $own (dict "helm.sh/chart" $chart) | toYaml -}}
+{{- end -}}
+
+{{/*
+Items of a list of the chart's own, then those of the user's: the argument is a list of the value's name, of the key that
+tells items apart, of ours as YAML, and of the user's. The API server refuses two that are alike.
+*/}}
+{{- define "trenchcoat.listWith" -}}
+{{- $key := index . 1 -}}
+{{- $ours := index . 2 | fromYamlArray -}}
+{{- $seen := dict -}}
+{{- range $item := concat $ours (index . 3) -}}
+{{- $word := get $item $key -}}
+{{- if hasKey $seen $word -}}
+{{- fail (printf "%s: %s %s is there already, by the chart or twice in your values: leave it out" (index $ 0) $key $word) -}}
+{{- end -}}
+{{- $_ := set $seen $word true -}}
+{{- end -}}
+{{ index . 2 | trim }}
+{{- with index . 3 }}
 {{ toYaml . }}
-{{- end }}
+{{- end -}}
 {{- end -}}
 
 {{- define "trenchcoat.serviceAccountName" -}}

@@ -13,7 +13,7 @@ from . import debian
 from .layout import cache
 from .shell import Failure, locked, run, step
 
-MINIMUM = (1, 25)  # What the components' go.mod files ask for.
+MINIMUM = (1, 26)  # What the components' go.mod files ask for.
 PINNED = "go1.26.8"
 SUMS = {  # As the checksum database has them, of module golang.org/toolchain.
     "amd64": "h1:ZOmGe1OnfREDMIdb1Qi4G9JSuDPBLGExZMQ4nis1RXM=",

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.stages import DISTRIBUTED, WITHOUT_ADAPTED_TEACHER, Stage
 
 from trenchcoat_trainer.local.command import add_run
@@ -28,12 +29,38 @@ _HELP = {
     Stage.EXPORT: "write a Hugging Face checkpoint",
 }
 
+_OF_TRAINER = frozenset(
+    {
+        "numpy",
+        "torch",
+        "transformers",
+        "peft",
+        "deepspeed",
+        "safetensors",
+        "tokenizers",
+        "zstandard",
+        "datasets",
+        "pyarrow",
+    }
+)
+"""What the extra `trainer` of pyproject.toml brings; `plan` needs none of it."""
+_NOT_INSTALLED = (
+    "{} is not installed: this command needs the extra `trainer`, such as "
+    "pip install 'trenchcoat[trainer,report]'"
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments, or the process's own, and return its exit code."""
     arguments = build_parser().parse_args(argv)
     configure_log()
-    code: int = arguments.run(arguments)
+    try:
+        code: int = arguments.run(arguments)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in _OF_TRAINER:
+            raise
+        logging.getLogger(__name__).error("%s", _NOT_INSTALLED.format(error.name))
+        return int(ExitCode.BAD_INPUT)
     return code
 
 

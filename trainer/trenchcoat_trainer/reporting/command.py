@@ -60,13 +60,13 @@ def _fail(message: str, code: int) -> int:
 
 def _page(arguments: argparse.Namespace) -> tuple[bytes, Path | None]:
     """The page, and the file that it stands in, where a folder stands for the store."""
-    # Late, as it loads more than a command that starts a stage should wait for.
-    from trenchcoat_trainer.reporting.writing import missing, open_reporter
-
     file = Path(arguments.run_of)
     if not file.exists() and file.name == arguments.run_of and not file.suffix:
         found = latest(arguments.store or FOLDER, arguments.run_of)
         return found.read_bytes(), found
+    # Late, as it loads more than a command that starts a stage should wait for.
+    from trenchcoat_trainer.reporting.writing import missing, open_reporter
+
     if why := missing():
         raise BadInputError(why)
     trenchcoat = Trenchcoat.from_yaml(file)

@@ -1,0 +1,38 @@
+"""The command without the extra `trainer`: it says what brings what is missing."""
+
+import subprocess
+import sys
+
+from trenchcoat_api.exitcodes import ExitCode
+
+WITHOUT = """
+import sys
+sys.modules[sys.argv.pop(1)] = None
+from trenchcoat_trainer.cli import main
+sys.exit(main())
+"""
+
+
+def without(module: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT, module, *words], capture_output=True, text=True, check=False
+    )
+
+
+def test_what_is_missing_is_told_with_what_brings_it() -> None:
+    done = without("numpy", "run", "examples/tiny.yaml", "--store", "nowhere")
+    assert "numpy is not installed" in done.stderr
+    assert "pip install 'trenchcoat[trainer,report]'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == ExitCode.BAD_INPUT
+
+
+def test_where_a_report_stands_can_be_told_without_any_of_it() -> None:
+    done = without("numpy", "report", "tiny", "--store", "nowhere")
+    assert "has no report of a Trenchcoat tiny" in done.stderr
+    assert done.returncode == ExitCode.BAD_INPUT
+
+
+def test_a_module_of_ours_that_is_missing_is_no_missing_extra() -> None:
+    done = without("trenchcoat_trainer.local.run", "run", "examples/tiny.yaml")
+    assert done.returncode == 1 and "Traceback" in done.stderr

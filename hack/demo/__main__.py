@@ -54,17 +54,17 @@ def parse() -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
     """Every step in turn."""
-    console.rule("cluster", align="left")
+    step(console, "cluster", "half a minute once all is built; what is built first says how long it takes")
     environment = prepare(arguments, console)
-    console.rule("operator", align="left")
+    step(console, "operator", "half a minute")
     install_operator(environment, console)
-    console.rule("teacher and text", align="left")
+    step(console, "teacher and text", "a few seconds, and two minutes the first time, to train the teacher")
     make_teacher(OUTPUT / "store")
     upload(environment, OUTPUT / "store", fresh_prefix=True)
-    console.rule("kubectl apply -f examples/tiny.yaml", align="left")
+    step(console, "kubectl apply -f examples/tiny.yaml", "5 to 7 minutes; the column ETA says what is left")
     name = apply_example(environment)
     follow(environment, name, console)
-    console.rule("result", align="left")
+    step(console, "result", "half a minute")
     summary, export_uri = collect_results(environment, name)
     OUTPUT.mkdir(parents=True, exist_ok=True)
     (OUTPUT / "summary.json").write_text(summary.to_json())
@@ -78,6 +78,12 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         soft_wrap=True,
     )
     console.print(look_further(environment, name))
+
+
+def step(console: Console, name: str, takes: str) -> None:
+    """Begin a part of the demo, with what it takes on two idle cores."""
+    console.rule(name, align="left")
+    console.print(f"[dim]takes {takes}[/]")
 
 
 def prepare(arguments: argparse.Namespace, console: Console) -> Environment:

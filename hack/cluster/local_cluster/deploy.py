@@ -32,7 +32,7 @@ def deploy(layout: Layout, namespace: str, *, kueue: bool = False) -> None:
         # A Job cannot be changed, and its image is another one after every change of the operator.
         kubectl(layout, "delete", "job", "bucket", "-n", "minio", "--ignore-not-found")
         _apply(layout, "minio", minio(layout))
-    with step("wait for MinIO and its bucket"):
+    with step("wait for MinIO and its bucket", 10):
         _rolled_out(layout, "minio", "minio")
         kubectl(layout, "wait", "-n", "minio", "job/bucket", "--for=condition=Complete", "--timeout=120s")
     with step("wait for the training operator"):

@@ -49,7 +49,7 @@ def up(layout: Layout, gpus: Sequence[int]) -> Layout:
         _write_configuration(layout)
     with step("etcd, API server, controllers"):
         _start_control_plane(layout, outer)
-    with step(f"{layout.node_count} nodes"):
+    with step(f"{layout.node_count} nodes", 10):
         for node in layout.nodes:
             _start_node_processes(node, outer, fresh=True)
         for node in layout.nodes:

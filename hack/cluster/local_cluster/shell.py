@@ -18,16 +18,27 @@ class Failure(Exception):
 
 
 @contextmanager
-def step(text: str) -> Iterator[None]:
-    """Tell of a step in one line, with the seconds it took; on stderr, as stdout may be for a program."""
+def step(text: str, usual: float | None = None) -> Iterator[None]:
+    """Tell of a step in one line, with the seconds it took; on stderr, as stdout may be for a program.
+
+    Args:
+        text: What is done.
+        usual: Seconds that it took on two idle cores, where they were measured.
+    """
     started = time.monotonic()
-    print(f"{text} ...", end="", file=sys.stderr, flush=True)
+    expected = "" if usual is None else f" (about {about(usual)})"
+    print(f"{text}{expected} ...", end="", file=sys.stderr, flush=True)
     try:
         yield
     except BaseException:
         print(" failed", file=sys.stderr, flush=True)
         raise
     print(f" {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+
+
+def about(seconds: float) -> str:
+    """A time in words for people who wait."""
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def run(

@@ -21,7 +21,7 @@ PRESET_MARK = "x-trenchcoat-preset"
 STITCH_BATCH = 8
 """Of stitch.batchSize, where a spec says nothing."""
 LONG_MULTIPLE = 4
-"""Of stitch.longSequences.multiple, likewise."""
+"""Of stitch.longSequences.multiple, where no preset's fits stitch.batchSize."""
 
 
 class Preset(StrEnum):
@@ -55,6 +55,8 @@ class PresetValues:
     """Of the stitch."""
     long_share: str = "0"
     """Of stitch.longSequences."""
+    long_multiple: int = LONG_MULTIPLE
+    """Of stitch.longSequences."""
     long_recall_share: str | None = None
     """Of stitch.longSequences; None as in other sequences."""
     start_share: str = "0"
@@ -71,6 +73,7 @@ class PresetValues:
             f"stitch.lora.rank {self.rank}, stitch.lora.alpha {2 * self.rank}",
             f"stitch.recallShare {self.recall_share}" if self.recall_share != "0" else "",
             f"stitch.longSequences.share {self.long_share}" if self.long_share != "0" else "",
+            f"stitch.longSequences.multiple {self.long_multiple}" if self.long_share != "0" else "",
             f"stitch.longSequences.recallShare {self.long_recall_share}" if self.long_recall_share else "",
             f"data.startPositions.share {self.start_share}" if self.start_share != "0" else "",
         ]
@@ -88,10 +91,11 @@ STANDARD = PresetValues(
     cria_lora_epochs=0,
     stitch_epochs=1,
     learning_rate="1e-3",
-    lr_schedule="cosine",
+    lr_schedule="wsd",
     rank=8,
     recall_share="0.1",
-    long_share="0.25",
+    long_share="0.5",
+    long_multiple=8,
     long_recall_share="0.5",
 )
 
@@ -126,11 +130,15 @@ def _names_no_layers(spec: dict[str, Any]) -> bool:
     return _get(attention, "form") == "window" and not _get(attention, "keep_softmax_layers")
 
 
-def _takes_long_sequences(spec: dict[str, Any]) -> bool:
-    stitch = _part(spec, "stitch")
-    batch, multiple = _get(stitch, "batch_size"), _get(_part(stitch, "long_sequences"), "multiple")
+def _takes(spec: dict[str, Any], multiple: Any) -> bool:
+    """Whether a step of the stitch is whole long sequences of so many stored ones."""
+    batch = _get(_part(spec, "stitch"), "batch_size")
     sizes = (STITCH_BATCH if batch is None else batch, LONG_MULTIPLE if multiple is None else multiple)
     return all(isinstance(size, int) and size > 0 for size in sizes) and sizes[0] % sizes[1] == 0
+
+
+def _takes_long_sequences(spec: dict[str, Any]) -> bool:
+    return _takes(spec, _get(_part(_part(spec, "stitch"), "long_sequences"), "multiple"))
 
 
 def _leaves_recall_out(spec: dict[str, Any]) -> bool:
@@ -159,6 +167,11 @@ _SETTINGS = (
         _leaves_recall_out,
     ),
     _Setting(("stitch", "recall_share"), lambda preset: preset.recall_share),
+    _Setting(
+        ("stitch", "long_sequences", "multiple"),
+        lambda preset: preset.long_multiple,
+        lambda spec: _takes(spec, STANDARD.long_multiple),
+    ),
     _Setting(("stitch", "long_sequences", "share"), lambda preset: preset.long_share, _takes_long_sequences),
 )
 """In order: the form is known before what goes by it."""

@@ -72,7 +72,7 @@ def test_the_api_server_leaves_to_the_preset_what_the_user_has_not_set():
     assert "preset" not in filled
     assert not filled["attention"].keys() & {"form", "window", "firstTokens", "wide"}
     assert not filled["stitch"].keys() & {"learningRate", "recallShare"}
-    assert filled["stitch"]["longSequences"] == {"multiple": 4}
+    assert filled["stitch"]["longSequences"] == {}
     assert "tokens" not in filled["data"]
     assert not any("epochs" in filled[part] for part in ("transfer", "criaLora", "stitch"))
 

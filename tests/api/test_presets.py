@@ -63,8 +63,8 @@ def test_standard_is_the_student_at_the_head_of_the_leaderboard():
     assert spec.attention.wide == Wide(share="0.25")
     assert (spec.stitch.learning_rate, spec.stitch.recall_share) == ("1e-3", "0.1")
     assert (spec.stitch.lora.rank, spec.stitch.lora.alpha) == (8, 16)
-    assert spec.stitch.lr_schedule == "cosine"
-    assert spec.stitch.long_sequences == LongSequences(share="0.25", multiple=4, recall_share="0.5")
+    assert spec.stitch.lr_schedule == "wsd"
+    assert spec.stitch.long_sequences == LongSequences(share="0.5", multiple=8, recall_share="0.5")
 
 
 def test_who_says_how_much_recall_says_so_for_long_sequences_too():
@@ -112,6 +112,12 @@ def test_no_wide_layers_is_one_thing_however_it_is_said():
 def test_long_sequences_are_left_out_where_a_step_cannot_hold_them():
     assert resolve(stitch={"batchSize": 6}).stitch.long_sequences.share == "0"
     assert resolve(stitch={"batchSize": 6, "longSequences": {"multiple": 3}}).stitch.long_sequences.are_on
+
+
+def test_long_sequences_are_shorter_where_a_step_holds_no_longer_ones():
+    assert resolve(stitch={"batchSize": 4}).stitch.long_sequences == LongSequences(
+        share="0.5", multiple=4, recall_share="0.5"
+    )
 
 
 @pytest.mark.parametrize(
@@ -184,7 +190,7 @@ def test_parts_may_be_models_and_the_given_mapping_is_kept():
         "lrSchedule": "constant",
         "lora": {"rank": 4, "alpha": 8},
         "recallShare": "0",
-        "longSequences": {"share": "0"},
+        "longSequences": {"multiple": 4, "share": "0"},
     }
     assert filled["stitch"] == published | {"epochs": 3}
     assert given == {"preset": "paper", "transfer": Transfer(clip="2"), "stitch": {"epochs": 3}}

@@ -169,13 +169,11 @@ class LongSequences(Camel):
         "Share of the stitch's training tokens, below 1, that are read as long sequences: the last ones, in "
         "whole optimiser steps. 0 switches it off.",
     )
-    multiple: int = Field(
-        default=LONG_MULTIPLE,
-        description=(
-            "A long sequence is so many times data.sequenceLength: as many neighbours in the text. It has to "
-            "divide stitch.batchSize, for a step keeps its number of tokens. Where the teacher has fewer "
-            "positions, it is the next smaller divisor that fits."
-        ),
+    multiple: int = preset_field(
+        LONG_MULTIPLE,
+        "A long sequence is so many times data.sequenceLength: as many neighbours in the text. It has to "
+        "divide stitch.batchSize, for a step keeps its number of tokens. Where the teacher has fewer "
+        "positions, it is the next smaller divisor that fits.",
         ge=2,
         le=64,
     )
@@ -193,6 +191,10 @@ class LongSequences(Camel):
         return float(self.share) > 0
 
 
+_LONG_MULTIPLE = f"(has(self.longSequences.multiple) ? self.longSequences.multiple : {LONG_MULTIPLE})"
+"""In CEL."""
+
+
 class Stitch(Camel):
     """Stitching: end-to-end LoRA over the whole model with the language-modelling loss."""
 
@@ -201,8 +203,8 @@ class Stitch(Camel):
         Rule(
             cel="!has(self.longSequences.share) || "
             + where_decimals(
-                "double(self.longSequences.share) == 0.0 || self.longSequences.multiple < 1 || "
-                "self.batchSize % self.longSequences.multiple == 0",
+                f"double(self.longSequences.share) == 0.0 || {_LONG_MULTIPLE} < 1 || "
+                f"self.batchSize % {_LONG_MULTIPLE} == 0",
                 "self.longSequences.share",
             ),
             holds=lambda stitch: (

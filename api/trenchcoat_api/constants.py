@@ -41,7 +41,6 @@ FINALIZER = f"{GROUP}/artifacts"
 # Kueue reads these labels when spec.scheduling.queueName is set.
 LABEL_KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
 LABEL_KUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
-LABEL_KUEUE_JOB_UID = "kueue.x-k8s.io/job-uid"  # Kueue's own, on the Workload that it makes for a Job
 
 # Where a stage program finds its spec in a pod.
 SPEC_MOUNT_PATH = "/etc/trenchcoat"

@@ -41,6 +41,7 @@ _COLUMNS = [
     ),
     ("Ratio", "string", ".status.perplexityRatio", "The student's perplexity over the teacher's", 1),
     ("Recall", "string", ".status.keptRecall", "What the student copies of what the teacher copies", 1),
+    ("Waiting", "string", ".status.waiting", "What waits for what, since when, and what would end it", 1),
     ("Message", "string", ".status.conditions[?(@.type=='Stalled')].message", "Why nothing goes on", 1),
     ("Age", "date", ".metadata.creationTimestamp", "Since it was made", 0),
 ]

@@ -118,6 +118,19 @@ class AttemptStatus(Camel):
     gpu_seconds: str = Field(default="", description="GPU seconds that its containers held.")
 
 
+class WaitStatus(Camel):
+    """One wait that is over, or goes on."""
+
+    reason: WaitingReason = Field(description="What it waited for.")
+    since: str = Field(description="When that began, RFC 3339.")
+    until: str = Field(default="", description="When it was over, RFC 3339; empty while it goes on.")
+    message: str = Field(default="", description="Why, as it was last told.", max_length=256)
+
+
+MAX_WAITS = 6
+"""Waits that a row tells of: the latest."""
+
+
 class Work(Camel):
     """What the rows of stages and of Crias have in common."""
 
@@ -131,6 +144,16 @@ class Work(Camel):
         ),
     )
     waiting_since: str = Field(default="", description="Since when it waits for that, RFC 3339.")
+    waiting_place: str = Field(
+        default="",
+        description=(
+            "Its place in the queue, such as 2 of 5: among the Trenchcoats that wait for such GPUs, in "
+            "Kueue's LocalQueue, or among its Crias."
+        ),
+    )
+    waits: list[WaitStatus] = Field(
+        default_factory=list, description="Its latest waits.", max_length=MAX_WAITS
+    )
     key: str = Field(default="", description="Content key of its artifact.")
     attempt: int = Field(default=0, description="Number of the latest try, counted from 1.")
     node: str = Field(default="", description="Node of its first pod.")
@@ -240,6 +263,10 @@ class TrenchcoatStatus(Camel):
     loss: str = Field(default="", description="Latest loss of the running stage.")
     progress: str = Field(default="", description="Share of the whole run that is done, in percent.")
     eta: str = Field(default="", description="Time until the running stage is done.")
+    waiting: str = Field(
+        default="",
+        description="What waits: for what, since when, its place in the queue, and what would end it.",
+    )
     max_crias_running: int = Field(default=0, description="Most Cria pods seen running at one time.")
     stored_bytes: int = Field(default=0, description="Size of all complete artifacts.")
     gpu_seconds: str = Field(

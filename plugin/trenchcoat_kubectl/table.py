@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
-from trenchcoat_api import texts
+from trenchcoat_api import texts, waiting
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.sheets import remarks, sheets
 from trenchcoat_api.stages import Stage
@@ -59,6 +59,8 @@ def status(trenchcoat: Trenchcoat, now: datetime, width: int) -> RenderableType:
     parts: list[RenderableType] = [_title(trenchcoat), _verdict(trenchcoat)]
     if trenchcoat.status.stages:
         parts += [Text(), _rows(trenchcoat, now, narrow=width < NARROW)]
+    if not trenchcoat.spec.suspend and (waits := waiting.by_reason(trenchcoat.status)):
+        parts += [Text(), *(Text(f"○ {line}", _LOOKS[State.WAITING][1]) for line in waits)]
     if trenchcoat.status.perplexities:
         parts += [Text(), _perplexities(trenchcoat)]
     if trenchcoat.status.export_uri and _is(trenchcoat, ConditionType.SUCCEEDED):

@@ -1,15 +1,12 @@
 """What a report is made of: a Trenchcoat with its status, and what its status does not tell."""
 
-import hashlib
 from collections.abc import Iterator
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from pydantic import Field
-from trenchcoat_api.artifacts import Artifacts
 from trenchcoat_api.base import Camel
-from trenchcoat_api.crias import CriaRange
 from trenchcoat_api.layer_kinds import SOFTMAX, LayerKind, chooses_layers, layer_kinds
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.results import ModelForm, Perplexity
@@ -164,13 +161,6 @@ def spec_document(run: Run) -> dict[str, Any]:
         "metadata": {"name": run.name},
         "spec": spec,
     }
-
-
-def run_id(spec: TrenchcoatSpec) -> str:
-    """16 hex digits that are the same exactly where two specs compute the same."""
-    artifacts, first = Artifacts(spec), [CriaRange(0, 0, 0)]
-    keys = [artifact.key for artifact in artifacts.all(first)]
-    return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
 
 
 def is_softmax(kind: LayerKind) -> bool:

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from trenchcoat_api import waiting
 from trenchcoat_api.results import ModelForm, Probe
 from trenchcoat_api.sheets import sheets
 from trenchcoat_api.spec import Form
-from trenchcoat_api.status import CriaStatus, Source
+from trenchcoat_api.status import CriaStatus, Source, WaitStatus
 from trenchcoat_api.texts import duration, size
 
 from trenchcoat_report.figures import gantt
@@ -88,15 +89,14 @@ def times(run: Run) -> Sheet:
         now, row = run.told_at, span.row
         waited, ran = span.waited(now), span.ran(now)
         tries = [f"{item.number}: {item.outcome or 'going on'}" for item in row.attempts]
-        reason = row.waiting_reason.value if row.waiting_reason else ""
-        since = f" since {row.waiting_since}" if row.waiting_since else ""
-        why = f"{reason}{since}: {row.message}" if reason else row.message or row.last_failure
+        why = waiting.why(row) or row.last_failure
         rows.append(
             (
                 span.name,
                 row.state.value,
                 "reused" if row.source is Source.REUSED else "computed" if row.source else "-",
                 duration(waited) if waited else "-",
+                ", ".join(_wait(item, now) for item in row.waits) or "-",
                 row.started_at or "-",
                 duration(ran) if ran else "-",
                 duration(float(row.seconds)) if row.seconds else "-",
@@ -105,8 +105,29 @@ def times(run: Run) -> Sheet:
                 why or "-",
             )
         )
-    header = ("", "state", "source", "waited", "first ran", "ran", "computing", "tries", "GPU-hours", "why")
+    header = (
+        "",
+        "state",
+        "source",
+        "waited",
+        "waited for",
+        "first ran",
+        "ran",
+        "computing",
+        "tries",
+        "GPU-hours",
+        "why",
+    )
     return Sheet("What ran when", header, rows)
+
+
+def _wait(item: WaitStatus, now: datetime) -> str:
+    """For what, from when on and how long."""
+    end = datetime.fromisoformat(item.until) if item.until else now
+    seconds = (end - datetime.fromisoformat(item.since)).total_seconds()
+    return f"{item.reason.value} from {item.since} for {duration(seconds)}" + (
+        "" if item.until else " so far"
+    )
 
 
 def lineage(run: Run) -> Sheet:

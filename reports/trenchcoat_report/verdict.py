@@ -3,6 +3,7 @@
 from datetime import datetime
 from typing import NamedTuple
 
+from trenchcoat_api import waiting
 from trenchcoat_api.artifacts import Facts
 from trenchcoat_api.export_gate import shortfalls
 from trenchcoat_api.results import ModelForm, Probe, Recall
@@ -42,8 +43,8 @@ def state(run: Run) -> tuple[str, str]:
         return "Stalled", stalled
     if run.spec.suspend:
         return "Suspended", "spec.suspend is true"
-    waiting = [row.message for _, _, row in run.works() if row.waiting_reason and row.message]
-    return "Running", f"{status.stage or 'not begun'}{': ' + waiting[0] if waiting else ''}"
+    waits = waiting.of_run(status)
+    return "Running", f"{status.stage or 'not begun'}{': ' + waits if waits else ''}"
 
 
 def sentence(run: Run) -> str:

@@ -51,7 +51,10 @@ def test_it_tells_who_waits_beside_former_runs_of_the_same_model(
     assert cli.main(["report", "llama-405b", *flags]) == 0
     assert "llama-405b-report.html" in capsys.readouterr().out
     page = (tmp_path / "llama-405b-report.html").read_text()
-    assert "Gpu since 2026-01-01T13:42:00Z: 0 of 6 nodes have a free nvidia.com/gpu" in page
+    assert (
+        "waits for GPUs since 2026-01-01T13:42:00Z: 0 of 6 nodes have a free nvidia.com/gpu; ends when "
+        in page
+    )
     assert "former, " in page and "spec.attention.window" in page and "other-model" not in page
     assert f"kubectl trenchcoat suspend llama-405b -n {NAMESPACE}" in page
     assert "hush" not in page

@@ -5,13 +5,14 @@ from datetime import timedelta
 from html.parser import HTMLParser
 
 import pytest
+from trenchcoat_api.history import run_id
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.status import State, WaitingReason
 from trenchcoat_report.figures import coat, gantt
 from trenchcoat_report.instructions import instructions
 from trenchcoat_report.page import render
 from trenchcoat_report.planned import planned
-from trenchcoat_report.run import Manner, Run, run_id
+from trenchcoat_report.run import Manner, Run
 from trenchcoat_report.tables import comparison, layers
 from trenchcoat_report.verdict import bounds, state
 
@@ -100,8 +101,9 @@ def test_bounds_are_told_one_by_one() -> None:
 def test_a_run_that_goes_on_says_what_it_waits_for_and_that_it_is_not_final() -> None:
     run = samples.large(complete=False)
     page = render(run)
-    assert state(run) == ("Running", "cria: 0 of 6 nodes have a free nvidia.com/gpu")
-    assert "Gpu since 2026-01-01T13:42:00Z: 0 of 6 nodes have a free nvidia.com/gpu" in page
+    waits = "waits for GPUs since 2026-01-01T13:42:00Z: 0 of 6 nodes have a free nvidia.com/gpu; ends when "
+    assert state(run)[0] == "Running" and state(run)[1].startswith(f"cria: Cria 12 (layers 108-116) {waits}")
+    assert page.count(waits) == 3  # at the top, and in the rows of both Crias
     assert "This page is final." not in page and "AutoModelForCausalLM" not in page
 
 

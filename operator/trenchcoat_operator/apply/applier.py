@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from trenchcoat_api import constants
+from trenchcoat_api.history import HISTORY, history, report_prefix
 from trenchcoat_api.resource import Metadata, Trenchcoat
 from trenchcoat_api.status import TrenchcoatStatus
 
@@ -79,6 +80,7 @@ class Applier:
         self.tell(trenchcoat, plan)
         if plan.status != trenchcoat.status:
             self.write_status(trenchcoat.metadata, status_object(plan.status))
+            self._leave_history(trenchcoat, plan.status)
 
     def tell(self, trenchcoat: Trenchcoat, plan: Plan) -> None:
         """Tell the events."""
@@ -94,6 +96,19 @@ class Applier:
         except NotFoundError:
             return
         self._note(metadata, written)
+
+    def _leave_history(self, trenchcoat: Trenchcoat, status: TrenchcoatStatus) -> None:
+        """Leave waits and tries in the store, where they changed, for the report that stages write there."""
+        told = history(status)
+        if told.turns() == history(trenchcoat.status).turns():
+            return
+        metadata = trenchcoat.metadata
+        path = report_prefix(trenchcoat.spec, metadata.name) + HISTORY
+        data = told.model_dump_json(by_alias=True, exclude_defaults=True).encode()
+        try:
+            self._stores.open(trenchcoat).bucket.put(path, data)
+        except (StoreError, ApiError) as error:  # the status has it, and the run goes on without
+            log.warning("%s/%s: %s is not written: %s", metadata.namespace, metadata.name, path, error)
 
     def _note(self, metadata: Metadata, written: dict[str, Any]) -> None:
         key = Key(metadata.namespace, metadata.name)

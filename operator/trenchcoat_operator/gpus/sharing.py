@@ -24,6 +24,8 @@ class Grant:
     """Whether not even one of the pods could ever go to any node that is there."""
     due: tuple[str, ...] = ()
     """Others for whom GPUs are free now."""
+    place: str = ""
+    """Whose turn comes before the asking one's: 2 of 3 where one other does."""
 
 
 def grant(capacity: Capacity, asking: Contender, now: datetime, patience: timedelta) -> Grant:
@@ -55,7 +57,28 @@ def grant(capacity: Capacity, asking: Contender, now: datetime, patience: timede
         full=not others and sharing.kept_for in ("", asking.name),
         nowhere=not could_ever_fit(capacity.nodes, demand, together=False),
         due=due,
+        place=place_in_turn(capacity.contenders, asking, now - patience),
     )
+
+
+def place_in_turn(others: tuple[Contender, ...], asking: Contender, since: datetime) -> str:
+    """The place of the one who asks among all who wait for the same resource, such as 2 of 3.
+
+    Args:
+        others: Who else waits.
+        asking: Who asks.
+        since: Gangs that wait since before then go first.
+    """
+
+    def turn(contender: Contender) -> tuple[object, ...]:
+        began = contender.since if contender.gang else None
+        if began is not None and began < since:
+            return 0, began, contender.name
+        return 1, contender.held, contender.created_at, contender.name
+
+    alike = [other for other in others if other.demand.resource == asking.demand.resource]
+    before = sum(turn(other) < turn(asking) for other in alike)
+    return f"{before + 1} of {len(alike) + 1}"
 
 
 class _Sharing:

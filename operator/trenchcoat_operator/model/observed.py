@@ -106,6 +106,8 @@ class Queued:
     """Whether Kueue has taken back what it had let run: of its pods that may be heard before of itself."""
     mend: bool = False
     """Whether it waits for a person rather than for quota: its queue is missing or stopped, say."""
+    place: str = ""
+    """Among what waits in its LocalQueue, such as 2 of 7; empty where that is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

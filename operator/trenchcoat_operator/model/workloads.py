@@ -1,5 +1,6 @@
 """What Kueue says of a Job that it does not let run, read from the Workload that it made for it."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from trenchcoat_operator.model.observed import Queued
@@ -37,6 +38,38 @@ def queued(body: Object) -> Queued:
         said = _checks(status) or "its quota is reserved"
     inadmissible = reserved.get("reason") == _CANNOT_BE_TAKEN
     return Queued(said or "waits for quota", evicted=evicted, mend=inadmissible)
+
+
+def places(bodies: Iterable[Object]) -> dict[str, str]:
+    """The place of each Workload that waits, by its UID, in its LocalQueue, such as 2 of 7.
+
+    Kueue takes the highest priority first and, of equals, the earliest; those that cannot be taken until
+    somebody mends something stand in no queue. One whose pods took too long to be ready is put behind later
+    ones, which is not seen here.
+
+    Args:
+        bodies: All Workloads of a namespace.
+    """
+    queues: dict[str, list[tuple[int, str, str]]] = {}
+    for body in bodies:
+        spec = body.get("spec") or {}
+        if not _stands_in_line(body):
+            continue
+        metadata = body["metadata"]
+        turn = -int(spec.get("priority") or 0), str(metadata.get("creationTimestamp") or ""), metadata["uid"]
+        queues.setdefault(str(spec.get("queueName") or ""), []).append(turn)
+    return {
+        uid: f"{place} of {len(turns)}"
+        for turns in queues.values()
+        for place, (_, _, uid) in enumerate(sorted(turns), 1)
+    }
+
+
+def _stands_in_line(body: Object) -> bool:
+    conditions = {item["type"]: item for item in (body.get("status") or {}).get("conditions") or []}
+    over = any((conditions.get(kind) or {}).get("status") == "True" for kind in ("QuotaReserved", "Finished"))
+    refused = (conditions.get("QuotaReserved") or {}).get("reason") == _CANNOT_BE_TAKEN
+    return not over and not refused and (body.get("spec") or {}).get("active") is not False
 
 
 def _checks(status: Object) -> str:

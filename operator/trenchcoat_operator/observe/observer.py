@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 
 _POD_SECONDS = timedelta(seconds=3)
 """A controller makes a Job's pods within this time, if it is let."""
-_UIDS_PER_LIST = 100  # they stand in the URL
 
 
 class Observer:
@@ -153,19 +152,21 @@ class Observer:
 
     def _queued(self, namespace: str, jobs: list[Job]) -> tuple[dict[str, Queued], bool]:
         """What Kueue says of Jobs, by UID, and whether there is a Kueue."""
-        result: dict[str, Queued] = {}
-        for first in range(0, len(jobs), _UIDS_PER_LIST):
-            uids = ",".join(job.uid for job in jobs[first : first + _UIDS_PER_LIST])
-            theirs = Selection(kinds.WORKLOADS, namespace, f"{constants.LABEL_KUEUE_JOB_UID} in ({uids})")
-            try:
-                for body in self._cluster.list(theirs, cached=True):
-                    result[workloads.job_uid(body)] = workloads.queued(body)
-            except NotFoundError:
-                return {}, False
-            except ForbiddenError as error:
-                log.warning("the status does not say why Kueue keeps Jobs waiting: %s", error)
-                return {}, True
-        return result, True
+        if not jobs:
+            return {}, True
+        try:  # those of others, too: they may stand before
+            bodies = tuple(self._cluster.list(Selection(kinds.WORKLOADS, namespace), cached=True))
+        except NotFoundError:
+            return {}, False
+        except ForbiddenError as error:
+            log.warning("the status does not say why Kueue keeps Jobs waiting: %s", error)
+            return {}, True
+        uids, places = {job.uid for job in jobs}, workloads.places(bodies)
+        theirs = {uid: body for body in bodies if (uid := workloads.job_uid(body)) in uids}
+        return {
+            uid: replace(workloads.queued(body), place=places.get(str(body["metadata"]["uid"]), ""))
+            for uid, body in theirs.items()
+        }, True
 
 
 def _is_held(job: Job, pods: list[Pod]) -> bool:

@@ -176,3 +176,14 @@ def test_nothing_is_kept_for_a_gang_that_waits_for_pods_of_others() -> None:
     half = Capacity(nodes=TWO, bound=(BoundPod("a", {GPU: 1}, ours=False),))
     waits = gang(2, 1, waited=PATIENCE * 2)
     assert grant(replace(half, contenders=(waits,)), asks(3)).pods == 1
+
+
+def test_the_place_counts_those_whose_turn_comes_before() -> None:
+    others = (asks(1, "ml/older", minutes=-5), asks(1, "ml/richer", held=3), gang(2, 1, minutes=5))
+    other = asks(9, "ml/else", minutes=-9)
+    other = replace(other, demand=replace(other.demand, resource="amd.com/gpu"))
+    full = Capacity(nodes=TWO, bound=(BoundPod("a", {GPU: 1}), BoundPod("b", {GPU: 1})))
+    assert grant(replace(full, contenders=(*others, other)), asks(1)).place == "2 of 4"
+    patient = gang(2, 1, "ml/patient", waited=timedelta(hours=1), held=9)
+    assert grant(replace(full, contenders=(*others, patient)), asks(1)).place == "3 of 5"
+    assert grant(replace(full, contenders=others), patient).place == "1 of 4"

@@ -77,3 +77,31 @@ def test_it_belongs_to_the_job_that_controls_it() -> None:
     owners = [{"kind": "Job", "uid": "u1", "controller": True}, {"kind": "Trenchcoat", "uid": "u2"}]
     assert workloads.job_uid({"metadata": {"name": "w", "ownerReferences": owners}}) == "u1"
     assert workloads.job_uid({"metadata": {"name": "w"}}) == ""
+
+
+def pending(name: str, queue: str, made: int, priority: int = 0, **spec: Any) -> dict[str, Any]:
+    metadata = {"name": name, "uid": name, "creationTimestamp": f"2026-01-01T12:00:{made:02d}Z"}
+    return {"metadata": metadata, "spec": {"queueName": queue, "priority": priority, **spec}}
+
+
+def test_places_follow_priority_then_age_within_a_queue() -> None:
+    taken = pending("taken", "a", 0)
+    taken["status"] = {"conditions": [{"type": "QuotaReserved", "status": "True"}]}
+    broken = pending("broken", "a", 0)
+    refused = {"type": "QuotaReserved", "status": "False", "reason": "Inadmissible"}
+    broken["status"] = {"conditions": [refused]}
+    bodies = [
+        taken,
+        broken,
+        pending("stopped", "a", 0, active=False),
+        pending("late", "a", 9),
+        pending("early", "a", 1),
+        pending("urgent", "a", 20, priority=100),
+        pending("other", "b", 30),
+    ]
+    assert workloads.places(bodies) == {
+        "urgent": "1 of 3",
+        "early": "2 of 3",
+        "late": "3 of 3",
+        "other": "1 of 1",
+    }

@@ -84,7 +84,9 @@ def latest(folder: Path, name: str) -> Path:
     Raises:
         BadInputError: there is none.
     """
-    from trenchcoat_trainer.reporting.places import PAGE, REPORTS
+    from trenchcoat_api.history import REPORTS
+
+    from trenchcoat_trainer.reporting.places import PAGE
 
     found = list(folder.glob(f"**/{REPORTS}{name}/*/{PAGE}"))
     if not found:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from trenchcoat_api.artifacts import Artifact, Artifacts, Manifest, Progress
 from trenchcoat_api.crias import CriaRange, cria_ranges
 from trenchcoat_api.gates import worst_layer
+from trenchcoat_api.history import Seen
 from trenchcoat_api.phases import stages as stages_of
 from trenchcoat_api.phases import without_adapted_teacher
 from trenchcoat_api.resource import Trenchcoat
@@ -29,6 +30,7 @@ from trenchcoat_api.texts import percent, timestamp
 from trenchcoat_report.run import LayerFigures, Manner, Run
 
 from trenchcoat_trainer.errors import MissingInputError, NotFoundError
+from trenchcoat_trainer.reporting.places import ReportPlace, read_history
 from trenchcoat_trainer.runtime.inputs import read_manifest
 from trenchcoat_trainer.store import Store
 
@@ -140,11 +142,16 @@ class Gatherer:
         complete = {stage for stage, its in by_stage.items() if all(row.manifest for row in its)}
         wanted = [stage for stage in stages_of(self.trenchcoat.spec) if stage in by_stage or stage in _LATER]
         told: dict[Stage, dict[str, Any]] = {}
+        history = read_history(self.store, ReportPlace.of(self.trenchcoat).history_path)
         crias = []
         for stage in wanted:
             inputs = [other for other in INPUTS[stage] if other in wanted and other not in complete]
             fields = [
-                row.fields(self._place(row.artifact), began, now, inputs) for row in by_stage.get(stage, [])
+                with_history(
+                    row.fields(self._place(row.artifact), began, now, inputs),
+                    history.rows.get(row.artifact.key),
+                )
+                for row in by_stage.get(stage, [])
             ]
             if stage is Stage.CRIA:
                 crias = [_cria(row, its) for row, its in zip(by_stage.get(stage, []), fields, strict=True)]
@@ -266,6 +273,26 @@ class _Row:
             why = f"no news since {timestamp(news.updated_at)}: stopped, or busy with something long"
             return told | {"state": State.SUSPENDED, "message": why}
         return told | {"state": State.RUNNING}
+
+
+def with_history(fields: dict[str, Any], seen: Seen | None) -> dict[str, Any]:
+    """The fields of a row with what the operator knows of its waits and tries, if it left anything."""
+    if seen is None:
+        return fields
+    told = seen.model_dump(exclude={"message", "waiting_reason", "waiting_since", "waiting_place"})
+    told["attempts"] = list(seen.attempts)
+    told["waits"] = list(seen.waits)
+    if fields["state"] is State.WAITING and seen.waiting_reason is not None:
+        told |= {
+            "waiting_reason": seen.waiting_reason,
+            "waiting_since": seen.waiting_since,
+            "waiting_place": seen.waiting_place,
+            "message": seen.message,
+        }
+    if fields["state"] is State.SUCCEEDED and seen.attempts and not seen.attempts[-1].outcome:
+        # The artifact was complete before the operator saw the Job's end.
+        told["attempts"][-1] = seen.attempts[-1].model_copy(update={"outcome": "Succeeded"})
+    return fields | told
 
 
 def _cria(row: _Row, fields: dict[str, Any]) -> CriaStatus:

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from functools import cache
 
 from pydantic import ValidationError
+from trenchcoat_api.history import HISTORY, REPORTS, History, report_prefix
 from trenchcoat_api.resource import Trenchcoat
-from trenchcoat_report.run import MAX_FORMER, Run, run_id
+from trenchcoat_report.run import MAX_FORMER, Run
 
 from trenchcoat_trainer.errors import NotFoundError
 from trenchcoat_trainer.store import Store
 
 logger = logging.getLogger(__name__)
 
-REPORTS = "reports/"
 PAGE = "report.html"
 RUN = "run.json"
 MOST_READ = 64
@@ -30,8 +30,7 @@ class ReportPlace:
     @classmethod
     def of(cls, trenchcoat: Trenchcoat) -> "ReportPlace":
         """That of a Trenchcoat."""
-        spec, name = trenchcoat.spec, trenchcoat.metadata.name
-        return cls(f"{spec.store.prefix}/{REPORTS}{name}/{run_id(spec)}/")
+        return cls(report_prefix(trenchcoat.spec, trenchcoat.metadata.name))
 
     @property
     def page_path(self) -> str:
@@ -42,6 +41,11 @@ class ReportPlace:
     def run_path(self) -> str:
         """The run that it was made of, as JSON, to compare later ones with."""
         return self.prefix + RUN
+
+    @property
+    def history_path(self) -> str:
+        """What the operator knows of it, on a cluster."""
+        return self.prefix + HISTORY
 
 
 def read_run(store: Store, path: str) -> Run | None:
@@ -57,6 +61,21 @@ def read_run(store: Store, path: str) -> Run | None:
     except ValidationError as error:
         _tell_unreadable(path, error.error_count())
         return None
+
+
+def read_history(store: Store, path: str) -> History:
+    """What the operator left; nothing where there was none, or it is another version's.
+
+    Raises:
+        StoreError: the store cannot be used.
+    """
+    try:
+        return History.model_validate_json(store.read(path))
+    except NotFoundError:
+        return History()
+    except ValidationError as error:
+        _tell_unreadable(path, error.error_count())
+        return History()
 
 
 @cache

@@ -25,6 +25,8 @@ class Hold:
     message: str
     problem: Problem | None = None
     """What a person must mend."""
+    place: str = ""
+    """In the queue, such as 2 of 3."""
 
 
 Holds = dict[str, Hold]
@@ -120,8 +122,12 @@ def _too_many(look: Look, ready: list[Work]) -> Holds:
     limit = look.trenchcoat.spec.scheduling.max_parallel_crias
     made = sum(child.stage is Stage.CRIA and child.holding for child in look.observed.children)
     crias = [work for work in ready if work.stage is Stage.CRIA]
-    hold = Hold(WaitingReason.PARALLELISM, f"spec.scheduling.maxParallelCrias {limit} reached")
-    return {work.key: hold for work in crias[max(0, limit - made) :]}
+    waiting = crias[max(0, limit - made) :]
+    message = f"spec.scheduling.maxParallelCrias {limit} reached"
+    return {
+        work.key: Hold(WaitingReason.PARALLELISM, message, place=f"{place} of {len(waiting)}")
+        for place, work in enumerate(waiting, 1)
+    }
 
 
 _CLAIMED = Hold(
@@ -191,6 +197,6 @@ def _is_pending(child: Child) -> bool:
 def _no_gpu(grant: sharing.Grant, pending: int) -> Hold:
     if pending:
         jobs = "1 Job waits" if pending == 1 else f"{pending} Jobs wait"
-        return Hold(WaitingReason.GPU, f"{grant.reason}; {jobs} for nodes to be added")
+        return Hold(WaitingReason.GPU, f"{grant.reason}; {jobs} for nodes to be added", place=grant.place)
     problem = Problem("Unschedulable", grant.reason) if grant.never else None
-    return Hold(WaitingReason.GPU, grant.reason, problem)
+    return Hold(WaitingReason.GPU, grant.reason, problem, grant.place)

@@ -44,13 +44,16 @@ class Verdict:
 Verdicts = dict[ConditionType, Verdict]
 
 
-def conditions(situation: Situation, stages: list[StageStatus], problem: Problem | None) -> list[Condition]:
+def conditions(
+    situation: Situation, stages: list[StageStatus], problem: Problem | None, waits: str
+) -> list[Condition]:
     """All conditions.
 
     Args:
         situation: What was worked out.
         stages: Rows of the status.
         problem: What a person must mend, if anything.
+        waits: What waits for what, in words, if anything does.
     """
     look = situation.look
     wanted = {ConditionType.ACCEPTED: _accepted(situation)} | _of_stages(stages, look.graph)
@@ -64,7 +67,7 @@ def conditions(situation: Situation, stages: list[StageStatus], problem: Problem
     elif look.trenchcoat.spec.suspend:
         wanted |= _suspended(situation)
     else:
-        wanted |= _in_progress(situation, stages, problem)
+        wanted |= _in_progress(situation, stages, problem, waits)
     if look.observed.undeleted is not None:
         wanted[ConditionType.CLEANED_UP] = Verdict(
             "False", look.observed.undeleted.reason, look.observed.undeleted.message
@@ -136,8 +139,11 @@ def _suspended(situation: Situation) -> Verdicts:
     }
 
 
-def _in_progress(situation: Situation, stages: list[StageStatus], problem: Problem | None) -> Verdicts:
+def _in_progress(
+    situation: Situation, stages: list[StageStatus], problem: Problem | None, waits: str
+) -> Verdicts:
     at_work = " and ".join(row.name for row in stages if row.state in (State.RUNNING, State.STARTING))
+    at_work = "; ".join(part for part in (at_work, waits) if part)
     goes_on = problem is None or _goes_on(situation)
     return {
         ConditionType.SUCCEEDED: Verdict("False", problem.reason, problem.message)

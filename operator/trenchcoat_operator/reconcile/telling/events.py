@@ -1,13 +1,11 @@
 """Events: one for each transition, so that `kubectl describe` reads like a story."""
 
-from trenchcoat_api import texts
+from trenchcoat_api import texts, waiting
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.status import (
     Condition,
     ConditionType,
-    CriaStatus,
     Source,
-    StageStatus,
     State,
     TrenchcoatStatus,
     WaitingReason,
@@ -31,6 +29,8 @@ from trenchcoat_operator.reconcile.assessment.standing import Assessment
 from trenchcoat_operator.reconcile.situation import Situation
 from trenchcoat_operator.reconcile.telling.conditions import GIVEN_UP
 
+_TOLD_OTHERWISE = (WaitingReason.RETRY, WaitingReason.CLEANUP, WaitingReason.PLAN, WaitingReason.STORE)
+
 
 def of_look(situation: Situation, actions: tuple[Action, ...], status: TrenchcoatStatus) -> tuple[Event, ...]:
     """Everything that is worth an event.
@@ -49,22 +49,16 @@ def of_look(situation: Situation, actions: tuple[Action, ...], status: Trenchcoa
     )
 
 
-def _subject(row: Row) -> str:
-    if isinstance(row, CriaStatus):
-        return f"Cria {row.index} (layers {row.layers})"
-    return row.name if isinstance(row, StageStatus) else ""
-
-
 def _of_row(row: Row, former: Row | None) -> Event | None:
     if former is not None and former.key == row.key and former.state is row.state:
         return None
-    subject = _subject(row)
+    subject = waiting.subject(row)
     identity = f"{subject}/{row.key}/{row.state}/{row.attempt}"
     # The same try may turn to the same state more than once: what the status said before tells them apart.
     turn = f"{identity}/{former.model_dump_json() if former else ''}"
     if former is not None and (former.key, former.attempt) == (row.key, row.attempt):
         # Of a pod's end is heard before of its Job's, now and then: what gives way was not seen to run.
-        if former.state in (State.RUNNING, State.STARTING) and row.waiting_reason is WaitingReason.QUEUE:
+        if _gives_way(row, former):
             how = "goes on later from its checkpoint" if row.started_at else "starts later"
             return Event("Normal", "Requeued", f"{subject} gives way and {how}: {row.message}", turn)
         if former.state is State.RUNNING and row.state is State.STARTING:
@@ -86,13 +80,42 @@ def _of_row(row: Row, former: Row | None) -> Event | None:
     return None
 
 
+def _gives_way(row: Row, former: Row) -> bool:
+    """Whether Kueue has taken back what it had let run."""
+    same = (former.key, former.attempt) == (row.key, row.attempt)
+    was_let = former.state in (State.RUNNING, State.STARTING)
+    return same and was_let and row.waiting_reason is WaitingReason.QUEUE
+
+
 def of_rows(former: TrenchcoatStatus, status: TrenchcoatStatus) -> list[Event]:
     """Stages and Crias that began or ended; the row that sums up the Crias tells nothing new."""
     stages = {row.name: row for row in former.stages}
     crias = {row.index: row for row in former.crias}
     told = [_of_row(row, stages.get(row.name)) for row in status.stages if row.name != "cria"]
     told += [_of_row(row, crias.get(row.index)) for row in status.crias]
-    return [event for event in told if event is not None]
+    return [event for event in told if event is not None] + of_waits(former, status)
+
+
+def of_waits(former: TrenchcoatStatus, status: TrenchcoatStatus) -> list[Event]:
+    """What began to wait, one event for all that wait for the same since now."""
+    before: dict[str, Row] = {waiting.subject(row): row for row in (*former.stages, *former.crias)}
+    groups: dict[WaitingReason, list[Row]] = {}
+    for row in waiting.waiting_rows(status):
+        earlier = before.get(waiting.subject(row))
+        same = earlier is not None and (earlier.key, earlier.waiting_reason) == (row.key, row.waiting_reason)
+        # Of a failed try, of what is in its way, and of what gives way to others other events tell.
+        told = earlier is not None and _gives_way(row, earlier)
+        if (
+            not same
+            and not told
+            and row.waiting_reason is not None
+            and row.waiting_reason not in _TOLD_OTHERWISE
+        ):
+            groups.setdefault(row.waiting_reason, []).append(row)
+    return [
+        Event("Normal", "Waits", waiting.together(rows), f"{reason}/{rows[0].key}/{rows[0].waiting_since}")
+        for reason, rows in groups.items()
+    ]
 
 
 def of_failures(assessments: tuple[Assessment, ...]) -> list[Event]:

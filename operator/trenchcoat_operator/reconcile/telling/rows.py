@@ -14,7 +14,7 @@ from trenchcoat_operator.reconcile.assessment.at_work import not_admitted
 from trenchcoat_operator.reconcile.assessment.standing import Assessment
 from trenchcoat_operator.reconcile.look import Look
 from trenchcoat_operator.reconcile.situation import Situation
-from trenchcoat_operator.reconcile.telling import attempts
+from trenchcoat_operator.reconcile.telling import attempts, waits
 from trenchcoat_operator.works import graph
 
 MESSAGE_LIMIT = 4096
@@ -85,10 +85,7 @@ def _row(situation: Situation, assessment: Assessment, former: Row | None) -> di
     if former is not None:
         values |= {name: getattr(former, name) for name in ("started_at", "last_failure", "gpu_seconds")}
     values["attempts"] = attempts.latest(former.attempts if former else [], attempts.seen(assessment))
-    if values["waiting_reason"] is not None:
-        same = former is not None and former.waiting_reason is values["waiting_reason"]
-        since = former.waiting_since if former is not None and same else ""
-        values["waiting_since"] = since or texts.timestamp(look.now)
+    values |= waits.told(values, former, look.now)
     if assessment.last_outcome is not None:
         failure = assessment.last_outcome
         values["last_failure"] = f"{failure.failure}: {failure.message}"[:MESSAGE_LIMIT]
@@ -107,7 +104,10 @@ def _state(situation: Situation, assessment: Assessment) -> dict[str, Any]:
     }
     hold = situation.released.held.get(assessment.work.key)
     if hold is not None:
-        values |= {"message": hold.message, "waiting_reason": hold.waiting}
+        values |= {"message": hold.message, "waiting_reason": hold.waiting, "waiting_place": hold.place}
+    elif assessment.waiting is WaitingReason.QUEUE and assessment.latest is not None:
+        queued = assessment.latest.queued
+        values["waiting_place"] = queued.place if queued is not None else ""
     if not situation.starts(assessment):
         return values
     values["attempt"] += 1

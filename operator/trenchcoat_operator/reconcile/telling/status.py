@@ -1,5 +1,6 @@
 """The whole status."""
 
+from trenchcoat_api import waiting
 from trenchcoat_api.artifacts import Artifacts
 from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import TrenchcoatStatus
@@ -26,6 +27,7 @@ def status(situation: Situation) -> TrenchcoatStatus:
     tokenize = store.told.get(Artifacts(trenchcoat.spec).tokenize.key)
     kept = TrenchcoatStatus() if known else former
     crias_running = sum(child.stage is Stage.CRIA and child.running for child in look.observed.children)
+    waits = "" if trenchcoat.spec.suspend else waiting.of_run(TrenchcoatStatus(stages=stages, crias=crias))
     return TrenchcoatStatus(
         observed_generation=trenchcoat.metadata.generation,
         default_preset=former.preset_by_default.value,
@@ -34,13 +36,14 @@ def status(situation: Situation) -> TrenchcoatStatus:
         loss=columns.loss(stages),
         progress=columns.progress(look, stages),
         eta=columns.eta(situation),
+        waiting=waits,
         max_crias_running=max(former.max_crias_running, crias_running),
         stored_bytes=sum(manifest.size for manifest in manifests) if known else former.stored_bytes,
         export_uri=next((row.uri for row in stages if row.name == Stage.EXPORT), ""),
         model=tokenize.facts.model if tokenize else (former.model if not known else None),
         data=tokenize.facts.data if tokenize else (former.data if not known else None),
         selection=select.facts.selection if select else (former.selection if not known else None),
-        conditions=conditions(situation, stages, problem),
+        conditions=conditions(situation, stages, problem, waits),
         stages=stages,
         crias=crias,
         superseded=superseded.remembered(trenchcoat, look.graph, store),

@@ -46,6 +46,7 @@ def crias_row(crias: list[CriaStatus]) -> StageStatus:
             "message": message[:MESSAGE_LIMIT],
             "waiting_reason": waiting.waiting_reason if waiting and state is State.WAITING else None,
             "waiting_since": waiting.waiting_since if waiting and state is State.WAITING else "",
+            "waiting_place": waiting.waiting_place if waiting and state is State.WAITING else "",
             "progress": texts.percent(
                 sum(fraction(cria) for cria in crias) / len(crias),
             ),

@@ -75,7 +75,9 @@ def test_what_kueue_takes_back_before_it_ran_has_no_checkpoint_to_go_on_from() -
 
 
 def test_what_kueue_has_not_let_run_yet_gives_no_way() -> None:
-    assert story(cria(suspended=True), cria(suspended=True)) == []
+    told = story(cria(suspended=True), cria(suspended=True))
+    assert reasons(told) == ["Waits"]
+    assert told[0].message.startswith("Cria 0 (layers 0-11) waits for Kueue since ")
 
 
 def test_each_turn_of_one_try_is_told_though_no_step_was_done_between() -> None:

@@ -13,7 +13,7 @@ from trenchcoat_api.stages import DISTRIBUTED, WITHOUT_ADAPTED_TEACHER, Stage
 from trenchcoat_trainer.local.command import add_run
 from trenchcoat_trainer.local.planning import add_plan
 from trenchcoat_trainer.reporting.command import add_report
-from trenchcoat_trainer.runtime.processes import run_ranks, stage_command
+from trenchcoat_trainer.runtime.processes import run_ranks, stage_arguments
 from trenchcoat_trainer.runtime.stop import StopRequest
 from trenchcoat_trainer.store.credentials import RedactingFormatter
 
@@ -119,7 +119,8 @@ def _run_stage(arguments: argparse.Namespace) -> int:
     stop = StopRequest()
     stop.listen()
     if arguments.processes > 1:
-        command = stage_command(arguments.stage, arguments.spec, store=arguments.store)
+        program = [sys.executable, "-m", "trenchcoat_trainer"]
+        command = [*program, *stage_arguments(arguments.stage, arguments.spec, store=arguments.store)]
         return run_ranks(command, arguments.processes, stop=stop)
     # Idle threads of torch would otherwise spin: where processes share cores, that makes each several times
     # slower. Set before torch is loaded.

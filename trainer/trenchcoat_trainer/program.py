@@ -15,13 +15,11 @@ from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.errors import BadInputError, OutOfMemoryError, StageError
 from trenchcoat_trainer.reporting.writing import ENV_REPORT, NEVER, missing, open_reporter
 from trenchcoat_trainer.runtime.opening import check_inputs, open_context
+from trenchcoat_trainer.runtime.processes import program_module
 from trenchcoat_trainer.runtime.stop import StopRequest
 from trenchcoat_trainer.runtime.termination import write_termination_log
 
 logger = logging.getLogger(__name__)
-
-_PROGRAMS = {Stage.ADAPT: Stage.STITCH}
-"""Stages that another stage's program makes: by its artifact it knows which one it is."""
 
 
 def run_program(
@@ -99,7 +97,7 @@ def run_stage(
     reporter = open_reporter(trenchcoat, spec_file, folder) if _reports(context.rank) else None
     if reporter is not None:
         _tell(reporter.begin)
-    module = importlib.import_module(f"trenchcoat_trainer.stages.{_PROGRAMS.get(stage, stage).value}")
+    module = importlib.import_module(program_module(stage))
     try:
         module.run(context)
     except Exception as error:

@@ -88,3 +88,14 @@ def test_crias_share_the_gpus_out():
     assert least_used(2, [0, 1, 1]) == 0
     assert visible_devices(1, None) == "1"
     assert visible_devices(1, "4, GPU-5e1f") == "GPU-5e1f"
+
+
+def test_as_many_crias_run_as_fit_on_the_gpus():
+    assert Machine(gpus=0, cores=4).parallel_crias(0) == 4
+    machine = Machine(gpus=2, cores=16, gpu_memory=80 * 10**9)
+    assert machine.parallel_crias(need=0) == 2  # before anything is known of them
+    assert machine.parallel_crias(need=60 * 10**9) == 2
+    assert machine.parallel_crias(need=31 * 10**9) == 4
+    assert machine.parallel_crias(need=10**9) == 8
+    assert machine.parallel_crias(need=100 * 10**9) == 2  # one all the same: the plan may be wrong
+    assert Machine(gpus=1, cores=2, gpu_memory=80 * 10**9).parallel_crias(need=10**9) == 2

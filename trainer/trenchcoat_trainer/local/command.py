@@ -27,7 +27,7 @@ def add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         type=int,
         default=None,
         metavar="N",
-        help="Crias trained at one time (default: one a GPU, or one a CPU core)",
+        help="Crias trained at one time (default: as many as fit on each GPU, up to 4, or one a CPU core)",
     )
     command.add_argument("--summary", type=Path, metavar="FILE", help="also write the final numbers as JSON")
     command.set_defaults(run=_run)
@@ -36,15 +36,15 @@ def add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 def _run(arguments: argparse.Namespace) -> int:
     stop = StopRequest()
     stop.listen()
-    # Late, because it loads torch, and a stop may be requested meanwhile.
-    from trenchcoat_trainer.local.run import LocalRunError, default_parallel_crias, run_locally
+    # Late, because it loads much, and a stop may be requested meanwhile.
+    from trenchcoat_trainer.local.run import LocalRunError, run_locally
 
     console = Console()
     try:
         result = run_locally(
             arguments.spec,
             store=arguments.store,
-            parallel_crias=arguments.parallel_crias or default_parallel_crias(),
+            parallel_crias=arguments.parallel_crias,
             console=console,
             stop=stop,
         )

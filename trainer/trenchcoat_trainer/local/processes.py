@@ -8,10 +8,17 @@ from pathlib import Path
 from typing import IO
 
 from trenchcoat_api.artifacts import Artifact
+from trenchcoat_api.stages import Stage
 
 from trenchcoat_trainer.local.schedule import visible_devices
 from trenchcoat_trainer.reporting.writing import ENV_REPORT, NEVER
-from trenchcoat_trainer.runtime.processes import RankProcesses, stage_command, start_ranks
+from trenchcoat_trainer.runtime.forking import ForkServer
+from trenchcoat_trainer.runtime.processes import (
+    RankProcesses,
+    program_module,
+    rank_environments,
+    stage_arguments,
+)
 from trenchcoat_trainer.runtime.termination import ENV_TERMINATION_LOG
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -76,43 +83,66 @@ def termination_log(logs: Path, artifact: Artifact) -> Path:
     return logs / f"{artifact.name}.failure"
 
 
-def start(
-    artifact: Artifact,
-    files: RunFiles,
-    *,
-    workers: int,
-    threads: int,
-    gpu: int | None = None,
-    arguments: Sequence[str] = (),
-) -> StageProcesses:
-    """Start the processes of a stage.
+@dataclass(frozen=True, slots=True)
+class StageStarter:
+    """Starts the stages of one run."""
 
-    Args:
-        artifact: What the stage makes.
-        files: Those of the run; output goes to its logs.
-        workers: Number of ranks.
-        threads: CPU threads of each rank.
-        gpu: The only GPU that the stage may use; None for all.
-        arguments: Further arguments of the stage's program.
-    """
-    failure = termination_log(files.logs, artifact)
-    failure.unlink(missing_ok=True)
-    environment = dict(os.environ) | {
-        "OMP_NUM_THREADS": str(threads),
-        ENV_TERMINATION_LOG: str(failure),
-        ENV_REPORT: NEVER,  # the run writes it, for all its stages
-    }
-    if gpu is not None:
-        environment[_VISIBLE] = visible_devices(gpu, os.environ.get(_VISIBLE))
-    cria = None if artifact.cria is None else artifact.cria.index
-    suffixes = [f".{rank}" for rank in range(workers)] if workers > 1 else [""]
-    outputs: list[IO[bytes]] = [
-        (files.logs / f"{artifact.name}{suffix}.log").open("wb") for suffix in suffixes
-    ]
-    ranks = start_ranks(
-        [*stage_command(artifact.stage, files.spec, store=files.store, cria=cria), *arguments],
-        workers,
-        environment=environment,
-        outputs=outputs,
-    )
-    return StageProcesses(artifact, files.logs, ranks, outputs, gpu)
+    files: RunFiles
+    server: ForkServer
+    """Makes the processes."""
+
+    def start(
+        self,
+        artifact: Artifact,
+        *,
+        workers: int,
+        threads: int,
+        gpu: int | None = None,
+        arguments: Sequence[str] = (),
+    ) -> StageProcesses:
+        """Start the processes of a stage; output goes to the run's logs.
+
+        Args:
+            artifact: What the stage makes.
+            workers: Number of ranks.
+            threads: CPU threads of each rank.
+            gpu: The only GPU that the stage may use; None for all.
+            arguments: Further arguments of the stage's program.
+        """
+        files = self.files
+        failure = termination_log(files.logs, artifact)
+        failure.unlink(missing_ok=True)
+        environment = dict(os.environ) | {
+            "OMP_NUM_THREADS": str(threads),
+            ENV_TERMINATION_LOG: str(failure),
+            ENV_REPORT: NEVER,  # the run writes it, for all its stages
+        }
+        if gpu is not None:
+            environment[_VISIBLE] = visible_devices(gpu, os.environ.get(_VISIBLE))
+        cria = None if artifact.cria is None else artifact.cria.index
+        suffixes = [f".{rank}" for rank in range(workers)] if workers > 1 else [""]
+        outputs: list[IO[bytes]] = [
+            (files.logs / f"{artifact.name}{suffix}.log").open("wb") for suffix in suffixes
+        ]
+        command = [*stage_arguments(artifact.stage, files.spec, store=files.store, cria=cria), *arguments]
+        ranks = [
+            self.server.start(
+                "trenchcoat_trainer.cli:main",
+                command,
+                modules=modules_of(artifact.stage),
+                environment=variables,
+                output=output,
+            )
+            for variables, output in zip(rank_environments(workers, environment), outputs, strict=True)
+        ]
+        return StageProcesses(artifact, files.logs, RankProcesses(ranks), outputs, gpu)
+
+
+def modules_of(stage: Stage) -> list[str]:
+    """What a stage's process is to find loaded."""
+    return ["trenchcoat_trainer.cli", "trenchcoat_trainer.program", program_module(stage)]
+
+
+def all_modules() -> list[str]:
+    """What stages load, those that run first before the others."""
+    return list(dict.fromkeys(module for stage in Stage for module in modules_of(stage)))

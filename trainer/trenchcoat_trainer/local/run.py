@@ -1,6 +1,5 @@
 """Running all stages of a spec on this machine, in the order that their inputs allow."""
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,18 +14,22 @@ from trenchcoat_api.export_gate import explain_shortfalls, holds_export, shortfa
 from trenchcoat_api.gates import excesses, explain
 from trenchcoat_api.phases import may_go_without, without_adapted_teacher
 from trenchcoat_api.phases import stages as stages_of
+from trenchcoat_api.planning.memory import gpu_need
+from trenchcoat_api.planning.model import PlannedModel
+from trenchcoat_api.planning.outline import Outline
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 from trenchcoat_api.results import Measured
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import WITHOUT_ADAPTED_TEACHER, Stage
 from trenchcoat_api.summary import StageTime, Summary
 
-from trenchcoat_trainer.errors import NotFoundError
+from trenchcoat_trainer.errors import NotFoundError, StageError
 from trenchcoat_trainer.local.display import Display
 from trenchcoat_trainer.local.keeping import kept_report
-from trenchcoat_trainer.local.processes import RunFiles, StageProcesses, start
+from trenchcoat_trainer.local.machine import find_machine
+from trenchcoat_trainer.local.processes import RunFiles, StageProcesses, StageStarter, all_modules
 from trenchcoat_trainer.local.schedule import Machine, admit, least_used, ready
-from trenchcoat_trainer.runtime.devices import usable_gpus
+from trenchcoat_trainer.runtime.forking import ForkServer
 from trenchcoat_trainer.runtime.inputs import read_manifest
 from trenchcoat_trainer.runtime.stop import StopRequest
 from trenchcoat_trainer.store import Store, open_store
@@ -59,11 +62,6 @@ class LocalResult:
     """The report; None where it could not be written."""
 
 
-def default_parallel_crias() -> int:
-    """One Cria a GPU, or one a CPU core."""
-    return usable_gpus() or os.cpu_count() or 1
-
-
 @dataclass(slots=True)
 class _Record:
     """What happened so far."""
@@ -75,14 +73,14 @@ class _Record:
 
 
 def run_locally(
-    spec_file: Path, *, store: Path, parallel_crias: int, console: Console, stop: StopRequest
+    spec_file: Path, *, store: Path, parallel_crias: int | None, console: Console, stop: StopRequest
 ) -> LocalResult:
     """Run every stage that is not complete in the store.
 
     Args:
         spec_file: The Trenchcoat in YAML.
         store: The folder that stands for the store.
-        parallel_crias: Crias trained at one time, at most.
+        parallel_crias: Crias trained at one time, at most; None for as many as the machine takes.
         console: Where progress goes.
         stop: A wish to stop; stages then save checkpoints and end.
 
@@ -97,12 +95,19 @@ def run_locally(
         raise LocalRunError(f"{spec_file} cannot be read: {error.strerror}", ExitCode.BAD_INPUT) from error
     logs = store / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    machine = Machine(gpus=usable_gpus(), cores=os.cpu_count() or 1)
-    if machine.gpus == 0:
-        console.print("[yellow]warning:[/] no GPU that can be used: computing on the CPU", highlight=False)
-    run = _LocalRun(trenchcoat.spec, RunFiles(spec_file, store, logs), machine, parallel_crias, stop)
-    with Display(console) as display, kept_report(trenchcoat, spec_file, store, display.warn) as report:
-        run.execute(display, report.refresh)
+    with ForkServer(all_modules(), logs / "fork-server.log") as server:
+        try:
+            machine = find_machine(server)
+        except StageError as error:
+            raise LocalRunError(str(error), error.exit_code) from error
+        if machine.gpus == 0:
+            console.print(
+                "[yellow]warning:[/] no GPU that can be used: computing on the CPU", highlight=False
+            )
+        starter = StageStarter(RunFiles(spec_file, store, logs), server)
+        run = _LocalRun(trenchcoat.spec, starter, machine, parallel_crias, stop)
+        with Display(console) as display, kept_report(trenchcoat, spec_file, store, display.warn) as report:
+            run.execute(display, report.refresh)
     return LocalResult(run.summary(), run.export_folder(), report.file)
 
 
@@ -110,17 +115,18 @@ class _LocalRun:
     def __init__(
         self,
         spec: TrenchcoatSpec,
-        files: RunFiles,
+        starter: StageStarter,
         machine: Machine,
-        parallel_crias: int,
+        parallel_crias: int | None,
         stop: StopRequest,
     ) -> None:
         self._spec = spec
-        self._files = files
+        self._starter = starter
+        self._files = starter.files
         self._machine = machine
-        self._parallel = min(parallel_crias, spec.scheduling.max_parallel_crias)
+        self._parallel_crias = parallel_crias
         self._stop = stop
-        self._store: Store = open_store(spec, files.store)
+        self._store: Store = open_store(spec, self._files.store)
         self._record = _Record()
         self._running: dict[str, StageProcesses] = {}
         self._crias = 0
@@ -205,12 +211,12 @@ class _LocalRun:
             self._check_gate()
         candidates = [artifact for artifact in candidates if not self._is_held(artifact)]
         stages = {key: item.artifact.stage for key, item in self._running.items()}
-        for artifact in admit(candidates, stages, self._parallel):
+        parallel = self._parallel()
+        for artifact in admit(candidates, stages, parallel):
             workers = self._machine.workers(artifact.stage, self._spec)
-            sharing = self._parallel if artifact.stage is Stage.CRIA else workers
-            self._running[artifact.key] = start(
+            sharing = parallel if artifact.stage is Stage.CRIA else workers
+            self._running[artifact.key] = self._starter.start(
                 artifact,
-                self._files,
                 workers=workers,
                 threads=max(1, self._machine.cores // sharing),
                 gpu=self._gpu_for(artifact.stage),
@@ -220,6 +226,22 @@ class _LocalRun:
             display.begin(artifact)
         running = sum(item.artifact.stage is Stage.CRIA for item in self._running.values())
         self._record.most_crias = max(self._record.most_crias, running)
+
+    def _parallel(self) -> int:
+        """Crias to train at one time."""
+        asked = self._parallel_crias
+        if asked is None:
+            asked = self._machine.parallel_crias(self._cria_need())
+        return min(asked, self._spec.scheduling.max_parallel_crias)
+
+    def _cria_need(self) -> int:
+        """Bytes that a Cria takes of a GPU; 0 where that is not known yet."""
+        tokenized = self._record.manifests.get(Artifacts(self._spec).tokenize.key)
+        if tokenized is None or tokenized.facts.model is None:
+            return 0
+        model = PlannedModel.of_facts(tokenized.facts.model, self._spec)
+        need = gpu_need(Outline.of(self._spec, model, tokenized.facts.data), Stage.CRIA)
+        return need.total if need is not None else 0
 
     def _gpu_for(self, stage: Stage) -> int | None:
         """Crias share the GPUs out; every other stage may use all of them."""

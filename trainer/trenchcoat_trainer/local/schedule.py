@@ -7,6 +7,10 @@ from trenchcoat_api.artifacts import Artifact
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import INPUTS, Stage
 
+_ROOM = 0.8
+"""Of a GPU's memory: what a plan says of a stage is what it needs at least."""
+_CRIAS_A_GPU = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -14,6 +18,8 @@ class Machine:
 
     gpus: int
     cores: int
+    gpu_memory: int = 0
+    """Bytes of the GPU that has least; 0 where there is none."""
 
     def workers(self, stage: Stage, spec: TrenchcoatSpec) -> int:
         """Processes of one stage: as many as the spec's pods have GPUs, but no more than fit here."""
@@ -24,6 +30,20 @@ class Machine:
         else:
             return 1
         return max(1, min(wanted, self.gpus or self.cores))
+
+    def parallel_crias(self, need: int) -> int:
+        """Crias to train at one time: one a CPU core, or as many as fit beside one another on every GPU.
+
+        A small Cria's steps end before the host has launched the next ones: others fill the time. More than
+        a few do not help, and each takes a core.
+
+        Args:
+            need: Bytes of GPU memory of one; 0 where it is not known.
+        """
+        if not self.gpus:
+            return self.cores
+        room = int(_ROOM * self.gpu_memory) // need if need else 1
+        return self.gpus * max(1, min(room, _CRIAS_A_GPU, self.cores // self.gpus))
 
 
 def least_used(gpus: int, in_use: Iterable[int]) -> int:

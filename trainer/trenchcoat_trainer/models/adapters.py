@@ -25,7 +25,8 @@ def inject_adapters(module: nn.Module, lora: Lora, *, seed: int, purpose: str) -
     layer, projection), so a layer starts alike in whichever Cria it stands; B starts at zero.
 
     Returns:
-        The adapters by their names in files; always fp32.
+        The adapters by their names in files; always fp32, on the projections' device, or on the CPU where
+        that is `meta`.
     """
     config = LoraConfig(
         r=lora.rank,
@@ -44,6 +45,8 @@ def inject_adapters(module: nn.Module, lora: Lora, *, seed: int, purpose: str) -
             -bound, bound, generator=generator(seed, purpose, name)
         )
         device = adapted.get_base_layer().weight.device
+        if device.type == "meta":  # a module that is a shape alone
+            device = start.device
         a.weight = nn.Parameter(start.to(device))
         b.weight = nn.Parameter(torch.zeros(b.out_features, lora.rank, device=device))
         parameters[f"{FILE_PREFIX}{name}.lora_A.weight"] = a.weight

@@ -1,16 +1,19 @@
 """Which device a process computes on: its GPU, and the CPU only where that is meant."""
 
+import json
 import os
+import sys
+from collections.abc import Sequence
 
 import torch
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 
-from trenchcoat_trainer.errors import BadInputError, StageError
+from trenchcoat_trainer.errors import StageError
 from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.runtime.gpus import ENV_DEVICE, is_cpu_meant
 
-ENV_DEVICE = "TRENCHCOAT_DEVICE"
-"""Set to cpu where stages shall compute on the CPU although they were given GPUs."""
+__all__ = ["ENV_DEVICE", "any_device", "choose_device", "tell_gpus", "usable_gpus"]
 
 
 def usable_gpus() -> int:
@@ -19,10 +22,19 @@ def usable_gpus() -> int:
     Raises:
         BadInputError: TRENCHCOAT_DEVICE is neither empty nor cpu.
     """
-    wanted = os.environ.get(ENV_DEVICE, "")
-    if wanted not in ("", "cpu"):
-        raise BadInputError(f"{ENV_DEVICE} is {wanted!r}: set it to cpu, or not at all to use GPUs")
-    return 0 if wanted == "cpu" else torch.cuda.device_count()
+    return 0 if is_cpu_meant() else torch.cuda.device_count()
+
+
+def tell_gpus(arguments: Sequence[str]) -> int:
+    """Print, as JSON, the bytes of memory of each GPU that can be used; a program, without arguments.
+
+    It initialises CUDA, so that it is run in a process that ends.
+    """
+    if arguments:
+        raise ValueError(f"there is nothing to tell of {arguments}")
+    memory = [torch.cuda.get_device_properties(gpu).total_memory for gpu in range(usable_gpus())]
+    sys.stdout.write(json.dumps(memory) + "\n")
+    return 0
 
 
 def any_device(rank: int) -> torch.device:

@@ -8,11 +8,10 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.stages import Stage
@@ -27,21 +26,47 @@ POLL_SECONDS = 0.2
 _TOLD = (ExitCode.BAD_INPUT, ExitCode.DIVERGED, ExitCode.OUT_OF_MEMORY, ExitCode.STORE_UNAVAILABLE)
 _ASKED = (ExitCode.PREEMPTED, -signal.SIGTERM)
 
+_PROGRAMS = {Stage.ADAPT: Stage.STITCH}
+"""Stages that another stage's program makes: by its artifact it knows which one it is."""
 
-def stage_command(stage: Stage, spec_file: Path, *, store: Path | None, cria: int | None = None) -> list[str]:
-    """The command line of one process of a stage."""
-    command = [sys.executable, "-m", "trenchcoat_trainer", stage.value, "--spec", str(spec_file)]
+
+def stage_arguments(
+    stage: Stage, spec_file: Path, *, store: Path | None, cria: int | None = None
+) -> list[str]:
+    """The arguments of the command `trenchcoat` for one process of a stage."""
+    arguments = [stage.value, "--spec", str(spec_file)]
     if store is not None:
-        command += ["--store", str(store)]
+        arguments += ["--store", str(store)]
     if cria is not None:
-        command += ["--cria", str(cria)]
-    return command
+        arguments += ["--cria", str(cria)]
+    return arguments
+
+
+def program_module(stage: Stage) -> str:
+    """The module whose `run` is a stage's program."""
+    return f"trenchcoat_trainer.stages.{_PROGRAMS.get(stage, stage).value}"
+
+
+class Process(Protocol):
+    """What ranks need of a process, as `subprocess.Popen` and `forking.ForkedProcess` have it."""
+
+    def poll(self) -> int | None:
+        """Its exit code once it has ended, else None; negative for a signal."""
+
+    def wait(self) -> int:
+        """Wait for its end, and return the exit code."""
+
+    def send_signal(self, number: int, /) -> None:
+        """Send it a signal, unless it has ended."""
+
+    def kill(self) -> None:
+        """End it at once."""
 
 
 class RankProcesses:
     """Processes that work together: when one fails, the others are ended."""
 
-    def __init__(self, processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+    def __init__(self, processes: Sequence[Process]) -> None:
         self._processes = list(processes)
         self._asked = False
         self._deadline: float | None = None
@@ -118,30 +143,39 @@ def start_ranks(
         nodes: Number of machines.
         outputs: A file for each rank's output; this process's own by default.
     """
-    variables = dict(environment)
-    world_size = count * nodes
-    if nodes == 1 and count > 1:
-        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = []
-    for local in range(count):
-        if world_size > 1:
-            variables |= {
-                "RANK": str(node * count + local),
-                "LOCAL_RANK": str(local),
-                "WORLD_SIZE": str(world_size),
-                "LOCAL_WORLD_SIZE": str(count),
-            }
-        processes.append(
-            subprocess.Popen(  # noqa: S603  (our own program)
-                command,
-                env=variables,
-                stdin=subprocess.DEVNULL,
-                stdout=outputs[local] if outputs else None,
-                stderr=subprocess.STDOUT if outputs else None,
-                start_new_session=True,  # Ctrl-C reaches this process alone, which then stops them
-            )
+    processes = [
+        subprocess.Popen(  # noqa: S603  (our own program)
+            command,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=outputs[local] if outputs else None,
+            stderr=subprocess.STDOUT if outputs else None,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which then stops them
         )
+        for local, variables in enumerate(rank_environments(count, environment, node=node, nodes=nodes))
+    ]
     return RankProcesses(processes)
+
+
+def rank_environments(
+    count: int, environment: Mapping[str, str], *, node: int = 0, nodes: int = 1
+) -> list[dict[str, str]]:
+    """The variables of each rank of this machine: `environment`, and what `start_ranks` adds."""
+    world_size = count * nodes
+    if world_size == 1:
+        return [dict(environment)]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if nodes == 1 else {}
+    return [
+        {
+            **environment,
+            **meeting,
+            "RANK": str(node * count + local),
+            "LOCAL_RANK": str(local),
+            "WORLD_SIZE": str(world_size),
+            "LOCAL_WORLD_SIZE": str(count),
+        }
+        for local in range(count)
+    ]
 
 
 def run_ranks(command: Sequence[str], count: int, *, stop: StopRequest) -> int:

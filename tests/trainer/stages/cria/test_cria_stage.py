@@ -86,13 +86,16 @@ def test_killed_with_window_dropout_it_ends_with_the_same_maps(open_training, tr
     assert float(losses["transfer"]) < float(losses["transferInitial"])
 
 
-def test_no_epochs_leave_what_was_there_before_training(open_training, training_spec, change):
+def test_no_epochs_leave_what_was_there_before_training(open_training, training_spec, change, monkeypatch):
+    monkeypatch.setattr(cria_stage, "choose_device", lambda _: pytest.fail("it needs none"))
     spec = change(training_spec, transfer={"epochs": 0}, criaLora={"epochs": 0})
     context = run(open_training, spec, index=2)
     tensors = results(context)
     config = student_config(load_config(context), spec.attention)
     assert torch.equal(tensors["layers.4.w_k"], initial_parameters(config, 4, seed=0)["w_k"])
-    assert tensors["base_model.model.model.layers.4.self_attn.q_proj.lora_B.weight"].abs().max() == 0
+    assert tensors["layers.4.w_k"].dtype == torch.float32
+    b = tensors["base_model.model.model.layers.4.self_attn.q_proj.lora_B.weight"]
+    assert b.abs().max() == 0 and b.dtype == torch.float32
     assert context.manifest(context.artifact).facts.losses == {}
 
 

@@ -21,6 +21,7 @@ from trenchcoat_trainer.models.adapters import inject_adapters
 from trenchcoat_trainer.models.artifacts import (
     ADAPTERS,
     FEATURE_MAPS,
+    layer_weights,
     load_student_config,
     untrained_parameters,
     weight_dtype,
@@ -55,10 +56,13 @@ def run(context: StageContext) -> None:
 
 def train(context: StageContext) -> None:
     """Set up, run both phases from the last checkpoint on, save."""
-    model = load_cria(context, context.cria)
-    if not any(model.student_layers()) or not reads_boundaries(context.spec):
-        leave_as_it_is(context, model)
+    config = load_student_config(context)
+    with torch.device("meta"):
+        shape = CriaModel(config, context.cria)
+    if not any(shape.student_layers()) or not reads_boundaries(context.spec):
+        leave_as_it_is(context, shape)
         return
+    model = load_cria(context, context.cria)
     loop = Loop(
         context,
         open_data(context),
@@ -123,11 +127,24 @@ def facts_of(context: StageContext, loop: Loop) -> Facts:
 
 
 def leave_as_it_is(context: StageContext, model: CriaModel) -> None:
-    """Finish a Cria all of whose layers keep softmax attention, or none of whose phases trains."""
-    logger.info("Cria %d has nothing to train: its attention stays as it is", context.cria.index)
-    spec = context.spec
+    """Finish a Cria all of whose layers keep softmax attention, or none of whose phases trains.
+
+    Its weights are looked at, for nobody may have done so yet, a layer at a time and without a GPU.
+
+    Args:
+        context: the stage's context.
+        model: the Cria on the device `meta`.
+
+    Raises:
+        BadInputError: a weight is not finite.
+    """
+    cria, spec = context.cria, context.spec
+    logger.info("Cria %d has nothing to train: its attention stays as it is", cria.index)
+    for layer in cria.layers:
+        require_finite(layer_weights(context, cria, layer), spec.model.source)
+    maps = untrained_parameters(context, model.config, cria)
     adapters = inject_adapters(model, spec.cria_lora.lora, seed=spec.seed, purpose="cria")
-    context.writer.write_tensors(FEATURE_MAPS, {n: p.detach() for n, p in model.form_parameters().items()})
+    context.writer.write_tensors(FEATURE_MAPS, {name: maps[name].float() for name in model.form_parameters()})
     context.writer.write_tensors(ADAPTERS, {name: p.detach() for name, p in adapters.items()})
     context.writer.finish(Facts())
 

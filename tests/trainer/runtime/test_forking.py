@@ -1,0 +1,153 @@
+"""A fork server: what its processes find loaded, are given, print and leave, and what becomes of them."""
+
+import contextlib
+import os
+import signal
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from trenchcoat_trainer.runtime.forking import ForkedProcess, ForkServer
+
+from tests.waiting import until
+
+PROGRAMS = """
+import os, signal, sys, time
+
+loaded_in = os.getpid()
+
+def tell(arguments):
+    print(*arguments, os.environ.get("GIVEN"), os.environ.get("KEPT"), loaded_in == os.getppid(), flush=True)
+    print("on stderr", os.getsid(0) == os.getpid(), os.getcwd(), file=sys.stderr)
+    return 66
+
+def wait(arguments):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    print("waits", flush=True)
+    time.sleep(60)
+
+def fail(arguments):
+    raise ValueError("as asked")
+
+def crash(arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def threads(arguments):
+    import torch
+    print(torch.get_num_threads(), flush=True)
+    return 0
+"""
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "forked_programs.py").write_text(textwrap.dedent(PROGRAMS))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
+    monkeypatch.setenv("KEPT", "no")  # the server's own, which no process is given
+    return "forked_programs"
+
+
+@pytest.fixture
+def server(programs: str, tmp_path: Path) -> Iterator[ForkServer]:
+    with ForkServer([programs], tmp_path / "server.log") as server:
+        yield server
+
+
+class Started:
+    """A process of a program, and the file that it prints to."""
+
+    def __init__(
+        self, server: ForkServer, name: str, folder: Path, *modules: str, **environment: str
+    ) -> None:
+        folder.mkdir(exist_ok=True)
+        self.file = folder / f"{name}.out"
+        with self.file.open("wb") as output:
+            self.process: ForkedProcess = server.start(
+                f"forked_programs:{name}",
+                ["a", "b c"],
+                modules=["forked_programs", *modules],
+                environment=environment,
+                output=output,
+            )
+
+    @property
+    def told(self) -> list[str]:
+        return self.file.read_text().splitlines()
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process that nobody may have waited for has ended."""
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+    return True
+
+
+def test_a_process_has_what_the_server_loaded_and_is_one_of_its_own(
+    server: ForkServer, tmp_path: Path
+) -> None:
+    started = Started(server, "tell", tmp_path, GIVEN="yes")
+    assert started.process.wait() == 66
+    assert started.told == ["a b c yes None True", f"on stderr True {Path.cwd()}"]
+    assert started.process.poll() == 66
+
+
+def test_what_a_program_raises_ends_it_alone(server: ForkServer, tmp_path: Path) -> None:
+    started = Started(server, "fail", tmp_path)
+    assert started.process.wait() == 1
+    assert started.told[-1] == "ValueError: as asked"
+    assert Started(server, "crash", tmp_path).process.wait() == -signal.SIGKILL
+    assert Started(server, "tell", tmp_path).process.wait() == 66
+
+
+def test_signals_reach_it(server: ForkServer, tmp_path: Path) -> None:
+    asked, killed = Started(server, "wait", tmp_path), Started(server, "wait", tmp_path / "again")
+    for started in (asked, killed):
+        until(lambda started=started: started.told == ["waits"], 30, "both wait")
+        assert started.process.poll() is None
+    asked.process.send_signal(signal.SIGTERM)
+    assert asked.process.wait() == 75
+    killed.process.kill()
+    assert killed.process.wait() == -signal.SIGKILL
+    killed.process.send_signal(signal.SIGTERM)  # nobody is there any more
+
+
+def test_torch_is_told_of_its_threads(server: ForkServer, tmp_path: Path) -> None:
+    for threads in ("1", "2"):
+        started = Started(server, "threads", tmp_path, "torch", OMP_NUM_THREADS=threads)
+        assert started.process.wait() == 0
+        assert started.told == [threads]
+
+
+def test_a_server_that_dies_is_started_anew_and_takes_its_processes_with_it(
+    server: ForkServer, tmp_path: Path
+) -> None:
+    orphan = Started(server, "wait", tmp_path)
+    until(lambda: orphan.told == ["waits"], 30, "it waits")
+    os.kill(server.pid, signal.SIGKILL)
+    assert orphan.process.wait() == -signal.SIGKILL
+    until(lambda: is_gone(orphan.process.pid), 30, "it ends with its server")
+    assert Started(server, "tell", tmp_path).process.wait() == 66
+
+
+def test_processes_go_on_when_the_server_ends(programs: str, tmp_path: Path) -> None:
+    with ForkServer([programs], tmp_path / "server.log") as server:
+        started = Started(server, "wait", tmp_path)
+        until(lambda: started.told == ["waits"], 30, "it waits")
+    pid = started.process.pid
+    assert not is_gone(pid)
+    os.kill(pid, signal.SIGTERM)
+    until(lambda: is_gone(pid), 30, "it ends")
+
+
+def test_a_module_that_cannot_be_imported_fails_the_program_that_needs_it(
+    programs: str, tmp_path: Path
+) -> None:
+    with ForkServer(["no_such_module"], tmp_path / "server.log") as server:
+        with (tmp_path / "out").open("wb") as output:
+            process = server.start("no_such_module:run", [], environment={}, output=output)
+        assert process.wait() == 1
+        assert "No module named 'no_such_module'" in (tmp_path / "out").read_text()
+        assert Started(server, "tell", tmp_path).process.wait() == 66
+    assert "no_such_module cannot be imported" in (tmp_path / "server.log").read_text()

@@ -1,0 +1,146 @@
+"""The process that has imported what stages import, and forks one process for each that is asked for.
+
+Importing torch and transformers takes most of a small stage's time; a fork has them at once, and shares their
+memory. Each is a process as any other: a session, an environment, an output and an exit code of its own. The
+server computes nothing and must never touch a GPU, for CUDA does not survive a fork. `forking` is what asks.
+
+A request comes as a channel, with the file for the output, through the control socket; on the channel follows
+one line of JSON. The server answers there with the process's id and, once it has ended, its exit code.
+"""
+
+import gc
+import importlib
+import json
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+REQUEST = b"+"
+"""What is sent with the two descriptors of a request: channel and output."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve until the control socket is closed.
+
+    Args:
+        arguments: Descriptor of the control socket, then the modules to import while nothing is asked for.
+
+    Returns:
+        In the server 0; in a process that it forked what the program returned, that exits with it.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    server = _Server(socket.socket(fileno=int(arguments[0])), list(arguments[1:]))
+    request = server.serve()
+    return _run(request) if request is not None else 0
+
+
+class _Server:
+    def __init__(self, control: socket.socket, modules: list[str]) -> None:
+        self._control = control
+        self._modules = modules
+        self._children: dict[int, socket.socket] = {}
+        self._woken, self._wake = os.pipe()
+        os.set_blocking(self._wake, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+
+    def serve(self) -> dict[str, Any] | None:
+        """Fork what is asked for; returns the request in each process that is forked, None at the end."""
+        while True:
+            # What is asked for comes first; importing fills the time between.
+            wait = 0 if self._modules else None
+            ready, _, _ = select.select([self._control, self._woken], [], [], wait)
+            if self._woken in ready:
+                os.read(self._woken, 4096)
+                self._reap()
+            elif self._control in ready:
+                message, descriptors, _, _ = socket.recv_fds(self._control, len(REQUEST), 2)
+                if not message:
+                    return None
+                request = self._fork(*descriptors)
+                if request is not None:
+                    return request
+            elif self._modules:
+                _import(self._modules.pop(0))
+
+    def _fork(self, channel_number: int, output: int) -> dict[str, Any] | None:
+        channel = socket.socket(fileno=channel_number)
+        with channel.makefile("rb") as lines:
+            line = lines.readline()
+        if not line.endswith(b"\n"):  # who asked is gone
+            channel.close()
+            os.close(output)
+            return None
+        request: dict[str, Any] = json.loads(line)
+        for module in request["modules"]:
+            _import(module)
+        gc.freeze()  # else the first collection of every child copies what it shares with this process
+        pid = os.fork()
+        if pid == 0:
+            self._leave()
+            channel.close()
+            _become(request["environment"], output)
+            return request
+        os.close(output)
+        self._children[pid] = channel
+        _tell(channel, pid)
+        return None
+
+    def _leave(self) -> None:
+        """Let go, in a child, of what is the server's."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._control.close()
+        for channel in self._children.values():
+            channel.close()
+        os.close(self._woken)
+        os.close(self._wake)
+
+    def _reap(self) -> None:
+        for pid in list(self._children):
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                with self._children.pop(pid) as channel:
+                    _tell(channel, os.waitstatus_to_exitcode(status))
+
+
+def _tell(channel: socket.socket, number: int) -> None:
+    try:
+        channel.sendall(b"%d\n" % number)
+    except BrokenPipeError:
+        logger.info("nobody asks for %d any more", number)
+
+
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except Exception:  # the program that needs it fails for it again, with its own message
+        logger.exception("%s cannot be imported", module)
+
+
+def _become(environment: dict[str, str], output: int) -> None:
+    """Make this process one of its own."""
+    os.setsid()  # Ctrl-C at a terminal reaches who asked alone
+    os.dup2(output, sys.stdout.fileno())
+    os.dup2(output, sys.stderr.fileno())
+    os.close(output)
+    os.environ.clear()
+    os.environ.update(environment)
+    torch = sys.modules.get("torch")
+    threads = environment.get("OMP_NUM_THREADS", "")
+    if torch is not None and threads.isdigit():  # which torch has read long ago
+        torch.set_num_threads(int(threads))
+
+
+def _run(request: dict[str, Any]) -> int:
+    """Call the program, MODULE:FUNCTION, with its arguments."""
+    module, function = request["program"].split(":")
+    code: int = getattr(importlib.import_module(module), function)(request["arguments"])
+    return code

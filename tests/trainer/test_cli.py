@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 from trenchcoat_api.exitcodes import ExitCode
 
@@ -24,6 +25,12 @@ def test_what_is_missing_is_told_with_what_brings_it() -> None:
     assert "numpy is not installed" in done.stderr
     assert "pip install 'trenchcoat[trainer,report]'" in done.stderr
     assert "Traceback" not in done.stderr
+    assert done.returncode == ExitCode.BAD_INPUT
+
+
+def test_a_run_looks_for_torch_before_it_starts_anything(tmp_path: Path) -> None:
+    done = without("torch", "run", "examples/tiny.yaml", "--store", str(tmp_path))
+    assert "torch is not installed" in done.stderr
     assert done.returncode == ExitCode.BAD_INPUT
 
 

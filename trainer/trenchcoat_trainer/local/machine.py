@@ -1,5 +1,6 @@
 """What the machine of a local run has."""
 
+import importlib.util
 import json
 import os
 import tempfile
@@ -17,8 +18,11 @@ def find_machine(server: ForkServer) -> Machine:
 
     Raises:
         BadInputError: TRENCHCOAT_DEVICE is neither empty nor cpu.
+        ModuleNotFoundError: torch is not installed.
         StageError: GPUs cannot be asked for; with what was told.
     """
+    if importlib.util.find_spec("torch") is None:  # nothing here loads it, and every stage would fail
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
     cores = os.cpu_count() or 1
     if is_cpu_meant():
         return Machine(gpus=0, cores=cores)

@@ -13,6 +13,7 @@ import rich.progress
 from trenchcoat_api.artifacts import Artifact, Progress
 
 from trenchcoat_trainer.runtime.clock import Clock
+from trenchcoat_trainer.runtime.pace import Pace
 from trenchcoat_trainer.store import Store
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class ProgressReporter:
         self._rates: deque[tuple[float, int]] = deque()
         self._tokens = 0
         self._phase = ""
-        self._first_fraction: float | None = None
+        self._pace = Pace()
         self._fraction = 0.0
         self._saved_fraction: float | None = None
         self.curve = Curve()
@@ -121,10 +122,9 @@ class ProgressReporter:
             self._rates.clear()
         if losses:
             self.curve.add(next(iter(losses.values())))
-        if self._first_fraction is None:
-            self._first_fraction = fraction
         self._tokens += tokens
         now = time.monotonic()
+        self._pace.note(now, self._fraction)
         is_last = 0 < steps <= step
         pause = EVERY_SECONDS_VERSIONED if self._store.keeps_versions else EVERY_SECONDS
         if now - self._reported_at < pause and not is_last:
@@ -133,14 +133,14 @@ class ProgressReporter:
         self._rates.append((now, self._tokens))
         while now - self._rates[0][0] > RATE_SECONDS and len(self._rates) > 2:
             self._rates.popleft()
-        self._report(step, steps, fraction, {name: format_loss(value) for name, value in losses.items()})
+        self._report(step, steps, {name: format_loss(value) for name, value in losses.items()})
 
     def close(self) -> None:
         """Take the bar off the terminal."""
         if self._bar is not None:
             self._bar.stop()
 
-    def _report(self, step: int, steps: int, fraction: float, losses: dict[str, str]) -> None:
+    def _report(self, step: int, steps: int, losses: dict[str, str]) -> None:
         progress = Progress(
             stage=self._artifact.stage,
             cria=self._artifact.cria.index if self._artifact.cria else None,
@@ -152,7 +152,7 @@ class ProgressReporter:
             losses=losses,
             curve=self.curve.formatted(),
             tokens_per_second=self._tokens_per_second(),
-            eta_seconds=self._eta_seconds(fraction),
+            eta_seconds=self._pace.left(),
             gpu_memory_bytes=_peak_gpu_memory(),
             saved_fraction=self._saved_fraction,
             updated_at=datetime.now(UTC),
@@ -167,10 +167,6 @@ class ProgressReporter:
     def _tokens_per_second(self) -> float | None:
         (began, before), (now, after) = self._rates[0], self._rates[-1]
         return (after - before) / (now - began) if now > began and after > before else None
-
-    def _eta_seconds(self, fraction: float) -> float | None:
-        done = fraction - (self._first_fraction or 0.0)
-        return self._clock.attempt_seconds * (1 - fraction) / done if done > 0 else None
 
 
 def _peak_gpu_memory() -> int | None:

@@ -1,7 +1,5 @@
 """The few words and numbers that `kubectl get trenchcoats` shows of a whole run."""
 
-from math import ceil
-
 from trenchcoat_api import headline, texts
 from trenchcoat_api.artifacts import Facts
 from trenchcoat_api.stages import Stage
@@ -9,7 +7,7 @@ from trenchcoat_api.status import CriaStatus, StageStatus, State
 
 from trenchcoat_operator.reconcile.look import Look
 from trenchcoat_operator.reconcile.situation import Situation
-from trenchcoat_operator.reconcile.telling import rows
+from trenchcoat_operator.reconcile.telling import left, rows
 
 # Rough shares of a run's time; only the PROGRESS column rests on them.
 _WEIGHTS = {
@@ -80,23 +78,7 @@ def progress(look: Look, stages: list[StageStatus]) -> str:
 
 def eta(situation: Situation) -> str:
     """Time until the running stage is done; empty while unknown."""
-    left = []
-    for assessment in situation.assessments:
-        report = situation.look.observed.store.progress.get(assessment.work.key)
-        if assessment.state is State.RUNNING and report is not None and report.eta_seconds is not None:
-            left.append((assessment.work.stage, report.eta_seconds, report.fraction))
-    if not left:
-        return ""
-    longest = max(seconds for _, seconds, _ in left)
-    crias = [item for item in left if item[0] is Stage.CRIA]
-    if crias:
-        waiting = sum(
-            assessment.work.stage is Stage.CRIA
-            and assessment.state not in (State.SUCCEEDED, State.RUNNING, State.FAILED)
-            for assessment in situation.assessments
-        )
-        # A Cria that waits takes about as long as those that run: estimated from what they have left.
-        whole = [seconds / (1 - share) for _, seconds, share in crias if share < 1]
-        if whole:
-            longest += ceil(waiting / len(crias)) * (sum(whole) / len(whole))
-    return texts.duration(longest)
+    known = [
+        seconds for seconds in (left.of_stages(situation), left.of_crias(situation)) if seconds is not None
+    ]
+    return texts.duration(max(known)) if known else ""

@@ -18,8 +18,13 @@ _ORDER_OF_TELLING = (
 )
 
 
-def crias_row(crias: list[CriaStatus]) -> StageStatus:
-    """The row of the cria stage, which sums up the Crias."""
+def crias_row(crias: list[CriaStatus], left: float | None) -> StageStatus:
+    """The row of the cria stage, which sums up the Crias.
+
+    Args:
+        crias: Their rows.
+        left: Seconds until all are done; None while unknown.
+    """
     done = [cria for cria in crias if cria.state is State.SUCCEEDED]
     begun = [cria.started_at for cria in crias if cria.started_at]
     values: dict[str, Any] = {"state": State.SUCCEEDED, "started_at": min(begun, default="")}
@@ -50,6 +55,7 @@ def crias_row(crias: list[CriaStatus]) -> StageStatus:
             "progress": texts.percent(
                 sum(fraction(cria) for cria in crias) / len(crias),
             ),
+            "eta": "" if left is None else texts.duration(left),
             "loss": next((cria.loss for cria in running if cria.loss), ""),
             "last_failure": next((cria.last_failure for cria in crias if cria.last_failure), ""),
         }

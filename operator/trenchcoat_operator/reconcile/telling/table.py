@@ -5,6 +5,7 @@ from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import CriaStatus, StageStatus
 
 from trenchcoat_operator.reconcile.situation import Situation
+from trenchcoat_operator.reconcile.telling import left
 from trenchcoat_operator.reconcile.telling.rows import blocked_row, cria_row, stage_row
 from trenchcoat_operator.reconcile.telling.summary_row import crias_row
 
@@ -21,7 +22,7 @@ def rows(situation: Situation) -> tuple[list[StageStatus], list[CriaStatus]]:
     asked = stages_of(look.trenchcoat.spec)
     for stage in asked:
         if stage is Stage.CRIA and crias:
-            stages.append(crias_row(crias))
+            stages.append(crias_row(crias, left.of_crias(situation)))
         elif stage in by_stage:
             stages.append(stage_row(stage, situation, by_stage[stage], former.get(stage.value)))
         else:

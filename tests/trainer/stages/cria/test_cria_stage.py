@@ -9,6 +9,7 @@ from trenchcoat_trainer.errors import BadInputError, PreemptedError
 from trenchcoat_trainer.models.student import initial_parameters, student_config
 from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.stages import cria as cria_stage
+from trenchcoat_trainer.stages.cria.loop import LORA_COST
 
 from tests.trainer.helpers.trainer_samples import StopAfter
 
@@ -54,6 +55,27 @@ def test_it_leaves_maps_adapters_and_losses(open_training, training_spec):
     assert list(errors) == ["2", "3"]
     assert all(0 < float(error) < 1 for error in errors.values()), errors
     assert not context.store.exists(context.artifact.checkpoint_prefix + "state.safetensors")
+
+
+def test_what_is_told_as_done_counts_sequences_whatever_the_batch_sizes(
+    open_training, training_spec, change, monkeypatch: pytest.MonkeyPatch
+):
+    """A LoRA batch of twice the sequences counts twice as much, so that the same share takes as long."""
+    told: list[tuple[str, float]] = []
+    sizes = {"transfer": 2, "criaLora": 4}
+    of_phases = {name: {"epochs": 1, "batchSize": size, "microBatchSize": 2} for name, size in sizes.items()}
+    context = open_training(change(training_spec, **of_phases), Stage.CRIA, cria=1, store="shares")
+    update = context.progress.update
+
+    def note(phase: str, *args: object, fraction: float, **more: object) -> None:
+        told.append((phase, fraction))
+        update(phase, *args, fraction=fraction, **more)
+
+    monkeypatch.setattr(context.progress, "update", note)
+    cria_stage.run(context)
+    assert told[-1][1] == pytest.approx(1.0)
+    transferred = max(fraction for phase, fraction in told if phase == "transfer")
+    assert transferred == pytest.approx(1 / (1 + LORA_COST[context.spec.cria_lora.objective]))
 
 
 @pytest.mark.parametrize("objective", ["layerwise", "block"])

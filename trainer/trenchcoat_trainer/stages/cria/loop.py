@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import torch
+from trenchcoat_api.spec import Objective
 
 from trenchcoat_trainer.data import CriaData
 from trenchcoat_trainer.runtime.context import StageContext
@@ -15,6 +16,8 @@ from trenchcoat_trainer.stages.cria.phase import Phase
 logger = logging.getLogger(__name__)
 
 _MAPS = "maps."
+LORA_COST = {Objective.LAYERWISE: 1.08, Objective.BLOCK: 2.1}
+"""What a sequence takes in LoRA by Cria, in parts of one in attention transfer (benchmarks/step, H100)."""
 
 
 class Loop:
@@ -31,6 +34,10 @@ class Loop:
         self._steps = {
             "transfer": transfer_epochs * data.steps(spec.transfer.batch_size),
             "lora": spec.cria_lora.epochs * data.steps(spec.cria_lora.batch_size),
+        }
+        self._costs = {
+            "transfer": transfer_epochs * data.steps(1),
+            "lora": spec.cria_lora.epochs * data.steps(1) * LORA_COST[spec.cria_lora.objective],
         }
         self._saved_at = time.monotonic()
         self._interval = CHECKPOINT_SECONDS
@@ -76,13 +83,14 @@ class Loop:
         return cursor
 
     def _report(self, phase: Phase, cursor: Cursor, sequences: int) -> None:
-        before = 0 if phase.name == "transfer" else self._steps["transfer"]
+        before = 0 if phase.name == "transfer" else self._costs["transfer"]
+        done = self._costs[phase.name] * cursor.done / self._steps[phase.name]
         own = {} if cursor.final is None else {phase.name: cursor.final}
         self._context.progress.update(
             phase.name,
             cursor.done,
             self._steps[phase.name],
-            fraction=(before + cursor.done) / sum(self._steps.values()),
+            fraction=(before + done) / sum(self._costs.values()),
             losses={**own, **self.losses},
             tokens=sequences * self._context.spec.data.sequence_length,
         )

@@ -18,6 +18,7 @@ def install_operator(
     chart: Path = CHART,
     release: str = RELEASE,
     settings: tuple[str, ...] = (),
+    strings: tuple[str, ...] = (),
 ) -> None:
     """Install or upgrade the chart with the images at hand, and wait until the operator is ready.
 
@@ -27,6 +28,7 @@ def install_operator(
         chart: The chart, a folder or a package; this checkout's.
         release: Name of the release.
         settings: Further values of the chart, as for `helm --set`.
+        strings: Values that are strings whatever they look like, as for `helm --set-string`.
     """
     words = ["helm", "upgrade", "--install", release, str(chart)]
     words += ["--namespace", RELEASE_NAMESPACE, "--create-namespace", "--wait", "--timeout", "3m"]
@@ -34,6 +36,8 @@ def install_operator(
         words += image_values(value, image)
     for setting in settings:
         words += ["--set", setting]
+    for setting in strings:
+        words += ["--set-string", setting]
     if console is not None:
         console.print(
             "helm upgrade --install " + " ".join(words[3:5]).replace(str(CHART), "charts/trenchcoat")

@@ -13,7 +13,7 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,9 +172,16 @@ class StageRunner:
     """The store is that of the spec, not the folder, which then holds the spec and logs alone."""
 
     def run(
-        self, kill: Kill | None = None, *, world_size: int = 1, killed_rank: int = 0
+        self,
+        kill: Kill | None = None,
+        *,
+        world_size: int = 1,
+        killed_rank: int = 0,
+        environment: Mapping[str, str] | None = None,
     ) -> tuple[list[int | None], Counter[str]]:
         """Start all ranks and wait; when one was killed, kill the others too, as a cluster does.
+
+        `environment` are variables of all of them.
 
         Returns:
             Exit codes, and the points that the rank to be killed has passed if it was not.
@@ -192,16 +199,17 @@ class StageRunner:
         port = free_port()
         ranks = []
         for rank in range(world_size):
-            environment = {"TRENCHCOAT_TERMINATION_LOG": str(self.folder / f"termination-{rank}")}
+            own = {"TRENCHCOAT_TERMINATION_LOG": str(self.folder / f"termination-{rank}")}
+            own |= environment or {}
             # The server that processes are forked from may be older than these.
-            environment |= {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+            own |= {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
             if world_size > 1:
-                environment |= {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
-                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+                own |= {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
+                own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             chosen = rank == killed_rank
             arguments = (
                 command,
-                environment,
+                own,
                 WRITE_EVERYTHING | self.settings,
                 kill if chosen else None,
                 counts if chosen else None,

@@ -1,12 +1,7 @@
 """Stitching: the result of plain training, whatever the number of ranks, resumable, free of compilation."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
-from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.checkpoints.shards import load_rest_weights
 from trenchcoat_trainer.data import LengtheningData, Schedule, Starts, TokenData
@@ -20,12 +15,12 @@ from trenchcoat_trainer.models.artifacts import (
     trained_parameters,
 )
 from trenchcoat_trainer.models.cria import CriaModel
-from trenchcoat_trainer.runtime.processes import free_port
 from trenchcoat_trainer.stages import stitch
 from trenchcoat_trainer.stages.stitch.batches import StitchData
 from trenchcoat_trainer.stages.stitch.engine import next_token_loss
 from trenchcoat_trainer.stages.stitch.recall import IGNORED
 
+from tests.trainer.helpers.killing import StageRunner
 from tests.trainer.helpers.trainer_samples import StopAfter
 
 pytestmark = pytest.mark.slow
@@ -233,7 +228,7 @@ def test_stopped_and_started_again_it_ends_with_the_same_adapters(open_training,
 
 @pytest.mark.parametrize("own", [{}, {"batchSize": 6, "longSequences": {"share": "0.5", "multiple": 2}}])
 def test_two_ranks_train_the_same(open_training, spread_spec, change, tmp_path, own):
-    """As a PyTorchJob starts them: one process each, without LOCAL_RANK; 3 micro-batches for 2 ranks.
+    """With what a PyTorchJob tells them: one process each, without LOCAL_RANK; 3 micro-batches for 2 ranks.
 
     With longer sequences 3 micro-batches of a step stand beside 6 of another.
     """
@@ -242,36 +237,14 @@ def test_two_ranks_train_the_same(open_training, spread_spec, change, tmp_path, 
     stitch.run(alone)
 
     context = open_training(spec, Stage.STITCH, store="two", trained="spread_store")
-    file = tmp_path / "spec.yaml"
-    file.write_text(to_yaml(spec))
-    port = free_port()
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "-m", "trenchcoat_trainer", "stitch", "--spec", str(file)]
-    processes = [
-        subprocess.Popen(
-            [*command, "--store", str(tmp_path / "two")],
-            env={**os.environ, **world, "RANK": str(rank), "OMP_NUM_THREADS": "1", "CXX": "/bin/false"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    seldom = {"trenchcoat_trainer.stages.stitch.CHECKPOINT_SECONDS": stitch.CHECKPOINT_SECONDS}
+    runner = StageRunner(spec, context.artifact, tmp_path / "two", seldom)
+    assert runner.run(world_size=2, environment={"CXX": "/bin/false"})[0] == [0, 0], logs(runner)
     assert_alike(stitch_adapters(context)[0], stitch_adapters(alone)[0])
 
 
-def to_yaml(spec) -> str:
-    body = spec.model_dump(by_alias=True, mode="json", exclude_none=True)
-    return Trenchcoat.model_validate(
-        {
-            "apiVersion": "trenchcoat.dev/v1alpha1",
-            "kind": "Trenchcoat",
-            "metadata": {"name": "tiny"},
-            "spec": body,
-        }
-    ).model_dump_json(by_alias=True, exclude_none=True)
+def logs(runner: StageRunner) -> list[str]:
+    return [file.read_text() for file in runner.folder.glob("termination-*")]
 
 
 def test_no_epochs_leave_adapters_that_change_nothing(open_training, training_spec, change):

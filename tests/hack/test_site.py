@@ -200,3 +200,46 @@ def test_what_a_change_makes_anew_is_as_told() -> None:
         after = made_by(spec | {part: changed})
         anew = [stage for stage, keys in after.items() if keys != before[stage]]
         assert (", ".join(anew) or "none") == told[part], part
+
+
+YAML = re.compile(r"```yaml\n(.*?)```", re.DOTALL)
+
+
+def shown_specs() -> Iterator[Any]:
+    """Specs, or parts of them, that the documentation shows; `...` stands for what a reader knows."""
+    for page in [*sorted((TOP / "docs").glob("*.md")), TOP / "README.md"]:
+        for number, block in enumerate(YAML.findall(page.read_text())):
+            document = yaml.safe_load(block)
+            if (
+                isinstance(document, dict)
+                and "spec" in document
+                and document.get("kind", "Trenchcoat") == "Trenchcoat"
+            ):
+                yield pytest.param(document, id=f"{page.name}-{number}")
+
+
+def laid_over(base: Any, part: Any) -> Any:
+    """`base` with what `part` says in its place; a source takes what belongs to the other one along."""
+    if not isinstance(part, dict) or not isinstance(base, dict) or "source" in part or "form" in part:
+        return part
+    return base | {key: laid_over(base.get(key), value) for key, value in part.items()}
+
+
+@pytest.mark.parametrize("document", list(shown_specs()))
+def test_what_the_documentation_shows_of_a_spec_is_one(document: dict[str, Any]) -> None:
+    example = yaml.safe_load((TOP / "examples" / "smollm2-135m.yaml").read_text())
+    spec = laid_over(example, document)["spec"]
+    if "webIdentity" in spec["store"]:
+        del spec["store"]["credentialsSecretRef"]
+    text = yaml.safe_dump(spec).replace("...", "QUJD")  # what stands for a name or a certificate
+    assert TrenchcoatSpec.model_validate(yaml.safe_load(text))
+
+
+def test_a_misspelt_field_of_a_shown_spec_is_found() -> None:
+    with pytest.raises(ValueError, match="maxParalelCrias"):
+        TrenchcoatSpec.model_validate(
+            laid_over(
+                samples.running().spec.model_dump(mode="json", by_alias=True, exclude_none=True),
+                {"scheduling": {"maxParalelCrias": 3}},
+            )
+        )

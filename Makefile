@@ -9,13 +9,17 @@ KUBECONFIG :=
 REGISTRY :=
 TAG := latest
 
+# What `make release` builds besides wheels and chart, and the version that `make version` writes everywhere.
+IMAGES := operator trainer
+VERSION :=
+
 # The checkpoint that `make serve` serves: what `make demo` leaves.
 MODEL := build/demo/model
 
 # What the code of an export is tried with; configuration_trenchcoat.py names the same.
 TRANSFORMERS := 4.56.0 4.57.6 5.0.0 5.24.0
 
-.PHONY: help venv docs demo local-demo test test-serving test-browser test-tasks test-versions serve unit explore lint format crds chart-docs plan-table lock cluster-up cluster-down cluster-status images
+.PHONY: help venv docs demo local-demo test test-serving test-browser test-tasks test-versions test-release release version serve unit explore lint format crds chart-docs plan-table lock cluster-up cluster-down cluster-status images
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -55,16 +59,25 @@ test-tasks: venv  ## lm-evaluation-harness on teacher and student; not part of m
 	hack/python-env tasks
 	.venv-tasks/bin/python -m pytest tests/trainer/stages/evaluate/test_tasks.py
 
+test-release: venv  ## what `make release` leaves, installed where nothing else is, runs the README's commands; not part of make test
+	$(PYTHON) -m pytest tests/release
+
+release: venv  ## wheels, sdists, chart, images with bills of materials, checksums, into build/release; IMAGES= leaves them out
+	$(PYTHON) hack/release --images $(IMAGES)
+
+version: venv  ## write VERSION=1.2.3 into pyproject.toml and wherever else it stands
+	$(PYTHON) hack/release --set-version $(VERSION)
+
 docs:  ## the documentation site, into build/site; fails where a link leads nowhere
 	@hack/python-env docs
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 unit: venv  ## tests without a cluster, under a minute; make test has the slow ones too
-	$(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster --ignore tests/serving --ignore tests/versions --ignore tests/browser -m "not slow"
+	$(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster --ignore tests/serving --ignore tests/versions --ignore tests/browser --ignore tests/release -m "not slow"
 
 explore: venv  ## the property tests ten times over, with other examples each time
 	for seed in $$(shuf -i 1-1000000 -n 10); do \
-	  $(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster --ignore tests/serving --ignore tests/versions --ignore tests/browser -m hypothesis --hypothesis-seed=$$seed; \
+	  $(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster --ignore tests/serving --ignore tests/versions --ignore tests/browser --ignore tests/release -m hypothesis --hypothesis-seed=$$seed; \
 	done
 
 lint: venv  ## ruff, mypy --strict on api, operator, plugin, reports and s3, who may import whom, sizes

@@ -3,9 +3,10 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any, Self
 
-DEFAULT_IMAGE = "trenchcoat-trainer:0.1.0"
+DEFAULT_IMAGE = f"trenchcoat-trainer:{version('trenchcoat')}"
 
 
 class SettingsError(ValueError):

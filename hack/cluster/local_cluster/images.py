@@ -33,6 +33,8 @@ BUILD_ARGUMENTS = {"trainer": ("DEVICE=cpu",)}
 
 BASE_SUITE = "bookworm"
 BASE_PACKAGES = ("ca-certificates", "python3", "python3-venv", "python3-dev")
+DEPENDENCIES_SECONDS = {"trainer": 300}
+"""What installing an image's dependencies took on two idle cores; the code over them takes seconds."""
 OPTIONAL = ("kueue",)  # Built when they are deployed, or by name.
 
 
@@ -101,7 +103,8 @@ def usual() -> list[str]:
     return [name for name in tags() if name not in OPTIONAL]
 
 
-def _buildah(*arguments: str | Path, log: Path | None = None) -> str:
+def buildah(*arguments: str | Path, log: Path | None = None) -> str:
+    """Run buildah on the store in the cache and return what it printed."""
     root = cache() / "images"
     run_root = f"/run/trenchcoat-images-{hashlib.sha256(bytes(root)).hexdigest()[:8]}"
     store: list[str | Path] = ["--root", root, "--runroot", run_root, "--storage-driver", "overlay"]
@@ -112,7 +115,7 @@ def _buildah(*arguments: str | Path, log: Path | None = None) -> str:
 
 def built() -> set[str]:
     """Full names in buildah's store."""
-    listing = _buildah("images", "--format", "{{.Name}}:{{.Tag}}").split()
+    listing = buildah("images", "--format", "{{.Name}}:{{.Tag}}").split()
     return {name for name in listing if name.startswith(PREFIX)}
 
 
@@ -122,15 +125,28 @@ def build(wanted: Iterable[str]) -> None:
     if {tag(name) for name in names} <= built():
         return
     with locked(cache() / "images.lock"):
-        _buildah("rm", "--all")  # What a killed build left: nobody else builds while the lock is held.
+        buildah("rm", "--all")  # What a killed build left: nobody else builds while the lock is held.
         have = built()
         for name in [name for name in names if tag(name) not in have]:
             log = cache() / "logs" / f"image-{name}.log"
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text("")
-            with step(f"image {tag(name)}"):
+            with step(f"image {tag(name)}", _usual_seconds(name, have)):
                 _build(name, log)
             _drop(f"{PREFIX}/{name}", have)
+
+
+def _usual_seconds(name: str, have: set[str]) -> float | None:
+    """How long a build takes where its heavy layers are not there yet; None where nobody has to wait long."""
+    image = catalogue()[name]
+    if image.dependencies and _dependencies(name) not in have:
+        return DEPENDENCIES_SECONDS.get(name)
+    return None
+
+
+def _dependencies(name: str) -> str:
+    """Full name of an image's heavy lower layers."""
+    return f"{PREFIX}/{name}-dependencies:{content_hash(catalogue()[name].dependencies, tag('base'))}"
 
 
 def build_over(name: str, context: Path) -> str:
@@ -146,16 +162,34 @@ def build_over(name: str, context: Path) -> str:
             log = cache() / "logs" / f"image-{context.name}-{name}.log"
             log.parent.mkdir(parents=True, exist_ok=True)
             with step(f"image {full_name}"):
-                _buildah("build", "--build-arg", f"BASE={tag(name)}", "--tag", full_name, context, log=log)
+                buildah("build", "--build-arg", f"BASE={tag(name)}", "--tag", full_name, context, log=log)
             # They would keep the gigabytes of the images that they were built over.
             _drop(repository, have)
+    return full_name
+
+
+def build_for_release(name: str, version: str) -> str:
+    """Build an image of ours for nodes that have the GPUs that they claim; return its full name.
+
+    It shares the heavy layers with the one that the local cluster runs.
+    """
+    build(["base"])
+    full_name = f"{PREFIX}/release-{name}:{version}"
+    labels = {"version": version, "title": f"trenchcoat-{name}", "licenses": "Apache-2.0"}
+    options = [f"--label=org.opencontainers.image.{key}={value}" for key, value in labels.items()]
+    log = cache() / "logs" / f"image-release-{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("")
+    with locked(cache() / "images.lock"):
+        _drop(f"{PREFIX}/release-{name}", built())
+        _project(name, full_name, log, *options, arguments=())
     return full_name
 
 
 def _drop(repository: str, names: Iterable[str]) -> None:
     """Remove those of the names that are a repository's."""
     if old := [name for name in names if name.startswith(f"{repository}:")]:
-        _buildah("rmi", "--force", *old)
+        buildah("rmi", "--force", *old)
 
 
 def _with_needs(wanted: Iterable[str]) -> list[str]:
@@ -174,14 +208,14 @@ def _build(name: str, log: Path) -> None:
     elif name == "busybox":
         _dockerfile(name, Path(run(["sh", "-c", "command -v busybox"]).strip()).resolve().parent, log)
     elif image.dependencies:
-        heavy = f"{PREFIX}/{name}-dependencies:{content_hash(image.dependencies, tag('base'))}"
+        heavy = _dependencies(name)
         stale = {other for other in built() if other.startswith(f"{PREFIX}/{name}-dependencies:")} - {heavy}
         _project(name, heavy, log, "--target", "dependencies")
         _project(name, tag(name), log)
         if stale:
             # Gigabytes: drop the old layers together with the build cache that refers to them.
-            _buildah("rmi", "--force", *stale)
-            _buildah("rmi", "--prune", "--force")
+            buildah("rmi", "--force", *stale)
+            buildah("rmi", "--prune", "--force")
     else:
         components.build([name])
         _dockerfile(name, components.folder_of(name), log)
@@ -189,10 +223,12 @@ def _build(name: str, log: Path) -> None:
 
 def _dockerfile(name: str, context: Path, log: Path) -> None:
     file = HACK / "images" / f"{name}.Dockerfile"
-    _buildah("build", "--file", file, "--tag", tag(name), context, log=log)
+    buildah("build", "--file", file, "--tag", tag(name), context, log=log)
 
 
-def _project(name: str, full_name: str, log: Path, *more: str) -> None:
+def _project(
+    name: str, full_name: str, log: Path, *more: str, arguments: tuple[str, ...] | None = None
+) -> None:
     options: list[str | Path] = [
         "--layers",
         "--ignorefile",
@@ -205,26 +241,28 @@ def _project(name: str, full_name: str, log: Path, *more: str) -> None:
     for key in BUILD_ENVIRONMENT:
         if key in os.environ:
             options += ["--build-arg", f"{key}={os.environ[key]}"]
-    for argument in (f"BASE={tag('base')}", *BUILD_ARGUMENTS.get(name, ())):
+    if arguments is None:
+        arguments = BUILD_ARGUMENTS.get(name, ())
+    for argument in (f"BASE={tag('base')}", *arguments):
         options += ["--build-arg", argument]
     options += ["--tag", full_name]
-    _buildah("build", *options, *more, REPO, log=log)
+    buildah("build", *options, *more, REPO, log=log)
 
 
 def _build_base(log: Path) -> None:
     """Debian with Python, as docker.io's python:3.11-slim-bookworm would be, where that cannot be fetched."""
-    container = _buildah("from", "scratch").strip()
+    container = buildah("from", "scratch").strip()
     try:
-        root = Path(_buildah("mount", container).strip())
+        root = Path(buildah("mount", container).strip())
         include = f"--include={','.join(BASE_PACKAGES)}"
         run(["debootstrap", "--variant=minbase", include, BASE_SUITE, root], log=log)
         for pattern in ("dev/*", "var/cache/apt/archives/*.deb", "var/lib/apt/lists/*", "var/log/*"):
             for path in root.glob(pattern):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        _buildah("umount", container)
-        _buildah("commit", container, tag("base"), log=log)
+        buildah("umount", container)
+        buildah("commit", container, tag("base"), log=log)
     finally:
-        _buildah("rm", container)
+        buildah("rm", container)
 
 
 @dataclass(frozen=True)
@@ -326,7 +364,7 @@ def _import(full_name: str, ctr: list[str]) -> None:
             run([*snapshots, "commit", chain, draft])
             made.append(chain)
         below = [chain]
-    described = json.loads(_buildah("inspect", "--type", "image", full_name))
+    described = json.loads(buildah("inspect", "--type", "image", full_name))
     data = archive(full_name, described["Manifest"].encode(), described["Config"].encode())
     run([*ctr, "images", "import", "-"], stdin=data)
     for chain in made:

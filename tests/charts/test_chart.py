@@ -149,7 +149,7 @@ def test_images() -> None:
     container = operator_container(*set_to)
     assert container["image"] == "reg.example/team/trenchcoat-operator:abc"
     environment = {item["name"]: item["value"] for item in container["env"]}
-    assert environment["TRENCHCOAT_TRAINER_IMAGE"] == "localhost/t:0.1.0"
+    assert environment["TRENCHCOAT_TRAINER_IMAGE"] == f"localhost/t:{version}"
     digest = "sha256:" + "0" * 64
     assert operator_container(f"image.digest={digest}")["image"] == f"trenchcoat-operator@{digest}"
     both = operator_container(f"image.digest={digest}", "image.tag=abc")

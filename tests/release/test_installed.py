@@ -87,12 +87,12 @@ def test_a_whole_run_as_the_readme_has_it(whole: Environment) -> None:
 
 
 def told_paths(text: str) -> list[str]:
-    """What stands indented below `The student` and `The report`."""
+    """What stands indented below `The student, for ...:` and `The report:`."""
     lines = text.splitlines()
     return [
         lines[number + 1].strip()
         for number, line in enumerate(lines)
-        if line.startswith(("The student", "The report"))
+        if line.startswith(("The student, for", "The report:"))
     ]
 
 

@@ -65,7 +65,15 @@ class Transfer(Camel):
     learning_rate: PositiveDecimal = Field(default="1e-2", description="Learning rate of AdamW.")
     plateau: Plateau = Field(default_factory=Plateau, description="Learning-rate schedule, by layer.")
     batch_size: int = Field(default=8, description="Sequences per optimiser step.", ge=1, le=65_536)
-    micro_batch_size: int = Field(default=1, description="Sequences per forward pass.", ge=1, le=65_536)
+    micro_batch_size: int = Field(
+        default=1,
+        description=(
+            "Sequences that start at the same position, and per forward pass on a CPU. A GPU computes as "
+            "much of a batch at once as fills it and fits beside the Cria."
+        ),
+        ge=1,
+        le=65_536,
+    )
     clip: Decimal = Field(
         default="1.0", description="Largest gradient norm, by layer; 0 switches clipping off."
     )
@@ -144,7 +152,15 @@ class CriaLora(Camel):
     )
     learning_rate: PositiveDecimal = Field(default="1e-4", description="Learning rate of AdamW.")
     batch_size: int = Field(default=8, description="Sequences per optimiser step.", ge=1, le=65_536)
-    micro_batch_size: int = Field(default=1, description="Sequences per forward pass.", ge=1, le=65_536)
+    micro_batch_size: int = Field(
+        default=1,
+        description=(
+            "Sequences that start at the same position, and per forward pass on a CPU. A GPU computes as "
+            "much of a batch at once as fills it and fits beside the Cria."
+        ),
+        ge=1,
+        le=65_536,
+    )
     clip: Decimal = Field(default="1.0", description="Largest gradient norm; 0 switches clipping off.")
     lora: Lora = Field(default_factory=Lora, description="The adapters.")
 

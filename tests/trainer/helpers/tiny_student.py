@@ -35,6 +35,8 @@ def make_cria(
     last: int,
     attention: Attention = ATTENTION,
     state: dict[str, torch.Tensor] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
 ) -> CriaModel:
     """The student's layers first to last, maps untrained; of the weights `state`, or the teacher's."""
     cria = CriaRange(0, first, last)
@@ -50,7 +52,7 @@ def make_cria(
         for layer in cria.layers
         for name, tensor in initial_parameters(config, layer, seed=0).items()
     }
-    return CriaModel.build(config, cria, weights, maps, dtype=torch.float32, device=torch.device("cpu"))
+    return CriaModel.build(config, cria, weights, maps, dtype=dtype, device=torch.device(device))
 
 
 def make_student(teacher: LlamaForCausalLM, attention: Attention = ATTENTION) -> TrenchcoatLlamaForCausalLM:

@@ -2,6 +2,7 @@
 
 import torch
 from trenchcoat_trainer.layers import fused
+from trenchcoat_trainer.layers.dropout import seeded_dropout
 
 
 def relative(x, truth):
@@ -40,8 +41,8 @@ def first_norm_errors(device="cpu", dtype=torch.float32, width=96):
     return compare(lambda x, w: fused.add_rms_norm(x, None, w, 1e-5), tensors, {"x"})
 
 
-def rope_errors(device="cpu", dtype=torch.float32, heads=6, kv_heads=2, head_dim=16, tokens=7):
-    angles = torch.randn(tokens, head_dim // 2).to(device)
+def rope_errors(device="cpu", dtype=torch.float32, heads=6, kv_heads=2, head_dim=16, tokens=7, by_row=False):
+    angles = torch.randn(*([2] if by_row else []), tokens, head_dim // 2).to(device)
     qkv = torch.randn(2, tokens, (heads + 2 * kv_heads) * head_dim).to(device, dtype)
     return compare(
         lambda x: fused.split_and_rotate(x, angles.cos(), angles.sin(), heads, kv_heads),
@@ -52,3 +53,26 @@ def rope_errors(device="cpu", dtype=torch.float32, heads=6, kv_heads=2, head_dim
 
 def swiglu_errors(device="cpu", dtype=torch.float32, width=70):
     return compare(fused.swiglu, {"gate_up": torch.randn(3, 4, 2 * width).to(device, dtype)}, {"gate_up"})
+
+
+def rope_by_row_errors():
+    """Sequences that start at positions of their own."""
+    return rope_errors(by_row=True)
+
+
+def dropout_errors(device="cpu"):
+    """A sequence by itself drops what it drops beside others, and its gradient the same."""
+    x = torch.ones(3, 5, 450, device=device, requires_grad=True)
+    seeds = torch.tensor([5, 6, 5], device=device)
+    y = seeded_dropout(x, seeds, 2**62 + 11, 0.25)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    alone = seeded_dropout(x[1:2], seeds[1:2], 2**62 + 11, 0.25)
+    return {
+        "gradient": relative(gradient, y),
+        "alone": relative(alone[0], y[1]),
+        "same seed": relative(y[2], y[0]),
+        "other seed": float(torch.equal(y[0], y[1])),
+        "other adapter": float(torch.equal(y, seeded_dropout(x, seeds, 2**62 + 12, 0.25))),
+        "share": float(abs((y == 0).float().mean() - 0.25) > 0.03),
+        "scale": relative(y.max(), torch.tensor(4 / 3)),
+    }

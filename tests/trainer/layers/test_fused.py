@@ -15,8 +15,8 @@ sys.path[:0] = json.loads(sys.argv[1])
 import torch
 import fused_checks
 torch.set_num_threads(1)
-names = ("norm_errors", "first_norm_errors", "rope_errors", "swiglu_errors")
-print(json.dumps({name: getattr(fused_checks, name)() for name in names}))
+names = ("norm", "first_norm", "rope", "rope_by_row", "swiglu", "dropout")
+print(json.dumps({name: getattr(fused_checks, f"{name}_errors")() for name in names}))
 """
 
 

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from trenchcoat_trainer.layers.dropout import seeded_dropout
 from trenchcoat_trainer.layers.fused import add_rms_norm, split_and_rotate
 from trenchcoat_trainer.layers.llama import (
     LayerShape,
@@ -40,17 +41,27 @@ class Adapter:
         b: [out, rank], fp32 master.
         scale: alpha / rank.
         dropout: probability with which an input is dropped in training.
+        seeds: what decides which, one for each sequence, int64 [B]; needed where `dropout` is above 0.
+        salt: tells this adapter's draws from those of others with the same seeds.
     """
 
     a: torch.Tensor
     b: torch.Tensor
     scale: float
     dropout: float = 0.0
+    seeds: torch.Tensor | None = None
+    salt: int = 0
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what the adapter adds for inputs `x` [..., in]."""
+        """Return what the adapter adds for inputs `x` [B, T, in].
+
+        Raises:
+            ValueError: there is dropout, and no seeds.
+        """
         if self.dropout > 0:
-            x = F.dropout(x, self.dropout)
+            if self.seeds is None:
+                raise ValueError("an adapter with dropout needs seeds, one for each sequence")
+            x = seeded_dropout(x, self.seeds, self.salt, self.dropout)
         return F.linear(F.linear(x, self.a.to(x.dtype)), self.b.to(x.dtype) * self.scale)
 
 
@@ -242,7 +253,10 @@ def student_forward(
     for layer in cria.layers:
         arguments = (layer, hidden, delta, rope, cria.shape)
         if recompute and torch.is_grad_enabled():
-            hidden, delta = checkpoint(student_layer, *arguments, use_reentrant=False)
+            # Dropout has seeds of its own: no state of a generator to put back.
+            hidden, delta = checkpoint(
+                student_layer, *arguments, use_reentrant=False, preserve_rng_state=False
+            )
         else:
             hidden, delta = student_layer(*arguments)
     return hidden if delta is None else hidden + delta

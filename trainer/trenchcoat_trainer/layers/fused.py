@@ -59,7 +59,7 @@ if HAVE_TRITON:
 
     @triton.jit
     def _rope_kernel(
-        x_ptr, sxb, sxt, sxh, y_ptr, syb, syt, syh, cos_ptr, sin_ptr, tokens, sign,
+        x_ptr, sxb, sxt, sxh, y_ptr, syb, syt, syh, cos_ptr, sin_ptr, sab, tokens, sign,
         HALF: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         """Rotate the heads of one token: y = x cos + rotate_half(x) sin * sign."""
@@ -67,8 +67,9 @@ if HAVE_TRITON:
         batch, time = (token // tokens).to(tl.int64), token % tokens
         h, d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, HALF)
         ok = (h < HEADS)[:, None]
-        cos = tl.load(cos_ptr + time * HALF + d)[None, :]
-        sin = tl.load(sin_ptr + time * HALF + d)[None, :] * sign
+        angle = batch * sab + time * HALF + d
+        cos = tl.load(cos_ptr + angle)[None, :]
+        sin = tl.load(sin_ptr + angle)[None, :] * sign
         from_ = x_ptr + batch * sxb + time.to(tl.int64) * sxt + h[:, None] * sxh + d[None, :]
         to = y_ptr + batch * syb + time.to(tl.int64) * syt + h[:, None] * syh + d[None, :]
         low = tl.load(from_, mask=ok, other=0.0).to(tl.float32)
@@ -102,7 +103,8 @@ if HAVE_TRITON:
         tl.store(to + width, (dout * gate * sigmoid).to(dgate_up_ptr.dtype.element_ty), mask=ok)
 
 
-def _use_triton(x: torch.Tensor) -> bool:
+def use_triton(x: torch.Tensor) -> bool:
+    """Whether kernels compute on `x`."""
     return HAVE_TRITON and (x.is_cuda or INTERPRETED) and x.dtype != torch.float64
 
 
@@ -153,7 +155,7 @@ def add_rms_norm(
         weight: the norm's weight, [hidden].
         eps: added to the mean square.
     """
-    if _use_triton(x):
+    if use_triton(x):
         total, out = _AddRMSNorm.apply(x, delta, weight, eps)
         return (x if delta is None and not x.requires_grad else total), out
     total = x if delta is None else x + delta
@@ -198,8 +200,9 @@ def _rotate(x: torch.Tensor, y: torch.Tensor, cos: torch.Tensor, sin: torch.Tens
     x = x if x.stride(-1) == 1 else x.contiguous()
     block = min(triton.next_power_of_2(heads), 32)
     _rope_kernel[(batch * tokens, triton.cdiv(heads, block))](
-        x, x.stride(0), x.stride(1), x.stride(2), y, y.stride(0), y.stride(1), y.stride(2), cos, sin, tokens,
-        sign, HALF=head_dim // 2, HEADS=heads, BLOCK=block, num_warps=4,
+        x, x.stride(0), x.stride(1), x.stride(2), y, y.stride(0), y.stride(1), y.stride(2), cos, sin,
+        cos.stride(0) if cos.ndim == 3 else 0, tokens, sign,
+        HALF=head_dim // 2, HEADS=heads, BLOCK=block, num_warps=4,
     )  # fmt: skip
 
 
@@ -210,12 +213,13 @@ def split_and_rotate(
 
     Args:
         qkv: queries, keys and values of all heads side by side, [B, T, (heads + 2 kv_heads) * D].
-        cos: cosines of the positions' angles, fp32, [T, D / 2].
+        cos: cosines of the positions' angles, fp32, [T, D / 2], or [B, T, D / 2] where sequences differ;
+            rows lie one behind the other.
         sin: sines, likewise.
         heads: number of query heads.
         kv_heads: number of key/value heads.
     """
-    if _use_triton(qkv):
+    if use_triton(qkv):
         return _Rope.apply(qkv.contiguous(), cos, sin, heads, kv_heads)
     batch, tokens, width = qkv.shape
     head_dim = width // (heads + 2 * kv_heads)
@@ -227,6 +231,8 @@ def split_and_rotate(
 def _rotate_plain(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate [B, H, T, D] in at least fp32."""
     dtype = torch.promote_types(x.dtype, torch.float32)
+    if cos.ndim == 3:
+        cos, sin = cos[:, None], sin[:, None]
     low, high = x.to(dtype).chunk(2, dim=-1)
     return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1).to(x.dtype)
 
@@ -255,7 +261,7 @@ class _SwiGLU(torch.autograd.Function):
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     """Return silu(gate) * up, [..., F], from both side by side, [..., 2F]."""
-    if _use_triton(gate_up):
+    if use_triton(gate_up):
         return _SwiGLU.apply(gate_up.contiguous())
     gate, up = gate_up.chunk(2, dim=-1)
     return torch.nn.functional.silu(gate) * up

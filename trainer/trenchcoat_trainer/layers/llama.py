@@ -66,7 +66,10 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class Rope:
-    """Cosines and sines of the rotary embedding, fp32, [T, D / 2], scaled as the config says."""
+    """Cosines and sines of the rotary embedding, fp32, scaled as the config says.
+
+    They are [T, D / 2], or [B, T, D / 2] where sequences stand on positions of their own.
+    """
 
     cos: torch.Tensor
     sin: torch.Tensor
@@ -85,6 +88,11 @@ class Rope:
         """Return the angles of `tokens` positions from `start` on, as views."""
         rows = slice(start, start + tokens)
         return Rope(self.cos[rows], self.sin[rows])
+
+    def parts(self, starts: torch.Tensor, tokens: int) -> Rope:
+        """Return the angles of `tokens` positions from each of `starts`, int64 [B], on: [B, T, D / 2]."""
+        positions = starts[:, None] + torch.arange(tokens, device=starts.device)
+        return Rope(self.cos[positions], self.sin[positions])
 
     def first(self, tokens: int) -> Rope:
         """Return the angles of the first `tokens` positions."""

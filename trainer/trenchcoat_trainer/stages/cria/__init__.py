@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from trenchcoat_api.artifacts import Facts
 from trenchcoat_api.crias import CriaRange
 from trenchcoat_api.phases import reads_boundaries
+from trenchcoat_api.spec import Objective
 
 from trenchcoat_trainer.checkpoints.finite import require_finite
 from trenchcoat_trainer.checkpoints.shards import load_cria_weights, load_embeddings
@@ -31,10 +32,10 @@ from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.runtime.devices import choose_device
 from trenchcoat_trainer.runtime.progress import format_loss
 from trenchcoat_trainer.stages.cria.error import layer_errors
-from trenchcoat_trainer.stages.cria.fused import fuse_for_gpu
+from trenchcoat_trainer.stages.cria.fused import FusedCria, fuse_for_gpu
 from trenchcoat_trainer.stages.cria.loop import Loop
 from trenchcoat_trainer.stages.cria.lora import LoraPhase, block_step, layerwise_step
-from trenchcoat_trainer.stages.cria.transfer import TransferPhase, TransferStep, transfer_step
+from trenchcoat_trainer.stages.cria.transfer import TransferPhase, transfer_step
 
 logger = logging.getLogger(__name__)
 
@@ -70,22 +71,27 @@ def train(context: StageContext) -> None:
         transfer_epochs=context.spec.transfer.epochs if model.form_parameters() else 0,
     )
     starts = Starts.of(context.spec, model.config)
-    fused = fuse_for_gpu(model, starts.below + context.spec.data.sequence_length)
+    length, objective = context.spec.data.sequence_length, context.spec.cria_lora.objective
+    fused = fuse_for_gpu(model, starts.below + length)
 
     if loop.maps is None:
-        loop.maps = train_maps(context, model, loop, fused.transfer_step if fused else transfer_step, starts)
+        loop.maps = train_maps(context, model, loop, fused, starts)
     else:  # an earlier attempt has trained them
         model.set_form_parameters(loop.maps)
         model.requires_grad_(False)
 
+    runner = fused.runner(starts, length, whole=objective is Objective.BLOCK) if fused else None
     lora = LoraPhase(
         model,
         context.spec,
         fused.layerwise_step if fused else layerwise_step,
         fused.block_step if fused else block_step,
         starts,
+        runner,
     )
     cursor = loop.run(lora)
+    if runner:
+        runner.close()
     if lora.epochs:
         loop.losses.update(loraInitial=cursor.initial, lora=cursor.final)
 
@@ -95,7 +101,7 @@ def train(context: StageContext) -> None:
 
 
 def train_maps(
-    context: StageContext, model: CriaModel, loop: Loop, step: TransferStep, starts: Starts
+    context: StageContext, model: CriaModel, loop: Loop, fused: FusedCria | None, starts: Starts
 ) -> dict[str, torch.Tensor]:
     """Run attention transfer; returns the best maps, which are in place, and notes how good they are.
 
@@ -105,8 +111,12 @@ def train_maps(
     if not model.form_parameters():
         logger.info("the form %s has nothing to train in attention transfer", context.spec.attention.form)
     steps = settings.epochs * loop.data.steps(settings.batch_size)
-    transfer = TransferPhase(model, context.spec, steps, step, starts)
+    runner = fused.runner(starts, context.spec.data.sequence_length, whole=False) if fused else None
+    step = fused.transfer_step if fused else transfer_step
+    transfer = TransferPhase(model, context.spec, steps, step, starts, runner)
     cursor = loop.run(transfer)
+    if runner:
+        runner.close()
     maps, best = transfer.finish()
     if cursor.initial is not None:
         loop.losses.update(transferInitial=cursor.initial, transfer=best)

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import deque
 from typing import Any
 
 import torch
@@ -63,14 +64,26 @@ class Loop:
         cursor = self._restore(phase)
         while cursor.epoch < phase.epochs:
             batches = data.batches(epoch=cursor.epoch, batch_size=phase.batch_size, start_step=cursor.step)
+            sizes: deque[int] = deque()
             for batch in copied_ahead(batches, self._device):
-                cursor.note(phase.step(batch, epoch=cursor.epoch, step=cursor.step))
-                self._report(phase, cursor, len(batch.inputs))
+                phase.begin(batch, epoch=cursor.epoch, step=cursor.step + len(sizes))
+                sizes.append(len(batch.inputs))
+                # A GPU computes on the last batch while the host takes note of the one before and reads on.
+                left = 0 if phase.decides or self._device.type != "cuda" else 1
+                self._end(phase, cursor, sizes, left)
                 if context.stop.requested or self._is_due():
+                    self._end(phase, cursor, sizes, 0)
                     self._save(phase, cursor)
                     context.stop.check()
+            self._end(phase, cursor, sizes, 0)
             cursor.epoch, cursor.step = cursor.epoch + 1, 0
         return cursor
+
+    def _end(self, phase: Phase, cursor: Cursor, sizes: deque[int], left: int) -> None:
+        """End the steps begun, all but the last `left`; `sizes` are the sequences of each, in order."""
+        while len(sizes) > left:
+            cursor.note(phase.end())
+            self._report(phase, cursor, sizes.popleft())
 
     def _restore(self, phase: Phase) -> Cursor:
         if self._state.get("phase") != phase.name:

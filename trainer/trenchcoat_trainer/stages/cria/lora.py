@@ -5,7 +5,8 @@ attention transfer trained stays as it left it, as in the paper. Shape letters: 
 size, L layers that do not keep softmax attention.
 """
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +22,8 @@ from trenchcoat_trainer.models.cria import CriaModel, Rope
 from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatAttention
 from trenchcoat_trainer.seeds import derived_seed
 from trenchcoat_trainer.stages.cria.optimizer import NamedAdamW
-from trenchcoat_trainer.stages.cria.phase import GrowthBound, require_finite
+from trenchcoat_trainer.stages.cria.phase import GrowthBound, Told, require_finite
+from trenchcoat_trainer.stages.cria.running import Draw, MicroBatches, Part, Runner
 from trenchcoat_trainer.stages.cria.transfer import finish_layer, loss_weights
 from trenchcoat_trainer.students import Heads, LossWeights
 
@@ -165,6 +167,7 @@ class LoraPhase:
         layerwise: GradientStep = layerwise_step,
         block: GradientStep = block_step,
         starts: Starts | None = None,
+        runner: Runner | None = None,
     ) -> None:
         """Put adapters on `cria`.
 
@@ -174,6 +177,7 @@ class LoraPhase:
             layerwise: computes gradients, as `layerwise_step`.
             block: computes gradients, as `block_step`.
             starts: where micro-batches start; None for position 0.
+            runner: runs steps; None for micro-batch after micro-batch.
         """
         settings = spec.cria_lora
         self._by_layer = settings.objective == "layerwise"
@@ -182,6 +186,7 @@ class LoraPhase:
         self._settings = settings
         self._seed = spec.seed
         self._starts = starts or Starts()
+        self._run = runner or MicroBatches(next(cria.parameters()).device)
         self._weights = loss_weights(spec.transfer)
         self._layerwise_step, self._block_step = layerwise, block
         self.adapters = inject_adapters(cria, settings.lora, seed=spec.seed, purpose="cria")
@@ -191,6 +196,7 @@ class LoraPhase:
         self._loss_layers = self._layers if self._by_layer else [cria.cria.last]
         self._adamw = NamedAdamW(self._groups(), float(settings.learning_rate))
         self._done = 0
+        self._begun: deque[Told | None] = deque()
         self._bound = GrowthBound(self.name, cria.cria, self._loss_layers, float(spec.gates.max_loss_growth))
 
     def _groups(self) -> dict[str, dict[str, torch.nn.Parameter]]:
@@ -205,37 +211,58 @@ class LoraPhase:
         return groups
 
     def step(self, batch: Batch, *, epoch: int, step: int) -> float:
-        """Make one optimiser step; returns the loss, a mean over layers where there is one for each.
+        """Make one optimiser step: `begin`, then `end`."""
+        self.begin(batch, epoch=epoch, step=step)
+        return self.end()
+
+    def begin(self, batch: Batch, *, epoch: int, step: int) -> None:
+        """Begin one optimiser step: `Phase.begin`."""
+        if self._by_layer and not self._layers:
+            self._begun.append(None)
+            return
+        size = self._settings.micro_batch_size
+        draws = [
+            Draw(
+                start=self._starts.start(self.name, epoch, step, index),
+                seed=derived_seed(self._seed, "dropout", epoch, step, index),
+            )
+            for index in range(-(-len(batch.inputs) // size))
+        ]
+        self._begun.append(Told(self._run(batch, draws, size, self._update)))
+
+    def end(self) -> float:
+        """Judge the first step begun; returns its loss, a mean over layers where there is one for each.
 
         Raises:
             DivergedError: a loss or gradient is not a number, or a loss grew beyond the bound.
         """
-        if self._by_layer and not self._layers:
+        told, layers = self._begun.popleft(), self._loss_layers
+        if told is None:
             return 0.0
-        device = next(iter(self.adapters.values())).device
-        layers = self._loss_layers
-        losses = torch.zeros(len(layers), device=device)
-        micro_size = self._settings.micro_batch_size
-        targets = batch.targets
-        for index, first in enumerate(range(0, len(batch.inputs), micro_size)):
-            inputs = batch.inputs[first : first + micro_size].to(device, non_blocking=True)
-            share = len(inputs) / len(batch.inputs)
-            seed = derived_seed(self._seed, "dropout", epoch, step, index)
-            start = self._starts.start(self.name, epoch, step, index)
-            options = {"scale": share, "seed": seed, "start": start}
-            if self._by_layer:
-                loss = self._layerwise_step(self._cria, inputs, **options, weights=self._weights)
-            else:
-                target = None if targets is None else targets[first : first + micro_size].to(device)
-                loss = self._block_step(self._cria, inputs, target, **options)
-            losses += share * loss
-        norms = self._adamw.step(float(self._settings.clip))
-        values, gradients = torch.stack([losses, norms]).tolist()
+        values, gradients = told.read()
         require_finite(self.name, self._cria.cria, layers, values, self._done)
         require_finite(self.name, self._cria.cria, layers, gradients, self._done, "gradient norm")
         self._bound.check(values, self._done)
         self._done += 1
         return sum(values) / len(values)
+
+    @property
+    def decides(self) -> bool:
+        """Whether a schedule waits for the last step: there is none."""
+        return False
+
+    def _update(self, parts: Iterable[Part]) -> torch.Tensor:
+        """Update the adapters; returns losses and norms of gradients, [2, losses], on the device."""
+        self._adamw.clear()
+        losses = torch.zeros(len(self._loss_layers), device=next(iter(self.adapters.values())).device)
+        for part in parts:
+            options = {"scale": part.share, "seed": part.seed, "start": part.start}
+            if self._by_layer:
+                loss = self._layerwise_step(self._cria, part.inputs, **options, weights=self._weights)
+            else:
+                loss = self._block_step(self._cria, part.inputs, part.targets, **options)
+            losses += part.share * loss
+        return torch.stack([losses, self._adamw.step(float(self._settings.clip))])
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return adapters and the optimiser's state."""

@@ -1,4 +1,8 @@
-"""AdamW with its state in named tensors, so that a checkpoint needs no pickle."""
+"""AdamW with its state in named tensors, so that a checkpoint needs no pickle.
+
+On a GPU nothing of a step waits for the device: rates and step counts are tensors there, so that a CUDA graph
+may hold the step, and one kernel updates all parameters of a group.
+"""
 
 from collections.abc import Iterable
 
@@ -15,10 +19,16 @@ class NamedAdamW:
         """`groups` maps a group's name to its parameters by name; names are unique over all groups."""
         self._groups = groups
         self._device = next((p.device for group in groups.values() for p in group.values()), None)
+        self._on_gpu = self._device is not None and self._device.type == "cuda"
+        rates = torch.full((len(groups),), rate, device=self._device).unbind() if self._on_gpu else None
         self._adamw = torch.optim.AdamW(
-            [{"params": list(group.values()), "name": name} for name, group in groups.items()],
+            [
+                {"params": list(group.values()), "name": name, "lr": rates[i] if rates else rate}
+                for i, (name, group) in enumerate(groups.items())
+            ],
             lr=rate,
             weight_decay=0.0,
+            **({"fused": True, "capturable": True} if self._on_gpu else {}),
         )
 
     def step(self, clip: float) -> torch.Tensor:
@@ -35,14 +45,21 @@ class NamedAdamW:
                 nn.utils.clip_grads_with_norm_(group.values(), clip, norm)
             norms.append(norm)
         self._adamw.step()
-        self._adamw.zero_grad(set_to_none=True)
+        self.clear()
         return torch.stack(norms)
 
     def set_rate(self, group: str, rate: float) -> None:
         """Set the learning rate of one group."""
         for item in self._adamw.param_groups:
             if item["name"] == group:
-                item["lr"] = rate
+                if self._on_gpu:
+                    item["lr"].fill_(rate)
+                else:
+                    item["lr"] = rate
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        self._adamw.zero_grad(set_to_none=True)
 
     def _parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         return ((name, p) for group in self._groups.values() for name, p in group.items())
@@ -61,8 +78,8 @@ class NamedAdamW:
         for name, parameter in self._parameters():
             if f"adamw.{name}.step" in tensors:
                 state = {key: tensors[f"adamw.{name}.{key}"].clone() for key in _STATE}
-                device = parameter.device
-                # AdamW keeps its step count on the CPU.
                 self._adamw.state[parameter] = {
-                    key: value if key == "step" else value.to(device) for key, value in state.items()
+                    # On the CPU AdamW keeps its step count there.
+                    key: value if key == "step" and not self._on_gpu else value.to(parameter.device)
+                    for key, value in state.items()
                 }

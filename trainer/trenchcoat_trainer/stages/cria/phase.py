@@ -18,8 +18,22 @@ class Phase(Protocol):
     epochs: int
     batch_size: int
 
-    def step(self, batch: Batch, *, epoch: int, step: int) -> float | None:
-        """Make one optimiser step on `batch`; returns the layers' mean loss, None where it tells nothing."""
+    def begin(self, batch: Batch, *, epoch: int, step: int) -> None:
+        """Begin one optimiser step on `batch`; a GPU may be at it, or at those before it, on return."""
+
+    def end(self) -> float | None:
+        """Wait for the first step begun and not ended, and judge it.
+
+        Returns:
+            The layers' mean loss, None where it tells nothing.
+
+        Raises:
+            DivergedError: it was not good; what was begun after it is then worth nothing.
+        """
+
+    @property
+    def decides(self) -> bool:
+        """Whether the step last begun must end before another begins: the schedule waits for its loss."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return all tensors that going on needs."""
@@ -29,6 +43,27 @@ class Phase(Protocol):
 
     def restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         """Go on from what `tensors` and `state` returned."""
+
+
+class Told:
+    """What a step tells, on its way to the host while the device goes on."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        """Take what stands in `values` at this point of the device's work; it may be written over then."""
+        self._copied: torch.cuda.Event | None = None
+        if values.is_cuda:
+            self._values = torch.empty_like(values, device="cpu", pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        else:
+            self._values = values.clone()
+
+    def read(self) -> list[Any]:
+        """Wait for the values; returns them as nested lists."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._values.tolist()
 
 
 class GrowthBound:

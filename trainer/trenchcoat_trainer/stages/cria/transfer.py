@@ -6,7 +6,9 @@ D head dimension, L layers of the Cria that do not keep softmax attention.
 
 import math
 import random
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +20,9 @@ from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatDecoderLayer
 from trenchcoat_trainer.seeds import derived_seed
 from trenchcoat_trainer.stages.cria.optimizer import NamedAdamW
-from trenchcoat_trainer.stages.cria.phase import GrowthBound, require_finite
+from trenchcoat_trainer.stages.cria.phase import GrowthBound, Told, require_finite
 from trenchcoat_trainer.stages.cria.plateau import Plateau
+from trenchcoat_trainer.stages.cria.running import Draw, MicroBatches, Part, Runner
 from trenchcoat_trainer.students import LossWeights
 
 TransferStep = Callable[..., torch.Tensor]
@@ -113,6 +116,7 @@ class TransferPhase:
         steps: int,
         step: TransferStep = transfer_step,
         starts: Starts | None = None,
+        runner: Runner | None = None,
     ) -> None:
         """Set up the maps' training.
 
@@ -122,6 +126,7 @@ class TransferPhase:
             steps: number of optimiser steps to come.
             step: computes gradients, as `transfer_step`.
             starts: where micro-batches start; None for position 0.
+            runner: runs steps; None for micro-batch after micro-batch.
         """
         settings = spec.transfer
         self._cria = cria
@@ -131,6 +136,7 @@ class TransferPhase:
         self._weights = loss_weights(settings)
         self._seed = spec.seed
         self._starts = starts or Starts()
+        self._run = runner or MicroBatches(next(cria.parameters()).device)
         maps = {name: parameter.requires_grad_() for name, parameter in cria.form_parameters().items()}
         self.epochs, self.batch_size = settings.epochs if maps else 0, settings.batch_size
         self._layers = [n for n, _ in cria.student_layers()] if maps else []
@@ -146,32 +152,38 @@ class TransferPhase:
         self._sums = [0.0] * len(self._layers)
         self._count = 0
         self._done = 0
+        self._begun: deque[tuple[bool, Told | None]] = deque()
         self._bound = GrowthBound(self.name, cria.cria, self._layers, float(spec.gates.max_loss_growth))
 
     def step(self, batch: Batch, *, epoch: int, step: int) -> float | None:
-        """Make one optimiser step; returns the mean of the layers' losses, None where the window was dropped.
+        """Make one optimiser step: `begin`, then `end`."""
+        self.begin(batch, epoch=epoch, step=step)
+        return self.end()
+
+    def begin(self, batch: Batch, *, epoch: int, step: int) -> None:
+        """Begin one optimiser step: `Phase.begin`."""
+        dropped = drops_window(float(self._settings.window_dropout), self._seed, epoch, step)
+        if self._adamw is None:
+            self._begun.append((dropped, None))
+            return
+        size = self._settings.micro_batch_size
+        draws = [
+            Draw(self._starts.start(self.name, epoch, step, index))
+            for index in range(-(-len(batch.inputs) // size))
+        ]
+        told = self._run(batch, draws, size, partial(self._update, dropped), variant=dropped)
+        self._begun.append((dropped, Told(told)))
+
+    def end(self) -> float | None:
+        """Judge the first step begun; returns the mean of its losses, None where it dropped the window.
 
         Raises:
             DivergedError: a layer's loss or gradient is not a number, or its loss grew beyond the bound.
         """
-        if self._adamw is None:
+        dropped, told = self._begun.popleft()
+        if told is None:
             return 0.0
-        device = next(iter(self._maps.values())).device
-        losses = torch.zeros(len(self._layers), device=device)
-        dropped = drops_window(float(self._settings.window_dropout), self._seed, epoch, step)
-        for index, micro in enumerate(batch.inputs.split(self._settings.micro_batch_size)):
-            share = len(micro) / len(batch.inputs)
-            losses += share * self._transfer_step(
-                self._cria,
-                micro.to(device, non_blocking=True),
-                scale=share,
-                weights=self._weights,
-                drop_window=dropped,
-                start=self._starts.start(self.name, epoch, step, index),
-            )
-        norms = self._adamw.step(float(self._settings.clip))
-        # One wait for the device per step.
-        values, gradients = torch.stack([losses, norms]).tolist()
+        values, gradients = told.read()
         require_finite(self.name, self._cria.cria, self._layers, values, self._done)
         require_finite(self.name, self._cria.cria, self._layers, gradients, self._done, "gradient norm")
         if dropped:  # another loss, larger than the whole student's
@@ -181,16 +193,39 @@ class TransferPhase:
         self._note(values)
         return sum(values) / len(values)
 
+    @property
+    def decides(self) -> bool:
+        """Whether the schedule looks at the step last begun: `Phase.decides`."""
+        return self._is_due(self._done + len(self._begun))
+
+    def _update(self, dropped: bool, parts: Iterable[Part]) -> torch.Tensor:
+        """Update every layer's maps; returns losses and norms of gradients, [2, L], on the device."""
+        self._adamw.clear()
+        losses = torch.zeros(len(self._layers), device=next(iter(self._maps.values())).device)
+        for part in parts:
+            losses += part.share * self._transfer_step(
+                self._cria,
+                part.inputs,
+                scale=part.share,
+                weights=self._weights,
+                drop_window=dropped,
+                start=part.start,
+            )
+        return torch.stack([losses, self._adamw.step(float(self._settings.clip))])
+
     def _note(self, losses: list[float] | None) -> None:
         self._done += 1
         if losses is not None:
             self._sums = [total + loss for total, loss in zip(self._sums, losses, strict=True)]
             self._count += 1
+        if self._is_due(self._done) and self._count:
+            self._check()
+
+    def _is_due(self, done: int) -> bool:
+        """Whether there is a check after so many steps."""
         every = self._settings.plateau.every
         # The last check takes the remainder, so that it never rests on a few steps alone.
-        due = self._done == self._steps or (self._done % every == 0 and self._steps - self._done >= every)
-        if due and self._count:
-            self._check()
+        return done == self._steps or (done % every == 0 and self._steps - done >= every)
 
     def _check(self) -> None:
         """Keep the layers that are better than ever, by their mean loss since the last check; cut rates."""

@@ -6,7 +6,7 @@ backward pass at once; nothing about the numbers changes.
 Shape letters: B batch, T tokens, D head dimension.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -18,6 +18,7 @@ from trenchcoat_trainer.models.adapters import inject_adapters
 from trenchcoat_trainer.models.artifacts import Tensors, layer_weights, weight_dtype
 from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatLlamaForCausalLM
 from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.runtime.graphs import Replayed
 from trenchcoat_trainer.runtime.training import Cursor
 from trenchcoat_trainer.stages.stitch.batches import MicroBatch, StepBatch
 from trenchcoat_trainer.stages.stitch.engine import MOMENTS, next_token_loss, seed_dropout
@@ -123,7 +124,7 @@ class Alone:
         )
         self._loss = torch.zeros((), dtype=torch.float64, device=self._device)
         self._passes: dict[torch.Size, Pass] = {}
-        self._update = Replayed(self._make_update, graphs)
+        self._update = Replayed(self._make_update, graphs, name="the stitch's optimiser step")
 
     def step(
         self, batch: StepBatch, cursor: Cursor, *, rate: float, wishes: tuple[bool, ...] = ()
@@ -216,7 +217,7 @@ class Pass:
             torch.empty(shape, dtype=torch.long, device=cosine.device) for _ in "tl"
         )
         self._share = torch.zeros((), device=cosine.device)
-        self._run = Replayed(self._compute, engine.graphs)
+        self._run = Replayed(self._compute, engine.graphs, name="the stitch's forward and backward pass")
 
     def __call__(self, micro: MicroBatch) -> None:
         """Add a micro-batch's share to the step's gradient and loss."""
@@ -229,37 +230,3 @@ class Pass:
 
     def _compute(self) -> None:
         self._engine.accumulate(self._engine.loss(self._tokens, self._labels, self._rope), self._share)
-
-
-class Replayed:
-    """A function of no arguments: called twice as it is, then captured and replayed as a CUDA graph.
-
-    What it allocates and sets up at first, an optimiser's state and libraries' workspaces, is there by then.
-    """
-
-    CALLS = 2
-
-    def __init__(self, compute: Callable[[], None], graphs: bool) -> None:
-        self._compute = compute
-        self._calls = self.CALLS if graphs else None
-        self._graph: torch.cuda.CUDAGraph | None = None
-
-    def __call__(self) -> None:
-        """Compute."""
-        if self._graph is not None:
-            self._graph.replay()
-        elif self._calls is None:
-            self._compute()
-        elif self._calls:
-            self._calls -= 1
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                self._compute()
-            torch.cuda.current_stream().wait_stream(side)
-        else:
-            torch.cuda.empty_cache()  # a graph's memory is its own: what eager passes left is no use to it
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._compute()
-            self._graph.replay()

@@ -17,27 +17,27 @@ class Replayed:
 
     What it allocates and sets up at first, an optimiser's state and libraries' workspaces, is there by then.
     It must read and write tensors that stay where they are, and may not wait for the device.  One that cannot
-    be captured goes on as it is, with one warning.
+    be captured, or has too little memory left for one of its own, goes on as it is, with one warning.
     """
 
     CALLS = 2
 
     def __init__(
-        self, compute: Callable[[], None], graphs: bool, *, name: str, like: "Replayed | None" = None
-    ):
+        self, compute: Callable[[], None], graphs: bool, *, name: str, pool: tuple[int, int] | None = None
+    ) -> None:
         """Wrap `compute`.
 
         Args:
             compute: computes; a second call before anything has run must do what the first would have.
             graphs: whether to capture a graph; needs a CUDA GPU.
             name: what is computed, for the warning.
-            like: one whose memory this one's graph may use: the two never run at once, and neither reads
-                what the other leaves there.
+            pool: of `torch.cuda.graph_pool_handle`, where graphs may use the same memory: they never run at
+                once, and none reads what another leaves there.
         """
         self._compute = compute
         self._calls = self.CALLS if graphs else None
         self._name = name
-        self._like = like
+        self._pool = pool
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
@@ -63,15 +63,11 @@ class Replayed:
         return self._graph is not None
 
     def _capture(self) -> None:
-        torch.cuda.synchronize()
         torch.cuda.empty_cache()  # a graph's memory is its own: what eager passes left is no use to it
         graph = torch.cuda.CUDAGraph()
-        shared = self._like._graph if self._like is not None else None
         try:
-            with torch.cuda.graph(graph, pool=shared.pool() if shared is not None else None):
+            with torch.cuda.graph(graph, pool=self._pool):
                 self._compute()
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             logger.warning(

@@ -112,6 +112,7 @@ class WholeSteps:
             graphs: whether steps become graphs, which needs a GPU.
         """
         self._device, self._packed, self._moved, self._graphs = device, packed, moved, graphs
+        self._pool = torch.cuda.graph_pool_handle() if graphs else None
         self._steps: dict[Hashable, tuple[_Buffers, Replayed]] = {}
 
     def __call__(
@@ -147,8 +148,7 @@ class WholeSteps:
                 buffers.told = torch.empty_like(told)
             buffers.told.copy_(told)
 
-        like = next((step for _, step in self._steps.values()), None)
-        return buffers, Replayed(run, self._graphs, name="a training step of this Cria", like=like)
+        return buffers, Replayed(run, self._graphs, name="a training step of this Cria", pool=self._pool)
 
 
 class _Buffers:

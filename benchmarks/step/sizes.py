@@ -59,14 +59,17 @@ class Worker:
     """One build in a process of its own."""
 
     def __init__(self, checkout: Path) -> None:
-        path = os.pathsep.join(str(checkout / package) for package in PACKAGES)
+        own = [str(checkout / package) for package in PACKAGES]
+        path = os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / "worker.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             text=True, bufsize=1, env={**os.environ, "PYTHONPATH": path},
         )  # fmt: skip
 
-    def ask(self, what: dict[str, Any]) -> Any:
+    def tell(self, what: dict[str, Any]) -> None:
         self._process.stdin.write(json.dumps(what) + "\n")
+
+    def hear(self) -> Any:
         answer = self._process.stdout.readline()
         if not answer:
             raise SystemExit(f"a build ended with {self._process.wait()}: see above")
@@ -98,16 +101,16 @@ def measure(workers: dict[str, Worker], model: str, size: tuple[int, int], args:
     for phase in ("teacher", *args.phases):
         own = {"after": workers["after"]} if phase == "teacher" else workers
         spec = None if phase == "teacher" else spec_of(phase, batch, micro_batch, args.tokens)
-        told = {
-            name: worker.ask({**common, "phase": phase, "spec": spec, "warm_up": 5})
-            for name, worker in own.items()
-        }
+        for worker in own.values():  # side by side: only what is timed takes turns
+            worker.tell({**common, "phase": phase, "spec": spec, "warm_up": 5})
+        told = {name: worker.hear() for name, worker in own.items()}
         times: dict[str, list[float]] = {name: [] for name in own}
         for _ in range(args.rounds):
             for name, worker in own.items():
                 first = times[name][0] if times[name] else 50.0
                 calls = max(2, min(20, int(args.milliseconds / first)))
-                times[name].append(worker.ask({"do": "time", "times": calls}))
+                worker.tell({"do": "time", "times": calls})
+                times[name].append(worker.hear())
         found[phase] = {
             name: {"ms": statistics.median(values[1:]), "rounds_ms": values, **told[name]}
             for name, values in times.items()

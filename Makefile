@@ -80,10 +80,10 @@ explore: venv  ## the property tests ten times over, with other examples each ti
 	  $(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster --ignore tests/serving --ignore tests/versions --ignore tests/browser --ignore tests/release -m hypothesis --hypothesis-seed=$$seed; \
 	done
 
-lint: venv  ## ruff, mypy --strict on api, operator, plugin, reports and s3, who may import whom, sizes
+lint: venv  ## ruff, mypy --strict on api, operator, plugin, reports, s3 and viewer, who may import whom, sizes
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy api operator plugin reports s3
+	.venv/bin/mypy api operator plugin reports s3 viewer
 	.venv/bin/lint-imports --no-cache --no-logo
 	hack/check-sizes
 

@@ -2,13 +2,10 @@
 
 import importlib.util
 from argparse import Namespace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
-from trenchcoat_api.resource import Trenchcoat
-from trenchcoat_report.run import MAX_FORMER, Manner, Run
+from trenchcoat_report.cluster import former, run_of
 
 from trenchcoat_kubectl.commands import RESOURCE, read
 from trenchcoat_kubectl.kubectl import Kubectl, PluginError
@@ -43,30 +40,3 @@ def report(arguments: Namespace, kubectl: Kubectl, console: Console) -> int:
         ) from error
     console.print(f"The report:\n  {output}", markup=False, soft_wrap=True)
     return 0
-
-
-def run_of(trenchcoat: Trenchcoat) -> Run:
-    """The run, as its status tells it."""
-    created = trenchcoat.metadata.creation_timestamp
-    now = datetime.now(UTC)
-    return Run(
-        trenchcoat=trenchcoat,
-        began=datetime.fromisoformat(created) if created else now,
-        told_at=now,
-        manner=Manner.CLUSTER,
-        store=f"s3://{trenchcoat.spec.store.bucket}/{trenchcoat.spec.store.prefix}",
-        versions={"trenchcoat": version("trenchcoat")},
-    )
-
-
-def former(trenchcoat: Trenchcoat, others: list[Trenchcoat]) -> list[Run]:
-    """Other evaluated runs of the same model, the latest first, at most four."""
-    alike = [
-        other
-        for other in others
-        if other.metadata.name != trenchcoat.metadata.name
-        and other.spec.model.source == trenchcoat.spec.model.source
-        and other.status.perplexities
-    ]
-    runs = [run_of(other) for other in alike]
-    return sorted(runs, key=lambda run: run.began, reverse=True)[:MAX_FORMER]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from importlib.resources import files
+from typing import NamedTuple
 
 import yaml
 from jinja2 import Environment, StrictUndefined
@@ -14,15 +15,23 @@ from trenchcoat_report.instructions import instructions
 from trenchcoat_report.planned import planned
 from trenchcoat_report.run import MAX_FORMER, Run, spec_document
 
-REFRESH_SECONDS = 30
+
+class Live(NamedTuple):
+    """Where a page is served that follows its run."""
+
+    version: str
+    """Of what is shown; another one for each change."""
+    root: str
+    """The way to the list of runs and to live.js, such as ../../."""
 
 
-def render(run: Run, former: Sequence[Run] = ()) -> str:
+def render(run: Run, former: Sequence[Run] = (), live: Live | None = None) -> str:
     """The report as one HTML page that loads nothing.
 
     Args:
         run: What to tell of.
         former: Runs to compare with, the latest first; at most `MAX_FORMER` are told of.
+        live: Where it is served, if it is: then it loads the script that has it follow the run.
     """
     status = run.trenchcoat.status
     state, why = verdict.state(run)
@@ -57,5 +66,5 @@ def render(run: Run, former: Sequence[Run] = ()) -> str:
         spec=yaml.safe_dump(spec_document(run), sort_keys=False, allow_unicode=True),
         told_at=tables.moment(run.told_at),
         style=Markup((folder / "report.css").read_text()),  # noqa: S704  (a file of this package)
-        refresh=0 if state in ("Complete", "Failed") else REFRESH_SECONDS,
+        live=live,
     )

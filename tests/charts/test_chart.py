@@ -177,3 +177,38 @@ def test_every_variable_is_one_that_the_operator_reads() -> None:
     for item in operator_container()["env"]:
         if item["name"].startswith("TRENCHCOAT_"):
             assert f'"{item["name"].removeprefix("TRENCHCOAT_")}"' in source
+
+
+def test_the_viewer_is_there_where_it_is_asked_for_and_may_do_little() -> None:
+    assert not [item for item in template() if item["metadata"]["name"].endswith("-viewer")]
+    made = [item for item in template("viewer.enabled=true") if item["metadata"]["name"].endswith("-viewer")]
+    kinds = {"ServiceAccount", "Deployment", "Service", "ClusterRole", "ClusterRoleBinding"}
+    assert {item["kind"] for item in made} == kinds
+    (role,) = of_kind(made, "ClusterRole")
+    allowed = {(item, verb) for rule in role["rules"] for item in rule["resources"] for verb in rule["verbs"]}
+    assert allowed == {
+        ("tokenreviews", "create"),
+        ("subjectaccessreviews", "create"),
+        ("trenchcoats", "list"),
+        ("trenchcoats", "watch"),
+    }
+    (service,), (deployment,) = of_kind(made, "Service"), of_kind(made, "Deployment")
+    pod = deployment["spec"]["template"]
+    assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    assert pod["metadata"]["labels"]["app.kubernetes.io/component"] == "viewer"
+    (operator,) = [
+        item for item in of_kind(template("viewer.enabled=true"), "Deployment") if item not in made
+    ]
+    assert not operator["spec"]["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+
+
+def test_the_viewer_of_some_namespaces_lists_in_these_alone() -> None:
+    made = template("viewer.enabled=true", "watchNamespaces={a,b}", "viewer.tlsSecretName=own")
+    made = [item for item in made if item["metadata"]["name"].endswith("-viewer")]
+    assert {item["metadata"]["namespace"] for item in of_kind(made, "Role")} == {"a", "b"}
+    (role,) = of_kind(made, "ClusterRole")
+    assert all("trenchcoats" not in rule["resources"] for rule in role["rules"])
+    (deployment,) = of_kind(made, "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["volumes"][1] == {"name": "tls", "secret": {"secretName": "own"}}
+    assert pod["containers"][0]["readinessProbe"]["httpGet"]["scheme"] == "HTTPS"

@@ -16,6 +16,7 @@ PACKAGES = {
     "reports": "trenchcoat_report",
     "s3": "trenchcoat_s3",
     "trainer": "trenchcoat_trainer",
+    "viewer": "trenchcoat_viewer",
 }
 
 
@@ -63,6 +64,7 @@ def test_the_product_keeps_them(tree: Path) -> None:
         ("s3/trenchcoat_s3/faults.py", "import trenchcoat_api", "What both know of S3"),
         ("plugin/trenchcoat_kubectl/cli.py", "import trenchcoat_operator", "The plugin for kubectl"),
         ("trainer/trenchcoat_trainer/errors.py", "import kopf", "The trainer needs neither"),
+        ("viewer/trenchcoat_viewer/runs.py", "import trenchcoat_operator.storage.access", "The viewer shows"),
         (
             "operator/trenchcoat_operator/model/plan.py",
             "import trenchcoat_operator.observe.observer",

@@ -60,6 +60,16 @@ tells items apart, of ours as YAML, and of the user's. The API server refuses tw
 {{- end -}}
 {{- end -}}
 
+{{- define "trenchcoat.viewerSelectorLabels" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: viewer
+{{- end -}}
+
+{{- define "trenchcoat.viewerLabels" -}}
+{{- include "trenchcoat.labels" . | replace "app.kubernetes.io/component: operator" "app.kubernetes.io/component: viewer" -}}
+{{- end -}}
+
 {{- define "trenchcoat.serviceAccountName" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- default (include "trenchcoat.fullname" .) .Values.serviceAccount.name -}}

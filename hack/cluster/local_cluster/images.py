@@ -35,7 +35,7 @@ BASE_SUITE = "bookworm"
 BASE_PACKAGES = ("ca-certificates", "python3", "python3-venv", "python3-dev")
 DEPENDENCIES_SECONDS = {"trainer": 300}
 """What installing an image's dependencies took on two idle cores; the code over them takes seconds."""
-OPTIONAL = ("kueue",)  # Built when they are deployed, or by name.
+OPTIONAL = ("kueue", "viewer")  # Built when they are deployed, or by name.
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,18 @@ class Image:
     """What decides it besides files."""
 
 
+_OF_VIEWER = ("bootstrap", "operator", "report")
+
+
 def _python_image(name: str) -> Image:
     requirements = REPO / "requirements"
     heavy = (REPO / name / "Dockerfile", requirements / "bootstrap.txt", requirements / f"{name}.txt")
     code = (REPO / "pyproject.toml", REPO / "api", REPO / "s3", REPO / name)
     if name == "trainer":  # the report's few megabytes lie above the heavy layers
         code = (*code, requirements / "report.txt", REPO / "reports")
+    if name == "viewer":  # it asks the API server by the operator's client, and draws by the report
+        heavy = (REPO / name / "Dockerfile", *(requirements / f"{part}.txt" for part in _OF_VIEWER))
+        code = (*code, REPO / "operator", REPO / "reports")
     recipe = " ".join(BUILD_ARGUMENTS.get(name, ()))
     return Image(name, (*heavy, *code), needs=("base",), dependencies=heavy, recipe=recipe)
 
@@ -71,6 +77,7 @@ def catalogue() -> dict[str, Image]:
         *(Image(name, (recipe, components.COMPONENTS / name)) for name, recipe in programs.items()),
         _python_image("operator"),
         _python_image("trainer"),
+        _python_image("viewer"),
     ]
     return {image.name: image for image in images}
 

@@ -9,7 +9,15 @@ from kubernetes.config.config_exception import ConfigException
 from trenchcoat_api import constants
 
 from trenchcoat_operator.kubernetes.errors import NotFoundError
-from trenchcoat_operator.kubernetes.kinds import PODS, SERVICE_ACCOUNTS, Kind, Object, Selection
+from trenchcoat_operator.kubernetes.kinds import (
+    PODS,
+    SERVICE_ACCOUNTS,
+    SUBJECT_ACCESS_REVIEWS,
+    TOKEN_REVIEWS,
+    Kind,
+    Object,
+    Selection,
+)
 from trenchcoat_operator.kubernetes.transport import Request, RequestObserver, Transport, unobserved
 from trenchcoat_operator.kubernetes.watch import Opened, watch
 
@@ -18,6 +26,7 @@ _PAGE = 500
 _MANAGED = {"fieldManager": FIELD_MANAGER}
 _MERGE_PATCH = "application/merge-patch+json"
 _JSON_PATCH = "application/json-patch+json"
+_REVIEWS = {TOKEN_REVIEWS: "TokenReview", SUBJECT_ACCESS_REVIEWS: "SubjectAccessReview"}
 
 
 class Cluster:
@@ -164,6 +173,16 @@ class Cluster:
         body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
         made = self._call(Request("POST", path, body=body))
         return str(made["status"]["token"])
+
+    def review(self, kind: Kind, spec: Object) -> Object:
+        """Have the API server judge something, such as whom a token stands for; returns the status.
+
+        Raises:
+            ApiError: it could not be asked, or does not let us ask.
+        """
+        body = {"apiVersion": kind.group_version, "kind": _REVIEWS[kind], "spec": spec}
+        made: Object = self._call(Request("POST", kind.path(), body=body)).get("status") or {}
+        return made
 
     def fail_pod(self, namespace: str, name: str, reason: str, message: str) -> None:
         """Say of a pod that it failed."""

@@ -203,8 +203,9 @@ def busy_ranks(outline: Outline) -> int:
 
 
 def _end_to_end(outline: Outline, fleet: Fleet, epochs: int) -> float:
-    """The first rank reads all weights; then every step takes as many turns as the ranks need."""
-    start = fleet.kind.start_seconds + _store(fleet, weight_bytes(outline))
+    """Every rank reads its share of the weights; then every step takes as many turns as the ranks need."""
+    stored = weight_bytes(outline) / ranks_of(outline, Stage.STITCH)
+    start = fleet.kind.start_seconds + _store(fleet, stored)
     stitch = outline.spec.stitch
     steps = epochs * -(-outline.sequences // stitch.batch_size)
     long = round(float(stitch.long_sequences.share) * steps)

@@ -18,7 +18,7 @@ from trenchcoat_api.stages import Stage
 
 from trenchcoat_trainer.runtime.stop import StopRequest
 
-AFTER_FAILURE_SECONDS = 15.0
+AFTER_FAILURE_SECONDS = 10.0
 """How long ranks may take to end once another has failed; they may wait for it in a collective operation."""
 POLL_SECONDS = 0.2
 

@@ -52,7 +52,7 @@ def _collect(context: StageContext, device: torch.device) -> None:
     if groups or not boundaries:
         _check_unused(context, teacher, max(boundaries, default=-1) + 1, device)
     if boundaries and groups:
-        worker = _Worker(context, teacher, tokens, pipeline, boundaries, device)
+        worker = Worker(context, teacher, tokens, pipeline, boundaries, device)
         worker.run(order, groups)
     pipeline.barrier()
     if context.rank == 0:
@@ -98,7 +98,7 @@ class _Part:
     """[vocabulary, hidden size]; on the first rank alone."""
 
 
-class _Worker:
+class Worker:
     """One rank's share of the work."""
 
     def __init__(

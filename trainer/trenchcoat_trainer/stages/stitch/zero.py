@@ -4,15 +4,17 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from trenchcoat_api.crias import CriaRange
 from trenchcoat_api.spec import Stitch, TrenchcoatSpec
 
-from trenchcoat_trainer.checkpoints.shards import load_rest_weights
+from trenchcoat_trainer.checkpoints.shards import EMBEDDINGS, HEAD, load_object
 from trenchcoat_trainer.models.adapters import inject_adapters
 from trenchcoat_trainer.models.artifacts import (
     Tensors,
@@ -27,6 +29,7 @@ from trenchcoat_trainer.runtime.ranks import joined
 from trenchcoat_trainer.runtime.training import Cursor
 from trenchcoat_trainer.stages.stitch.batches import StepBatch
 from trenchcoat_trainer.stages.stitch.engine import MOMENTS, next_token_loss, seed_dropout
+from trenchcoat_trainer.stages.stitch.loading import Portion, fill_partitions
 from trenchcoat_trainer.stages.stitch.memory import EVERYTHING_HELD, Held, Sizes, decide, layer_parameters
 from trenchcoat_trainer.stages.stitch.subject import Subject, put_form_parameters, take_form_parameters
 
@@ -75,7 +78,7 @@ def open_engine(
         held = held or agreed(context.spec, subject.config, device)
         config = zero_config(context.spec, context.world_size, subject.config, held)
         config["zero_optimization"] |= changes or {}
-        model = build_student(deepspeed, context, subject, config, device)
+        model = build_student(context, subject, config, device)
         settings = context.spec.stitch
         adapters = inject_adapters(model, settings.lora, seed=context.spec.seed, purpose="stitch")
         start = start or {name: parameter.detach().clone() for name, parameter in adapters.items()}
@@ -163,17 +166,13 @@ def zero_config(
 
 
 def build_student(
-    deepspeed: Any,
-    context: StageContext,
-    subject: Subject,
-    config: dict[str, Any],
-    device: torch.device,
+    context: StageContext, subject: Subject, config: dict[str, Any], device: torch.device
 ) -> TrenchcoatLlamaForCausalLM:
     """Build the subject partitioned over the ranks; a student with what the Crias learned, LoRA merged in.
 
-    Besides its own partition the first rank holds one layer's weights at most, the others nothing. What
-    attention transfer trained becomes plain tensors, the same on all ranks: as parameters DeepSpeed would
-    round them to the format of the weights.
+    Besides its own partition a rank holds one layer's weights at most. What attention transfer trained
+    becomes plain tensors, the same on all ranks: as parameters DeepSpeed would round them to the format of
+    the weights.
     """
     from transformers.integrations import HfDeepSpeedConfig
 
@@ -181,35 +180,24 @@ def build_student(
     keep_alive = HfDeepSpeedConfig(config)  # while this lives, transformers partitions
     model = TrenchcoatLlamaForCausalLM._from_config(student_config, dtype=weight_dtype(context))
     del keep_alive
-    is_first = context.rank == 0
-    rest = [model.model.embed_tokens, model.model.norm]
-    if not student_config.tie_word_embeddings:
-        rest.append(model.lm_head)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    _fill(deepspeed, rest, names, load_rest_weights(context) if is_first else {}, is_first)
+    head = [model.model.norm] if student_config.tie_word_embeddings else [model.model.norm, model.lm_head]
+    portions = [
+        Portion([model.model.embed_tokens], partial(load_object, context, EMBEDDINGS, "cpu")),
+        Portion(head, partial(load_object, context, HEAD, "cpu")),
+    ]
     for cria in context.crias:
-        adapters = subject.adapters(context, cria)
         for number in cria.layers:
             layer = model.model.layers[number]
             take_form_parameters(layer)
-            weights = layer_weights(context, cria, number, *adapters) if is_first else {}
-            _fill(deepspeed, [layer], names, weights, is_first)
+            portions.append(Portion([layer], partial(_read_layer, context, subject, cria, number)))
         put_form_parameters(model, subject.form_parameters(context, cria), device)
+    fill_partitions(portions, names)
     return model
 
 
-def _fill(
-    deepspeed: Any,
-    modules: list[nn.Module],
-    names: dict[nn.Parameter, str],
-    weights: Tensors,
-    is_first: bool,
-) -> None:
-    """Copy `weights`, which the first rank alone holds, into the partitioned parameters of `modules`."""
-    for parameter in (parameter for module in modules for parameter in module.parameters()):
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-            if is_first:
-                parameter.data.copy_(weights[names[parameter]])
+def _read_layer(context: StageContext, subject: Subject, cria: CriaRange, number: int) -> Tensors:
+    return layer_weights(context, cria, number, *subject.adapters(context, cria))
 
 
 class Zero:

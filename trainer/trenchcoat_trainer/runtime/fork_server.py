@@ -17,7 +17,9 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -45,7 +47,7 @@ class _Server:
     def __init__(self, control: socket.socket, modules: list[str]) -> None:
         self._control = control
         self._modules = modules
-        self._children: dict[int, socket.socket] = {}
+        self._children: dict[int, _Child] = {}
         self._woken, self._wake = os.pipe()
         os.set_blocking(self._wake, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -89,7 +91,7 @@ class _Server:
             _become(request["environment"], output)
             return request
         os.close(output)
-        self._children[pid] = channel
+        self._children[pid] = _Child(channel, " ".join(request["arguments"]))
         _tell(channel, pid)
         return None
 
@@ -98,17 +100,36 @@ class _Server:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._control.close()
-        for channel in self._children.values():
-            channel.close()
+        for child in self._children.values():
+            child.channel.close()
         os.close(self._woken)
         os.close(self._wake)
 
     def _reap(self) -> None:
         for pid in list(self._children):
-            found, status = os.waitpid(pid, os.WNOHANG)
+            found, status, used = os.wait4(pid, os.WNOHANG)
             if found:
-                with self._children.pop(pid) as channel:
-                    _tell(channel, os.waitstatus_to_exitcode(status))
+                child, code = self._children.pop(pid), os.waitstatus_to_exitcode(status)
+                logger.info(
+                    "%d ended with %d: %.1f s, %.1f s of CPU, %.2f GB: %s",
+                    pid,
+                    code,
+                    time.monotonic() - child.began,
+                    used.ru_utime + used.ru_stime,
+                    used.ru_maxrss * 1024 / 1e9,
+                    child.what,
+                )
+                with child.channel as channel:
+                    _tell(channel, code)
+
+
+@dataclass(frozen=True, slots=True)
+class _Child:
+    """A process that was forked and has not ended."""
+
+    channel: socket.socket
+    what: str
+    began: float = field(default_factory=time.monotonic)
 
 
 def _tell(channel: socket.socket, number: int) -> None:

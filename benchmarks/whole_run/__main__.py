@@ -44,9 +44,9 @@ def main() -> int:
         for name, tree in trees.items():
             with tempfile.TemporaryDirectory(prefix="whole-run-") as folder:
                 told = run(Path(tree).resolve(), arguments, Path(folder))
-                if arguments.logs:
-                    kept = arguments.logs / f"{name}-{number}"
-                    shutil.copytree(Path(folder, "store", "logs"), kept, dirs_exist_ok=True)
+                logs = Path(folder, "store", "logs")
+                if arguments.logs and logs.exists():
+                    shutil.copytree(logs, arguments.logs / f"{name}-{number}", dirs_exist_ok=True)
             failed += told["code"] != 0
             results["runs"].append({"tree": name} | told)
             print(table(results["runs"]), flush=True)
@@ -115,7 +115,8 @@ def run(tree: Path, arguments: argparse.Namespace, folder: Path) -> dict[str, An
     for part in ("teachers", "corpora"):
         if arguments.store is not None and (arguments.store / bucket / part).exists():
             shutil.copytree(arguments.store / bucket / part, store / bucket / part)
-    paths = [str(tree / name) for name in FOLDERS]
+    # Before what is there: packages may lie on it too.
+    paths = [*(str(tree / name) for name in FOLDERS), *filter(None, [os.environ.get("PYTHONPATH")])]
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "trenchcoat_trainer", "run", spec, "--store", store, "--summary", summary],

@@ -101,6 +101,7 @@ def phase(config: LlamaConfig, asked: dict[str, Any]) -> Callable[[], object]:
     }
     model = CriaModel.build(student, cria, weights(config), maps, dtype=DTYPE, device=DEVICE)
     trained = None if asked["phase"] == "transfer" else maps
+    stage.load_student_config = lambda context: student
     stage.load_cria = lambda context, cria: model
     stage.open_data = lambda context: None
     stage.Loop = lambda *arguments, **named: Loop(trained)

@@ -7,7 +7,7 @@ complete when, and only when, its manifest is there.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
@@ -19,6 +19,7 @@ from trenchcoat_api.base import Camel
 from trenchcoat_api.crias import CriaRange
 from trenchcoat_api.keys import (
     adapt_fields,
+    boundary_key,
     content_key,
     dump_fields,
     form_fields,
@@ -26,12 +27,13 @@ from trenchcoat_api.keys import (
     training_fields,
 )
 from trenchcoat_api.layer_kinds import chooses_layers
-from trenchcoat_api.phases import adapts_teacher, reads_boundaries
+from trenchcoat_api.phases import adapts_teacher, reads_boundaries, rolls
 from trenchcoat_api.recall import RecallFacts
 from trenchcoat_api.results import Evaluation, Perplexity
 from trenchcoat_api.selection import Selection, cut_first_tokens
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
+from trenchcoat_api.stored import ObjectList, StoreChecksum
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
@@ -43,17 +45,6 @@ LISTS = "manifest/"
 LIST_OBJECTS = 1024
 """Objects in a list. Collection at 405B leaves 250,000 objects; a Cria needs those of two boundaries, the
 operator none."""
-
-
-class StoreChecksum(Camel):
-    """Checksum of an object that the S3 store put together on its own side, so that nobody here read it.
-
-    The store computed it as it copied: the MD5 of the MD5s of all parts, with their number, S3's ETag of a
-    multipart upload. Whoever knows the parts' sizes can compute it from the content.
-    """
-
-    etag: str = Field(description="Hex digits, a dash and the number of parts.")
-    part_sizes: list[int] = Field(description="Bytes of every part, in order.", min_length=1)
 
 
 class StoredObject(Camel):
@@ -78,16 +69,6 @@ class StoredObject(Camel):
         if self.by_store is not None and sum(self.by_store.part_sizes) != self.size:
             raise ValueError("partSizes do not add up to size")
         return self
-
-
-class ObjectList(Camel):
-    """A list of objects that stands outside the manifest: a stored object in JSON on every line."""
-
-    path: str = Field(description="Key of the list, relative to the artifact's folder.")
-    sha256: str = Field(description="Checksum of the list, in hex.")
-    first: str = Field(description="Path of its first object.")
-    count: int = Field(description="Objects in it.", ge=1)
-    size: int = Field(description="Bytes of its objects together.", ge=0)
 
 
 class ModelFacts(Camel):
@@ -241,6 +222,8 @@ class Artifact:
     """Folder of the artifact within the bucket, ending in a slash."""
     inputs: tuple[str, ...] = ()
     cria: CriaRange | None = None
+    boundary: int | None = None
+    """The Cria whose inputs it is, where every Cria's Job leaves the next one's; collect alone."""
 
     @property
     def manifest_path(self) -> str:
@@ -264,8 +247,9 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        """Name for people: the stage, with the Cria's index where there is one."""
-        return self.stage.value if self.cria is None else f"{self.stage.value}-{self.cria.index:02d}"
+        """Name for people: the stage, with the index of the Cria that it is of, or for, if any."""
+        index = self.boundary if self.cria is None else self.cria.index
+        return self.stage.value if index is None else f"{self.stage.value}-{index:02d}"
 
 
 # What decides how a stage runs but not what it computes stays out of the keys.
@@ -330,15 +314,20 @@ class Artifacts:
     @property
     def before_crias(self) -> list[Artifact]:
         """Those that the spec asks for and that need no number of layers, in an order as `all` has."""
+        made = self._read_by_crias
+        return [self.tokenize, *(item for item in made if item is not self.collect or not rolls(self._spec))]
+
+    @property
+    def _read_by_crias(self) -> list[Artifact]:
         boundaries = [self.collect] if reads_boundaries(self._spec) else []
         selection = [self.select] if chooses_layers(self._spec.attention) else []
-        return [self.tokenize, *boundaries, self.shard, *selection]
+        return [*boundaries, self.shard, *selection]
 
     def cria(self, cria: CriaRange) -> Artifact:
-        """Feature maps, window factors and adapters of one Cria."""
+        """Feature maps, window factors and adapters of one Cria; either strategy of collection gives them."""
         if cria not in self._crias:
             fields = {"index": cria.index, **self._cria_fields}
-            inputs = tuple(artifact.key for artifact in self.before_crias[1:])
+            inputs = tuple(artifact.key for artifact in self._read_by_crias)
             self._crias[cria] = self._make(Stage.CRIA, fields, inputs, cria)
         return self._crias[cria]
 
@@ -382,8 +371,20 @@ class Artifacts:
         """The place of an artifact of any spec, by its content key; its inputs are not known."""
         return Artifact(stage, key, f"{self._root}/{stage}/{key}/")
 
+    def boundary(self, maker: CriaRange) -> Artifact:
+        """What leaves a Cria and enters the next, where collection is rolling: made on the way.
+
+        None but the Cria's own Job makes it, so it has a key of the Cria's.
+        """
+        key = boundary_key(maker.index + 1, self.cria(maker).key)
+        place = self.at(Stage.COLLECT, key)
+        return replace(place, inputs=(self.cria(maker).key,), boundary=maker.index + 1)
+
     def all(self, crias: list[CriaRange]) -> list[Artifact]:
-        """Every artifact that the spec asks for, in an order that respects their inputs."""
+        """Every artifact that the spec asks for, in an order that respects their inputs.
+
+        Those that are made on the way and go when they are read are not among them: `boundaries.py`.
+        """
         wanted = [
             *self.before_crias,
             *(self.cria(cria) for cria in crias),

@@ -38,6 +38,11 @@ def content_key(stage: Stage, fields: dict[str, Any], inputs: tuple[str, ...]) -
     return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_LENGTH]
 
 
+def boundary_key(index: int, maker_key: str) -> str:
+    """Key of the boundary that enters Cria `index`, made on the way by the Cria before it, of `maker_key`."""
+    return content_key(Stage.COLLECT, {"boundary": index}, (maker_key,))
+
+
 _ADDED_LATER: dict[type[Camel], dict[str, str | int | None]] = {
     Data: {"config": None, "split": "train", "revision": "main"},
     Attention: {

@@ -1,7 +1,7 @@
 """Which stages a spec asks for, and which phases have something to train: from the spec alone."""
 
 from trenchcoat_api.layer_kinds import chooses_layers
-from trenchcoat_api.spec import AdaptedTeacher, Form, TrenchcoatSpec
+from trenchcoat_api.spec import AdaptedTeacher, CollectStrategy, Form, TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 
 
@@ -17,6 +17,11 @@ def stages(spec: TrenchcoatSpec) -> tuple[Stage, ...]:
     return tuple(stage for stage in Stage if asked.get(stage, True))
 
 
+def job_stages(spec: TrenchcoatSpec) -> tuple[Stage, ...]:
+    """Those of `stages` with Jobs of their own: not collection where Crias collect for one another."""
+    return tuple(stage for stage in stages(spec) if stage is not Stage.COLLECT or not rolls(spec))
+
+
 def transfer_epochs(spec: TrenchcoatSpec) -> int:
     """Passes of attention transfer; none where the form has nothing to train in it."""
     return 0 if spec.attention.form is Form.WINDOW else spec.transfer.epochs
@@ -29,6 +34,11 @@ def reads_boundaries(spec: TrenchcoatSpec) -> bool:
     them.
     """
     return bool(transfer_epochs(spec) or spec.cria_lora.epochs or spec.gates.max_cria_error is not None)
+
+
+def rolls(spec: TrenchcoatSpec) -> bool:
+    """Whether each Cria's Job leaves the next Cria's inputs, in place of a stage that collects them all."""
+    return spec.collect.strategy is CollectStrategy.ROLLING and reads_boundaries(spec)
 
 
 def adapter_epochs(spec: TrenchcoatSpec) -> int:

@@ -6,11 +6,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from trenchcoat_api.artifacts import Artifacts, Manifest, ObjectList, StoreChecksum, StoredObject
+from trenchcoat_api.artifacts import Artifacts, Manifest, StoredObject
 from trenchcoat_api.crias import cria_ranges
 from trenchcoat_api.phases import without_adapted_teacher
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
+from trenchcoat_api.stored import ObjectList, StoreChecksum
 
 from tests.api.specs import trenchcoat
 

@@ -24,6 +24,7 @@ from trenchcoat_api.artifacts import (
     Progress,
     StoredObject,
 )
+from trenchcoat_api.boundaries import with_boundaries
 from trenchcoat_api.crias import CriaRange, cria_ranges
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.results import Evaluation, Perplexity, Recall
@@ -87,7 +88,7 @@ def artifacts_of(spec: TrenchcoatSpec, layers: int = LAYERS) -> dict[str, Artifa
     )
     crias = crias_of(spec, layers)
     artifacts = Artifacts(all_of_them)
-    found = artifacts.all(crias) if crias else artifacts.before_crias
+    found = with_boundaries(all_of_them, artifacts, crias) if crias else artifacts.before_crias
     result = {artifact.name: artifact for artifact in found}
     if crias and phases.may_go_without(all_of_them):
         result["evaluate-without"] = Artifacts(phases.without_adapted_teacher(all_of_them)).evaluate(crias)

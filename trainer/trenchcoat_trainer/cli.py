@@ -99,6 +99,13 @@ def _add_stage(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
     )
     if stage is Stage.CRIA:
         command.add_argument("--cria", type=int, required=True, metavar="N", help="index of the Cria")
+    if stage is Stage.COLLECT:
+        command.add_argument(
+            "--cria",
+            type=int,
+            metavar="N",
+            help="with spec.collect.strategy Rolling: store what leaves this Cria, by its layers alone",
+        )
     if stage in DISTRIBUTED:
         command.add_argument(
             "--processes",

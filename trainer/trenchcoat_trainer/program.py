@@ -97,7 +97,9 @@ def run_stage(
     reporter = open_reporter(trenchcoat, spec_file, folder) if _reports(context.rank) else None
     if reporter is not None:
         _tell(reporter.begin)
-    module = importlib.import_module(program_module(stage))
+    # What leaves a Cria is made by its own program, which has the layers.
+    program = Stage.CRIA if context.artifact.boundary is not None else stage
+    module = importlib.import_module(program_module(program))
     try:
         module.run(context)
     except Exception as error:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trenchcoat_api import texts
-from trenchcoat_api.phases import stages
+from trenchcoat_api.phases import job_stages
 from trenchcoat_api.planning.memory import Need, gpu_need
 from trenchcoat_api.planning.outline import Outline
 from trenchcoat_api.stages import Stage
@@ -42,7 +42,7 @@ def misfits(
         wanted: the stages to look at; all that the spec asks for unless given.
     """
     found = []
-    for stage in stages(outline.spec) if wanted is None else wanted:
+    for stage in job_stages(outline.spec) if wanted is None else wanted:
         need, has = gpu_need(outline, stage), memory(stage)
         if need is not None and has is not None and need.total > has:
             found.append(Misfit(stage, need, has, _REMEDIES[stage](outline, stage, has)))
@@ -85,7 +85,10 @@ def _largest_cria(outline: Outline, stage: Stage, memory: int, changes: dict[str
 
 
 def _of_collection(outline: Outline, stage: Stage, memory: int) -> str:
-    return _more_nodes(outline, stage, memory, "collect", {"batch_size": 1}) or _larger(outline)
+    remedy = _more_nodes(outline, stage, memory, "collect", {"batch_size": 1}) or _larger(outline)
+    if _fits(outline, Stage.CRIA, memory):
+        remedy += "; or set spec.collect.strategy to Rolling, for which a Cria's GPU will do"
+    return remedy
 
 
 def _of_stitch(outline: Outline, stage: Stage, memory: int) -> str:

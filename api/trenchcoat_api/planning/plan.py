@@ -1,7 +1,7 @@
 """The whole plan of a run, as a document for people and programs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from pydantic import Field
@@ -11,12 +11,13 @@ from trenchcoat_api.artifacts import Artifacts, ModelFacts
 from trenchcoat_api.base import Camel
 from trenchcoat_api.decode_state import DecodeState, decode_state
 from trenchcoat_api.evaluation_states import stored_bytes
-from trenchcoat_api.phases import stages, why_not_adapted
+from trenchcoat_api.phases import job_stages, why_not_adapted
 from trenchcoat_api.planning import memory, storage, traffic
 from trenchcoat_api.planning.fit import Misfit, misfits
 from trenchcoat_api.planning.outline import Outline
 from trenchcoat_api.planning.rates import Rates
 from trenchcoat_api.planning.timing import Fleet, StageTime, busy_ranks, times
+from trenchcoat_api.spec import CollectStrategy
 from trenchcoat_api.stages import Stage
 
 
@@ -82,6 +83,19 @@ class DecodePlan(Camel):
     equal_window: int = Field(description="Tokens of a sliding window of as many bytes.")
 
 
+class StrategyPlan(Camel):
+    """The run by one strategy of collection."""
+
+    name: CollectStrategy = Field(description="The strategy.")
+    gpus: int = Field(description="GPUs of the Job that collects: of the gang, or of one Cria.")
+    gpu_memory_bytes: int = Field(description="Memory that it needs on each, at least.")
+    boundaries: int = Field(description="Cria boundaries whose hidden states are stored at once, at most.")
+    activation_bytes: int = Field(description="Hidden states at all of them.")
+    peak_bytes: int = Field(description="The most that the store holds at once, checkpoints among it.")
+    seconds: float = Field(description="From the first stage to the last.")
+    gpu_hours: float = Field(description="Of all stages.")
+
+
 class MisfitPlan(Camel):
     """A stage that cannot fit into its GPUs."""
 
@@ -112,6 +126,7 @@ class Plan(Camel):
     gpu_hours_left: float = Field(description="Of what is not in the store yet.")
     cost: float | None = Field(description="Of all stages.")
     cost_left: float | None = Field(description="Of what is not in the store yet.")
+    strategies: list[StrategyPlan] = Field(description="The run by either strategy of collection.")
     misfits: list[MisfitPlan] = Field(description="Stages that cannot fit.")
     notes: list[str] = Field(description="What to know of these numbers.")
 
@@ -143,7 +158,7 @@ def make_plan(outline: Outline, given: Given) -> Plan:
         parallel_crias=fleet.crias,
         price=price,
         stages=rows,
-        store=_store(outline),
+        store=_store(outline, fleet.crias),
         decode=DecodePlan(
             student={length: decode.student(length) for length in lengths},
             teacher={length: decode.teacher(length) for length in lengths},
@@ -156,6 +171,7 @@ def make_plan(outline: Outline, given: Given) -> Plan:
         gpu_hours_left=_rounded(left),
         cost=_cost(hours, price),
         cost_left=_cost(left, price),
+        strategies=_strategies(outline, fleet),
         misfits=[_misfit(item) for item in misfits(outline, lambda stage: size)],
         notes=_notes(outline, fleet, given.rates.kinds[name].memory_bytes),
     )
@@ -163,7 +179,7 @@ def make_plan(outline: Outline, given: Given) -> Plan:
 
 def parallel_crias(outline: Outline, gpus: int | None) -> int:
     """Crias at one time: as many as there are GPUs, spec.scheduling and Crias."""
-    named = max(memory.gpus_of(outline, stage) for stage in stages(outline.spec))
+    named = max(memory.gpus_of(outline, stage) for stage in job_stages(outline.spec))
     limit = min(len(outline.crias), outline.spec.scheduling.max_parallel_crias)
     return max(1, min(limit, named if gpus is None else gpus))
 
@@ -210,8 +226,32 @@ def _at_once(row: StagePlan, fleet: Fleet) -> int:
     return fleet.crias if row.name is Stage.CRIA else 1
 
 
-def _store(outline: Outline) -> StorePlan:
-    moments = storage.timeline(outline)
+def _strategies(outline: Outline, fleet: Fleet) -> list[StrategyPlan]:
+    """The run by either strategy of collection; none where nothing is collected."""
+    found = []
+    for strategy in CollectStrategy if outline.boundaries else ():
+        collect = outline.spec.collect.model_copy(update={"strategy": strategy})
+        other = replace(outline, spec=outline.spec.model_copy(update={"collect": collect}))
+        taken = times(other, fleet)
+        is_rolling = strategy is CollectStrategy.ROLLING
+        need = memory.gpu_need(other, Stage.CRIA if is_rolling else Stage.COLLECT)
+        found.append(
+            StrategyPlan(
+                name=strategy,
+                gpus=memory.gpus_of(other, Stage.CRIA if is_rolling else Stage.COLLECT),
+                gpu_memory_bytes=need.total if need else 0,
+                boundaries=storage.boundaries_at_once(other, fleet.crias),
+                activation_bytes=storage.activations_at_once(other, fleet.crias),
+                peak_bytes=max(moment.peak for moment in storage.timeline(other, fleet.crias)),
+                seconds=_rounded(taken.wall),
+                gpu_hours=_rounded(sum(time.gpu_seconds for time in taken.stages) / 3600),
+            )
+        )
+    return found
+
+
+def _store(outline: Outline, crias: int) -> StorePlan:
+    moments = storage.timeline(outline, crias)
     largest = max(moments, key=lambda moment: moment.peak)
     return StorePlan(
         written_bytes=storage.written_bytes(outline),
@@ -219,7 +259,7 @@ def _store(outline: Outline) -> StorePlan:
         peak_during=largest.after,
         left_bytes=moments[-1].held,
         boundaries=outline.boundaries,
-        activation_bytes=storage.activation_bytes(outline),
+        activation_bytes=storage.activations_at_once(outline, crias),
         after={moment.after: moment.held for moment in moments},
     )
 
@@ -259,7 +299,7 @@ def _notes(outline: Outline, fleet: Fleet, measured_bytes: int) -> list[str]:
         found.append(f"the evaluation keeps {texts.size(moved)} of hidden states in the store while it runs")
     if reason := why_not_adapted(spec):
         found.append(f"no adapted teacher: {reason}")
-    for stage in stages(spec):
+    for stage in job_stages(spec):
         if warning := _short_of_memory(outline, stage):
             found.append(warning)
     return found

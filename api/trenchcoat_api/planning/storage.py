@@ -10,7 +10,7 @@ from math import ceil
 
 from trenchcoat_api.artifacts import DataFacts
 from trenchcoat_api.evaluation_states import pass_bytes
-from trenchcoat_api.phases import stages
+from trenchcoat_api.phases import job_stages, rolls, stages
 from trenchcoat_api.planning.outline import Outline
 from trenchcoat_api.planning.sizes import (
     FP32,
@@ -146,13 +146,33 @@ def text_facts(outline: Outline) -> DataFacts:
     )
 
 
-def timeline(outline: Outline) -> list[Moment]:
-    """The store after every stage; what spec.retention deletes goes when nothing reads it any more."""
-    wanted, held, moments = stages(outline.spec), 0, []
+def boundaries_at_once(outline: Outline, crias: int) -> int:
+    """Boundaries that are stored at once, at most, where so many Crias train at one time."""
+    if not rolls(outline.spec):
+        return outline.boundaries
+    # What the first of them reads, and what each of them leaves.
+    return min(outline.boundaries, ROLLING_BOUNDARIES - 1 + crias)
+
+
+def activations_at_once(outline: Outline, crias: int) -> int:
+    """Bytes of them."""
+    return activation_bytes(outline, boundaries_at_once(outline, crias))
+
+
+def timeline(outline: Outline, crias: int = 1) -> list[Moment]:
+    """The store after every stage; what spec.retention deletes goes when nothing reads it any more.
+
+    Args:
+        outline: the run.
+        crias: how many train at one time.
+    """
+    wanted, held, moments = job_stages(outline.spec), 0, []
     deletes = outline.spec.retention is Retention.DELETE_INTERMEDIATE
     for stage in wanted:
         added = artifact_bytes(outline, stage)
         peak = held + added + checkpoint_bytes(outline, stage)
+        if stage is Stage.CRIA and rolls(outline.spec):
+            peak += activations_at_once(outline, crias)
         held += added
         if deletes:
             held -= _deleted(outline, stage, wanted)
@@ -161,7 +181,8 @@ def timeline(outline: Outline) -> list[Moment]:
 
 
 def _deleted(outline: Outline, stage: Stage, wanted: Iterable[Stage]) -> int:
-    gone = artifact_bytes(outline, Stage.COLLECT) if stage is Stage.CRIA else 0
+    collected = stage is Stage.CRIA and not rolls(outline.spec)
+    gone = artifact_bytes(outline, Stage.COLLECT) if collected else 0
     if stage is list(wanted)[-1]:
         gone += artifact_bytes(outline, Stage.SHARD)
     return gone
@@ -174,4 +195,4 @@ def peak_bytes(outline: Outline) -> int:
 
 def written_bytes(outline: Outline) -> int:
     """All artifacts together, those that are deleted on the way among them."""
-    return sum(artifact_bytes(outline, stage) for stage in stages(outline.spec))
+    return sum(artifact_bytes(outline, stage) for stage in stages(outline.spec))  # boundaries among them

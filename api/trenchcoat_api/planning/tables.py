@@ -18,6 +18,8 @@ def tables(plan: Plan, spec: TrenchcoatSpec) -> Iterator[Table]:
     yield needs_table(plan)
     yield time_table(plan)
     yield store_table(plan)
+    if plan.strategies:
+        yield strategy_table(plan, spec)
     yield decode_table(plan)
 
 
@@ -157,6 +159,27 @@ def store_table(plan: Plan) -> Table:
         texts.size(plan.store.peak_bytes),
     )
     table.add_row("written in all", texts.size(plan.store.written_bytes))
+    return table
+
+
+def strategy_table(plan: Plan, spec: TrenchcoatSpec) -> Table:
+    """The run by either strategy of collection."""
+    table = _table(
+        "By spec.collect.strategy",
+        *("strategy", "GPUs to collect", "memory of each", "boundaries at once", "bytes of them"),
+        *("store at most", "all take", "GPU-hours"),
+    )
+    for row in plan.strategies:
+        table.add_row(
+            f"{row.name.value}, this one" if row.name is spec.collect.strategy else row.name.value,
+            str(row.gpus) if row.gpus else "-",
+            texts.size(row.gpu_memory_bytes) if row.gpus else "-",
+            str(row.boundaries),
+            texts.size(row.activation_bytes),
+            texts.size(row.peak_bytes),
+            texts.duration(row.seconds),
+            hours(row.gpu_hours),
+        )
     return table
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil
 
-from trenchcoat_api.phases import adapter_epochs, stages, transfer_epochs
+from trenchcoat_api.phases import adapter_epochs, job_stages, rolls, transfer_epochs
 from trenchcoat_api.planning.evaluation import evaluation_sets, reads_of_weights, stored_states
 from trenchcoat_api.planning.memory import (
     GRAPH_BYTES,
@@ -67,7 +67,7 @@ class Times:
 
 def times(outline: Outline, fleet: Fleet) -> Times:
     """Work them out."""
-    wanted = stages(outline.spec)
+    wanted = job_stages(outline.spec)
     found: list[StageTime] = []
     finished: dict[Stage, float] = {}
     for stage in wanted:
@@ -85,11 +85,15 @@ def _single(outline: Outline, fleet: Fleet, stage: Stage) -> StageTime:
 
 
 def _crias(outline: Outline, fleet: Fleet) -> StageTime:
-    """Crias start as GPUs come free, in order."""
+    """Crias start as GPUs come free, in order; in a chain, once the one before has left what they read."""
     each = [cria_seconds(outline, fleet, len(cria.layers)) for cria in outline.crias]
     free = [0.0] * max(1, min(fleet.crias, len(each)))
-    for seconds in each:
-        heapq.heappush(free, heapq.heappop(free) + seconds)
+    ready, chained = 0.0, rolls(outline.spec)
+    for seconds, cria in zip(each, outline.crias, strict=True):
+        begins = max(heapq.heappop(free), ready)
+        heapq.heappush(free, begins + seconds)
+        if chained:
+            ready = begins + boundary_seconds(outline, fleet, len(cria.layers))
     return StageTime(Stage.CRIA, max(each), max(free), sum(each) * gpus_of(outline, Stage.CRIA))
 
 
@@ -147,13 +151,29 @@ def transfer_seconds(outline: Outline, fleet: Fleet, layers: int) -> float:
     """All steps of attention transfer of a Cria of so many layers."""
     settings = outline.spec.transfer
     size = min(settings.micro_batch_size, outline.sequences)
-    batches = -(-outline.sequences // size) * transfer_epochs(outline.spec)
+    batches, epochs = -(-outline.sequences // size), transfer_epochs(outline.spec)
+    through = 0.0
+    if rolls(outline.spec):  # one pass runs the last layer to its end, for the next Cria
+        rate = fleet.kind.passes.transfer if epochs else fleet.kind.passes.forward
+        through = batches * layers * layer_seconds(rate, outline, size, outline.length)
+        epochs = max(0, epochs - 1)
     # The last layer stops behind its attention.
     facts = outline.facts
     first = facts.hidden_size * facts.head_dim * (facts.heads + 2 * facts.kv_heads)
     passes = (layers - 1 + first / layer_parameters(facts)) / layers
     each = layer_seconds(fleet.kind.passes.transfer, outline, size, outline.length, passes)
-    return batches * layers * each
+    return through + epochs * batches * layers * each
+
+
+def boundary_seconds(outline: Outline, fleet: Fleet, layers: int) -> float:
+    """From the start of a Cria's Job until it has left what the next one reads."""
+    size = min(outline.spec.transfer.micro_batch_size, outline.sequences)
+    batches = -(-outline.sequences // size)
+    rate = fleet.kind.passes.transfer if transfer_epochs(outline.spec) else fleet.kind.passes.forward
+    computing = batches * layers * layer_seconds(rate, outline, size, outline.length)
+    weights = layers * layer_parameters(outline.facts) * outline.model.stored_bytes
+    start = fleet.kind.start_seconds + _store(fleet, weights)
+    return start + max(computing, _store(fleet, 2 * outline.boundary_bytes))
 
 
 def lora_seconds(outline: Outline, fleet: Fleet, layers: int) -> float:
@@ -183,9 +203,9 @@ def cria_reads(outline: Outline) -> float:
     """Hidden states that one Cria's Job reads, at most: its own boundary in every epoch, and the next."""
     if not outline.boundaries:
         return 0.0
-    epochs = transfer_epochs(outline.spec) + outline.spec.cria_lora.epochs
-    targets = 2 if outline.spec.cria_lora.objective is Objective.BLOCK else 1
-    return epochs * targets * outline.boundary_bytes
+    lora = outline.spec.cria_lora
+    targets = 2 if lora.objective is Objective.BLOCK else 1
+    return (transfer_epochs(outline.spec) + lora.epochs * targets) * outline.boundary_bytes
 
 
 def _stitch(outline: Outline, fleet: Fleet) -> float:

@@ -39,12 +39,13 @@ def _cria(outline: Outline, layers: int, index: int) -> int:
     stored = outline.model.stored_bytes
     size = layers * layer_parameters(outline.facts) * stored
     states = int(cria_reads(outline))
-    both = outline.spec.cria_lora.objective is Objective.BLOCK
+    lora = outline.spec.cria_lora
+    targets = lora.epochs * outline.boundary_bytes if lora.objective is Objective.BLOCK and states else 0
     if index == 0:
         size += embedding_parameters(outline.facts) * stored
-        states = states // 2 if both else 0
-    elif both and index == len(outline.crias) - 1:
-        states //= 2
+        states = targets
+    elif index == len(outline.crias) - 1:
+        states -= targets
     return size + states
 
 

@@ -19,6 +19,7 @@ from trenchcoat_api.spec.sources import (
 from trenchcoat_api.spec.stages import (
     AdaptedTeacher,
     Collect,
+    CollectStrategy,
     Evaluate,
     Export,
     ExportForm,
@@ -45,6 +46,7 @@ __all__ = [
     "AdaptedTeacher",
     "Attention",
     "Collect",
+    "CollectStrategy",
     "CredentialsSecretRef",
     "CriaLora",
     "DType",

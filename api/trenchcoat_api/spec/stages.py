@@ -12,9 +12,27 @@ from trenchcoat_api.spec.sources import SecretKeyRef
 from trenchcoat_api.strings import FileSource, HubRepository, PositiveDecimal, Share, TaskName
 
 
+class CollectStrategy(StrEnum):
+    """Who computes the teacher's hidden states at Cria boundaries."""
+
+    DISTRIBUTED = "Distributed"
+    """A gang that holds all layers up to the last boundary: every boundary before any Cria."""
+    ROLLING = "Rolling"
+    """Each Cria's own Job, for the next: its attention transfer runs the teacher's layers anyway."""
+
+
 class Collect(Camel):
     """Collection: the teacher runs once, its hidden states at Cria boundaries are stored."""
 
+    strategy: CollectStrategy = Field(
+        default=CollectStrategy.DISTRIBUTED,
+        description=(
+            "Distributed: a gang of spec.collect.nodes runs the whole teacher before any Cria trains. "
+            "Rolling: each Cria's Job leaves the next Cria's inputs in its first pass of attention "
+            "transfer, so that no GPU ever holds more than a Cria; a boundary is deleted once no Cria needs "
+            "it, whatever spec.retention says, and the fields below say nothing. What comes out is the same."
+        ),
+    )
     nodes: int = Field(default=1, description="Pods of the gang.", ge=1, le=1000)
     gpus_per_node: int = Field(default=1, description="GPUs of each pod; 0 runs on CPUs.", ge=0, le=64)
     batch_size: int = Field(default=1, description="Sequences per forward pass.", ge=1, le=65_536)

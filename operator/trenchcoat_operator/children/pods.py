@@ -70,6 +70,8 @@ def arguments(work: Work) -> list[str]:
     line = [work.stage.value, "--spec", f"{constants.SPEC_MOUNT_PATH}/{constants.SPEC_FILE}"]
     if work.artifact.cria is not None:
         line += ["--cria", str(work.artifact.cria.index)]
+    if work.artifact.boundary is not None:  # what leaves the Cria before it
+        line += ["--cria", str(work.artifact.boundary - 1)]
     if work.gpus > 1:
         line += ["--processes", str(work.gpus)]
     return [*line, *work.arguments]

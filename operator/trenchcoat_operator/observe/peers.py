@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Mapping
 
 from trenchcoat_api.artifacts import Artifacts, Manifest
+from trenchcoat_api.boundaries import with_boundaries
 from trenchcoat_api.crias import CriaRange, cria_ranges
+from trenchcoat_api.phases import rolls
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.spec import Retention, TrenchcoatSpec
 from trenchcoat_api.stages import Stage
@@ -61,14 +63,16 @@ def _keys(other: Tenant, mine: Artifacts, told: Mapping[str, Manifest]) -> Itera
             crias = cria_ranges(manifest.facts.model.layers, other.trenchcoat.spec.layers_per_cria)
         except ValueError:
             crias = []  # the other's status says that its spec does not fit the model
-    wanted = artifacts.all(crias) if crias else artifacts.before_crias
+    spec = other.trenchcoat.spec
+    wanted = with_boundaries(spec, artifacts, crias) if crias else artifacts.before_crias
     for artifact in wanted:
         yield artifact.stage, artifact.key
 
 
 def _keeps(other: Trenchcoat, stage: Stage) -> bool:
     """Whether an artifact must not be deleted because another Trenchcoat has it, by that one's own status."""
-    if other.spec.retention is not Retention.DELETE_INTERMEDIATE:
+    rolling = stage is Stage.COLLECT and rolls(other.spec)
+    if other.spec.retention is not Retention.DELETE_INTERMEDIATE and not rolling:
         return True
     if other.status.observed_generation != other.metadata.generation:
         return True  # it is not known yet what its spec, as it is now, needs

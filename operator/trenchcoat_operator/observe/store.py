@@ -1,6 +1,6 @@
 """One look at the store of a Trenchcoat: what is complete, what is being made, and what was deleted."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 
 from trenchcoat_api.artifacts import Artifact, Deletion, Manifest, Progress
@@ -86,23 +86,24 @@ class StoreLook:
             told = self._view().told
             built = graph.build(self._trenchcoat.spec, told)
             ready = [
-                work.artifact
+                work
                 for work in graph.possible(self._trenchcoat.spec, told)
-                if work.key not in asked and all(item.key in told for item in work.inputs)
+                if work.key not in asked and all(item.key in told for item in _precede(work))
             ]
             if not ready:
                 return built
-            for artifact in ready:
-                asked.add(artifact.key)
-                self._read(reader, artifact)
+            for work in ready:
+                asked.add(work.key)
+                on_the_way = work.maker is not None and work.maker.key in self._at_work
+                self._read(reader, work.artifact, is_tried=on_the_way or work.key in self._tried)
 
-    def _read(self, reader: StoreReader, artifact: Artifact) -> None:
-        """Read one artifact.
+    def _read(self, reader: StoreReader, artifact: Artifact, *, is_tried: bool) -> None:
+        """Read one artifact; `is_tried` says whether a Job was made that may leave it.
 
         Of what is being made the progress is read, and as long as that says that it goes on nothing else.
         What no Job was made for is not asked for at every look.
         """
-        if artifact.key not in self._tried and self._stores.manifests.is_absent(reader, artifact):
+        if not is_tried and self._stores.manifests.is_absent(reader, artifact):
             return
         report = self._reports.get(artifact.key)
         if report is None and artifact.key in self._reporting:
@@ -139,6 +140,17 @@ class StoreLook:
         for work in (*built.works, *superseded.works(self._trenchcoat, built)):
             if reader.holds_any(work.artifact):
                 self._remains.add(work.key)
+
+
+def _precede(work: graph.Work) -> Iterator[Artifact]:
+    """The inputs that were there before there could be anything of a work.
+
+    A boundary between Crias is none: the Cria that it enters may have been trained on the same states from a
+    collection, and it comes before the artifact of the Cria that leaves it.
+    """
+    if work.maker is not None:
+        return (item for item in work.inputs if item.key != work.maker.key)
+    return (item for item in work.inputs if item.boundary is None)
 
 
 def _goes_on(report: Progress) -> bool:

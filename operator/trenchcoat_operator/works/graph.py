@@ -4,13 +4,15 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from trenchcoat_api import boundaries
 from trenchcoat_api.artifacts import Artifact, Artifacts, Manifest
+from trenchcoat_api.boundaries import with_boundaries
 from trenchcoat_api.crias import CriaRange, cria_ranges
-from trenchcoat_api.phases import may_go_without
+from trenchcoat_api.phases import may_go_without, rolls
 from trenchcoat_api.phases import without_adapted_teacher as without
 from trenchcoat_api.pods import PodOverrides
 from trenchcoat_api.spec import TrenchcoatSpec
-from trenchcoat_api.stages import DISTRIBUTED, INPUTS, READS, WITHOUT_ADAPTED_TEACHER, Stage
+from trenchcoat_api.stages import DISTRIBUTED, INPUTS, WITHOUT_ADAPTED_TEACHER, Stage
 
 INTERMEDIATE = (Stage.COLLECT, Stage.SHARD)
 """Stages whose artifacts nobody needs once those of the stages after them are there."""
@@ -32,6 +34,8 @@ class Work:
     """Whether it may have several pods, which then work together."""
     arguments: tuple[str, ...] = ()
     """Of the stage's program, besides those that all have."""
+    maker: Artifact | None = None
+    """The Cria whose Job makes it on the way; one of its own is made only where that is complete already."""
 
     @property
     def stage(self) -> Stage:
@@ -119,32 +123,36 @@ def _built(text: str, layers: int | None, without_adapted_teacher: bool = False)
         crias = cria_ranges(layers, spec.layers_per_cria)
     except ValueError as error:
         return Graph(_works(spec, [artifacts.tokenize]), fault=str(error))
-    works = _works(spec, artifacts.all(crias))
+    works = _works(spec, with_boundaries(spec, artifacts, crias))
     if not without_adapted_teacher:
         return Graph(works, tuple(crias))
     bare = without(spec)
-    others = {work.stage: work for work in _works(bare, Artifacts(bare).all(crias))}
+    others = {work.stage: work for work in _works(bare, with_boundaries(bare, Artifacts(bare), crias))}
     evaluation = replace(others[Stage.EVALUATE], arguments=(WITHOUT_ADAPTED_TEACHER,))
     works = tuple(evaluation if work.stage is Stage.EVALUATE else work for work in works)
     return Graph(works, tuple(crias), given_up=frozenset({artifacts.adapt.key}))
 
 
 def _works(spec: TrenchcoatSpec, artifacts: list[Artifact]) -> tuple[Work, ...]:
-    made: dict[Stage, list[Artifact]] = {}
-    for artifact in artifacts:
-        made.setdefault(artifact.stage, []).append(artifact)
+    made = boundaries.by_stage(artifacts)
     works = []
     for artifact in artifacts:
-        inputs = tuple(item for stage in waits_for(artifact.stage) for item in made.get(stage, ()))
-        reads = tuple(item for stage in READS[artifact.stage] for item in made.get(stage, ()))
+        inputs = tuple(boundaries.inputs_of(artifact, made, waits_for(artifact.stage)))
+        reads = tuple(boundaries.read_by(artifact, made))
         pods, gpus = size(spec, artifact.stage)
-        works.append(Work(artifact, inputs, reads, pods, gpus, artifact.stage in DISTRIBUTED))
+        is_gang = artifact.stage in DISTRIBUTED and artifact.boundary is None
+        work = Work(artifact, inputs, reads, pods, gpus, is_gang)
+        if artifact.boundary is not None:
+            work = replace(work, maker=boundaries.maker(artifact, made))
+        works.append(work)
     return tuple(works)
 
 
 def size(spec: TrenchcoatSpec, stage: Stage) -> tuple[int, int]:
     """Pods of one Job or PyTorchJob of a stage, and GPUs of each."""
     match stage:
+        case Stage.COLLECT if rolls(spec):
+            return 1, 1
         case Stage.COLLECT:
             return spec.collect.nodes, spec.collect.gpus_per_node
         case Stage.STITCH | Stage.ADAPT:
@@ -158,14 +166,16 @@ def size(spec: TrenchcoatSpec, stage: Stage) -> tuple[int, int]:
 def needed(built: Graph, manifests: Container[str], deleted: Container[str]) -> set[str]:
     """Content keys of the artifacts that are still to be made.
 
-    An artifact that was deleted on purpose is made anew only if a stage that is still to come reads it.
+    An artifact that was deleted on purpose is made anew only if a stage that is still to come reads it, and
+    one that is made on the way of another is made only then.
     """
     found: set[str] = set()
     wanted_by_others: set[str] = set()
     for work in reversed(built.works):  # what reads an artifact comes after it
         if work.key in built.given_up:
             continue
-        if work.key in manifests or (work.key in deleted and work.key not in wanted_by_others):
+        on_demand = work.key in deleted or work.maker is not None
+        if work.key in manifests or (on_demand and work.key not in wanted_by_others):
             continue
         found.add(work.key)
         wanted_by_others.update(item.key for item in (*work.inputs, *work.reads))

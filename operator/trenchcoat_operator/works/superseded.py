@@ -1,6 +1,7 @@
 """What a Trenchcoat made for former specs: spec.retention speaks of that, too."""
 
 from trenchcoat_api.artifacts import Artifacts, DeletionPhase
+from trenchcoat_api.keys import boundary_key
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import MAX_SUPERSEDED, State, SupersededArtifact
@@ -16,6 +17,11 @@ def works(desired: Trenchcoat, graph: Graph) -> tuple[Work, ...]:
     rows: list[tuple[str, Row]] = [(row.name, row) for row in status.stages]
     rows += [(Stage.CRIA.value, row) for row in status.crias]
     known = {item.key: item.stage for item in status.superseded}
+    if any(row.name == Stage.COLLECT and not row.key and row.bytes for row in status.stages):
+        # What Crias left one another has no row of its own.
+        known |= {
+            boundary_key(row.index + 1, row.key): Stage.COLLECT.value for row in status.crias if row.key
+        }
     known |= {row.key: stage for stage, row in rows if row.key and _may_have_objects(row)}
     asked = {work.key for work in graph.works}
     artifacts = Artifacts(desired.spec)

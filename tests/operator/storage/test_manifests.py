@@ -10,9 +10,9 @@ from trenchcoat_api.artifacts import (
     Deletion,
     DeletionPhase,
     Manifest,
-    ObjectList,
     StoredObject,
 )
+from trenchcoat_api.stored import ObjectList
 from trenchcoat_operator.storage.access import Stores
 from trenchcoat_operator.storage.bucket import Bucket
 from trenchcoat_operator.storage.deletions import Deletions

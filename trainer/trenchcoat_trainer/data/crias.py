@@ -1,11 +1,15 @@
 """Hidden states that enter a Cria and, where they are stored, those that leave it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
+import numpy as np
 import torch
+from trenchcoat_api.artifacts import Artifact
 from trenchcoat_api.crias import CriaRange
+from trenchcoat_api.phases import rolls
 
 from trenchcoat_trainer.data.layout import HIDDEN, boundary_path, sequences_per_hidden_object
 from trenchcoat_trainer.data.order import Order, Piece
@@ -50,7 +54,6 @@ class CriaData:
         """
         self._inputs = inputs
         self._embed = embed
-        self._collect = inputs.artifacts.collect
         self._entry = cria.index if cria.index > 0 else None
         self._exit = cria.index + 1 if with_targets and cria.index + 1 < len(inputs.crias) else None
         self._tokens = TokenData(inputs)
@@ -60,7 +63,8 @@ class CriaData:
         spec = inputs.spec
         self.sequences: int = self._tokens.sequences
         size = sequences_per_hidden_object(spec.data.sequence_length, model.hidden_size, spec.dtype)
-        self._order = Order(self.sequences, size, spec.seed)
+        self.order = Order(self.sequences, size, spec.seed)
+        """The order of reading, by the groups that are an object of a boundary each."""
         # What is read ahead, and the object that is being used, of inputs and of targets.
         self._object_memory = RecycledMemory(spare=2 * (DEPTH + 1))
         # A batch in use, one that is copied to the device, and one in the making, likewise.
@@ -70,18 +74,35 @@ class CriaData:
         """Batches of an epoch."""
         return -(-self.sequences // batch_size)
 
-    def batches(self, *, epoch: int, batch_size: int, start_step: int = 0) -> Iterator[Batch]:
+    def batches(
+        self, *, epoch: int, batch_size: int, start_step: int = 0, with_targets: bool = True
+    ) -> Iterator[Batch]:
         """Batches in an order that depends on seed and epoch alone; the last may be smaller.
+
+        Without targets the next boundary is not read.
 
         Raises:
             CorruptObjectError: an object is not what the manifest says.
         """
-        pieces = self._order.pieces(epoch, skip=start_step * batch_size)
-        rows = (row for group in prefetch(self._read, pieces) for row in zip(*group, strict=True))
+        pieces = self.order.pieces(epoch, skip=start_step * batch_size)
+        read = partial(self._read, with_targets=with_targets)
+        rows = (row for group in prefetch(read, pieces) for row in zip(*group, strict=True))
         while batch := list(islice(rows, batch_size)):
             first, *rest = (self._stack(part) for part in zip(*batch, strict=True))
             inputs = self._embed(first.long()) if self._entry is None else first
             yield Batch(inputs, rest[0] if rest else None)
+
+    def groups(self, indices: Iterable[int]) -> Iterator[torch.Tensor]:
+        """Inputs of all sequences of each of these groups, as stored: [sequences, tokens, hidden size].
+
+        Raises:
+            CorruptObjectError: an object is not what the manifest says.
+        """
+        pieces = (Piece(index, np.arange(self.order.length(index))) for index in indices)
+        for group in prefetch(partial(self._read, with_targets=False), pieces):
+            (rows,) = group
+            inputs = self._stack(tuple(rows))
+            yield self._embed(inputs.long()) if self._entry is None else inputs
 
     def _stack(self, rows: tuple[torch.Tensor, ...]) -> torch.Tensor:
         shape, dtype = (len(rows), *rows[0].shape), rows[0].dtype
@@ -95,17 +116,25 @@ class CriaData:
             byte_view(place)[:] = byte_view(row)
         return batch
 
-    def _read(self, piece: Piece) -> list[list[torch.Tensor]]:
+    def _read(self, piece: Piece, *, with_targets: bool) -> list[list[torch.Tensor]]:
         if self._entry is None:
-            first = piece.group * self._order.group_size
-            parts = [self._tokens.read(first, first + self._order.length(piece.group))]
+            first = piece.group * self.order.group_size
+            parts = [self._tokens.read(first, first + self.order.length(piece.group))]
         else:
             parts = [self._boundary(self._entry, piece.group)]
-        if self._exit is not None:
+        if self._exit is not None and with_targets:
             parts.append(self._boundary(self._exit, piece.group))
         # Views: the one copy is made when a batch is put together.
         return [[part[row] for row in piece.rows.tolist()] for part in parts]
 
     def _boundary(self, boundary: int, group: int) -> torch.Tensor:
         path = boundary_path(boundary, group)
-        return self._inputs.read_tensors(self._collect, path, self._object_memory)[HIDDEN]
+        artifact = boundary_artifact(self._inputs, boundary)
+        return self._inputs.read_tensors(artifact, path, self._object_memory)[HIDDEN]
+
+
+def boundary_artifact(inputs: Inputs, boundary: int) -> Artifact:
+    """The artifact that has what enters Cria `boundary`, by the spec's strategy of collection."""
+    if rolls(inputs.spec):
+        return inputs.artifacts.boundary(inputs.crias[boundary - 1])
+    return inputs.artifacts.collect

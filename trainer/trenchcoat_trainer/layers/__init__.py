@@ -10,6 +10,7 @@ from trenchcoat_trainer.layers.cria_step import (
     layerwise_step,
     student_forward,
     transfer_step,
+    transfer_through,
 )
 from trenchcoat_trainer.layers.llama import LayerShape, LayerWeights, Rope, teacher_forward
 
@@ -27,4 +28,5 @@ __all__ = [
     "student_forward",
     "teacher_forward",
     "transfer_step",
+    "transfer_through",
 ]

@@ -132,6 +132,32 @@ def transfer_step(
         The losses of each layer; zeros for a layer kept softmax.
     """
 
+    compare = _transfer(cria, rope, weights, drop_window=drop_window)
+    return _teacher_forced(cria, hidden, rope, compare, gradient_scale)[0]
+
+
+@torch.no_grad()
+def transfer_through(
+    cria: CriaLayers,
+    hidden: torch.Tensor,
+    rope: Rope,
+    weights: LossWeights,
+    *,
+    gradient_scale: float = 1.0,
+    drop_window: bool = False,
+) -> tuple[StepLosses, torch.Tensor]:
+    """Do what `transfer_step` does, and run the teacher to the Cria's end.
+
+    Returns:
+        The losses, and the residual stream after the last layer, [B, T, hidden].
+    """
+    compare = _transfer(cria, rope, weights, drop_window=drop_window)
+    return _teacher_forced(cria, hidden, rope, compare, gradient_scale, last=len(cria.layers) - 1)
+
+
+def _transfer(
+    cria: CriaLayers, rope: Rope, weights: LossWeights, *, drop_window: bool
+) -> Callable[[Layer, torch.Tensor, Student], TransferLoss]:
     def compare(layer: Layer, normed: torch.Tensor, student: Student) -> TransferLoss:
         heads = Heads(*attention_inputs(layer.weights, normed, rope, cria.shape))
         with torch.enable_grad():
@@ -139,7 +165,7 @@ def transfer_step(
                 heads, student.parameters, weights, drop_window=drop_window
             )
 
-    return _teacher_forced(cria, hidden, rope, compare, gradient_scale)
+    return compare
 
 
 @torch.no_grad()
@@ -163,7 +189,7 @@ def layerwise_step(
             heads = Heads(*split_and_rotate(adapted, rope.cos, rope.sin, shape.heads, shape.kv_heads))
             return student.attention.distill_loss(heads, teacher, student.parameters, weights)
 
-    return _teacher_forced(cria, hidden, rope, compare, gradient_scale)
+    return _teacher_forced(cria, hidden, rope, compare, gradient_scale)[0]
 
 
 def _teacher_forced(
@@ -172,12 +198,15 @@ def _teacher_forced(
     rope: Rope,
     compare: Callable[[Layer, torch.Tensor, Student], TransferLoss],
     gradient_scale: float,
-) -> StepLosses:
+    last: int | None = None,
+) -> tuple[StepLosses, torch.Tensor]:
     """Compare layer by layer on the teacher's own stream, each layer's backward before the next's forward.
 
-    `compare` returns a layer's losses, from its normed input and its student.
+    `compare` returns a layer's losses, from its normed input and its student. `last` is the layer that is run
+    to its end; None stops within the last that has a student. Returns the stream as far as it was run, too.
     """
-    delta, losses, last = None, [], cria.last
+    delta, losses, through = None, [], last is not None
+    last = cria.last if last is None else last
     for i, layer in enumerate(cria.layers):
         if i > last:
             losses.append(hidden.new_zeros(3, dtype=torch.float32))
@@ -195,9 +224,11 @@ def _teacher_forced(
             y = result.output
             del result
         del normed
-        if i < last:
+        if i < last or through:
             hidden, delta = after_attention(layer.weights, hidden, y, cria.shape)
-    return StepLosses(*torch.stack(losses, dim=1))
+    if through and delta is not None:
+        hidden = hidden + delta
+    return StepLosses(*torch.stack(losses, dim=1)), hidden
 
 
 def _adapted(qkv: torch.Tensor, normed: torch.Tensor, adapters: Adapters, shape: LayerShape) -> torch.Tensor:

@@ -120,6 +120,8 @@ class StageStarter:
         if gpu is not None:
             environment[_VISIBLE] = visible_devices(gpu, os.environ.get(_VISIBLE))
         cria = None if artifact.cria is None else artifact.cria.index
+        if artifact.boundary is not None:  # what leaves the Cria before it
+            cria = artifact.boundary - 1
         suffixes = [f".{rank}" for rank in range(workers)] if workers > 1 else [""]
         outputs: list[IO[bytes]] = [
             (files.logs / f"{artifact.name}{suffix}.log").open("wb") for suffix in suffixes

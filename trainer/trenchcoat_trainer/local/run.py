@@ -12,7 +12,7 @@ from trenchcoat_api.crias import cria_ranges
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.export_gate import explain_shortfalls, holds_export, shortfalls
 from trenchcoat_api.gates import excesses, explain
-from trenchcoat_api.phases import may_go_without, without_adapted_teacher
+from trenchcoat_api.phases import may_go_without, rolls, without_adapted_teacher
 from trenchcoat_api.phases import stages as stages_of
 from trenchcoat_api.planning.memory import gpu_need
 from trenchcoat_api.planning.model import PlannedModel
@@ -28,6 +28,7 @@ from trenchcoat_trainer.local.display import Display
 from trenchcoat_trainer.local.keeping import kept_report
 from trenchcoat_trainer.local.machine import find_machine
 from trenchcoat_trainer.local.processes import RunFiles, StageProcesses, StageStarter, all_modules
+from trenchcoat_trainer.local.rolling import Boundaries
 from trenchcoat_trainer.local.schedule import Machine, admit, least_used, ready
 from trenchcoat_trainer.runtime.forking import ForkServer
 from trenchcoat_trainer.runtime.inputs import read_manifest
@@ -132,13 +133,15 @@ class _LocalRun:
         self._crias = 0
         self._arguments: dict[Stage, tuple[str, ...]] = {}
         """Of stages' programs, besides those that all have."""
+        self._boundaries: Boundaries | None = None
+        """Where each Cria leaves the next one's inputs; None before the number of Crias is known."""
 
     def execute(self, display: Display, tell: Callable[[], None]) -> None:
         """Start what can start, wait, repeat; `tell` is called again and again meanwhile."""
         self._take_complete(display)
         shown = 0.0
         try:
-            while len(self._record.manifests) < len(self._wanted()):
+            while any(item.key not in self._record.manifests for item in self._wanted()):
                 self._start_ready(display)
                 time.sleep(POLL_SECONDS)
                 if self._stop.requested:
@@ -201,12 +204,12 @@ class _LocalRun:
     def _take_if_complete(self, artifact: Artifact) -> bool:
         if not self._store.exists(artifact.manifest_path):
             return False
-        self._record.manifests[artifact.key] = read_manifest(self._store, artifact)
+        if artifact.boundary is None:  # which goes once it is read
+            self._record.manifests[artifact.key] = read_manifest(self._store, artifact)
         return True
 
     def _start_ready(self, display: Display) -> None:
-        complete = set(self._record.manifests)
-        candidates = ready(self._wanted(), complete, set(self._running))
+        candidates = self._ready()
         if any(artifact.stage is Stage.STITCH for artifact in candidates):
             self._check_gate()
         candidates = [artifact for artifact in candidates if not self._is_held(artifact)]
@@ -223,6 +226,7 @@ class _LocalRun:
                 arguments=self._arguments.get(artifact.stage, ()),
             )
             self._record.started[artifact.key] = time.monotonic()
+            display.expect([artifact])
             display.begin(artifact)
         running = sum(item.artifact.stage is Stage.CRIA for item in self._running.values())
         self._record.most_crias = max(self._record.most_crias, running)
@@ -242,6 +246,23 @@ class _LocalRun:
         model = PlannedModel.of_facts(tokenized.facts.model, self._spec)
         need = gpu_need(Outline.of(self._spec, model, tokenized.facts.data), Stage.CRIA)
         return need.total if need is not None else 0
+
+    def _ready(self) -> list[Artifact]:
+        """What is not made and may be, as far as its inputs go."""
+        complete, running = set(self._record.manifests), set(self._running)
+        wanted = self._wanted()
+        if not self._crias or not rolls(self._spec):
+            return ready(wanted, complete, running)
+        if self._boundaries is None:
+            self._boundaries = Boundaries(
+                self._spec, self._store, cria_ranges(self._layers(), self._spec.layers_per_cria)
+            )
+        there, needed = self._boundaries.look(complete)
+        return [
+            artifact
+            for artifact in ready(self._boundaries.artifacts, complete | there, running)
+            if artifact.boundary is None or artifact.key in needed
+        ]
 
     def _gpu_for(self, stage: Stage) -> int | None:
         """Crias share the GPUs out; every other stage may use all of them."""
@@ -295,7 +316,7 @@ class _LocalRun:
     def _go_without(self, display: Display, failure: str) -> None:
         """Evaluate without the adapted teacher, which could not be trained."""
         display.warn(f"the evaluation goes on without the adapted teacher: {failure}")
-        self._spec = without_adapted_teacher(self._spec)
+        self._spec, self._boundaries = without_adapted_teacher(self._spec), None
         self._arguments[Stage.EVALUATE] = (WITHOUT_ADAPTED_TEACHER,)
         self._take_complete(display)
 

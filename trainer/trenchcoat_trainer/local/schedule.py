@@ -4,8 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from trenchcoat_api.artifacts import Artifact
+from trenchcoat_api.boundaries import by_stage, inputs_of, read_by
+from trenchcoat_api.phases import rolls
 from trenchcoat_api.spec import TrenchcoatSpec
-from trenchcoat_api.stages import INPUTS, Stage
+from trenchcoat_api.stages import Stage
 
 _ROOM = 0.8
 """Of a GPU's memory: what a plan says of a stage is what it needs at least."""
@@ -23,7 +25,7 @@ class Machine:
 
     def workers(self, stage: Stage, spec: TrenchcoatSpec) -> int:
         """Processes of one stage: as many as the spec's pods have GPUs, but no more than fit here."""
-        if stage is Stage.COLLECT:
+        if stage is Stage.COLLECT and not rolls(spec):
             wanted = spec.collect.nodes * max(1, spec.collect.gpus_per_node)
         elif stage in (Stage.STITCH, Stage.ADAPT):
             wanted = spec.stitch.nodes * max(1, spec.stitch.gpus_per_node)
@@ -70,12 +72,12 @@ def ready(artifacts: Sequence[Artifact], complete: set[str], running: set[str]) 
         complete: Keys of those in the store.
         running: Keys of those being made.
     """
-    by_stage: dict[Stage, list[Artifact]] = {}
-    for artifact in artifacts:
-        by_stage.setdefault(artifact.stage, []).append(artifact)
+    made = by_stage(artifacts)
 
     def inputs_complete(artifact: Artifact) -> bool:
-        inputs = [item for stage in INPUTS[artifact.stage] for item in by_stage.get(stage, [])]
+        inputs = inputs_of(artifact, made)
+        if artifact.boundary is not None:  # a Job of its own reads the one before
+            inputs = [*inputs, *read_by(artifact, made)]
         return all(item.key in complete for item in inputs)
 
     return [

@@ -3,7 +3,8 @@
 import hashlib
 from typing import Protocol
 
-from trenchcoat_api.artifacts import StoreChecksum, StoredObject
+from trenchcoat_api.artifacts import StoredObject
+from trenchcoat_api.stored import StoreChecksum
 
 
 class Digest(Protocol):

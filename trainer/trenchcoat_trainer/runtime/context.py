@@ -35,7 +35,7 @@ class StageContext(Inputs):
     artifact: Artifact
     """What this stage makes."""
     cria: CriaRange | None
-    """The Cria at hand; the cria stage alone."""
+    """The Cria at hand; the cria stage, and collection of what leaves one Cria."""
     rank: int
     world_size: int
     progress: ProgressReporter

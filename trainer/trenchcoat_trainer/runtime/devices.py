@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import torch
+from trenchcoat_api.phases import rolls
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 
@@ -69,6 +70,6 @@ def _local_rank(rank: int, found: int) -> int:
 
 def _gpus_given(spec: TrenchcoatSpec, stage: Stage) -> int:
     """GPUs of each of the stage's pods, as the operator asks for them."""
-    if stage is Stage.COLLECT:
+    if stage is Stage.COLLECT and not rolls(spec):
         return spec.collect.gpus_per_node
     return spec.stitch.gpus_per_node if stage in (Stage.STITCH, Stage.ADAPT) else 1

@@ -7,7 +7,8 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
-from trenchcoat_api.artifacts import Artifact, Manifest, ObjectList, StoredObject
+from trenchcoat_api.artifacts import Artifact, Manifest, StoredObject
+from trenchcoat_api.stored import ObjectList
 
 from trenchcoat_trainer.errors import CorruptObjectError, NotFoundError
 from trenchcoat_trainer.store import Store

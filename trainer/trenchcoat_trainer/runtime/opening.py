@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from trenchcoat_api.artifacts import Artifact, Artifacts
+from trenchcoat_api.boundaries import by_stage, inputs_of, read_by, with_boundaries
 from trenchcoat_api.crias import CriaRange, cria_ranges
-from trenchcoat_api.phases import stages
+from trenchcoat_api.phases import rolls
 from trenchcoat_api.spec import TrenchcoatSpec
-from trenchcoat_api.stages import INPUTS, Stage
+from trenchcoat_api.stages import Stage
 
 from trenchcoat_trainer.errors import BadInputError
 from trenchcoat_trainer.runtime.checkpoint import Checkpoint
@@ -33,7 +34,7 @@ def open_context(
     Args:
         spec: What to linearize.
         stage: Which stage.
-        cria: Index of the Cria; the cria stage alone.
+        cria: Index of the Cria; the cria stage, and collect where each Cria leaves the next one's inputs.
         folder: The folder that stands for the store, if any.
         stop: Where a wish to stop is noted.
         place: Which of the stage's processes this is; None for what the environment says.
@@ -46,7 +47,7 @@ def open_context(
     store = open_store(spec, folder)
     artifacts = Artifacts(spec)
     crias = [] if stage is Stage.TOKENIZE else read_crias(spec, store)
-    chosen = _choose(crias, stage, cria)
+    chosen = _choose(spec, crias, stage, cria)
     artifact = _artifact(artifacts, stage, crias, chosen)
     place = place or Place.from_environment()
     clock = Clock(store, artifact)
@@ -69,16 +70,11 @@ def open_context(
 
 def check_inputs(context: StageContext) -> None:
     """Raise MissingInputError unless the manifest of every direct input is there."""
-    artifacts, asked = context.artifacts, stages(context.spec)
-    for stage in INPUTS[context.artifact.stage]:
-        if stage not in asked:
-            continue
-        if stage is Stage.CRIA:
-            inputs = [artifacts.cria(cria) for cria in context.crias]
-        else:
-            inputs = [_artifact(artifacts, stage, context.crias, None)]
-        for artifact in inputs:
-            context.manifest(artifact)
+    made = by_stage(with_boundaries(context.spec, context.artifacts, context.crias))
+    own = context.artifact
+    wanted = inputs_of(own, made) if own.boundary is None else read_by(own, made)
+    for artifact in wanted:
+        context.manifest(artifact)
 
 
 def read_crias(spec: TrenchcoatSpec, store: Store) -> list[CriaRange]:
@@ -97,9 +93,18 @@ def read_crias(spec: TrenchcoatSpec, store: Store) -> list[CriaRange]:
         raise BadInputError(str(error)) from error
 
 
-def _choose(crias: list[CriaRange], stage: Stage, index: int | None) -> CriaRange | None:
-    if stage is not Stage.CRIA:
+def _choose(
+    spec: TrenchcoatSpec, crias: list[CriaRange], stage: Stage, index: int | None
+) -> CriaRange | None:
+    if stage is Stage.COLLECT and (index is None) == rolls(spec):
+        raise BadInputError(
+            f"spec.collect.strategy is {spec.collect.strategy}: "
+            + ("name a Cria with --cria" if rolls(spec) else "collect takes no --cria, it is of all Crias")
+        )
+    if stage not in (Stage.CRIA, Stage.COLLECT) or (stage is Stage.COLLECT and index is None):
         return None
+    if stage is Stage.COLLECT and index == len(crias) - 1:
+        raise BadInputError(f"--cria is {index}, the last: no Cria reads what leaves it")
     if index is None or not 0 <= index < len(crias):
         raise BadInputError(
             f"--cria is {index}, but the model has Crias 0 to {len(crias) - 1}: name one of them"
@@ -112,7 +117,7 @@ def _artifact(artifacts: Artifacts, stage: Stage, crias: list[CriaRange], cria: 
         case Stage.TOKENIZE:
             return artifacts.tokenize
         case Stage.COLLECT:
-            return artifacts.collect
+            return artifacts.collect if cria is None else artifacts.boundary(cria)
         case Stage.SHARD:
             return artifacts.shard
         case Stage.SELECT:

@@ -18,10 +18,9 @@ from trenchcoat_api.artifacts import (
     Artifact,
     Facts,
     Manifest,
-    ObjectList,
-    StoreChecksum,
     StoredObject,
 )
+from trenchcoat_api.stored import ObjectList, StoreChecksum
 
 from trenchcoat_trainer.errors import NotFoundError, StoreError
 from trenchcoat_trainer.runtime.clock import Clock

@@ -85,6 +85,8 @@ def _of_artifact(base: Assessment, look: Look, deletion: Deletion | None) -> Ass
     if base.work.key not in look.needed and deletion is not None:
         message = f"deleted at {texts.timestamp(deletion.updated_at)}: no stage reads it any more"
         return replace(base, state=State.SUCCEEDED, message=message, deleted=deletion)
+    if base.work.key not in look.needed and base.work.maker is not None and not base.tries:
+        return replace(base, state=State.SUCCEEDED, message="not made: no Cria is still to read it")
     return None
 
 

@@ -44,6 +44,8 @@ def intermediates(look: Look) -> Steps:
 
 
 def _may_go(work: Work, look: Look) -> bool:
+    if work.maker is not None:  # boundaries go once they are read, which is what they are made one by one for
+        return True
     return look.trenchcoat.spec.retention is Retention.DELETE_INTERMEDIATE and work.stage in INTERMEDIATE
 
 
@@ -51,6 +53,8 @@ def _is_read(work: Work, look: Look) -> bool:
     """Whether a stage that is to come reads it, or works on what was made of it."""
     if work.stage is Stage.SHARD and look.needed:
         return True
+    if work.maker is not None and work.maker.key in look.needed:
+        return True  # the Cria that leaves it compares itself with it
     readers = (item for item in look.graph.works if item.key in look.needed)
     return any(item.key == work.key for reader in readers for item in (*reader.inputs, *reader.reads))
 

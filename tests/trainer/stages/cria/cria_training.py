@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from trenchcoat_api.spec import Attention, TrenchcoatSpec
 from trenchcoat_trainer.data import Batch
+from trenchcoat_trainer.layers.llama import softmax_attention
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.stages.cria.transfer import TransferPhase, finish_layer
 
@@ -54,8 +55,7 @@ def _states(cria: CriaModel, hidden: torch.Tensor) -> list[torch.Tensor]:
     for layer in cria.layers.values():
         attention = layer.self_attn
         heads = attention.project(layer.input_layernorm(hidden), cria.rope(hidden))
-        result = attention.student.transfer_loss(heads, attention.student_parameters())
-        hidden = finish_layer(layer, hidden, result.output)
+        hidden = finish_layer(layer, hidden, softmax_attention(*heads))
         states.append(hidden)
     return states
 

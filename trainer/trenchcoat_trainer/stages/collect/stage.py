@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from trenchcoat_trainer.checkpoints.finite import require_finite
+from trenchcoat_trainer.checkpoints.finite_watch import FiniteWatch
 from trenchcoat_trainer.checkpoints.shards import TORCH_DTYPES
 from trenchcoat_trainer.checkpoints.teacher import EMBEDDING, Teacher, open_teacher
 from trenchcoat_trainer.checkpoints.teacher_layers import TeacherLayers
@@ -18,12 +19,11 @@ from trenchcoat_trainer.data import TokenData
 from trenchcoat_trainer.data.layout import HIDDEN, boundary_path, sequences_per_hidden_object
 from trenchcoat_trainer.data.order import Order
 from trenchcoat_trainer.errors import PreemptedError
+from trenchcoat_trainer.runtime.background import BackgroundWriter
 from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.runtime.devices import choose_device
 from trenchcoat_trainer.runtime.ranks import joined
-from trenchcoat_trainer.stages.collect.finite import FiniteWatch
 from trenchcoat_trainer.stages.collect.pipeline import Pipeline, split_layers
-from trenchcoat_trainer.stages.collect.writing import BackgroundWriter
 
 logger = logging.getLogger(__name__)
 
@@ -117,8 +117,6 @@ class Worker:
         self._device = device
         self._dtype = TORCH_DTYPES[context.spec.dtype]
         self._hidden_size = teacher.config.hidden_size
-        self._sequences = self._passed = 0
-        """Sequences to be computed, and those that are."""
         own = split_layers(max(boundaries) + 1, context.world_size)[context.rank]
         self._watch = FiniteWatch(list(own), device)
         self._part = _load_part(teacher, own, self._dtype, device, with_embedding=context.rank == 0)
@@ -126,7 +124,6 @@ class Worker:
     def run(self, order: Order, groups: list[int]) -> None:
         """Compute these groups of sequences, in order."""
         context = self._context
-        self._sequences = sum(order.length(group) for group in groups)
         with BackgroundWriter(context.writer) as writer:
             for done, group in enumerate(groups):
                 first = group * order.group_size
@@ -166,8 +163,7 @@ class Worker:
                 if layer in self._boundaries:
                     states.setdefault(self._boundaries[layer], []).append(hidden.cpu())
             self._pipeline.send(hidden)
-            self._passed += stop - start
-            fraction = self._passed / self._sequences  # of groups the last is smaller
+            fraction = (done + (stop - first) / (last - first)) / groups
             tokens = (stop - start) * length
             self._context.progress.update(PHASE, done, groups, fraction=fraction, tokens=tokens)
         if states:  # they are on the CPU, so that the device has been waited for

@@ -5,14 +5,16 @@ Leaves ``feature_maps.safetensors`` and ``adapters.safetensors``; a phase of 0 e
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from trenchcoat_api.artifacts import Facts
 from trenchcoat_api.crias import CriaRange
-from trenchcoat_api.phases import reads_boundaries
+from trenchcoat_api.phases import reads_boundaries, rolls
 from trenchcoat_api.spec import Objective
+from trenchcoat_api.stages import Stage
 
 from trenchcoat_trainer.checkpoints.finite import require_finite
 from trenchcoat_trainer.checkpoints.shards import load_cria_weights, load_embeddings
@@ -31,17 +33,18 @@ from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.runtime.devices import choose_device
 from trenchcoat_trainer.runtime.progress import format_loss
+from trenchcoat_trainer.stages.cria.boundary import NextBoundary, RollingTransfer
 from trenchcoat_trainer.stages.cria.error import layer_errors
 from trenchcoat_trainer.stages.cria.fused import FusedCria, fuse_for_gpu
 from trenchcoat_trainer.stages.cria.loop import Loop
 from trenchcoat_trainer.stages.cria.lora import LoraPhase, block_step, layerwise_step
-from trenchcoat_trainer.stages.cria.transfer import TransferPhase, transfer_step
+from trenchcoat_trainer.stages.cria.transfer import TransferPhase, transfer_step, transfer_through
 
 logger = logging.getLogger(__name__)
 
 
 def run(context: StageContext) -> None:
-    """Train one Cria and write its artifact.
+    """Train one Cria and write its artifact; where collection is rolling, the next one's inputs before.
 
     Raises:
         OutOfMemoryError: the GPU's memory does not suffice; the message says what to change.
@@ -56,29 +59,66 @@ def run(context: StageContext) -> None:
 
 
 def train(context: StageContext) -> None:
-    """Set up, run both phases from the last checkpoint on, save."""
-    config = load_student_config(context)
+    """Set up, run both phases from the last checkpoint on, save; of a boundary alone, make that."""
+    config, spec = load_student_config(context), context.spec
     with torch.device("meta"):
         shape = CriaModel(config, context.cria)
-    if not any(shape.student_layers()) or not reads_boundaries(context.spec):
+    is_whole = context.artifact.stage is Stage.CRIA
+    trains = is_whole and any(shape.student_layers()) and reads_boundaries(spec)
+    if not trains and not leaves_boundary(context):
         leave_as_it_is(context, shape)
         return
     model = load_cria(context, context.cria)
+    positions = Starts.of(spec, config).below + spec.data.sequence_length
+    fused = fuse_for_gpu(model, positions) if any(shape.student_layers()) else None
+    data = open_data(context)
+    with next_boundary(context, model, data, fused) as boundary:
+        if trains:
+            run_phases(context, model, data, fused, boundary)
+        elif boundary is not None:
+            boundary.complete()
+    if is_whole and not trains:
+        leave_as_it_is(context, shape)
+
+
+def leaves_boundary(context: StageContext) -> bool:
+    """Whether this Cria's Job makes the inputs of the next one."""
+    return rolls(context.spec) and context.cria != context.crias[-1]
+
+
+def next_boundary(
+    context: StageContext, model: CriaModel, data: CriaData, fused: FusedCria | None
+) -> AbstractContextManager[NextBoundary | None]:
+    """The next Cria's inputs, where this Cria's Job makes them; within the context they are written."""
+    if not leaves_boundary(context):
+        return nullcontext()
+    return NextBoundary(context, model, data, fused.transfer_through if fused else transfer_through)
+
+
+def run_phases(
+    context: StageContext,
+    model: CriaModel,
+    data: CriaData,
+    fused: FusedCria | None,
+    boundary: NextBoundary | None,
+) -> None:
+    """Run both phases from the last checkpoint on, and save."""
     loop = Loop(
         context,
-        open_data(context),
+        data,
         next(model.parameters()).device,
         transfer_epochs=context.spec.transfer.epochs if model.form_parameters() else 0,
     )
     starts = Starts.of(context.spec, model.config)
     length, objective = context.spec.data.sequence_length, context.spec.cria_lora.objective
-    fused = fuse_for_gpu(model, starts.below + length)
 
     if loop.maps is None:
-        loop.maps = train_maps(context, model, loop, fused, starts)
+        loop.maps = train_maps(context, model, loop, fused, starts, boundary)
     else:  # an earlier attempt has trained them
         model.set_form_parameters(loop.maps)
         model.requires_grad_(False)
+    if boundary is not None:
+        boundary.complete()  # where attention transfer has not
 
     runner = fused.runner(starts, length, whole=objective is Objective.BLOCK) if fused else None
     lora = LoraPhase(
@@ -101,7 +141,12 @@ def train(context: StageContext) -> None:
 
 
 def train_maps(
-    context: StageContext, model: CriaModel, loop: Loop, fused: FusedCria | None, starts: Starts
+    context: StageContext,
+    model: CriaModel,
+    loop: Loop,
+    fused: FusedCria | None,
+    starts: Starts,
+    boundary: NextBoundary | None = None,
 ) -> dict[str, torch.Tensor]:
     """Run attention transfer; returns the best maps, which are in place, and notes how good they are.
 
@@ -113,14 +158,19 @@ def train_maps(
     steps = settings.epochs * loop.data.steps(settings.batch_size)
     runner = fused.runner(starts, context.spec.data.sequence_length, whole=False) if fused else None
     step = fused.transfer_step if fused else transfer_step
-    transfer = TransferPhase(model, context.spec, steps, step, starts, runner)
+    if boundary is None:
+        transfer = TransferPhase(model, context.spec, steps, step, starts, runner)
+    else:
+        transfer = RollingTransfer(boundary, model, context.spec, steps, step, starts, runner)
     cursor = loop.run(transfer)
     if runner:
         runner.close()
     maps, best = transfer.finish()
     if cursor.initial is not None:
         loop.losses.update(transferInitial=cursor.initial, transfer=best)
-    batches = loop.data.batches(epoch=settings.epochs, batch_size=settings.micro_batch_size)
+    batches = loop.data.batches(
+        epoch=settings.epochs, batch_size=settings.micro_batch_size, with_targets=False
+    )
     loop.facts["layerErrors"] = layer_errors(model, batches)
     return maps
 

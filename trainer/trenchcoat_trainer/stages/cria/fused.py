@@ -114,6 +114,23 @@ class FusedCria:
         )
         return _of_student_layers(losses.loss, fused)
 
+    def transfer_through(
+        self,
+        cria: CriaModel,
+        hidden_BTE: torch.Tensor,
+        *,
+        scale: float,
+        weights: LossWeights,
+        drop_window: bool = False,
+        start: int = 0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Do what `transfer.transfer_through` does, the stream up to rounding; `cria` was fused."""
+        fused, rope = self._layers(), self._rope_of(hidden_BTE, start)
+        losses, output_BTE = layers.transfer_through(
+            fused, hidden_BTE, rope, weights, gradient_scale=scale, drop_window=drop_window
+        )
+        return _of_student_layers(losses.loss, fused), output_BTE
+
     def layerwise_step(
         self,
         cria: CriaModel,

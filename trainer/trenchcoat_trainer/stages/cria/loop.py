@@ -63,7 +63,12 @@ class Loop:
         context, data = self._context, self.data
         cursor = self._restore(phase)
         while cursor.epoch < phase.epochs:
-            batches = data.batches(epoch=cursor.epoch, batch_size=phase.batch_size, start_step=cursor.step)
+            batches = data.batches(
+                epoch=cursor.epoch,
+                batch_size=phase.batch_size,
+                start_step=cursor.step,
+                with_targets=phase.name == "lora",
+            )
             sizes: deque[int] = deque()
             for batch in copied_ahead(batches, self._device):
                 phase.begin(batch, epoch=cursor.epoch, step=cursor.step + len(sizes))

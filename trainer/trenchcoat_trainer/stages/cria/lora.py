@@ -72,7 +72,7 @@ def layerwise_step(
         losses.append(result.loss.detach())
         if int(name) == last:
             break
-        hidden_BTE = finish_layer(layer, hidden_BTE, result.output)
+        hidden_BTE = finish_layer(layer, hidden_BTE, softmax_attention(*of_teacher))
     return torch.stack(losses)
 
 

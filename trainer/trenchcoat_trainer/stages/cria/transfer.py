@@ -4,10 +4,11 @@ Source: LoLCATs (arXiv 2410.10254), section 3.2. Shape letters: B batch, T token
 D head dimension, L layers of the Cria that do not keep softmax attention.
 """
 
+import itertools
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from trenchcoat_api import spec
 
 from trenchcoat_trainer.data import Batch, Starts
+from trenchcoat_trainer.layers.llama import softmax_attention
 from trenchcoat_trainer.models.adapters import base_layer
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatDecoderLayer
@@ -53,14 +55,43 @@ def transfer_step(
     Returns:
         Loss of each student layer, [L], fp32, not scaled.
     """
-    rope = cria.rope(hidden_BTE, start)
+    options = {"scale": scale, "weights": weights, "drop_window": drop_window, "start": start}
     last = max((n for n, _ in cria.student_layers()), default=-1)
-    losses = []
-    for name, layer in cria.layers.items():
+    results = itertools.islice(_layer_by_layer(cria, hidden_BTE, **options), last + 1 - cria.cria.first)
+    return torch.stack([loss for loss in results if loss is not None])
+
+
+def transfer_through(
+    cria: CriaModel, hidden_BTE: torch.Tensor, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Do what `transfer_step` does, and run the teacher to the Cria's end.
+
+    Returns:
+        Losses as `transfer_step` returns them, and the raw residual stream at the next boundary, [B, T, E]:
+        on the CPU bit for bit what collection computes.
+    """
+    *losses, output_BTE = _layer_by_layer(cria, hidden_BTE, **options)
+    of_students = [loss for loss in losses if loss is not None]
+    return torch.stack(of_students) if of_students else output_BTE.new_zeros(0), output_BTE
+
+
+def _layer_by_layer(
+    cria: CriaModel,
+    hidden_BTE: torch.Tensor,
+    *,
+    scale: float,
+    weights: LossWeights,
+    drop_window: bool = False,
+    start: int = 0,
+) -> Iterator[torch.Tensor | None]:
+    """Yield each layer's loss, None for one kept softmax, and then the stream that leaves the last layer."""
+    rope = cria.rope(hidden_BTE, start)
+    for layer in cria.layers.values():
         attention = layer.self_attn
         if attention.softmax:
             with torch.no_grad():
                 hidden_BTE = layer(hidden_BTE, position_embeddings=rope)
+            yield None
             continue
         with torch.no_grad():
             heads = attention.project(layer.input_layernorm(hidden_BTE), rope)
@@ -69,11 +100,11 @@ def transfer_step(
         )
         if result.loss.requires_grad:  # a layer may have nothing to train
             (result.loss * scale).backward()
-        losses.append(result.loss.detach())
-        if int(name) == last:
-            break
-        hidden_BTE = finish_layer(layer, hidden_BTE, result.output)
-    return torch.stack(losses)
+        yield result.loss.detach()
+        # Not result.output, which a form computes in its own way: by the teacher's kernel, so that what is
+        # passed on is what collection stores.
+        hidden_BTE = finish_layer(layer, hidden_BTE, softmax_attention(*heads))
+    yield hidden_BTE
 
 
 @torch.no_grad()

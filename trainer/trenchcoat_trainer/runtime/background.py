@@ -1,13 +1,17 @@
 """Writing objects while the next ones are computed."""
 
+from __future__ import annotations
+
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import torch
 from trenchcoat_api.artifacts import StoredObject
 
 from trenchcoat_trainer.runtime.writer import ArtifactWriter
+
+if TYPE_CHECKING:
+    import torch
 
 THREADS = 4
 PENDING = 8
@@ -30,7 +34,7 @@ class BackgroundWriter:
     ) -> None:
         try:
             if kind is None:
-                self._settle(0)
+                self.settle()
         finally:
             self._pool.shutdown(cancel_futures=kind is not None)
 
@@ -38,6 +42,10 @@ class BackgroundWriter:
         """Write tensors as one object soon; waits while too many are pending."""
         self._settle(PENDING - 1)
         self._pending.add(self._pool.submit(self._writer.write_tensors, path, tensors))
+
+    def settle(self) -> None:
+        """Wait until everything is written; raises what failed."""
+        self._settle(0)
 
     def _settle(self, allowed: int) -> None:
         while len(self._pending) > allowed:

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,13 +97,16 @@ def _found(look: Any) -> bool:
 
 
 @contextmanager
-def control_plane(folder: Path, *, gates: str = "", runtime: str = "") -> Iterator[ControlPlane]:
+def control_plane(
+    folder: Path, *, gates: str = "", runtime: str = "", flags: Mapping[str, Sequence[str]] | None = None
+) -> Iterator[ControlPlane]:
     """Start one, its data in this folder; the test is skipped where its programs were not built.
 
     Args:
         folder: Where keys, data and logs go.
         gates: Feature gates for all its programs, as on a command line.
         runtime: Further API versions to serve, as on a command line.
+        flags: Further flags of a program, by its name.
     """
     etcd = built_or_skip("etcd", "server")
     programs = {
@@ -119,6 +122,7 @@ def control_plane(folder: Path, *, gates: str = "", runtime: str = "") -> Iterat
     (folder / "tokens").write_text(f'{token},admin,admin,"system:masters"\n')
     kubeconfig = _kubeconfig(folder / "kubeconfig", port, token)
     extra = [f"--feature-gates={gates}"] if gates else []
+    more = flags or {}
     served = [f"--runtime-config={runtime}"] if runtime else []
     with ExitStack() as running:
         urls = [f"http://127.0.0.1:{number}" for number in (clients, peers)]
@@ -159,6 +163,7 @@ def control_plane(folder: Path, *, gates: str = "", runtime: str = "") -> Iterat
                     f"--service-account-signing-key-file={key}",
                     "--profiling=false",
                     *served,
+                    *more.get("kube-apiserver", ()),
                     *extra,
                 ],
             )
@@ -184,12 +189,17 @@ def control_plane(folder: Path, *, gates: str = "", runtime: str = "") -> Iterat
                     # Without a node's own Lease its pods would be taken away within seconds.
                     "--controllers=*,-node-lifecycle-controller,-taint-eviction-controller",
                     *common,
+                    *more.get("kube-controller-manager", ()),
                     *extra,
                 ],
             )
         )
         running.enter_context(
-            _process(folder, "kube-scheduler", [programs["kube-scheduler"], *common, *extra])
+            _process(
+                folder,
+                "kube-scheduler",
+                [programs["kube-scheduler"], *common, *more.get("kube-scheduler", ()), *extra],
+            )
         )
         yield ControlPlane(kubeconfig, api)
 

@@ -108,8 +108,9 @@ class Api:
         self._pool = urllib3.PoolManager(
             maxsize=8,
             ca_certs=cluster["certificate-authority"],
-            cert_file=user["client-certificate"],
-            key_file=user["client-key"],
+            cert_file=user.get("client-certificate"),
+            key_file=user.get("client-key"),
+            headers={"Authorization": f"Bearer {user['token']}"} if "token" in user else None,
         )
 
     def get(self, path: str) -> dict[str, Any]:

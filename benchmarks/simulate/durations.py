@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from trenchcoat_api.planning.model import PlannedModel
 from trenchcoat_api.planning.outline import Outline
 from trenchcoat_api.planning.plan import Given, make_plan
@@ -15,23 +16,22 @@ from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
 
 REPO = Path(__file__).resolve().parents[2]
-NAMESPACE = "simulated"
 POOL = "pool"
 GANG_NODES, GPUS_PER_NODE = 3, 8
+ON_GANG = (Stage.TOKENIZE, Stage.COLLECT, Stage.SHARD, Stage.STITCH, Stage.EXPORT)
+ON_CRIAS = (Stage.CRIA, Stage.EVALUATE)
 
 
-def body(name: str, endpoint: str, crias: int) -> dict[str, Any]:
-    """The Trenchcoat of examples/llama-3.1-405b.yaml over pools of nodes, without a training operator."""
-    import yaml
-
+def body(name: str, endpoint: str) -> dict[str, Any]:
+    """The Trenchcoat of examples/llama-3.1-405b.yaml over pools of nodes, in Kueue's queue."""
     made: dict[str, Any] = yaml.safe_load((REPO / "examples" / "llama-3.1-405b.yaml").read_text())
-    made["metadata"] = {"name": name, "namespace": NAMESPACE}
+    made["metadata"] = {"name": name, "namespace": name}
     spec = made["spec"]
     del spec["model"]["tokenSecretRef"]
     spec["store"] |= {"endpoint": endpoint, "prefix": name}
-    spec["scheduling"] = {"distributed": "IndexedJob", "maxParallelCrias": crias}
-    pools = {"collect": "gang", "stitch": "gang", "cria": "crias", "evaluate": "crias"}
-    spec["pods"] = {stage: {"nodeSelector": {POOL: pool}} for stage, pool in pools.items()}
+    spec["scheduling"] = {"queueName": "ours"}
+    pools = {stage: f"{name}-gang" for stage in ON_GANG} | {stage: f"{name}-crias" for stage in ON_CRIAS}
+    spec["pods"] = {stage.value: {"nodeSelector": {POOL: pool}} for stage, pool in pools.items()}
     return made
 
 
@@ -46,7 +46,7 @@ class Durations:
     def planned(cls) -> Durations:
         """For H100s of 80 GB."""
         fields = json.loads((REPO / "examples" / "models" / "llama-3.1-405b.json").read_text())
-        spec = Trenchcoat.from_object(body("planned", "http://store.example", GANG_NODES)).spec
+        spec = Trenchcoat.from_object(body("planned", "http://store.example")).spec
         plan = make_plan(Outline.of(spec, PlannedModel.of_config(fields, "405B")), Given())
         return cls({row.name: row.job_seconds for row in plan.stages}, len(plan.crias))
 
@@ -63,3 +63,13 @@ class Durations:
             + took[Stage.STITCH]
             + max(took[Stage.EVALUATE], took[Stage.EXPORT])
         )
+
+    def gpus(self, stage: Stage) -> int:
+        """GPUs of one of a stage's pods."""
+        if stage in (Stage.COLLECT, Stage.STITCH):
+            return GPUS_PER_NODE
+        return 1 if stage in ON_CRIAS else 0
+
+    def pods(self, stage: Stage) -> int:
+        """Pods that work together."""
+        return GANG_NODES if stage in (Stage.COLLECT, Stage.STITCH) else 1

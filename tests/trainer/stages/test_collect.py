@@ -116,6 +116,26 @@ def test_objects_hold_every_sequence_of_every_inner_boundary(uninterrupted: dict
     ]
 
 
+def test_what_is_told_as_done_counts_sequences_though_the_last_object_has_fewer(
+    spec: TrenchcoatSpec, tokenized: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "HIDDEN_BYTES", hidden_bytes(spec) // SEQUENCES_PER_OBJECT * 12)
+    context = open_context(spec, Stage.COLLECT, folder=tokenized)
+    told: list[tuple[float, int]] = []
+
+    def note(*args: object, fraction: float, tokens: int) -> None:
+        told.append((fraction, tokens))
+
+    monkeypatch.setattr(context.progress, "update", note)
+    collect.run(context)
+    everything = sum(tokens for _, tokens in told)
+    assert everything % (12 * spec.data.sequence_length)  # the last object has fewer
+    done = 0
+    for fraction, tokens in told:
+        done += tokens
+        assert fraction == pytest.approx(done / everything)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_any_number_of_ranks_gives_the_same_bytes(

@@ -117,6 +117,8 @@ class Worker:
         self._device = device
         self._dtype = TORCH_DTYPES[context.spec.dtype]
         self._hidden_size = teacher.config.hidden_size
+        self._sequences = self._passed = 0
+        """Sequences to be computed, and those that are."""
         own = split_layers(max(boundaries) + 1, context.world_size)[context.rank]
         self._watch = FiniteWatch(list(own), device)
         self._part = _load_part(teacher, own, self._dtype, device, with_embedding=context.rank == 0)
@@ -124,6 +126,7 @@ class Worker:
     def run(self, order: Order, groups: list[int]) -> None:
         """Compute these groups of sequences, in order."""
         context = self._context
+        self._sequences = sum(order.length(group) for group in groups)
         with BackgroundWriter(context.writer) as writer:
             for done, group in enumerate(groups):
                 first = group * order.group_size
@@ -163,7 +166,8 @@ class Worker:
                 if layer in self._boundaries:
                     states.setdefault(self._boundaries[layer], []).append(hidden.cpu())
             self._pipeline.send(hidden)
-            fraction = (done + (stop - first) / (last - first)) / groups
+            self._passed += stop - start
+            fraction = self._passed / self._sequences  # of groups the last is smaller
             tokens = (stop - start) * length
             self._context.progress.update(PHASE, done, groups, fraction=fraction, tokens=tokens)
         if states:  # they are on the CPU, so that the device has been waited for

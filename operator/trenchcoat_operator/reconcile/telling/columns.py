@@ -3,13 +3,13 @@
 from trenchcoat_api import headline, texts
 from trenchcoat_api.artifacts import Facts
 from trenchcoat_api.stages import Stage
-from trenchcoat_api.status import CriaStatus, StageStatus, State
+from trenchcoat_api.status import CriaStatus, EstimateStatus, StageStatus, State
 
 from trenchcoat_operator.reconcile.look import Look
 from trenchcoat_operator.reconcile.situation import Situation
 from trenchcoat_operator.reconcile.telling import left, rows
 
-# Rough shares of a run's time; only the PROGRESS column rests on them.
+# Rough shares of a run's time until there is a plan; only the PROGRESS column rests on them.
 _WEIGHTS = {
     Stage.TOKENIZE: 2,
     Stage.COLLECT: 20,
@@ -68,11 +68,14 @@ def loss(stages: list[StageStatus]) -> str:
     return (running or [row.loss for row in stages if row.loss] or [""])[-1]
 
 
-def progress(look: Look, stages: list[StageStatus]) -> str:
-    """Share of the whole run that is done."""
-    total = sum(_WEIGHTS[Stage(row.name)] for row in stages)
+def progress(look: Look, stages: list[StageStatus], estimate: EstimateStatus | None) -> str:
+    """Share of the whole run that is done, by the seconds that its stages are planned to take."""
+    planned = {row.name: float(row.seconds or 0) for row in estimate.stages} if estimate is not None else {}
+    rough = {stage.value: float(weight) for stage, weight in _WEIGHTS.items()}
+    weights = planned if all(planned.get(row.name) for row in stages) else rough
+    total = sum(weights[row.name] for row in stages)
     shares = [1.0 if rows.is_over(row, look.graph) else rows.fraction(row) for row in stages]
-    done = sum(_WEIGHTS[Stage(row.name)] * share for row, share in zip(stages, shares, strict=True))
+    done = sum(weights[row.name] * share for row, share in zip(stages, shares, strict=True))
     return texts.percent(done / total) if total else ""
 
 

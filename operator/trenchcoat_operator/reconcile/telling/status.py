@@ -25,6 +25,7 @@ def status(situation: Situation) -> TrenchcoatStatus:
     by_stage = {manifest.stage: manifest for manifest in manifests}
     evaluate, select = by_stage.get(Stage.EVALUATE), by_stage.get(Stage.SELECT)
     tokenize = store.told.get(Artifacts(trenchcoat.spec).tokenize.key)
+    estimate = estimated(trenchcoat.spec, tokenize.facts) if tokenize else former.estimate
     kept = TrenchcoatStatus() if known else former
     crias_running = sum(child.stage is Stage.CRIA and child.running for child in look.observed.children)
     waits = "" if trenchcoat.spec.suspend else waiting.of_run(TrenchcoatStatus(stages=stages, crias=crias))
@@ -34,7 +35,7 @@ def status(situation: Situation) -> TrenchcoatStatus:
         stage=columns.stage(look, stages, crias, stalled=problem is not None),
         crias_done=columns.crias_done(crias),
         loss=columns.loss(stages),
-        progress=columns.progress(look, stages),
+        progress=columns.progress(look, stages, estimate),
         eta=columns.eta(situation),
         waiting=waits,
         max_crias_running=max(former.max_crias_running, crias_running),
@@ -53,5 +54,5 @@ def status(situation: Situation) -> TrenchcoatStatus:
         evaluation=evaluate.facts.evaluation if evaluate else (None if known else former.evaluation),
         gpu_seconds=former.gpu_seconds,
         accounted_at=former.accounted_at,
-        estimate=estimated(trenchcoat.spec, tokenize.facts) if tokenize else former.estimate,
+        estimate=estimate,
     )

@@ -134,9 +134,10 @@ def test_a_worker_that_is_killed_is_told_with_the_remedy(encoder: Encoder) -> No
 
 def test_the_environment_says_how_many(monkeypatch) -> None:
     monkeypatch.setenv(ENV_PROCESSES, "5")
-    assert usable_processes() == 5
+    assert usable_processes() == usable_processes(1) == 5
     monkeypatch.delenv(ENV_PROCESSES)
     assert 1 <= usable_processes() <= min(16, os.cpu_count())
+    assert usable_processes(1) == 1
 
 
 ENDLESS = """

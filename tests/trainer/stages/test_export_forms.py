@@ -1,5 +1,6 @@
 """An export beside the teacher's own files, or without its weights: the same student as the merged one."""
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from trenchcoat_trainer.errors import BadInputError
 from trenchcoat_trainer.models.adapters import combine_adapters, merge_adapters
 from trenchcoat_trainer.stages import export
 from trenchcoat_trainer.stages.export.card import model_card
-from trenchcoat_trainer.stages.export.lineage import told_spec
+from trenchcoat_trainer.stages.export.lineage import told_spec, version_of
 
 from tests.trainer.stages.evaluate.test_evaluate import stitched_student
 from tests.trainer.stages.test_export import load_student_config
@@ -194,3 +195,8 @@ def test_the_card_says_how_to_load_each_form(exported, training_spec, change, fo
     assert ("from_adapters" in card) is (form == "adapters")
     assert ("base-*" in card) is (form == "delta")
     assert ("vllm serve" in card) is (form != "adapters")
+
+
+def test_a_card_tells_of_code_that_is_not_installed() -> None:
+    assert "not installed" in version_of("no-such-package-of-ours")
+    assert version_of("torch") == importlib.metadata.version("torch")

@@ -123,6 +123,13 @@ def test_what_was_read_before_a_stop_is_not_opened_again(
     assert opened == [1]
 
 
+def test_a_short_text_is_not_read_far_beyond_its_end(make_spec) -> None:
+    data = make_spec(data={"tokens": 163_840, "heldOutTokens": 32_768}).data
+    assert tokenize.useful_processes(data) == 1
+    data = make_spec(data={"tokens": 1_000_000, "heldOutTokens": 131_072}).data
+    assert tokenize.useful_processes(data) == 5
+
+
 def test_the_bytes_do_not_depend_on_processes_and_pieces(
     make_spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

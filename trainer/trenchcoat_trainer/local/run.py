@@ -26,7 +26,7 @@ from trenchcoat_api.summary import StageTime, Summary
 from trenchcoat_trainer.errors import NotFoundError, StageError
 from trenchcoat_trainer.local.display import Display
 from trenchcoat_trainer.local.keeping import kept_report
-from trenchcoat_trainer.local.machine import find_machine
+from trenchcoat_trainer.local.machine import MachineSearch
 from trenchcoat_trainer.local.processes import RunFiles, StageProcesses, StageStarter, all_modules
 from trenchcoat_trainer.local.rolling import Boundaries
 from trenchcoat_trainer.local.schedule import Machine, admit, least_used, ready
@@ -98,17 +98,18 @@ def run_locally(
     logs.mkdir(parents=True, exist_ok=True)
     with ForkServer(all_modules(), logs / "fork-server.log") as server:
         try:
-            machine = find_machine(server)
+            search = MachineSearch(server)
         except StageError as error:
             raise LocalRunError(str(error), error.exit_code) from error
-        if machine.gpus == 0:
-            console.print(
-                "[yellow]warning:[/] no GPU that can be used: computing on the CPU", highlight=False
-            )
         starter = StageStarter(RunFiles(spec_file, store, logs), server)
-        run = _LocalRun(trenchcoat.spec, starter, machine, parallel_crias, stop)
-        with Display(console) as display, kept_report(trenchcoat, spec_file, store, display.warn) as report:
+        run = _LocalRun(trenchcoat.spec, starter, search, parallel_crias, stop)
+        with (
+            search,
+            Display(console) as display,
+            kept_report(trenchcoat, spec_file, store, display.warn) as report,
+        ):
             run.execute(display, report.refresh)
+            run.find_machine(display)  # which the summary tells of
     return LocalResult(run.summary(), run.export_folder(), report.file)
 
 
@@ -117,14 +118,16 @@ class _LocalRun:
         self,
         spec: TrenchcoatSpec,
         starter: StageStarter,
-        machine: Machine,
+        search: MachineSearch,
         parallel_crias: int | None,
         stop: StopRequest,
     ) -> None:
         self._spec = spec
         self._starter = starter
         self._files = starter.files
-        self._machine = machine
+        self._search = search
+        self._machine = Machine(gpus=0, cores=search.cores)
+        self._has_machine = False
         self._parallel_crias = parallel_crias
         self._stop = stop
         self._store: Store = open_store(spec, self._files.store)
@@ -144,8 +147,7 @@ class _LocalRun:
             while any(item.key not in self._record.manifests for item in self._wanted()):
                 self._start_ready(display)
                 time.sleep(POLL_SECONDS)
-                if self._stop.requested:
-                    raise LocalRunError("stopped; the same command goes on from here", ExitCode.PREEMPTED)
+                self._check_stop()
                 self._gather(display)
                 if time.monotonic() - shown > SHOW_SECONDS:
                     shown = time.monotonic()
@@ -153,6 +155,24 @@ class _LocalRun:
                     tell()
         finally:
             self._end_all()
+
+    def _check_stop(self) -> None:
+        if self._stop.requested:
+            raise LocalRunError("stopped; the same command goes on from here", ExitCode.PREEMPTED)
+
+    def find_machine(self, display: Display) -> None:
+        """Wait, once, for what the machine has."""
+        if self._has_machine:
+            return
+        while not self._search.is_done:
+            self._check_stop()
+            time.sleep(POLL_SECONDS)
+        try:
+            self._machine, self._has_machine = self._search.machine, True
+        except StageError as error:
+            raise LocalRunError(str(error), error.exit_code) from error
+        if self._machine.gpus == 0:
+            display.warn("no GPU that can be used: computing on the CPU")
 
     def summary(self) -> Summary | None:
         """The numbers at the end; none when the spec has no evaluation."""
@@ -214,6 +234,8 @@ class _LocalRun:
             self._check_gate()
         candidates = [artifact for artifact in candidates if not self._is_held(artifact)]
         stages = {key: item.artifact.stage for key, item in self._running.items()}
+        if any(artifact.stage is not Stage.TOKENIZE for artifact in candidates):
+            self.find_machine(display)
         parallel = self._parallel()
         for artifact in admit(candidates, stages, parallel):
             workers = self._machine.workers(artifact.stage, self._spec)

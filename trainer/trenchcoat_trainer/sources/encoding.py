@@ -141,10 +141,10 @@ def encode_batches(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def usable_processes() -> int:
-    """How many processes to encode in: as the environment says, or one for each CPU at hand."""
+def usable_processes(useful: int = MAX_PROCESSES) -> int:
+    """How many processes to encode in: as the environment says, or one a CPU at hand, up to `useful`."""
     named = os.environ.get(ENV_PROCESSES)
-    return int(named) if named else min(MAX_PROCESSES, _cpus())
+    return int(named) if named else min(MAX_PROCESSES, _cpus(), useful)
 
 
 def _cpus() -> int:

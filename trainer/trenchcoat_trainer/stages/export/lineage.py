@@ -1,7 +1,7 @@
 """What a checkpoint was made of, for its card: teacher, text, code, artifacts and the spec itself."""
 
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import yaml
 from trenchcoat_api.artifacts import Artifact
@@ -34,7 +34,7 @@ def lineage(context: StageContext) -> Lineage:
     rows = [
         ("teacher", f"{spec.model.source.removeprefix('hf://')}{revision}"),
         ("text", _text(spec)),
-        ("made by", ", ".join(f"{name} {version(name)}" for name in PACKAGES)),
+        ("made by", ", ".join(f"{name} {version_of(name)}" for name in PACKAGES)),
     ]
     crias = [context.artifacts.cria(cria) for cria in context.crias]
     inputs = [
@@ -57,6 +57,14 @@ def told_spec(spec: TrenchcoatSpec) -> str:
         if isinstance(part, dict):
             part.pop(_SECRET, None)
     return yaml.safe_dump(told, sort_keys=False)
+
+
+def version_of(package: str) -> str:
+    """Its version; code may also run from a folder, which has none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "of no version, not installed"
 
 
 def _text(spec: TrenchcoatSpec) -> str:

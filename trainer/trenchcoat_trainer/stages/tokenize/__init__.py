@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from trenchcoat_api.artifacts import DataFacts, Facts
+from trenchcoat_api.spec import Data
 
 from trenchcoat_trainer.checkpoints.checks import check_teacher
 from trenchcoat_trainer.checkpoints.teacher import open_teacher
@@ -23,13 +24,15 @@ from trenchcoat_trainer.sources.encoding import encode_batches, usable_processes
 from trenchcoat_trainer.sources.other_text import open_other_text
 from trenchcoat_trainer.sources.task_files import find_task_files
 from trenchcoat_trainer.sources.text import Text, open_text
-from trenchcoat_trainer.stages.tokenize.reading import Position, read_batches
+from trenchcoat_trainer.stages.tokenize.reading import BATCH_CHARACTERS, Position, read_batches
 from trenchcoat_trainer.stages.tokenize.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
 PHASE = "tokenize"
 CHECKPOINT_SECONDS = 30.0
+CHARACTERS_A_TOKEN = 4
+"""Of text, about: what tokenizers of Llamas make of it."""
 SPLITS = ("train", "held_out")
 
 
@@ -83,7 +86,8 @@ def _pack(
 ) -> None:
     saved_at = time.monotonic()
     batches = read_batches(text, context.spec.data.held_out_percent, packers, start)
-    with closing(encode_batches(tokenizer.encoder(), batches, usable_processes())) as encoded:
+    processes = usable_processes(useful_processes(context.spec.data))
+    with closing(encode_batches(tokenizer.encoder(), batches, processes)) as encoded:
         for batch, ids in encoded:
             tokenizer.check(ids)
             before = packers["train"].cut
@@ -96,6 +100,12 @@ def _pack(
                 _save(context, packers, batch.tag.after, text.version)
                 saved_at = time.monotonic()
                 context.stop.check()
+
+
+def useful_processes(data: Data) -> int:
+    """How many processes have something to do: each reads ahead, and what is read too far is thrown away."""
+    characters = CHARACTERS_A_TOKEN * (data.tokens + data.held_out_tokens)
+    return -(-characters // BATCH_CHARACTERS)
 
 
 def _report(context: StageContext, packer: Packer, before: int) -> None:

@@ -163,12 +163,13 @@ def result(
 
 
 def back_off(bars: list[Bar]) -> float:
-    """Seconds of the Job controller's back-off before works that were ended began again, at most."""
-    waited = 0.0
+    """Seconds of the Job controller's back-off before what a lost node ended began again, at most."""
+    waited: dict[int, float] = {}
     for lost in (bar for bar in bars if bar.outcome == "lost"):
         again = [bar.began for bar in bars if bar.name == lost.name and bar.began >= lost.ended]
-        waited += min(BACK_OFF_SECONDS, min(again) - lost.ended) if again else 0.0
-    return waited
+        once = round(lost.ended)  # several pods of one node wait side by side
+        waited[once] = max(waited.get(once, 0.0), min(BACK_OFF_SECONDS, min(again, default=0.0) - lost.ended))
+    return sum(seconds for seconds in waited.values() if seconds > 0)
 
 
 def versions() -> dict[str, str]:

@@ -17,13 +17,18 @@ class FiniteWatch:
         """Take note of states: index 0 for what enters the rank, then one for what leaves each layer."""
         self._finite[index] &= hidden.isfinite().all()
 
-    def check(self) -> None:
-        """Wait for the device, and see what was noted.
+    @property
+    def noted(self) -> torch.Tensor:
+        """What was noted so far, bool [1 + layers], on the device."""
+        return self._finite
+
+    def check(self, noted: torch.Tensor | None = None) -> None:
+        """Wait for the device, and see what was noted; or look at a copy of `noted` that was taken before.
 
         Raises:
             BadInputError: some states were not finite; the message says from which layer on.
         """
-        finite = self._finite.tolist()
+        finite: list[bool] = (self._finite if noted is None else noted).tolist()
         if all(finite):
             return
         index = finite.index(False)

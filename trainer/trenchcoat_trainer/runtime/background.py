@@ -11,10 +11,12 @@ from trenchcoat_api.artifacts import StoredObject
 from trenchcoat_trainer.runtime.writer import ArtifactWriter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
 THREADS = 4
-PENDING = 8
+PENDING = 16
 """Objects in memory that wait to be written, at most."""
 
 
@@ -38,10 +40,23 @@ class BackgroundWriter:
         finally:
             self._pool.shutdown(cancel_futures=kind is not None)
 
-    def submit(self, path: str, tensors: dict[str, torch.Tensor]) -> None:
-        """Write tensors as one object soon; waits while too many are pending."""
+    def submit(
+        self, path: str, tensors: dict[str, torch.Tensor], ready: Callable[[], None] | None = None
+    ) -> None:
+        """Write tensors as one object soon; waits while too many are pending.
+
+        `ready` is called before, in the thread that writes: it waits for the tensors, and raises where they
+        must not be written.
+        """
         self._settle(PENDING - 1)
-        self._pending.add(self._pool.submit(self._writer.write_tensors, path, tensors))
+        self._pending.add(self._pool.submit(self._write, path, tensors, ready))
+
+    def _write(
+        self, path: str, tensors: dict[str, torch.Tensor], ready: Callable[[], None] | None
+    ) -> StoredObject:
+        if ready is not None:
+            ready()
+        return self._writer.write_tensors(path, tensors)
 
     def settle(self) -> None:
         """Wait until everything is written; raises what failed."""

@@ -23,6 +23,7 @@ from trenchcoat_trainer.runtime.background import BackgroundWriter
 from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.runtime.devices import choose_device
 from trenchcoat_trainer.runtime.ranks import joined
+from trenchcoat_trainer.stages.collect.copying import Hidden
 from trenchcoat_trainer.stages.collect.pipeline import Pipeline, split_layers
 
 logger = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ class Worker:
                 for boundary, hidden in states.items():
                     path = boundary_path(boundary, group)
                     if context.writer.recorded(path) is None:
-                        writer.submit(path, {HIDDEN: hidden})
+                        writer.submit(path, {HIDDEN: hidden.states}, hidden.check)
         self._watch.check()
         context.writer.save_journal()
         if self._pipeline.stopped:
@@ -146,11 +147,11 @@ class Worker:
                 "collection stopped on request; boundaries that are done stay, and the next start goes on"
             )
 
-    def _group(self, first: int, last: int, done: int, groups: int) -> dict[int, torch.Tensor] | None:
-        """Hidden states of the sequences first, ..., last - 1 at this rank's boundaries, on the CPU."""
+    def _group(self, first: int, last: int, done: int, groups: int) -> dict[int, Hidden] | None:
+        """Hidden states of the sequences first, ..., last - 1 at this rank's boundaries, on their way."""
         spec = self._context.spec
         size, length = spec.collect.batch_size, spec.data.sequence_length
-        states: dict[int, list[torch.Tensor]] = {}
+        states: dict[int, Hidden] = {}
         for start in range(first, last, size):
             stop = min(start + size, last)
             hidden = self._receive(start, stop)
@@ -164,15 +165,16 @@ class Worker:
                 hidden = state
                 self._watch.note(index, hidden)
                 if layer in self._boundaries:
-                    states.setdefault(self._boundaries[layer], []).append(hidden.cpu())
+                    boundary = self._boundaries[layer]
+                    if boundary not in states:
+                        states[boundary] = Hidden(self._watch, last - first, hidden)
+                    states[boundary].put(start - first, hidden)
             self._pipeline.send(hidden)
             self._passed += stop - start
             fraction = self._passed / self._sequences  # of groups the last is smaller
             tokens = (stop - start) * length
             self._context.progress.update(PHASE, done, groups, fraction=fraction, tokens=tokens)
-        if states:  # they are on the CPU, so that the device has been waited for
-            self._watch.check()
-        return {boundary: torch.cat(parts) for boundary, parts in states.items()}
+        return states
 
     def _receive(self, start: int, stop: int) -> torch.Tensor | None:
         """What enters this rank's layers for a batch, or none after a stop."""

@@ -17,8 +17,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,9 +32,10 @@ from timing import conditions, tell
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_trainer.checkpoints.shards import TORCH_DTYPES
+from trenchcoat_trainer.runtime.processes import start_ranks
 
 HERE = Path(__file__).parent
-LIMITS = {"collect": 90, "stitch": 180, "load": 120, "crias": 120, "ranks": 180}
+LIMITS = {"collect": 180, "stitch": 300, "load": 300, "crias": 240, "ranks": 300}
 """Seconds that a part may take."""
 
 
@@ -55,25 +54,26 @@ class Setting:
         """Return the size that is measured in place of `name`."""
         return "toy" if self.is_toy else name
 
-    def torchrun(self, program: str, ranks: int, *words: str) -> None:
+    def start(self, program: str, count: int, *words: str, **variables: str) -> None:
         """Run a program of this folder on so many ranks; ends what takes longer than its part may.
 
         Raises:
             RuntimeError: it failed, or took too long.
         """
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-        command += [str(ranks), str(HERE / program), *words, "--out", str(self.out)]
-        process = subprocess.Popen(command, start_new_session=True)
+        command = [sys.executable, str(HERE / program), *words, "--out", str(self.out)]
+        threads = str(max(1, len(os.sched_getaffinity(0)) // count))
+        ranks = start_ranks(
+            command, count, environment={"OMP_NUM_THREADS": threads, **os.environ, **variables}
+        )
         try:
-            code = process.wait(max(1.0, self.deadline - time.monotonic()))
-        except subprocess.TimeoutExpired as error:
-            raise RuntimeError(f"{program} on {ranks} ranks was ended at its part's time limit") from error
+            while (code := ranks.poll()) is None:
+                if time.monotonic() > self.deadline:
+                    raise RuntimeError(f"{program} on {count} ranks was ended at its part's time limit")
+                time.sleep(0.1)
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            ranks.kill()
         if code != 0:
-            raise RuntimeError(f"{program} on {ranks} ranks ended with {code}")
+            raise RuntimeError(f"{program} on {count} ranks ended with {code}")
 
 
 def main() -> None:
@@ -148,7 +148,7 @@ def collect(setting: Setting) -> None:
         spec = make_spec(folder, layers_per_cria=per_cria, sequences=sequences + warm_up, tokens=tokens)
         words = prepare(setting, name, shape(size, layers, tokens), spec)
         words += ["--size", size, "--layers", str(layers), "--warm-up", str(warm_up)]
-        setting.torchrun("collecting.py", ranks, *words)
+        setting.start("collecting.py", ranks, *words)
         shutil.rmtree(folder)  # gigabytes
 
 
@@ -172,7 +172,7 @@ def stitch(setting: Setting) -> None:
             more = ["--size", name, "--held", held, "--engines", *engines]
             if ranks > 1 and setting.arguments.zero:
                 more += ["--zero", *setting.arguments.zero]
-            setting.torchrun("stitching.py", ranks, *words, *more)
+            setting.start("stitching.py", ranks, *words, *more)
 
 
 def load(setting: Setting) -> None:
@@ -181,11 +181,12 @@ def load(setting: Setting) -> None:
         name = f"load-{ranks}"
         folder = setting.folder / name
         folder.mkdir()
-        layers = 8
+        layers = 6
         spec = make_spec(folder, layers_per_cria=layers, sequences=8, tokens=128)
         words = prepare(setting, name, shape("narrow", layers, 128), spec)
         write_crias(folder, spec)
-        setting.torchrun("loading.py", ranks, *words)
+        # Memory that is freed goes back to the system, and is not counted.
+        setting.start("loading.py", ranks, *words, MALLOC_MMAP_THRESHOLD_="65536")
 
 
 def programs_folder(setting: Setting) -> tuple[Path, Path]:

@@ -27,14 +27,15 @@ def matrix_rate(device: torch.device) -> float:
     """Return the FLOP/s of a square product of random bf16 matrices: 8192 numbers wide on a GPU."""
     width, rounds = (8192, 20) if device.type == "cuda" else (512, 8)
     a, b = (torch.randn(width, width, device=device, dtype=torch.bfloat16) for _ in range(2))
-    times = []
-    for _ in range(rounds):
+    times: list[float] = []
+    warm = time.perf_counter() + (0.5 if device.type == "cuda" else 0.0)  # an idle GPU's clock is slow
+    while len(times) < rounds or time.perf_counter() < warm:
         wait(device)
         began = time.perf_counter()
         a @ b
         wait(device)
         times.append(time.perf_counter() - began)
-    return 2 * width**3 / statistics.median(times[rounds // 4 :])
+    return 2 * width**3 / statistics.median(times[-rounds * 3 // 4 :])
 
 
 def of_all_ranks(value: float, device: torch.device) -> list[float]:

@@ -1,0 +1,50 @@
+"""What a local run finds out of its machine, by a process that ends."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from trenchcoat_trainer.errors import BadInputError, StageError
+from trenchcoat_trainer.local import machine
+from trenchcoat_trainer.local.machine import MachineSearch
+from trenchcoat_trainer.runtime.forking import ForkServer
+from trenchcoat_trainer.runtime.gpus import ENV_DEVICE
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ForkServer]:
+    with ForkServer([], tmp_path / "server.log") as server:
+        yield server
+
+
+def test_it_has_the_gpus_that_torch_sees(server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ENV_DEVICE, raising=False)
+    with MachineSearch(server) as search:
+        found = search.machine
+    assert found.gpus == torch.cuda.device_count()
+    assert (found.gpu_memory > 0) == (found.gpus > 0)
+    assert found.cores == os.cpu_count()
+
+
+def test_where_the_cpu_is_meant_nobody_is_asked(server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENV_DEVICE, "cpu")
+    monkeypatch.setattr(server, "start", lambda *_, **__: pytest.fail("nobody needs to look"))
+    with MachineSearch(server) as search:
+        assert search.is_done and search.machine.gpus == 0
+    monkeypatch.setenv(ENV_DEVICE, "tpu")
+    with pytest.raises(BadInputError, match="'tpu': set it to cpu"):
+        MachineSearch(server)
+
+
+def test_what_keeps_gpus_from_being_asked_is_told(
+    server: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(ENV_DEVICE, raising=False)
+    monkeypatch.setattr(machine, "_DEVICES", "no_such_module")
+    with (
+        MachineSearch(server) as search,
+        pytest.raises(StageError, match=r"GPUs cannot be used \(ModuleNotFoundError: No module named"),
+    ):
+        search.machine  # noqa: B018

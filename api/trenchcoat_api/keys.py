@@ -54,7 +54,7 @@ _ADDED_LATER: dict[type[Camel], dict[str, str | int | None]] = {
     Transfer: {"window_dropout": "0"},
     Stitch: {"recall_share": "0", "lr_schedule": LrSchedule.CONSTANT.value},
     LongSequences: {"recall_share": None},
-    Evaluate: {"other_text": None, "tasks": None},
+    Evaluate: {"other_text": None, "tasks": None, "samples": 3},
     Export: {"form": ExportForm.MERGED.value, "destination": None, "private": True},
 }
 """Fields younger than the first release, with the value at which they change nothing."""

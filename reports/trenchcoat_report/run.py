@@ -42,11 +42,20 @@ class LayerFigures(Camel):
     )
 
 
+class Sample(Camel):
+    """A beginning of held-out text, and how teacher and student go on with it."""
+
+    prompt: str = Field(description="The beginning.")
+    text: str = Field(description="What really follows.")
+    continuations: dict[str, str] = Field(description="By the names of the forms, greedily chosen.")
+
+
 class Run(Camel):
     """One run, as far as it is."""
 
     trenchcoat: Trenchcoat = Field(description="With a status; without what its pods are given.")
     layers: list[LayerFigures] = Field(default_factory=list, description="Of those that were measured.")
+    samples: list[Sample] = Field(default_factory=list, description="Where the evaluation took any.")
     curves: dict[str, list[str]] = Field(
         default_factory=dict, description="Losses of stages whose rows have no curve, by their names."
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trenchcoat_api.resource import Trenchcoat
-from trenchcoat_report.run import LayerFigures, Manner, Run
+from trenchcoat_report.run import LayerFigures, Manner, Run, Sample
 
 BEGAN = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 MODEL = {
@@ -117,6 +117,7 @@ def large(*, complete: bool = True, name: str = "llama-405b", **spec: Any) -> Ru
             )
             for layer in layers
         ],
+        samples=SAMPLES if complete else [],
         curves={"stitch": [f"{2.4 - 0.1 * math.log1p(step):.4f}" for step in range(32)]} if complete else {},
         began=BEGAN,
         told_at=BEGAN + timedelta(hours=9 if complete else 5),
@@ -124,6 +125,15 @@ def large(*, complete: bool = True, name: str = "llama-405b", **spec: Any) -> Ru
         store="s3://trenchcoat/trenchcoat",
         versions={"trenchcoat": "0.1.0"},
     )
+
+
+SAMPLES = [
+    Sample(
+        prompt="Alpacas and llamas are <camelids>; a young one is called",
+        text=" a cria. It is weaned\nat six months.",
+        continuations={"teacher": " a cria, and it weighs", "stitched": " a cria, and its coat"},
+    )
+]
 
 
 def _at(hours: float) -> str:

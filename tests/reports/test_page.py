@@ -132,6 +132,15 @@ def test_what_pods_are_given_is_copied_nowhere() -> None:
     assert "NOT_TO_BE_COPIED" not in render(samples.small(), [run])
 
 
+def test_samples_of_teacher_and_student_stand_side_by_side() -> None:
+    page = render(samples.large())
+    for words in ("&lt;camelids&gt;", "a cria. It is weaned\nat six months.", "its coat"):
+        assert words in page
+    assert page.index("<dt>teacher</dt>") < page.index("<dt>student</dt>")
+    without = samples.large().model_copy(update={"samples": []})
+    assert "Side by side" in page and "Side by side" not in render(without)
+
+
 def test_every_layer_says_what_it_attends_with_and_why() -> None:
     sheet = layers(samples.large())
     assert sheet is not None and len(sheet.rows) == 126

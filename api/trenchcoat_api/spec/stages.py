@@ -124,6 +124,15 @@ class Evaluate(Camel):
         ge=0,
         le=65_536,
     )
+    samples: int = Field(
+        default=3,
+        description=(
+            "Beginnings of held-out text that the teacher and the student go on with, which the report shows "
+            "side by side; 0: none. They take the whole model, and so are left out where that is large."
+        ),
+        ge=0,
+        le=8,
+    )
     other_text: OtherText | None = Field(
         default=None,
         description="A second held-out text, of a kind that training never saw; none by default.",

@@ -40,7 +40,7 @@ def training_spec(teacher_folder: Path, text_folder: Path) -> TrenchcoatSpec:
             "attention": {"window": 16, "featureDim": 8},
             "transfer": {"epochs": 2, "batchSize": 4, "microBatchSize": 4, "plateau": {"every": 2}},
             "stitch": {"batchSize": 4, "learningRate": "1e-2", "lora": {"dropout": "0"}},
-            "evaluate": {"recallSamples": 4, "adaptedTeacher": "never"},
+            "evaluate": {"recallSamples": 4, "samples": 0, "adaptedTeacher": "never"},
             "criaLora": {"epochs": 2, "batchSize": 4, "microBatchSize": 2, "learningRate": "1e-2"},
         }
     )

@@ -27,7 +27,7 @@ from trenchcoat_api.status import (
     TrenchcoatStatus,
 )
 from trenchcoat_api.texts import percent, timestamp
-from trenchcoat_report.run import LayerFigures, Manner, Run
+from trenchcoat_report.run import LayerFigures, Manner, Run, Sample
 
 from trenchcoat_trainer.errors import MissingInputError, NotFoundError
 from trenchcoat_trainer.reporting.places import ReportPlace, read_history
@@ -54,7 +54,7 @@ class Gatherer:
     spec_file: str = ""
     """What the run was started from, for people."""
     _manifests: dict[str, Manifest] = field(default_factory=dict)
-    _shares: dict[str, float] | None = None
+    _evaluation: dict[str, Any] | None = None
 
     def complete(self) -> set[str]:
         """Keys of the wanted artifacts that are complete.
@@ -91,6 +91,7 @@ class Gatherer:
         return Run(
             trenchcoat=self.trenchcoat.model_copy(update={"status": status}),
             layers=self._layers(rows),
+            samples=self._samples(rows),
             curves={
                 row.artifact.name: row.curve for row in rows if row.artifact.stage in _LOSSES and row.curve
             },
@@ -198,7 +199,8 @@ class Gatherer:
                 continue
             errors |= {int(layer): error for layer, error in row.manifest.facts.layer_errors.items()}
             if row.artifact.stage is Stage.EVALUATE:
-                shares = self._read_shares(row.artifact)
+                report = self._read_evaluation(row.artifact)
+                shares = next((report[name] for name in SHARES if name in report), {})
         measured = sorted({*errors, *map(int, shares)})
         return [
             LayerFigures(
@@ -209,11 +211,16 @@ class Gatherer:
             for layer in measured
         ]
 
-    def _read_shares(self, artifact: Artifact) -> Mapping[str, float]:
-        if self._shares is None:
-            report = json.loads(self.store.read(artifact.prefix + EVALUATION))
-            self._shares = next((report[name] for name in SHARES if name in report), {})
-        return self._shares
+    def _samples(self, rows: Iterable["_Row"]) -> list[Sample]:
+        complete = (row for row in rows if row.manifest is not None)
+        found = next((row for row in complete if row.artifact.stage is Stage.EVALUATE), None)
+        told = self._read_evaluation(found.artifact).get("samples", []) if found is not None else []
+        return [Sample.model_validate(item) for item in told]  # none by versions that took none
+
+    def _read_evaluation(self, artifact: Artifact) -> dict[str, Any]:
+        if self._evaluation is None:
+            self._evaluation = json.loads(self.store.read(artifact.prefix + EVALUATION))
+        return self._evaluation
 
 
 _LATER = (Stage.CRIA, Stage.STITCH, Stage.ADAPT, Stage.EVALUATE, Stage.EXPORT)

@@ -27,6 +27,7 @@ from trenchcoat_trainer.runtime.devices import choose_device
 from trenchcoat_trainer.stages.evaluate.crossing import Ledger, Pass, Place, cross
 from trenchcoat_trainer.stages.evaluate.plan import make_plan
 from trenchcoat_trainer.stages.evaluate.report import REPORT, Results, facts, report
+from trenchcoat_trainer.stages.evaluate.samples import take_samples, why_no_samples
 from trenchcoat_trainer.stages.evaluate.saved import SavedStates
 from trenchcoat_trainer.stages.evaluate.scores import Score, score
 from trenchcoat_trainer.stages.evaluate.sets import EvaluationSet, passes
@@ -68,11 +69,14 @@ def run(context: StageContext) -> None:
     scores, shares = measure(context, config, plan.sets, source, head)
 
     del head, rest, embeddings, source  # the whole model takes their place
+    if no_samples := why_no_samples(context.spec, model, device):
+        plan.left_out.append(no_samples)
+    samples = [] if no_samples else take_samples(context, device)
     if why_not := why_no_tasks(context.spec, model, device):
         plan.left_out.append(why_not)
     tasks = {} if why_not else run_tasks(context, [variant.name for variant in variants], device)
 
-    found = Results(plan, scores, shares, decode, tasks)
+    found = Results(plan, scores, shares, decode, tasks, samples)
     context.writer.write(REPORT, json.dumps(report(found), indent=1).encode())
     context.writer.finish(facts(context.spec, found))
 

@@ -21,6 +21,7 @@ from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_trainer.stages.evaluate.comparing import TIE_NATS, Compared, compare
 from trenchcoat_trainer.stages.evaluate.crossing import Place
 from trenchcoat_trainer.stages.evaluate.plan import COMPARED_FORMS, EvaluationPlan
+from trenchcoat_trainer.stages.evaluate.samples import Sample
 from trenchcoat_trainer.stages.evaluate.scores import RANGES, Score
 from trenchcoat_trainer.stages.evaluate.sets import EvaluationSet, Metric
 from trenchcoat_trainer.stages.evaluate.tasks import TaskScores, task_results
@@ -40,6 +41,7 @@ class Results:
     """Shares of attention outside the window, by layer."""
     decode: DecodeState
     tasks: TaskScores
+    samples: list[Sample]
 
 
 def report(found: Results) -> dict[str, Any]:
@@ -68,6 +70,7 @@ def report(found: Results) -> dict[str, Any]:
         ],
         "comparisons": {name: asdict(own) for name, own in _comparisons(plan, scores).items()},
         "tieNats": TIE_NATS,
+        "samples": [asdict(sample) for sample in found.samples],
         "tasks": {form: [asdict(row) for row in rows] for form, rows in found.tasks.items()},
         "decode": asdict(decode) | {"crossover": decode.crossover, "equalWindow": decode.equal_window},
         "leftOut": plan.left_out,

@@ -62,7 +62,7 @@ test-tasks: venv  ## lm-evaluation-harness on teacher and student; not part of m
 test-release: venv  ## what `make release` leaves, installed where nothing else is, runs the README's commands; not part of make test
 	$(PYTHON) -m pytest tests/release
 
-release: venv  ## wheels, sdists, chart, images with bills of materials, checksums, into build/release; IMAGES= leaves them out
+release: venv  ## wheels, sdists, chart, images, checksums, into build/release; IMAGES= leaves them out
 	$(PYTHON) hack/release --images $(IMAGES)
 
 version: venv  ## write VERSION=1.2.3 into pyproject.toml and wherever else it stands

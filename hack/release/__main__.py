@@ -1,6 +1,6 @@
 """Everything that a release consists of, into build/release/VERSION.
 
-make release                         wheels, sdists, chart, images with bills of materials, checksums
+make release                         wheels, sdists, chart, images, checksums
 make release IMAGES=                 all but the images
 make version VERSION=0.3.0           another version, everywhere
 """
@@ -68,7 +68,7 @@ def make(output: Path | None, wanted_images: list[str], *, may_differ: bool) -> 
     folder = output or REPO / "build" / "release" / version
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    components.build(["helm", *(["syft"] if wanted_images else [])])
+    components.build(["helm"])
     with step("wheels and sdists", 15):
         packages.distributions(folder)
     with step("chart"):

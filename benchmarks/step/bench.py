@@ -56,7 +56,8 @@ class Bench:
     def adapter(self, out: int, rank: int = 8) -> Adapter:
         a = torch.randn(rank, self.shape.hidden, device="cuda").mul_(self.shape.hidden**-0.5)
         b = torch.randn(out, rank, device="cuda").mul_(0.02)
-        return Adapter(a.requires_grad_(), b.requires_grad_(), scale=2.0, dropout=0.05)
+        seeds = torch.arange(1, device="cuda")
+        return Adapter(a.requires_grad_(), b.requires_grad_(), scale=2.0, dropout=0.05, seeds=seeds)
 
     def input(self, batch: int, tokens: int) -> torch.Tensor:
         return torch.randn(batch, tokens, self.shape.hidden, device="cuda", dtype=torch.bfloat16)

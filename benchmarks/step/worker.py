@@ -7,6 +7,7 @@ that a store would give, and which hands over the phase that it would run.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -101,6 +102,7 @@ def phase(config: LlamaConfig, asked: dict[str, Any]) -> Callable[[], object]:
     }
     model = CriaModel.build(student, cria, weights(config), maps, dtype=DTYPE, device=DEVICE)
     trained = None if asked["phase"] == "transfer" else maps
+    stage.load_student_config = lambda context: student
     stage.load_cria = lambda context, cria: model
     stage.open_data = lambda context: None
     stage.Loop = lambda *arguments, **named: Loop(trained)
@@ -139,6 +141,7 @@ def main() -> None:
             answer: Any = timed(function, asked["times"])
         else:
             function = None
+            gc.collect()  # a phase that was handed over is part of a circle
             if DEVICE.type == "cuda":
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()

@@ -204,8 +204,9 @@ class Stage:
             )
 
     def stored(self) -> set[str]:
-        """Stages of which the store holds objects, notes of deletions left out."""
-        found = self.store.list_objects(bucket_name=BUCKET, prefix=f"{self.prefix}/", recursive=True)
+        """Stages of which the store holds artifacts' objects, notes of deletions left out."""
+        artifacts = f"{self.prefix}/artifacts/"
+        found = self.store.list_objects(bucket_name=BUCKET, prefix=artifacts, recursive=True)
         names = [str(item.object_name) for item in found]
         return {name.split("/")[2] for name in names if not name.endswith("/deleted.json")}
 

@@ -11,6 +11,7 @@ import yaml
 from demo.environment import Environment
 from demo.watch import condition
 from kubernetes.client import ApiClient, CoreV1Api, CustomObjectsApi
+from kubernetes.client.exceptions import ApiException
 from kubernetes.config import new_client_from_config
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny.yaml"
@@ -108,6 +109,18 @@ def pods(environment: Environment, name: str, *selectors: str) -> list[Body]:
     answer = core.list_namespaced_pod(environment.namespace, label_selector=selector, _preload_content=False)
     found: list[Body] = json.loads(answer.data)["items"]
     return found
+
+
+def log_of(environment: Environment, pod: Body) -> str:
+    """What a pod has logged; empty while it cannot be read."""
+    core = CoreV1Api(_connected(environment))
+    try:
+        answer = core.read_namespaced_pod_log(
+            pod["metadata"]["name"], environment.namespace, _preload_content=False
+        )
+    except ApiException:
+        return ""  # its container is not there yet, or not any more
+    return str(answer.data.decode())
 
 
 def gpus_of(pod: Body) -> int:

@@ -22,8 +22,8 @@ from trenchcoat_operator.reconcile.assessment.assess import MANIFEST_GRACE
 from trenchcoat_operator.settings import Settings
 
 from tests.cluster.kubelet import STAGES, stage
-from tests.cluster.objects import Body, apply, connect, delete, gpus_of, pods
-from tests.waiting import until
+from tests.cluster.objects import Body, apply, connect, delete, gpus_of, pods, read
+from tests.waiting import OFTEN, until
 
 NAME = "crashes"
 LEFT = set(STAGES) - {"collect", "shard"}
@@ -91,7 +91,7 @@ def test_operators_that_die_after_every_write_come_to_the_end_and_run_nothing_tw
                 if dies(Mortal(api), environment.namespace):
                     deaths, still = deaths + 1, 0
                     continue
-                if condition(environment.get("trenchcoat", NAME), "Succeeded").get("status") == "True":
+                if condition(read(environment, NAME), "Succeeded").get("status") == "True":
                     break
                 still = 0 if play.play(artifacts) else still + 1
 
@@ -100,11 +100,11 @@ def test_operators_that_die_after_every_write_come_to_the_end_and_run_nothing_tw
                 if dies(Mortal(api), environment.namespace):
                     deaths += 1
                     return None
-                seen = environment.get("trenchcoat", NAME)
+                seen = read(environment, NAME)
                 told = is_told(seen["status"], pods(environment, NAME)) and play.stored() == LEFT
                 return seen if told else None
 
-            seen = until(everything_told, 60, "all is told and deleted")
+            seen = until(everything_told, 60, "all is told and deleted", most=OFTEN)
             assert condition(seen, "Succeeded")["status"] == "True", seen["status"]
             assert condition(seen, "Stalled")["status"] == "False"
             assert deaths >= 25

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from demo.environment import Environment
 
-from tests.cluster.objects import Body, apply, delete, example, pods, row, succeeded, wait
+from tests.cluster.objects import Body, apply, delete, example, log_of, pods, row, succeeded, wait
 from tests.waiting import until
 
 NAME = "indexed"
@@ -53,10 +53,6 @@ def ranks(environment: Environment) -> list[Body]:
 def at_work(environment: Environment) -> bool:
     """Whether the stitch's ranks have met and train: a row may still tell of the attempt before."""
     return any(STEP.search(log_of(environment, pod)) for pod in ranks(environment))
-
-
-def log_of(environment: Environment, pod: Body) -> str:
-    return environment.kubectl("logs", pod["metadata"]["name"], "--tail=-1", check=False)
 
 
 def came_anew(environment: Environment, former: list[Body]) -> list[Body]:

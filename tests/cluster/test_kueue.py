@@ -19,7 +19,7 @@ from trenchcoat_operator.model.plan import Apply, Plan
 from trenchcoat_operator.storage.access import Stores
 
 from tests.cluster.conftest import NAME
-from tests.cluster.objects import apply, connect, delete, events, example, pods, succeeded, wait
+from tests.cluster.objects import apply, connect, delete, events, example, pods, read, succeeded, wait
 from tests.cluster.security import restricted_pod
 from tests.waiting import until
 
@@ -106,7 +106,7 @@ def test_a_queue_named_default_takes_jobs_that_name_none_and_kueues_words_are_to
         apply(kueue, example("by-default", **SMALL))
 
         def told() -> dict[str, Any] | None:
-            row = next(iter(kueue.get("trenchcoat", "by-default").get("status", {}).get("stages", [])), {})
+            row = next(iter(read(kueue, "by-default").get("status", {}).get("stages", [])), {})
             return row if row.get("waitingReason") == "Queue" and "Kueue: " in row["message"] else None
 
         row = until(told, 40, "Kueue's words are told")

@@ -14,8 +14,8 @@ from trenchcoat_operator.model.key import Key
 from trenchcoat_operator.settings import Settings
 
 from tests.cluster.kubelet import stage
-from tests.cluster.objects import apply, connect, delete, row
-from tests.waiting import until
+from tests.cluster.objects import apply, connect, delete, read, row
+from tests.waiting import OFTEN, until
 
 NAME = "reads"
 
@@ -34,9 +34,9 @@ def test_a_look_reads_a_trenchcoat_anew_only_when_a_newer_one_is_known(
 
             def runs() -> bool:
                 operator.step(key)
-                return row(environment.get("trenchcoat", NAME), "tokenize").get("state") == "Running"
+                return row(read(environment, NAME), "tokenize").get("state") == "Running"
 
-            until(runs, 60, "its first pod runs")
+            until(runs, 60, "its first pod runs", most=OFTEN)
             quiet = 0
             while quiet < 5:  # until there is nothing to tell
                 before = asked["patch", "trenchcoats/status"]
@@ -53,7 +53,7 @@ def test_a_look_reads_a_trenchcoat_anew_only_when_a_newer_one_is_known(
             changed = json.loads(environment.kubectl(*suspend, "-o", "json"))
             operator.saw(key, changed["metadata"]["resourceVersion"])
             operator.step(key)
-            seen = environment.get("trenchcoat", NAME)
+            seen = read(environment, NAME)
             assert seen["status"]["observedGeneration"] == changed["metadata"]["generation"]
             assert condition(seen, "Succeeded")["reason"] == "Suspended", seen["status"]
         finally:

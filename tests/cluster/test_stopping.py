@@ -17,7 +17,7 @@ from trenchcoat_operator.settings import PodDefaults
 from trenchcoat_operator.works import graph
 
 from tests.cluster.held import held
-from tests.cluster.objects import Body, apply, delete, even_if_stalled, events, example, pods, row, wait
+from tests.cluster.objects import Body, apply, delete, even_if_stalled, events, example, pods, read, row, wait
 from tests.cluster.security import restricted_pod
 from tests.waiting import until
 
@@ -119,9 +119,7 @@ def test_an_evicted_pod_is_followed_by_another_before_its_job_would_make_one(sto
             print(f"from the end of an evicted pod to the next: {took:.1f} s")
             assert took < JOB_BACK_OFF
             assert jobs_of(store, name) == {1: "Failed", 2: ""}
-            told = until(
-                lambda: row(store.get("trenchcoat", name), "tokenize").get("lastFailure"), 30, "it is told"
-            )
+            told = until(lambda: row(read(store, name), "tokenize").get("lastFailure"), 30, "it is told")
             assert told.startswith("Preempted: the cluster ended")
         finally:
             delete(store, name)

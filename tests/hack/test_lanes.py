@@ -215,10 +215,15 @@ def test_every_test_is_in_one_lane_which_must_pass_lint_too(program: ModuleType)
 def test_every_component_and_image_is_there_before_the_clusters(program: ModuleType) -> None:
     needed = {name for name in images.catalogue() if name in components.names()} | {"kubernetes", "etcd"}
     assert needed <= set(program.COMPONENTS) <= set(components.names())
+    assert needed - {"kueue"} <= set(program.ON_CLUSTERS) < set(program.COMPONENTS)
     assert program.COMPONENTS[0] == "kubernetes", "the others share its packages"
     clusters = [lane for lane in program.lanes() if lane.name in program.CLUSTERS]
     assert len({lane.env["TRENCHCOAT_TEST_CLUSTER"] for lane in clusters}) == len(clusters) == 2
-    assert all({"venv", "teacher", "more images"} <= set(lane.after) for lane in clusters)
+    after = {lane.name: set(lane.after) for lane in program.lanes()}
+    assert all({"venv", "teacher"} <= set(lane.after) for lane in clusters)
+    # Whole runs need no Kueue, and do not wait while it is built.
+    assert "more images" in after["whole runs"] and "kueue" in after["cluster tests"]
+    assert after["kueue"] == {"components", "more images"}
 
 
 def test_the_ones_that_start_components_wait_until_they_are_built(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from tests.control_plane import Body, ControlPlane
 from tests.minio_server import ACCESS_KEY, BUCKET, SECRET_KEY, MinioServer
 from tests.operator import world
 from tests.operator.simulation import BASE
-from tests.waiting import until
+from tests.waiting import OFTEN, until
 
 BEFORE_CRIAS = ("tokenize", "collect", "shard")
 
@@ -49,7 +49,7 @@ class Operator:
             return holds(run.status())
 
         try:
-            return until(step, seconds, what)
+            return until(step, seconds, what, most=OFTEN)
         except AssertionError as error:
             error.add_note(f"{run.status()}")
             raise

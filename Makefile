@@ -19,7 +19,7 @@ MODEL := build/demo/model
 # What the code of an export is tried with; configuration_trenchcoat.py names the same.
 TRANSFORMERS := 4.56.0 4.57.6 5.0.0 5.24.0
 
-.PHONY: help venv docs demo local-demo test test-serving test-browser test-tasks test-versions test-release release version serve unit explore lint format crds chart-docs plan-table lock cluster-up cluster-down cluster-status images
+.PHONY: help venv docs demo local-demo test test-serving test-browser test-tasks test-tracking test-versions test-release release version serve unit explore lint format crds chart-docs plan-table lock cluster-up cluster-down cluster-status images
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -68,6 +68,11 @@ release: venv  ## wheels, sdists, chart, images, checksums, into build/release; 
 version: venv  ## write VERSION=1.2.3 into pyproject.toml and wherever else it stands
 	$(PYTHON) hack/release --set-version $(VERSION)
 
+test-tracking: venv  ## a real server of MLflow and TensorBoard's own reader; not part of make test (a minute or two, 1 GB once)
+	hack/python-env tracking
+	hack/python-env tracking-server
+	.venv-tracking/bin/python -m pytest tests/trainer/runtime/test_trackers.py
+
 docs:  ## the documentation site, into build/site; fails where a link leads nowhere
 	@hack/python-env docs
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
@@ -111,6 +116,11 @@ lock: venv  ## pin the newest versions that pyproject.toml allows
 	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  --extra tasks pyproject.toml -c requirements/trainer.txt \
 	  $$(sed -nE '/platform/d; s/^([A-Za-z0-9._-]+)==.*/--no-emit-package \1/p' requirements/trainer.txt) -o requirements/tasks.txt
+	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  --extra tracking pyproject.toml -c requirements/trainer.txt \
+	  $$(sed -nE '/platform/d; s/^([A-Za-z0-9._-]+)==.*/--no-emit-package \1/p' requirements/trainer.txt) -o requirements/tracking.txt
+	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  requirements/tracking-server.in -o requirements/tracking-server.txt
 	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  --extra report pyproject.toml -c requirements/trainer.txt -o requirements/report.txt
 	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \

@@ -56,6 +56,10 @@ WEB_IDENTITY_SECONDS = 3600  # how long a token of a ServiceAccount lives; the k
 ENV_HF_TOKEN = "HF_TOKEN"  # noqa: S105
 ENV_HF_DATA_TOKEN = "TRENCHCOAT_HF_DATA_TOKEN"  # noqa: S105  (of the data set, where it has its own)
 ENV_HF_EXPORT_TOKEN = "TRENCHCOAT_HF_EXPORT_TOKEN"  # noqa: S105  (that may write to the destination)
+ENV_MLFLOW_TOKEN = "MLFLOW_TRACKING_TOKEN"  # noqa: S105  (MLflow's own names)
+ENV_MLFLOW_USER = "MLFLOW_TRACKING_USERNAME"
+ENV_MLFLOW_PASSWORD = "MLFLOW_TRACKING_PASSWORD"  # noqa: S105
+BASIC_AUTH_USER, BASIC_AUTH_PASSWORD = "username", "password"  # keys of kubernetes.io/basic-auth
 
 # A child's name is NAME-STAGE[-NN]-KEY8-ATTEMPT, and its pods' names must stay within 63 characters.
 MAX_NAME_LENGTH = 32

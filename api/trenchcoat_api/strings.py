@@ -141,6 +141,17 @@ Endpoint = Annotated[
     ),
 ]
 
+TrackingServer = Annotated[
+    str,
+    Field(max_length=1000),
+    Text(
+        rf"https?://([A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(:({_PORT}))?(/[A-Za-z0-9._~/-]*)?",
+        "write http:// or https://, the host, perhaps :PORT and a path, and no credentials, as in "
+        "https://mlflow.example:5000",
+        shown=False,
+    ),
+]
+
 Audience = Annotated[
     str,
     Field(min_length=1, max_length=253),

@@ -16,7 +16,7 @@ CRD = REPO / "crds" / "trenchcoat.dev_trenchcoats.yaml"
 STATUS = REPO / "api" / "trenchcoat_api" / "status.py"
 OPERATOR = REPO / "operator" / "trenchcoat_operator"
 PRODUCT = ("api", "operator", "plugin", "reports", "s3", "serving", "trainer", "viewer")
-VARIABLE = re.compile(r"(TRENCHCOAT|AWS|HF)_[A-Z0-9_]+")
+VARIABLE = re.compile(r"(TRENCHCOAT|AWS|HF|MLFLOW)_[A-Z0-9_]+")
 
 CAMEL = re.compile(r"(?:[A-Z][a-z]+)+")
 CONDITION_STATUS = ("True", "False", "Unknown")

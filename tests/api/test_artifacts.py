@@ -222,6 +222,11 @@ def test_a_token_is_in_no_key():
     assert before == after
 
 
+def test_who_is_told_of_losses_is_in_no_key():
+    told = {"tensorBoard": True, "mlflow": {"uri": "https://mlflow.example/of/us"}}
+    assert keys() == keys("spec.tracking", told)
+
+
 def manifest(*objects: StoredObject, lists: list[ObjectList] | None = None, year: int = 2026) -> Manifest:
     moment = datetime(year, 1, 1, tzinfo=UTC)
     return Manifest(

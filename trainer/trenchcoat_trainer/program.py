@@ -8,16 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trenchcoat_api import phases
+from trenchcoat_api.artifacts import Facts
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 from trenchcoat_api.stages import Stage
 
 from trenchcoat_trainer.errors import BadInputError, OutOfMemoryError, StageError
 from trenchcoat_trainer.reporting.writing import ENV_REPORT, NEVER, missing, open_reporter
+from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.runtime.opening import check_inputs, open_context
 from trenchcoat_trainer.runtime.processes import program_module
 from trenchcoat_trainer.runtime.stop import StopRequest
 from trenchcoat_trainer.runtime.termination import write_termination_log
+from trenchcoat_trainer.runtime.tracking.recorder import open_recorder
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +96,9 @@ def run_stage(
         context.writer.delete_checkpoints()  # an attempt that was killed as it finished has left some
         return
     check_inputs(context)
+    recorder = open_recorder(trenchcoat, context.store, context.artifact) if context.rank == 0 else None
+    if recorder is not None:
+        context.progress.listener = recorder.tell
     logger.info("%s: making %s in %s", context.artifact.name, context.artifact.prefix, context.store.name)
     reporter = open_reporter(trenchcoat, spec_file, folder) if _reports(context.rank) else None
     if reporter is not None:
@@ -111,9 +117,19 @@ def run_stage(
         ) from error
     finally:
         context.progress.close()
+        if recorder is not None:
+            recorder.close(_facts(context))
     logger.info("%s: complete", context.artifact.name)
     if reporter is not None:
         _tell(reporter.write)
+
+
+def _facts(context: StageContext) -> Facts | None:
+    """What stands in the manifest of the artifact at hand; none while it is not complete."""
+    try:
+        return context.manifest(context.artifact).facts
+    except StageError:
+        return None
 
 
 def _reports(rank: int) -> bool:

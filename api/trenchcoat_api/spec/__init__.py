@@ -27,6 +27,7 @@ from trenchcoat_api.spec.stages import (
     OtherText,
     Tasks,
 )
+from trenchcoat_api.spec.tracking import MLflow, Tracking
 from trenchcoat_api.spec.training import (
     CriaLora,
     LongSequences,
@@ -61,6 +62,7 @@ __all__ = [
     "LongSequences",
     "Lora",
     "LrSchedule",
+    "MLflow",
     "Model",
     "Objective",
     "OtherText",
@@ -77,6 +79,7 @@ __all__ = [
     "StitchLora",
     "Store",
     "Tasks",
+    "Tracking",
     "Transfer",
     "TrenchcoatSpec",
     "WebIdentity",

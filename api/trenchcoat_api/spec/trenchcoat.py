@@ -11,6 +11,7 @@ from trenchcoat_api.spec.attention import WINDOWS, Attention, DType, Form
 from trenchcoat_api.spec.operation import Planning, Retention, Scheduling, StagePods
 from trenchcoat_api.spec.sources import Data, Model, Store
 from trenchcoat_api.spec.stages import Collect, Evaluate, Export, Gates
+from trenchcoat_api.spec.tracking import Tracking
 from trenchcoat_api.spec.training import CriaLora, Objective, ProjectionName, Stitch, Transfer
 from trenchcoat_api.strings import where_decimals
 
@@ -192,6 +193,9 @@ class TrenchcoatSpec(Camel):
     scheduling: Scheduling = Field(default_factory=Scheduling, description="How the Jobs share the cluster.")
     plan: Planning = Field(default_factory=Planning, description="What the plan of the run goes by.")
     pods: StagePods = Field(default_factory=StagePods, description="Pod settings by stage.")
+    tracking: Tracking | None = Field(
+        default=None, description="Trackers that losses are told to as they come; none by default."
+    )
     retention: Retention = Field(
         default=Retention.KEEP,
         description=(

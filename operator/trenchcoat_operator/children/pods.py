@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from trenchcoat_api import constants
-from trenchcoat_api.spec import TrenchcoatSpec
+from trenchcoat_api.spec import Tracking, TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 
 from trenchcoat_operator.model.plan import Object
@@ -94,6 +94,7 @@ def environment(spec: TrenchcoatSpec, stage: Stage, defaults: PodDefaults) -> li
     else:
         file = f"{constants.WEB_IDENTITY_MOUNT_PATH}/{_TOKEN}"
         result.append({"name": constants.ENV_WEB_IDENTITY_TOKEN_FILE, "value": file})
+    result += _of_trackers(spec.tracking)
     if not defaults.fixed_user:  # a user that the image does not know has no name, which torch asks for
         result.append({"name": "USER", "value": "trenchcoat"})
     tokens = (
@@ -104,6 +105,20 @@ def environment(spec: TrenchcoatSpec, stage: Stage, defaults: PodDefaults) -> li
     for variable, token in tokens:
         if token is not None:
             result.append(_from_secret(variable, token.name, token.key))
+    return result
+
+
+def _of_trackers(tracking: Tracking | None) -> list[dict[str, Any]]:
+    """What trackers' clients read their credentials from."""
+    mlflow = tracking.ml_flow if tracking is not None else None
+    result = []
+    if mlflow is not None and (token := mlflow.token_secret_ref) is not None:
+        result.append(_from_secret(constants.ENV_MLFLOW_TOKEN, token.name, token.key))
+    if mlflow is not None and (basic := mlflow.basic_auth_secret_ref) is not None:
+        result += [
+            _from_secret(constants.ENV_MLFLOW_USER, basic.name, constants.BASIC_AUTH_USER),
+            _from_secret(constants.ENV_MLFLOW_PASSWORD, basic.name, constants.BASIC_AUTH_PASSWORD),
+        ]
     return result
 
 

@@ -5,6 +5,7 @@ import binascii
 from collections.abc import Iterator
 from typing import Any
 
+from trenchcoat_api import constants
 from trenchcoat_api.artifacts import Artifact, Manifest
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.spec import CredentialsSecretRef, Store
@@ -75,6 +76,8 @@ class Stores:
                 field = f"spec.{part}.tokenSecretRef"
                 data = self._secret(trenchcoat, reference.name, field)
                 _secret_value(data, reference.name, reference.key, field)
+        for field, name, key in _of_trackers(trenchcoat):
+            _secret_value(self._secret(trenchcoat, name, field), name, key, field, is_header=False)
         for field, name in dict.fromkeys(_mounted(trenchcoat)):
             self._secret(trenchcoat, name, field)
 
@@ -138,6 +141,17 @@ class Stores:
         data: dict[str, str] = body.get("data") or {}
         self._secrets.put(namespace, name, data)
         return data
+
+
+def _of_trackers(trenchcoat: Trenchcoat) -> Iterator[tuple[str, str, str]]:
+    """Field, name and key of each Secret that trackers need."""
+    tracking = trenchcoat.spec.tracking
+    mlflow = tracking.ml_flow if tracking is not None else None
+    if mlflow is not None and (token := mlflow.token_secret_ref) is not None:
+        yield "spec.tracking.mlflow.tokenSecretRef", token.name, token.key
+    if mlflow is not None and (basic := mlflow.basic_auth_secret_ref) is not None:
+        for key in (constants.BASIC_AUTH_USER, constants.BASIC_AUTH_PASSWORD):
+            yield "spec.tracking.mlflow.basicAuthSecretRef", basic.name, key
 
 
 def _mounted(trenchcoat: Trenchcoat) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from trenchcoat_api.stages import Stage
-from trenchcoat_operator.children import jobs
+from trenchcoat_operator.children import jobs, pods
 from trenchcoat_operator.settings import PodDefaults
 from trenchcoat_operator.works import graph
 
@@ -161,4 +161,33 @@ def test_the_token_of_the_exports_destination_goes_to_the_export_alone_by_refere
             named[work.stage] = env["TRENCHCOAT_HF_EXPORT_TOKEN"]
     assert named == {
         Stage.EXPORT: {"name": "TRENCHCOAT_HF_EXPORT_TOKEN", "valueFrom": {"secretKeyRef": token}}
+    }
+
+
+@pytest.mark.parametrize(
+    ("credentials", "expected"),
+    [
+        ({}, {}),
+        (
+            {"tokenSecretRef": {"name": "mlflow", "key": "token"}},
+            {"MLFLOW_TRACKING_TOKEN": {"name": "mlflow", "key": "token"}},
+        ),
+        (
+            {"basicAuthSecretRef": {"name": "mlflow"}},
+            {
+                "MLFLOW_TRACKING_USERNAME": {"name": "mlflow", "key": "username"},
+                "MLFLOW_TRACKING_PASSWORD": {"name": "mlflow", "key": "password"},
+            },
+        ),
+    ],
+)
+def test_credentials_of_trackers_come_by_reference_alone(
+    credentials: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    tracking = {"mlflow": {"uri": "https://mlflow.example", **credentials}}
+    owner = trenchcoat(layersPerCria=12, tracking=tracking)
+    env = pods.environment(owner.spec, Stage.CRIA, DEFAULTS)
+    told = {item["name"]: item for item in env if item["name"].startswith("MLFLOW")}
+    assert told == {
+        name: {"name": name, "valueFrom": {"secretKeyRef": reference}} for name, reference in expected.items()
     }

@@ -139,3 +139,24 @@ def test_a_session_token_is_taken_where_the_secret_has_one() -> None:
     api.data["sessionToken"] = "two words"
     with pytest.raises(SecretError, match="'sessionToken' of Secret"):
         opened(api)
+
+
+@pytest.mark.parametrize(
+    ("reference", "lacks"),
+    [
+        (
+            {"tokenSecretRef": {"name": "mlflow", "key": "token"}},
+            "tokenSecretRef: Secret 'mlflow' has no key 'token'",
+        ),
+        (
+            {"basicAuthSecretRef": {"name": "mlflow"}},
+            "basicAuthSecretRef: Secret 'mlflow' has no key 'username'",
+        ),
+    ],
+)
+def test_what_trackers_need_is_missed_before_a_pod_waits_for_it(
+    reference: dict[str, Any], lacks: str
+) -> None:
+    stores = Stores(Api(), lambda *_: None)  # type: ignore[arg-type]
+    with pytest.raises(SecretError, match="spec.tracking.mlflow." + lacks):
+        stores.check_secrets(trenchcoat(tracking={"mlflow": {"uri": "https://mlflow.example", **reference}}))

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -82,6 +82,8 @@ class ProgressReporter:
         self._saved_fraction: float | None = None
         self.curve = Curve()
         """The first loss named in each update of this phase."""
+        self.listener: Callable[[Progress], None] | None = None
+        """Told of each report."""
         self._bar = _Bar(artifact.name) if sys.stdout.isatty() and not silent else None
 
     def go_on(self, phase: str, curve: dict[str, Any]) -> None:
@@ -159,6 +161,8 @@ class ProgressReporter:
         )
         self._store.write(self._artifact.progress_path, progress.model_dump_json(by_alias=True).encode())
         self._clock.save()
+        if self.listener is not None:
+            self.listener(progress)
         if self._bar is not None:
             self._bar.show(progress)
         else:

@@ -8,13 +8,23 @@ from trenchcoat_api.constants import (
     ENV_HF_DATA_TOKEN,
     ENV_HF_EXPORT_TOKEN,
     ENV_HF_TOKEN,
+    ENV_MLFLOW_PASSWORD,
+    ENV_MLFLOW_TOKEN,
     ENV_SECRET_KEY,
     ENV_SESSION_TOKEN,
 )
 
 from trenchcoat_trainer.errors import BadInputError
 
-_SECRET = (ENV_SECRET_KEY, ENV_SESSION_TOKEN, ENV_HF_TOKEN, ENV_HF_DATA_TOKEN, ENV_HF_EXPORT_TOKEN)
+_SECRET = (
+    ENV_SECRET_KEY,
+    ENV_SESSION_TOKEN,
+    ENV_HF_TOKEN,
+    ENV_HF_DATA_TOKEN,
+    ENV_HF_EXPORT_TOKEN,
+    ENV_MLFLOW_TOKEN,
+    ENV_MLFLOW_PASSWORD,
+)
 """An access key's own name is no secret, and may be a word that messages have anyway."""
 _SHORTEST = 4
 """What is shorter stands in messages by chance."""

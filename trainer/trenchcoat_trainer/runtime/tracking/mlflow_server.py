@@ -10,6 +10,8 @@ from trenchcoat_api.spec import MLflow as Settings
 from trenchcoat_trainer.runtime.tracking.point import Point, Work
 
 _KEY, _RUN = "trenchcoat.key", "trenchcoat.run"
+_MOST_WAITING = 20_000
+"""Numbers that are kept for a server that does not answer: the latest."""
 _THERE = "RESOURCE_ALREADY_EXISTS"
 
 
@@ -33,6 +35,7 @@ class MLflow:
             for name, value in point.values.items()
             if math.isfinite(value)
         ]
+        del self._waiting[:-_MOST_WAITING]
 
     def flush(self) -> None:
         """Send what waits."""

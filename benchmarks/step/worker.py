@@ -22,6 +22,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 from trenchcoat_api.crias import CriaRange
 from trenchcoat_api.spec import TrenchcoatSpec
+from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.data import Batch
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.models.student import initial_parameters, student_config
@@ -107,7 +108,8 @@ def phase(config: LlamaConfig, asked: dict[str, Any]) -> Callable[[], object]:
     stage.open_data = lambda context: None
     stage.Loop = lambda *arguments, **named: Loop(trained)
     try:
-        stage.train(SimpleNamespace(spec=spec, cria=cria, crias=[cria]))
+        artifact = SimpleNamespace(stage=Stage.CRIA)
+        stage.train(SimpleNamespace(spec=spec, cria=cria, crias=[cria], artifact=artifact))
     except HandedOverError as handed_over:
         handed = handed_over.phase
     batch, step = batch_of(config, asked["batch"], asked["tokens"]), iter(range(1_000_000))

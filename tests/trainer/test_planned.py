@@ -10,7 +10,7 @@ from trenchcoat_trainer.checkpoints.teacher import open_teacher
 from trenchcoat_trainer.data.layout import HIDDEN_BYTES
 from trenchcoat_trainer.layers import llama
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
-from trenchcoat_trainer.stages.collect import writing
+from trenchcoat_trainer.runtime import background
 from trenchcoat_trainer.stages.cria import fused
 from trenchcoat_trainer.stages.evaluate import recall, scores
 from trenchcoat_trainer.stages.stitch.memory import Sizes
@@ -21,10 +21,11 @@ from tests.api.planning.models import NAMES, config_file, model, outline
 
 def test_limits_are_those_of_the_stages() -> None:
     assert memory.GRAPH_BYTES == fused.GRAPH_BYTES and memory.GRAPH_LIMIT == fused.GRAPH_LIMIT
+    assert memory.PACKED_TOKENS == fused.PACKED_TOKENS
     assert memory.MLP_ROWS == llama.MLP_ROWS
     assert memory.LOGITS == scores.LOGITS
     assert memory.OBJECT == HIDDEN_BYTES
-    assert memory.PENDING == writing.PENDING + writing.THREADS
+    assert memory.PENDING == background.PENDING + background.THREADS
 
 
 def test_the_tests_of_recall_have_the_lengths_that_are_planned() -> None:

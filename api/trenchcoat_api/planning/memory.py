@@ -31,6 +31,8 @@ GRAPH_BYTES = 36
 """Of a layer's graph per token and column of the hidden state, in bf16: `block`."""
 GRAPH_LIMIT = 12e9
 """A larger graph is computed twice in place of being held."""
+PACKED_TOKENS = 8192
+"""Tokens of a batch that a Cria computes at once."""
 LOGITS = 2**27
 """Logits that the evaluation computes at a time."""
 REDUCE_BUCKET = 500_000_000

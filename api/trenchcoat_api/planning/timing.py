@@ -14,6 +14,7 @@ from trenchcoat_api.planning.evaluation import evaluation_sets, reads_of_weights
 from trenchcoat_api.planning.memory import (
     GRAPH_BYTES,
     GRAPH_LIMIT,
+    PACKED_TOKENS,
     collected_layers,
     gpus_of,
     ranks_of,
@@ -147,15 +148,22 @@ def _select(outline: Outline, fleet: Fleet) -> float:
     return fleet.kind.start_seconds + max(computing, _store(fleet, weight_bytes(outline)))
 
 
+def _packed(outline: Outline, batch_size: int) -> int:
+    """Sequences that a Cria computes at once; memory allows it wherever so many fill a GPU."""
+    return max(1, min(batch_size, outline.sequences, PACKED_TOKENS // outline.length))
+
+
 def transfer_seconds(outline: Outline, fleet: Fleet, layers: int) -> float:
     """All steps of attention transfer of a Cria of so many layers."""
     settings = outline.spec.transfer
-    size = min(settings.micro_batch_size, outline.sequences)
+    size = _packed(outline, settings.batch_size)
     batches, epochs = -(-outline.sequences // size), transfer_epochs(outline.spec)
     through = 0.0
-    if rolls(outline.spec):  # one pass runs the last layer to its end, for the next Cria
+    if rolls(outline.spec):  # one pass runs the last layer to its end, for the next Cria, by micro-batches
         rate = fleet.kind.passes.transfer if epochs else fleet.kind.passes.forward
-        through = batches * layers * layer_seconds(rate, outline, size, outline.length)
+        micro = min(settings.micro_batch_size, outline.sequences)
+        micro_batches = -(-outline.sequences // micro)
+        through = micro_batches * layers * layer_seconds(rate, outline, micro, outline.length)
         epochs = max(0, epochs - 1)
     # The last layer stops behind its attention.
     facts = outline.facts
@@ -179,10 +187,13 @@ def boundary_seconds(outline: Outline, fleet: Fleet, layers: int) -> float:
 def lora_seconds(outline: Outline, fleet: Fleet, layers: int) -> float:
     """All steps of LoRA by Cria."""
     settings = outline.spec.cria_lora
-    size = min(settings.micro_batch_size, outline.sequences)
+    size = _packed(outline, settings.batch_size)
+    a_sequence = layers * GRAPH_BYTES * outline.length * outline.facts.hidden_size
+    if settings.objective is Objective.BLOCK:  # holds the graph of all layers
+        size = max(1, min(size, int(GRAPH_LIMIT // a_sequence)))
     batches = -(-outline.sequences // size) * settings.epochs
     if settings.objective is Objective.BLOCK:
-        graph = layers * GRAPH_BYTES * size * outline.length * outline.facts.hidden_size
+        graph = size * a_sequence
         rate, passes = fleet.kind.passes.block, 3.0 if graph > GRAPH_LIMIT else 2.0
     else:
         rate, passes = fleet.kind.passes.layerwise, 1.0

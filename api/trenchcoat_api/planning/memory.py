@@ -41,7 +41,7 @@ HOST_BASE = 4_000_000_000
 """Of a host process with torch, CUDA and the libraries loaded: taken, not measured."""
 OBJECT = 32 * 1024 * 1024
 """Target size of a stored object of hidden states."""
-PENDING = 12
+PENDING = 20
 """Objects that the collection holds while they are written."""
 READ_AHEAD = 16
 """Objects that a Cria holds of what it reads."""

@@ -18,8 +18,9 @@ from tests.cluster.security import enforce_restricted
 
 NAME = os.environ.get("TRENCHCOAT_TEST_CLUSTER", "trenchcoat-test")
 NAMESPACE = "team-a"
-# All nodes share one machine's few cores: threads that wait for one another keep these from other stages.
-ONE_THREAD = ("trainer.env[0].name=OMP_NUM_THREADS", "trainer.env[0].value=1")
+# All nodes share a machine's few cores: threads that wait for one another keep these from others, and so
+# does a drawing at the end of each, which test_linearize.py has for all.
+SPARING = {"OMP_NUM_THREADS": "1", "TRENCHCOAT_REPORT": "never"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,9 +39,13 @@ def environment() -> Iterator[Environment]:
             enforce_restricted(made, namespace)
         # What is logged at all must hold no credentials. Pods of a lost node are waited for as long as the
         # grace period, and nothing else is.
-        install_operator(
-            made, settings=("operator.logLevel=DEBUG", "trainer.graceSeconds=40"), strings=ONE_THREAD
-        )
+        variables = [
+            f"trainer.env[{number}].{field}"
+            for number, (name, value) in enumerate(SPARING.items())
+            for field in (f"name={name}", f"value={value}")
+        ]
+        settings = ("operator.logLevel=DEBUG", "trainer.graceSeconds=40")
+        install_operator(made, settings=settings, strings=tuple(variables))
         yield made
     finally:
         if not keep:

@@ -20,6 +20,11 @@ OPERATOR = ("-n", "trenchcoat-system", "-l", "app.kubernetes.io/name=trenchcoat"
 MINUTES = 60.0
 
 
+STAGES = ("tokenize", "collect", "shard", "cria", "stitch", "evaluate", "export")
+WITH_REPORT = {"env": [{"name": "TRENCHCOAT_REPORT", "value": "always"}]}
+"""As by default; pods of other tests are spared it."""
+
+
 class Witness:
     """Looks at the pods while a Trenchcoat runs."""
 
@@ -67,7 +72,7 @@ def run(store: Environment):
     token = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hf"}, "stringData": {"token": TOKEN}}
     apply(store, token)
     apply(store, gated())
-    apply(store, example("tiny"))
+    apply(store, example("tiny", pods=dict.fromkeys(STAGES, WITH_REPORT)))
     witness = Witness(store, "tiny")
     body = wait(store, "tiny", succeeded, timeout=25 * MINUTES, watch=witness)
     return body, witness
@@ -201,14 +206,25 @@ def ranks_of(environment: Environment, pod: str) -> list[str]:
     return [line.removeprefix("RANK=") for line in said.splitlines()]
 
 
+FEW = {
+    "data__tokens": 16384,
+    "data__heldOutTokens": 4096,
+    "layersPerCria": 6,
+    "evaluate__enabled": False,
+    "export__enabled": False,
+}
+"""Text of their own, as much as a step of every rank needs: how ranks meet does not depend on it."""
+
+
 @pytest.mark.parametrize(
     ("stage", "changes"),
     [
-        ("collect", {"layersPerCria": 3, "collect__gpusPerNode": 2}),
+        ("collect", {"collect__gpusPerNode": 2}),
         (
             "stitch",
             {
-                "stitch__learningRate": "1.9e-3",
+                "transfer__epochs": 0,
+                "criaLora__epochs": 0,
                 "stitch__batchSize": 8,
                 "stitch__gpusPerNode": 2,
                 "scheduling__distributed": "IndexedJob",
@@ -220,20 +236,21 @@ def test_a_pod_of_several_gpus_runs_a_process_for_each(
     store: Environment, run, two_gpus_each, stage: str, changes: dict[str, object]
 ) -> None:
     """Two pods of two: four ranks that meet through the training operator's variables, or through ours."""
-    name, seen = f"wide-{stage}", set[tuple[str, ...]]()
+    name, seen = f"wide-{stage}", dict[str, tuple[str, ...]]()
 
     def watch(body) -> None:
         for pod in pods(store, name, f"trenchcoat.dev/stage={stage}"):
-            if pod["status"]["phase"] == "Running":
-                seen.add(tuple(ranks_of(store, pod["metadata"]["name"])))
+            known = pod["metadata"]["name"]
+            if pod["status"]["phase"] == "Running" and len(seen.get(known, ())) < 2:
+                seen[known] = tuple(ranks_of(store, known))
 
     def made(body) -> bool:
         return row(body, stage).get("state") == "Succeeded"
 
-    apply(store, example(name, **changes))
+    apply(store, example(name, **FEW, **changes))
     try:
         done = row(wait(store, name, made, timeout=600, watch=watch), stage)
         assert (done["source"], done["attempt"]) == ("Computed", 1)
-        assert {("0", "1"), ("2", "3")} <= seen, seen
+        assert sorted(seen.values()) == [("0", "1"), ("2", "3")], seen
     finally:
         delete(store, name)

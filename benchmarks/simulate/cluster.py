@@ -181,10 +181,15 @@ def _training_operator(made: Cluster) -> Iterator[None]:
         "spec": {"pytorchReplicaSpecs": {"Master": {"replicas": 1, "template": {"spec": {
             "containers": [{"name": "pytorch", "image": "none"}]}}}}},
     }  # fmt: skip
-    with _process(made, name, command):
-        _mount(made, "kubeflow", "training-operator-webhook-cert", certificates)
-        until(lambda: _admitted(made, probe), 120, f"{name}'s webhook answers")
-        yield
+    try:
+        with _process(made, name, command):
+            _mount(made, "kubeflow", "training-operator-webhook-cert", certificates)
+            until(lambda: _admitted(made, probe), 120, f"{name}'s webhook answers")
+            yield
+    finally:
+        for place in (TRAINING_OPERATOR_CERTIFICATES, TRAINING_OPERATOR_CERTIFICATES.parent):
+            if not any(place.iterdir()):
+                place.rmdir()
 
 
 @contextmanager

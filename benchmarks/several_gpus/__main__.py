@@ -105,7 +105,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(arguments, Path(folder))
         tell(setting.out, {"part": "conditions", "command": sys.argv[1:], **conditions()})
-        for part in arguments.parts:
+        for part in [name for name in PARTS if name in arguments.parts]:
             limit = arguments.limit or LIMITS[part]
             setting.deadline = time.monotonic() + limit
             began = time.monotonic()

@@ -20,7 +20,7 @@ from trenchcoat_trainer.runtime.context import Place, StageContext
 from trenchcoat_trainer.runtime.opening import open_context
 
 TRAINER = [sys.executable, "-m", "trenchcoat_trainer"]
-LINE = re.compile(r"(?P<name>[a-z]+(?:-\d+)?): (?P<what>started|complete)")
+LINE = re.compile(r"(?P<name>[a-z]+(?:-\d+)?): (?P<what>started|complete in)")
 
 
 def run_crias(spec_file: Path, store: Path, at_once: int, deadline: float) -> dict[str, Any]:

@@ -1,0 +1,75 @@
+"""Rolling collection on a real API server and a real store: the chain of Crias, and what goes behind it."""
+
+import pytest
+from trenchcoat_api.status import State
+
+from tests.control_plane import Body, ControlPlane, node
+from tests.minio_server import BUCKET, MinioServer
+from tests.operator.plane.runs import Run, condition, crias, namespace, operator
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+GPU = "nvidia.com/gpu"
+
+
+def made(run: Run) -> set[str]:
+    """Crias that have a Job, and boundaries that have one of their own."""
+    return {"-".join(job.metadata.name.split("-")[1:3]) for job in run.jobs()}
+
+
+def stored(run: Run, name: str) -> list[str]:
+    """What the store has of an artifact, but for the note that it was deleted."""
+    prefix = run.artifacts[name].prefix
+    found = [item.object_name for item in run._store.list_objects(BUCKET, prefix, recursive=True)]
+    return [path for path in found if not path.endswith("deleted.json")]
+
+
+def collection(status: Body) -> Body:
+    row: Body = next((row for row in status.get("stages", []) if row["name"] == "collect"), {})
+    return row
+
+
+def test_each_cria_begins_when_the_one_before_has_left_its_inputs_which_go_once_read(
+    plane: ControlPlane, server: MinioServer
+) -> None:
+    node(plane, "rolling-1", {GPU: "4"})
+    run = Run(
+        plane,
+        server,
+        namespace(plane, "rolling"),
+        "chain",
+        collect={"strategy": "Rolling"},
+        scheduling={"distributed": "IndexedJob"},
+    )
+    with operator(plane) as loop:
+        run.begin(done=("tokenize", "shard"))
+        seen = loop.until(run, lambda status: made(run) == {"cria-00"} and status, 30, "the first Cria")
+        assert crias(seen)[1:] == [(State.BLOCKED, "")] * 2
+        assert "waits for collect" in seen["crias"][1]["message"]
+
+        run.complete("collect-01")  # Cria 0 goes on
+        seen = loop.until(run, lambda status: "cria-01" in made(run) and status, 30, "the second Cria")
+        assert collection(seen)["message"].startswith("1 of 2 boundaries made"), collection(seen)
+        assert condition(seen, "ActivationsReady")["status"] == "False"
+        assert made(run) == {"cria-00", "cria-01"}
+
+        run.complete("collect-02")
+        run.complete("cria-01")
+        loop.until(run, lambda status: "cria-02" in made(run), 30, "the third Cria")
+        assert stored(run, "collect-01"), "Cria 0 still compares itself with it"
+
+        run.complete("cria-00")
+        loop.until(run, lambda status: not stored(run, "collect-01"), 30, "the first boundary to go")
+        assert stored(run, "collect-02")
+
+        run.complete("cria-02")
+        seen = loop.until(
+            run,
+            lambda status: not stored(run, "collect-02") and condition(status, "CriasTrained") and status,
+            30,
+            "the second boundary to go",
+        )
+        seen = loop.until(run, lambda status: not collection(status).get("bytes") and status, 30, "no bytes")
+        assert condition(seen, "ActivationsReady")["status"] == "True"
+        assert condition(seen, "CriasTrained")["status"] == "True"
+        assert not [name for name in made(run) if name.startswith("collect")]

@@ -16,7 +16,7 @@ from trenchcoat_api.planning import memory, storage, traffic
 from trenchcoat_api.planning.fit import Misfit, misfits
 from trenchcoat_api.planning.outline import Outline
 from trenchcoat_api.planning.rates import Rates
-from trenchcoat_api.planning.timing import Fleet, StageTime, busy_ranks, times
+from trenchcoat_api.planning.timing import Fleet, StageTime, busy_ranks, crias_at_once, times
 from trenchcoat_api.spec import CollectStrategy
 from trenchcoat_api.stages import Stage
 
@@ -158,7 +158,7 @@ def make_plan(outline: Outline, given: Given) -> Plan:
         parallel_crias=fleet.crias,
         price=price,
         stages=rows,
-        store=_store(outline, fleet.crias),
+        store=_store(outline, crias_at_once(outline, fleet)),
         decode=DecodePlan(
             student={length: decode.student(length) for length in lengths},
             teacher={length: decode.teacher(length) for length in lengths},
@@ -232,7 +232,7 @@ def _strategies(outline: Outline, fleet: Fleet) -> list[StrategyPlan]:
     for strategy in CollectStrategy if outline.boundaries else ():
         collect = outline.spec.collect.model_copy(update={"strategy": strategy})
         other = replace(outline, spec=outline.spec.model_copy(update={"collect": collect}))
-        taken = times(other, fleet)
+        taken, crias = times(other, fleet), crias_at_once(other, fleet)
         is_rolling = strategy is CollectStrategy.ROLLING
         need = memory.gpu_need(other, Stage.CRIA if is_rolling else Stage.COLLECT)
         found.append(
@@ -240,9 +240,9 @@ def _strategies(outline: Outline, fleet: Fleet) -> list[StrategyPlan]:
                 name=strategy,
                 gpus=memory.gpus_of(other, Stage.CRIA if is_rolling else Stage.COLLECT),
                 gpu_memory_bytes=need.total if need else 0,
-                boundaries=storage.boundaries_at_once(other, fleet.crias),
-                activation_bytes=storage.activations_at_once(other, fleet.crias),
-                peak_bytes=max(moment.peak for moment in storage.timeline(other, fleet.crias)),
+                boundaries=storage.boundaries_at_once(other, crias),
+                activation_bytes=storage.activations_at_once(other, crias),
+                peak_bytes=max(moment.peak for moment in storage.timeline(other, crias)),
                 seconds=_rounded(taken.wall),
                 gpu_hours=_rounded(sum(time.gpu_seconds for time in taken.stages) / 3600),
             )

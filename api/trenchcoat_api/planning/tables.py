@@ -166,12 +166,11 @@ def strategy_table(plan: Plan, spec: TrenchcoatSpec) -> Table:
     """The run by either strategy of collection."""
     table = _table(
         "By spec.collect.strategy",
-        *("strategy", "GPUs to collect", "memory of each", "boundaries at once", "bytes of them"),
-        *("store at most", "all take", "GPU-hours"),
+        *("", "GPUs", "memory", "boundaries", "of bytes", "store", "takes", "GPU-hours"),
     )
     for row in plan.strategies:
         table.add_row(
-            f"{row.name.value}, this one" if row.name is spec.collect.strategy else row.name.value,
+            f"{row.name.value} *" if row.name is spec.collect.strategy else row.name.value,
             str(row.gpus) if row.gpus else "-",
             texts.size(row.gpu_memory_bytes) if row.gpus else "-",
             str(row.boundaries),
@@ -180,6 +179,10 @@ def strategy_table(plan: Plan, spec: TrenchcoatSpec) -> Table:
             texts.duration(row.seconds),
             hours(row.gpu_hours),
         )
+    table.caption = (
+        "* This run's. GPUs of the Job that collects; boundaries and bytes in the store at once, at most."
+    )
+    table.caption_justify = "left"
     return table
 
 

@@ -184,6 +184,15 @@ def boundary_seconds(outline: Outline, fleet: Fleet, layers: int) -> float:
     return start + max(computing, _store(fleet, 2 * outline.boundary_bytes))
 
 
+def crias_at_once(outline: Outline, fleet: Fleet) -> int:
+    """Crias that train at one time, at most: in a chain no more than begin while one goes on."""
+    if not rolls(outline.spec):
+        return fleet.crias
+    layers = outline.longest_cria
+    overlap = ceil(cria_seconds(outline, fleet, layers) / boundary_seconds(outline, fleet, layers))
+    return max(1, min(fleet.crias, overlap))
+
+
 def lora_seconds(outline: Outline, fleet: Fleet, layers: int) -> float:
     """All steps of LoRA by Cria."""
     settings = outline.spec.cria_lora

@@ -3,6 +3,7 @@
 import pytest
 from trenchcoat_api.planning.memory import gpu_need
 from trenchcoat_api.planning.outline import Outline
+from trenchcoat_api.planning.plan import Given, make_plan
 from trenchcoat_api.planning.sizes import is_tied, layer_parameters
 from trenchcoat_api.planning.storage import (
     ROLLING_BOUNDARIES,
@@ -12,6 +13,7 @@ from trenchcoat_api.planning.storage import (
     timeline,
     weight_bytes,
 )
+from trenchcoat_api.spec import CollectStrategy
 from trenchcoat_api.stages import Stage
 
 from tests.api.planning.models import model, outline, published
@@ -39,6 +41,20 @@ def test_the_published_run_stores_8_52_tb_at_13_boundaries() -> None:
     assert activation_bytes(found) / 1e12 == pytest.approx(8.52, abs=0.005)
     assert activation_bytes(found, ROLLING_BOUNDARIES) / 1e12 == pytest.approx(1.31, abs=0.005)
     assert weight_bytes(found) / 1e9 == pytest.approx(812, abs=1)
+
+
+@pytest.mark.parametrize(("gpus", "held"), [(1, 2), (2, 3), (24, 5)])
+def test_a_rolling_405b_holds_two_boundaries_and_one_more_for_each_cria_beside_the_first(
+    gpus: int, held: int
+) -> None:
+    found = make_plan(outline(), Given(gpus=gpus))
+    both = {row.name: row for row in found.strategies}
+    rolling, distributed = both[CollectStrategy.ROLLING], both[CollectStrategy.DISTRIBUTED]
+    assert (distributed.boundaries, rolling.boundaries) == (13, held)
+    assert rolling.activation_bytes == held * activation_bytes(outline(), 1)
+    assert rolling.gpus == 1 and rolling.gpu_memory_bytes < 80e9
+    assert rolling.peak_bytes < distributed.peak_bytes
+    assert rolling.gpu_hours < distributed.gpu_hours, "the teacher's pass comes with the transfer"
 
 
 def test_a_published_cria_weighs_57_4_gb() -> None:

@@ -47,7 +47,7 @@ def normed_residual() -> Iterator[None]:
     with (
         patch.object(cria_stage, "load_cria", load_cria),
         patch.object(cria_stage, "transfer_step", step),
-        patch.object(cria_stage, "fuse_for_gpu", lambda model: None, create=True),
+        patch.object(cria_stage, "fuse_for_gpu", lambda model, positions: None, create=True),
     ):
         yield
 

@@ -1,4 +1,4 @@
-"""Both images as OCI archives."""
+"""The images as OCI archives."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 
 from local_cluster import images
 
-NAMES = ("operator", "trainer")
+NAMES = ("operator", "trainer", "viewer")
 
 
 def make(name: str, version: str, folder: Path) -> Path:
     """Build an image and leave it as an archive that docker, podman and skopeo read.
 
     Args:
-        name: `operator` or `trainer`.
+        name: One of `NAMES`.
         version: Its tag.
         folder: Where the archive goes.
     """

@@ -52,7 +52,10 @@ class MeasuredSet(NamedTuple):
 
 
 def evaluation_sets(outline: Outline) -> list[MeasuredSet]:
-    """Held-out text at every length that fits, and the tests of recall at every distance that does."""
+    """Held-out text at every length that fits, and the tests of recall at every distance that does.
+
+    No set is empty: a text too short to hold anything out is left to the evaluation to refuse.
+    """
     spec, length = outline.spec, outline.length
     positions = outline.model.positions
     multiples = [
@@ -74,7 +77,7 @@ def evaluation_sets(outline: Outline) -> list[MeasuredSet]:
         bound = min(most if positions is None else min(most, positions), outline.held_out * length)
         sizes = [size for probe in PROBES for size in probe.up_to(bound)]
         found += [MeasuredSet(spec.evaluate.recall_samples, size, teachers + 1) for size in sizes]
-    return found
+    return [item for item in found if item.sequences]
 
 
 def _has_rival(outline: Outline, longest: int) -> bool:

@@ -172,7 +172,8 @@ def test_what_is_computed_from_a_spec_sees_the_preset():
         seconds = transfer_seconds(outline, fleet, 2) + lora_seconds(outline, fleet, 2)
         found[name] = outline.tokens, seconds / outline.tokens
     assert found["quick"][0] < found["shipped"][0]
-    assert found["quick"][1] == pytest.approx(found["shipped"][1] / 2)
+    # Whole batches are packed, so that the last one, not full, counts as one more.
+    assert found["quick"][1] == pytest.approx(found["shipped"][1] / 2, rel=1e-3)
 
 
 def test_a_resolved_spec_stays_what_it_is_when_read_again():

@@ -207,13 +207,15 @@ def ranks_of(environment: Environment, pod: str) -> list[str]:
 
 
 FEW = {
-    "data__tokens": 16384,
+    "data__tokens": 20480,
     "data__heldOutTokens": 4096,
     "layersPerCria": 6,
     "evaluate__enabled": False,
     "export__enabled": False,
 }
-"""Text of their own, as much as a step of every rank needs: how ranks meet does not depend on it."""
+"""As much text as a step of every rank needs, for how ranks meet does not depend on it. It is their own:
+test_indexed.py looks at how its collect came about.
+"""
 
 
 @pytest.mark.parametrize(

@@ -224,8 +224,9 @@ class Zero:
         engine, turns = self._engine, -(-len(batch.micro_batches) // ranks)
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
-        # DeepSpeed divides losses by the accumulation steps of its configuration, however many there are,
-        # and averages over the ranks: undo both, the shares add up to 1.
+        # DeepSpeed divides losses by the accumulation steps of its configuration, however many there are
+        # (findings/deepspeed-divides-by-configured-accumulation.sh), and averages over the ranks: undo both,
+        # the shares add up to 1.
         weight = accumulation_steps(spec.stitch, ranks) * ranks
         told = torch.tensor([0.0, *map(float, wishes)], dtype=torch.float64, device=engine.device)
         for turn in range(turns):

@@ -24,11 +24,12 @@ import torch
 from table import table
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-from trenchcoat_api.artifacts import DataFacts, Facts, ModelFacts
+from trenchcoat_api.artifacts import DataFacts, Facts
 from trenchcoat_api.crias import CriaRange
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.checkpoints.shards import EMBEDDINGS, TEACHER
+from trenchcoat_trainer.checkpoints.teacher import model_facts
 from trenchcoat_trainer.data import Batch, Starts
 from trenchcoat_trainer.data.layout import TOKENS, sequences_per_token_object, token_path
 from trenchcoat_trainer.models.artifacts import load_student_config, untrained_parameters, weight_dtype
@@ -252,16 +253,6 @@ def write_inputs(spec: TrenchcoatSpec, config: LlamaConfig, folder: Path, sequen
         shape = (min(size, sequences - index * size), length)
         ids = torch.randint(0, config.vocab_size, shape, dtype=torch.int32, generator=generator)
         context.writer.write_tensors(token_path("train", index), {TOKENS: ids})
-    model = ModelFacts(
-        layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        intermediate_size=config.intermediate_size,
-        vocab_size=config.vocab_size,
-        parameters=1,
-    )
     data = DataFacts(
         documents=1,
         sequences=sequences,
@@ -269,7 +260,7 @@ def write_inputs(spec: TrenchcoatSpec, config: LlamaConfig, folder: Path, sequen
         held_out_documents=1,
         held_out_sequences=1,
     )
-    context.writer.finish(Facts(model=model, data=data))
+    context.writer.finish(Facts(model=model_facts(config), data=data))
     context = open_context(spec, Stage.SHARD, folder=folder, place=Place())
     fields = config.to_dict() | {"architectures": ["LlamaForCausalLM"]}
     context.writer.write(TEACHER + "config.json", json.dumps(fields).encode())

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from trenchcoat_api.artifacts import Artifact, DataFacts, Facts, ModelFacts
+from trenchcoat_api.artifacts import Artifact, DataFacts, Facts
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.checkpoints.shard_layout import TEACHER
-from trenchcoat_trainer.checkpoints.teacher import Teacher, count_parameters
+from trenchcoat_trainer.checkpoints.teacher import Teacher, model_facts
 from trenchcoat_trainer.data.layout import TOKENS, sequences_per_token_object, token_path
 from trenchcoat_trainer.models.artifacts import (
     ADAPTERS,
@@ -107,16 +107,6 @@ def write_text(folder: Path, spec: TrenchcoatSpec, config: LlamaConfig) -> None:
         rows = min(size, sequences - index * size)
         ids = torch.randint(0, config.vocab_size, (rows, tokens), dtype=torch.int32, generator=draw)
         context.writer.write_tensors(token_path("train", index), {TOKENS: ids})
-    model = ModelFacts(
-        layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        intermediate_size=config.intermediate_size,
-        vocab_size=config.vocab_size,
-        parameters=count_parameters(config),
-    )
     data = DataFacts(
         documents=1,
         sequences=sequences,
@@ -124,7 +114,7 @@ def write_text(folder: Path, spec: TrenchcoatSpec, config: LlamaConfig) -> None:
         held_out_documents=1,  # which no stage that is measured reads
         held_out_sequences=16,
     )
-    context.writer.finish(Facts(model=model, data=data))
+    context.writer.finish(Facts(model=model_facts(config), data=data))
 
 
 def write_teacher(folder: Path, config: LlamaConfig, dtype: torch.dtype) -> None:

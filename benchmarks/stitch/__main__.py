@@ -27,10 +27,11 @@ from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from trenchcoat_api.artifacts import DataFacts, Facts, ModelFacts
+from trenchcoat_api.artifacts import DataFacts, Facts
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.checkpoints.shards import TORCH_DTYPES
+from trenchcoat_trainer.checkpoints.teacher import model_facts
 from trenchcoat_trainer.data.layout import TOKENS, sequences_per_token_object, token_path
 from trenchcoat_trainer.models.artifacts import (
     ADAPTERS,
@@ -207,9 +208,8 @@ def make_inputs(arguments: argparse.Namespace, spec: TrenchcoatSpec, folder: Pat
     teacher = LlamaForCausalLM(config).to(TORCH_DTYPES[spec.dtype])
     teacher.save_pretrained(folder / "teacher")
     (folder / "teacher" / "tokenizer.json").write_text("{}")  # never opened
-    parameters = sum(parameter.numel() for parameter in teacher.parameters())
 
-    write_tokens(arguments, open_context(spec, Stage.TOKENIZE, folder=folder), config, parameters)
+    write_tokens(arguments, open_context(spec, Stage.TOKENIZE, folder=folder), config)
     shard.run(open_context(spec, Stage.SHARD, folder=folder))
     for index in range(-(-arguments.layers // spec.layers_per_cria)):
         context = open_context(spec, Stage.CRIA, cria=index, folder=folder)
@@ -219,9 +219,7 @@ def make_inputs(arguments: argparse.Namespace, spec: TrenchcoatSpec, folder: Pat
         context.writer.finish()
 
 
-def write_tokens(
-    arguments: argparse.Namespace, context: StageContext, config: LlamaConfig, parameters: int
-) -> None:
+def write_tokens(arguments: argparse.Namespace, context: StageContext, config: LlamaConfig) -> None:
     """Complete the tokenize artifact."""
     sequences = arguments.batch * (arguments.steps + arguments.warm_up)
     size = sequences_per_token_object(arguments.tokens)
@@ -229,16 +227,6 @@ def write_tokens(
         shape = (min(size, sequences - index * size), arguments.tokens)
         ids = torch.randint(0, config.vocab_size, shape, dtype=torch.int32)
         context.writer.write_tensors(token_path("train", index), {TOKENS: ids})
-    model = ModelFacts(
-        layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        intermediate_size=config.intermediate_size,
-        vocab_size=config.vocab_size,
-        parameters=parameters,
-    )
     data = DataFacts(
         documents=1,
         sequences=sequences,
@@ -246,7 +234,7 @@ def write_tokens(
         held_out_documents=0,
         held_out_sequences=0,
     )
-    context.writer.finish(Facts(model=model, data=data))
+    context.writer.finish(Facts(model=model_facts(config), data=data))
 
 
 @contextmanager

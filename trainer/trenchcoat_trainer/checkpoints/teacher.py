@@ -256,17 +256,7 @@ class Teacher:
 
     def facts(self) -> ModelFacts:
         """Sizes of the model."""
-        config = self.config
-        return ModelFacts(
-            layers=config.num_hidden_layers,
-            hidden_size=config.hidden_size,
-            heads=config.num_attention_heads,
-            kv_heads=config.num_key_value_heads or config.num_attention_heads,
-            head_dim=head_dim(config),
-            intermediate_size=config.intermediate_size,
-            vocab_size=config.vocab_size,
-            parameters=count_parameters(config),
-        )
+        return model_facts(self.config)
 
     def _json(self, name: str) -> dict[str, Any]:
         if name not in self.files:
@@ -359,6 +349,20 @@ def _what_else(files: Iterable[str]) -> str:
 def head_dim(config: LlamaConfig) -> int:
     """Width of one attention head."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def model_facts(config: LlamaConfig) -> ModelFacts:
+    """Sizes of a Llama, from its configuration alone."""
+    return ModelFacts(
+        layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads or config.num_attention_heads,
+        head_dim=head_dim(config),
+        intermediate_size=config.intermediate_size,
+        vocab_size=config.vocab_size,
+        parameters=count_parameters(config),
+    )
 
 
 def count_parameters(config: LlamaConfig) -> int:

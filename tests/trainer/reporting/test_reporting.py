@@ -13,8 +13,10 @@ from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.status import Source, State
+from trenchcoat_report import page as drawing
 from trenchcoat_report.run import Run
 from trenchcoat_trainer.cli import main
+from trenchcoat_trainer.local.keeping import kept_report
 from trenchcoat_trainer.reporting import writing
 from trenchcoat_trainer.reporting.writing import ENV_REPORT, Reporter, open_reporter
 from trenchcoat_trainer.store.s3 import S3Store
@@ -164,6 +166,27 @@ def test_a_stage_is_complete_whatever_becomes_of_the_report(
     assert main(["tokenize", *words]) == ExitCode.OK
     assert place(spec, tmp_path).gatherer.complete()
     assert "the report was not written; `trenchcoat report` writes it anew" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_where_its_report_cannot_be_drawn(
+    make_spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "report.html.j2").write_text("{{ run.no_such_figure }}")
+    (tmp_path / "report.css").touch()
+    monkeypatch.setattr(drawing, "files", lambda package: tmp_path)
+    file, told = write_spec(make_spec(**SETTINGS), tmp_path), list[str]()
+    trenchcoat = Trenchcoat.from_yaml(file)
+    with kept_report(trenchcoat, file, tmp_path / "store", told.append) as report:
+        report.write()
+        report.refresh()
+    assert report.file is None
+    (line,) = told
+    assert "cannot be drawn (UndefinedError:" in line and "no_such_figure" in line
+    # And what ends a run is told as it is, not what then befell its report.
+    broken = pytest.raises(ZeroDivisionError)
+    with broken, kept_report(trenchcoat, file, tmp_path / "store", told.append):
+        raise ZeroDivisionError
+    assert len(told) == 2
 
 
 def test_without_what_draws_a_run_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The report of a local run, kept while it goes on."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_trainer.errors import StageError
 from trenchcoat_trainer.reporting.writing import Reporter, missing, open_reporter
 from trenchcoat_trainer.store.credentials import redact
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -42,9 +45,15 @@ class KeptReport:
             write()
         except (StageError, OSError) as error:
             self.warn(f"the report was not written: {redact(str(error))}")
-            self.reporter = None
-            return False
-        return True
+        except Exception as error:
+            # What draws it is at fault; no artifact depends on that.
+            said = f"{type(error).__name__}: {redact(str(error))}"
+            logger.exception("the report cannot be drawn")
+            self.warn(f"the report was not written, for it cannot be drawn ({said}); the run goes on without")
+        else:
+            return True
+        self.reporter = None
+        return False
 
 
 @contextmanager

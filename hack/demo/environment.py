@@ -72,9 +72,13 @@ class Environment:
         return found
 
     @contextlib.contextmanager
-    def store_address(self) -> Iterator[str]:
-        """host:port of MinIO on this machine, while the context lasts."""
-        words = ["-n", STORE_NAMESPACE, "port-forward", "service/minio", ":9000", "--address=127.0.0.1"]
+    def forwarded(self, namespace: str, service: str, port: int) -> Iterator[str]:
+        """host:port of a Service on this machine, while the context lasts.
+
+        Raises:
+            DemoError: no pod behind it can be reached.
+        """
+        words = ["-n", namespace, "port-forward", f"service/{service}", f":{port}", "--address=127.0.0.1"]
         with subprocess.Popen(
             [self._program("kubectl"), *words],
             env=self._variables(),
@@ -86,10 +90,16 @@ class Environment:
                 line = forward.stdout.readline() if forward.stdout else ""
                 found = re.search(r"127\.0\.0\.1:(\d+)", line)
                 if not found:
-                    raise DemoError("service/minio in namespace minio cannot be reached: is MinIO deployed?")
+                    raise DemoError(
+                        f"service/{service} in namespace {namespace} cannot be reached: is it deployed?"
+                    )
                 yield f"127.0.0.1:{found[1]}"
             finally:
                 forward.terminate()
+
+    def store_address(self) -> contextlib.AbstractContextManager[str]:
+        """host:port of MinIO on this machine, while the context lasts."""
+        return self.forwarded(STORE_NAMESPACE, "minio", 9000)
 
     def store_credentials(self) -> tuple[str, str]:
         """Access key and secret key of the store."""
@@ -115,7 +125,7 @@ def local(namespace: str, *, name: str = "trenchcoat", gpus: str = "1,1") -> Env
 
 
 def foreign(kubeconfig: Path, registry: str, tag: str, namespace: str) -> Environment:
-    """Use a cluster that somebody has; MinIO is added to it, the training operator must be there."""
+    """Use a cluster that somebody has; MinIO is added to it."""
     environment = Environment(
         kubeconfig=kubeconfig,
         namespace=namespace,

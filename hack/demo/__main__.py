@@ -8,7 +8,9 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import yaml
 from rich.console import Console
 
 REPO = Path(__file__).resolve().parents[2]
@@ -17,13 +19,14 @@ sys.path.insert(0, str(REPO / "hack"))
 from demo.environment import DemoError, Environment, foreign, local  # noqa: E402
 from demo.inputs import make_teacher, upload  # noqa: E402
 from demo.install import install_operator  # noqa: E402
-from demo.results import collect_results, load_and_generate  # noqa: E402
+from demo.results import collect_results, download_report, load_and_generate  # noqa: E402
 from demo.turnover import describe_turnover  # noqa: E402
 from demo.watch import follow  # noqa: E402
 
 NAMESPACE = "trenchcoat-demo"
 EXAMPLE = REPO / "examples" / "tiny.yaml"
 OUTPUT = REPO / "build" / "demo"
+PYTORCH_JOBS = "pytorchjobs.kubeflow.org"
 SERVE = f"    make serve MODEL={(OUTPUT / 'model').relative_to(REPO)}"
 
 
@@ -62,12 +65,19 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     make_teacher(OUTPUT / "store")
     upload(environment, OUTPUT / "store", fresh_prefix=True)
     step(console, "kubectl apply -f examples/tiny.yaml", "5 to 7 minutes; the column ETA says what is left")
-    name = apply_example(environment)
+    by_operator = bool(environment.command("kubectl", "get", "crd", PYTORCH_JOBS, "--ignore-not-found"))
+    if not by_operator:
+        console.print(
+            "The cluster knows no PyTorchJob: stages of several pods run as Indexed Jobs "
+            "(spec.scheduling.distributed), with the same results."
+        )
+    name = apply_example(environment, by_operator=by_operator)
     follow(environment, name, console)
     step(console, "result", "half a minute")
     summary, export_uri = collect_results(environment, name)
     OUTPUT.mkdir(parents=True, exist_ok=True)
     (OUTPUT / "summary.json").write_text(summary.to_json())
+    download_report(environment, name, OUTPUT / "report.html")
     console.print(summary.render())
     console.print(describe_turnover(environment, name, summary.gpus))
     text = load_and_generate(environment, export_uri, OUTPUT / "model")
@@ -77,7 +87,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         markup=False,
         soft_wrap=True,
     )
-    console.print(look_further(environment, name))
+    console.print(f"\nThe report, for a browser:\n    {OUTPUT / 'report.html'}", markup=False)
+    console.print(look_further(environment, name, own=arguments.kubeconfig is None))
 
 
 def step(console: Console, name: str, takes: str) -> None:
@@ -95,23 +106,33 @@ def prepare(arguments: argparse.Namespace, console: Console) -> Environment:
     return foreign(arguments.kubeconfig, arguments.registry, arguments.tag, NAMESPACE)
 
 
-def apply_example(environment: Environment) -> str:
+def apply_example(environment: Environment, *, by_operator: bool) -> str:
     """Apply examples/tiny.yaml anew and return the Trenchcoat's name."""
     environment.kubectl("delete", "trenchcoat", "tiny", "--ignore-not-found", "--wait=true", "--timeout=120s")
-    environment.kubectl("apply", "-f", str(EXAMPLE))
+    environment.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(example(by_operator=by_operator)))
     return "tiny"
 
 
-def look_further(environment: Environment, name: str) -> str:
-    """Commands that show more."""
-    return (
-        "\nTo look further:\n"
-        f"  export KUBECONFIG={environment.kubeconfig} PATH={environment.path.split(':')[0]}:$PATH\n"
-        f"  kubectl -n {environment.namespace} describe trenchcoat {name}\n"
-        f"  kubectl -n {environment.namespace} get jobs,pytorchjobs,pods -l trenchcoat.dev/name={name}\n"
-        f"  less build/demo/summary.json\n"
-        "  make cluster-down      removes the cluster made here"
-    )
+def example(*, by_operator: bool) -> dict[str, Any]:
+    """examples/tiny.yaml, for a cluster with a training operator or without."""
+    body: dict[str, Any] = yaml.safe_load(EXAMPLE.read_text())
+    if not by_operator:
+        body["spec"]["scheduling"] = {"distributed": "IndexedJob"}
+    return body
+
+
+def look_further(environment: Environment, name: str, *, own: bool) -> str:
+    """Commands that show more; `own` where the cluster was made here."""
+    kinds = "jobs,pytorchjobs,pods" if own else "jobs,pods"
+    path = f" PATH={environment.path.split(':')[0]}:$PATH" if own else ""
+    lines = [
+        f"export KUBECONFIG={environment.kubeconfig}{path}",
+        f"kubectl -n {environment.namespace} describe trenchcoat {name}",
+        f"kubectl -n {environment.namespace} get {kinds} -l trenchcoat.dev/name={name}",
+        f"less {(OUTPUT / 'summary.json').relative_to(REPO)}",
+        "make cluster-down      removes the cluster made here" if own else "",
+    ]
+    return "\nTo look further:\n" + "\n".join(f"  {line}" for line in lines if line)
 
 
 if __name__ == "__main__":

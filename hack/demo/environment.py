@@ -133,11 +133,6 @@ def foreign(kubeconfig: Path, registry: str, tag: str, namespace: str) -> Enviro
         trainer_image=f"{registry}/trainer:{tag}",
         path=os.environ["PATH"],
     )
-    if not environment.command("kubectl", "get", "crd", "pytorchjobs.kubeflow.org", "--ignore-not-found"):
-        raise DemoError(
-            "the cluster has no PyTorchJob: install the Kubeflow training operator v1.9 first "
-            "(see manifests/training-operator), with --enable-scheme=pytorchjob or more"
-        )
     for name in dict.fromkeys((STORE_NAMESPACE, namespace)):
         manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
         environment.command("kubectl", "apply", "-f", "-", stdin=json.dumps(manifest))

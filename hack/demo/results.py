@@ -1,4 +1,4 @@
-"""The numbers and the checkpoint at the end."""
+"""The numbers, the report and the checkpoint at the end."""
 
 import shutil
 import subprocess
@@ -7,6 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from trenchcoat_api.history import report_prefix
+from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.results import Evaluation, Measured, Perplexity
 from trenchcoat_api.summary import StageTime, Summary
 
@@ -71,6 +73,16 @@ def load_and_generate(environment: Environment, export_uri: str, folder: Path) -
     if result.returncode:
         raise DemoError(f"the exported checkpoint in {folder} does not load: {result.stderr.strip()[-2000:]}")
     return result.stdout
+
+
+def download_report(environment: Environment, name: str, target: Path) -> None:
+    """Fetch the report that the stages wrote beside their artifacts."""
+    prefix = report_prefix(Trenchcoat.model_validate(environment.get("trenchcoat", name)).spec, name)
+    with environment.store_address() as address:
+        store_client = client(environment, address)
+        store_client.fget_object(
+            bucket_name=BUCKET, object_name=f"{prefix}report.html", file_path=str(target)
+        )
 
 
 def download(environment: Environment, export_uri: str, folder: Path) -> None:

@@ -10,7 +10,7 @@ REGISTRY :=
 TAG := latest
 
 # What `make release` builds besides wheels and chart, and the version that `make version` writes everywhere.
-IMAGES := operator trainer
+IMAGES := operator trainer viewer
 VERSION :=
 
 # The checkpoint that `make serve` serves: what `make demo` leaves.
@@ -60,15 +60,17 @@ test-tasks: venv  ## lm-evaluation-harness on teacher and student; not part of m
 	.venv-tasks/bin/python -m pytest tests/trainer/stages/evaluate/test_tasks.py
 
 test-release: venv  ## what `make release` leaves, installed where nothing else is, runs the README's commands; not part of make test
+	hack/python-env release
 	$(PYTHON) -m pytest tests/release
 
-release: venv  ## wheels, sdists, chart, images, checksums, into build/release; IMAGES= leaves them out
+release: venv  ## wheels, sdists, chart, images, SBOMs, checksums, into build/release; IMAGES= leaves images out
+	hack/python-env release
 	$(PYTHON) hack/release --images $(IMAGES)
 
 version: venv  ## write VERSION=1.2.3 into pyproject.toml and wherever else it stands
 	$(PYTHON) hack/release --set-version $(VERSION)
 
-test-tracking: venv  ## a real server of MLflow and TensorBoard's own reader; not part of make test (a minute or two, 1 GB once)
+test-tracking: venv  ## a real server of MLflow and TensorBoard's own reader; not part of make test (1 GB once)
 	hack/python-env tracking
 	hack/python-env tracking-server
 	.venv-tracking/bin/python -m pytest tests/trainer/runtime/test_trackers.py
@@ -127,6 +129,8 @@ lock: venv  ## pin the newest versions that pyproject.toml allows
 	  requirements/browser.in -c requirements/dev.txt -c requirements/report.txt -o requirements/browser.txt
 	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  requirements/docs.in -c requirements/dev.txt -o requirements/docs.txt
+	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  requirements/release.in -o requirements/release.txt
 	.venv/bin/uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
 	  --no-annotate --no-header --override requirements/serving-overrides.txt requirements/serving.in \
 	  -o requirements/serving.txt

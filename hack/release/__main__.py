@@ -1,6 +1,6 @@
 """Everything that a release consists of, into build/release/VERSION.
 
-make release                         wheels, sdists, chart, images, checksums
+make release                         wheels, sdists, chart, images, bills of materials, checksums
 make release IMAGES=                 all but the images
 make version VERSION=0.3.0           another version, everywhere
 """

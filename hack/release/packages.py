@@ -1,4 +1,4 @@
-"""Wheels, sdists and the chart."""
+"""Wheels, sdists, what they need, and the chart."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from release import sbom
 from release.programs import committed_at, run
 from release.versions import REPO, current, helm_version
 
@@ -15,10 +16,10 @@ PROJECTS = (".", "serving")
 
 
 def distributions(folder: Path) -> list[Path]:
-    """A wheel, built of its sdist, and that sdist of each distribution.
+    """A wheel, built of its sdist, that sdist, and the bill of materials of each distribution.
 
     Raises:
-        ReleaseError: the build failed.
+        ReleaseError: the build failed, or the bill of materials breaks its schema.
     """
     uv = Path(sys.executable).with_name("uv")
     before = set(folder.glob("*"))
@@ -26,7 +27,10 @@ def distributions(folder: Path) -> list[Path]:
         copy_files(Path(copy))
         for project in PROJECTS:
             words = [uv, "build", "--quiet", "--out-dir", folder, Path(copy) / project]
+            known = set(folder.glob("*.whl"))
             run(words, {"SOURCE_DATE_EPOCH": committed_at()})
+            (wheel,) = set(folder.glob("*.whl")) - known
+            sbom.of_distribution(wheel, Path(copy) / project, folder)
     (folder / ".gitignore").unlink(missing_ok=True)  # uv's own
     return sorted(set(folder.glob("*")) - before)
 

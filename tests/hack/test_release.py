@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from release import __main__ as program
-from release import packages, versions
+from release import packages, sbom, versions
 
 TOP = Path(__file__).parents[2]
 
@@ -78,6 +78,16 @@ def test_checksums_are_those_that_sha256sum_takes(tmp_path: Path) -> None:
     (tmp_path / "b.tgz").write_bytes(b"tampered")
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "b.tgz: FAILED" in done.stdout
+
+
+def test_what_several_locks_pin_alike_stands_in_one_once() -> None:
+    one, two = (
+        "a==1 \\\n    --hash=x\nb==2 ; sys_platform == 'linux'\n",
+        "# why\na==1 \\\n    --hash=x\nb==3\n",
+    )
+    assert sbom.merged([one, two]) == one + "b==3\n"
+    every = {wanted for locks in sbom.LOCKS.values() for wanted in locks}
+    assert all((TOP / "requirements" / f"{name}.txt").is_file() for name in every)
 
 
 def test_a_build_sees_what_git_knows_alone(tmp_path: Path) -> None:

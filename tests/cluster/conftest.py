@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ import pytest
 REPO = Path(__file__).parents[2]
 sys.path[:0] = [str(REPO / "hack"), str(REPO / "hack" / "cluster")]
 
-from demo.environment import Environment, local, remove
+from demo.environment import DemoError, Environment, local, remove
 from demo.inputs import make_teacher, upload
 from demo.install import RELEASE_NAMESPACE, install_operator
 
@@ -27,6 +27,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.cluster)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Beside a failure stands what the operator did: the cluster is gone by the time that somebody asks."""
+    report = yield
+    made = getattr(item, "funcargs", {}).get("environment")
+    if report.failed and isinstance(made, Environment):
+        where = ("-n", RELEASE_NAMESPACE, "-l", "app.kubernetes.io/name=trenchcoat")
+        try:
+            log = made.command("kubectl", "logs", *where, "--tail=60")
+        except DemoError as error:
+            log = f"cannot be read: {error}"
+        report.sections.append(("the operator's log", log))
+    return report
 
 
 @pytest.fixture(scope="session")

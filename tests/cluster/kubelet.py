@@ -215,18 +215,42 @@ class Stage:
         running = self.node.running()
         if not running:
             return ""
-        labels = min(running, key=lambda pod: pod.metadata.name).metadata.labels
-        stage, cria = labels[constants.LABEL_STAGE], labels.get(constants.LABEL_CRIA)
-        name = stage if cria is None else f"{stage}-{int(cria):02d}"
+        first = min(running, key=lambda pod: pod.metadata.name)
+        return self._end([pod for pod in running if work_of(pod) == work_of(first)], artifacts)
+
+    def play_all(self, artifacts: dict[str, dict[str, Artifact]], gang: int) -> list[tuple[str, str]]:
+        """The same with all of them, each by the artifacts of its own Trenchcoat.
+
+        Args:
+            artifacts: Of every Trenchcoat, by its name.
+            gang: Pods of a collection, which end together.
+
+        Returns:
+            The Trenchcoat and the artifact of each Job or PyTorchJob that ended.
+        """
+        works: dict[tuple[str, ...], list[client.V1Pod]] = {}
+        for pod in self.node.running():
+            works.setdefault(work_of(pod), []).append(pod)
+        return [
+            (name, self._end(pods, artifacts[name]))
+            for (name, stage, _), pods in works.items()
+            if stage != "collect" or len(pods) == gang
+        ]
+
+    def _end(self, pods: list[client.V1Pod], artifacts: dict[str, Artifact]) -> str:
+        _, stage, cria = work_of(pods[0])
+        name = f"{stage}-{int(cria):02d}" if cria else stage
         self.complete(artifacts[name])
-        for pod in running:
-            if all(
-                pod.metadata.labels.get(key) == value
-                for key, value in labels.items()
-                if "trenchcoat.dev/" in key
-            ):
-                self.node.end(pod)
+        for pod in pods:
+            self.node.end(pod)
         return name
+
+
+def work_of(pod: client.V1Pod) -> tuple[str, str, str]:
+    """The Trenchcoat, the stage and the Cria, if any, that a pod is there for."""
+    labels = pod.metadata.labels
+    cria = labels.get(constants.LABEL_CRIA, "")
+    return labels[constants.LABEL_NAME], labels[constants.LABEL_STAGE], cria
 
 
 @contextlib.contextmanager

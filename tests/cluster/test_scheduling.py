@@ -114,34 +114,33 @@ def test_two_gangs_take_their_turns_and_shared_artifacts_are_made_once(environme
             def collects() -> dict[str, Body]:
                 return {name: row(read(environment, name), "collect") for name in bodies}
 
-            def two_wait() -> bool:
-                return [seen.get("state") for seen in collects().values()].count("Waiting") == 2
+            def reasons_of_two() -> dict[str, str] | None:
+                waiting = {name: seen for name, seen in collects().items() if seen.get("state") == "Waiting"}
+                if len(waiting) != 2:
+                    return None
+                return {name: seen["waitingReason"] for name, seen in waiting.items()}
 
-            until(two_wait, 30, "two wait")
-            waiting = {name: seen.get("waitingReason") for name, seen in collects().items()}
+            waiting = until(reasons_of_two, 30, "two wait")
             # a and b need the same activations: whoever came first makes them, and c waits for the GPUs.
-            assert sorted(filter(None, waiting.values())) in (["Gpu", "Shared"], ["Gpu", "Gpu"]), waiting
+            assert sorted(waiting.values()) in (["Gpu", "Shared"], ["Gpu", "Gpu"]), waiting
             collecting = [
                 pod for pod in play.node.pods() if pod.metadata.labels[constants.LABEL_STAGE] == "collect"
             ]
             assert len({pod.metadata.labels[constants.LABEL_NAME] for pod in collecting}) == 1, (
                 "one gang at a time"
             )
-            started: list[str] = []
+            collected: list[str] = []
 
             def all_collected() -> bool:
-                for pod in play.node.running():
-                    name = pod.metadata.labels[constants.LABEL_NAME]
-                    if pod.metadata.labels[constants.LABEL_STAGE] == "collect" and name not in started:
-                        started.append(name)
-                    play.play(artifacts[name])
+                played = play.play_all(artifacts, gang["nodes"])
+                collected.extend(name for name, artifact in played if artifact == "collect")
                 done = [
                     condition(read(environment, name), "ActivationsReady").get("status") for name in bodies
                 ]
                 return done == ["True"] * 3
 
             until(all_collected, 120, "all have their activations", most=OFTEN)
-            assert len(started) == 2, "the activations that two share were made once"
+            assert len(collected) == 2, f"the activations that two share were made once: {collected}"
             sources = {name: seen["source"] for name, seen in collects().items()}
             assert sorted(sources.values()) == ["Computed", "Computed", "Reused"], sources
         finally:

@@ -54,6 +54,9 @@ class Informer(Generic[T]):
         self._items: dict[Place, T] = {}
         self._by_index: dict[Hashable, dict[Place, T]] = {}
         self._seen: set[Place] = set()
+        self._unseen: dict[Place, tuple[bool, int]] = {}
+        """What was written and is not seen yet: whether it was made, and how many lists had begun by then."""
+        self._lists = 0
         self._listed = False
         self._synced = False
         self._fault: ApiError | None = None
@@ -101,21 +104,38 @@ class Informer(Generic[T]):
         """The lock, once there is something to be looked at."""
         self.start()
         with self._changed:
-            known = self._changed.wait_for(lambda: self._synced or self._fault, _FIRST_SYNC_SECONDS)
+            known = self._changed.wait_for(lambda: self._is_current() or self._fault, _FIRST_SYNC_SECONDS)
             if self._fault is not None:
                 raise self._fault
+            if not known and self._unseen:
+                names = ", ".join("/".join(place) for place in sorted(self._unseen))
+                raise ApiError(0, "Unreachable", f"changes of {self._plural} {names} are not told of in time")
             if not known:
                 raise ApiError(0, "Unreachable", f"{self._plural} could not be listed in time")
         return self._changed
 
+    def _is_current(self) -> bool:
+        return self._synced and not self._unseen
+
     def wait_for(self, made: Collection[Place], seconds: float, *, deleted: Collection[Place] = ()) -> bool:
-        """Wait until what was just made and deleted is seen to be; False when that takes too long."""
+        """Wait until what was just made and deleted is seen to be; False when that takes too long.
+
+        All is listed anew then, and nothing can be looked at until that is done: who decides on what stood
+        before a write would do the same once more.
+        """
         with self._changed:
             if self._thread is None:
                 return True  # the first list will be so
-            return self._changed.wait_for(
+            if self._changed.wait_for(
                 lambda: self._seen.issuperset(made) and self._seen.isdisjoint(deleted), seconds
-            )
+            ):
+                return True
+            self._unseen |= {place: (True, self._lists) for place in made if place not in self._seen}
+            self._unseen |= {place: (False, self._lists) for place in deleted if place in self._seen}
+            end = self._end_watch
+        if end is not None:
+            end()
+        return False
 
     def hurry(self) -> None:
         """Try again at once, if it waits to: what could not be listed can be now."""
@@ -160,6 +180,9 @@ class Informer(Generic[T]):
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _list(self) -> str:
+        with self._changed:
+            self._lists += 1
+            begun = self._lists
         bodies, version = self._source.snapshot(self._selection)
         read = {_place(body): self._read(body) for body in bodies}
         with self._changed:
@@ -169,6 +192,8 @@ class Informer(Generic[T]):
             for place, item in self._items.items():
                 self._put_in_index(place, item)
             self._seen = set(read)
+            # A list that was begun after a write has it, or what has become of it since.
+            self._unseen = {place: told for place, told in self._unseen.items() if told[1] >= begun}
             self._listed, self._synced, self._fault = True, True, None
             self._changed.notify_all()
         if not first:
@@ -182,7 +207,7 @@ class Informer(Generic[T]):
         Raises:
             ApiError: of status GONE when the version is too old to watch from.
         """
-        while not self._stop.is_set():
+        while not self._stop.is_set() and not self._unseen:
             begun = time.monotonic()
             for event in self._source.changes(
                 self._selection, version, seconds=_WATCH_SECONDS, opened=self._opened
@@ -195,13 +220,14 @@ class Informer(Generic[T]):
                 version = body["metadata"]["resourceVersion"]
                 if event["type"] != "BOOKMARK":
                     self._apply(event["type"], body)
-            if time.monotonic() - begun < 1:
+            if time.monotonic() - begun < 1 and not self._unseen:
                 self._stop.wait(1)  # a proxy that cuts watches short is not pressed
 
     def _opened(self, end: Callable[[], None]) -> None:
         with self._changed:
             self._end_watch = end
-        if self._stop.is_set():
+            wanted = not self._stop.is_set() and not self._unseen
+        if not wanted:
             end()
 
     def _apply(self, change: str, body: Object) -> None:
@@ -215,6 +241,9 @@ class Informer(Generic[T]):
                 self._items[place] = item
                 self._put_in_index(place, item)
             (self._seen.discard if change == "DELETED" else self._seen.add)(place)
+            made, _ = self._unseen.get(place, (None, 0))
+            if made is (change != "DELETED"):
+                del self._unseen[place]
             self._changed.notify_all()
         self._tell(before, item)
 

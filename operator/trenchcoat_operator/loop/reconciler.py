@@ -135,8 +135,9 @@ class Reconciler:
             with self._sharing:
                 observed = self._observer.look_around(trenchcoat, observed)
                 plan = self._decide(trenchcoat, observed)
-                if self._observer.is_made(trenchcoat, observed, plan.actions):
-                    observed = self._observer.look_around(trenchcoat, observed)
+                made = self._observer.made(trenchcoat, observed, plan.actions)
+                if made:
+                    observed = self._observer.look_around(trenchcoat, observed, made)
                     plan = self._decide(trenchcoat, observed)
                 return self._act(trenchcoat, observed, plan)
         except ApiError as error:

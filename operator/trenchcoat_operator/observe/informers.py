@@ -188,7 +188,7 @@ class Informers:
         for kind in made.keys() | gone.keys():
             informer = self._serving(self._written[kind], namespace)
             if not informer.wait_for(made.get(kind, ()), _SEEN_SECONDS, deleted=gone.get(kind, ())):
-                log.warning("changes of %ss in %s are not seen yet", kind, namespace)
+                log.warning("changes of %ss in %s are not seen yet: they are listed anew", kind, namespace)
 
     # Changes
 

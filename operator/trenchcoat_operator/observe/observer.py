@@ -2,6 +2,7 @@
 
 import logging
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -62,19 +63,26 @@ class Observer:
             kueue=kueue,
         )
 
-    def look_around(self, trenchcoat: Trenchcoat, observed: Observed) -> Observed:
+    def look_around(
+        self, trenchcoat: Trenchcoat, observed: Observed, there: Collection[str] = ()
+    ) -> Observed:
         """What was seen of one Trenchcoat, with what the others hold and make, and the store as it is now.
+
+        Args:
+            trenchcoat: The Trenchcoat.
+            observed: What was seen of it.
+            there: Content keys of artifacts that are known to be there.
 
         Raises:
             ApiError: the API server could not be read.
         """
         # Before the store: an artifact that nobody is seen to make any more is there.
         capacity, peers = self._surroundings.look(trenchcoat, observed.store.told)
-        store = StoreLook(self._stores, trenchcoat, observed.children, observed.store).read()
+        store = StoreLook(self._stores, trenchcoat, observed.children, observed.store, there).read()
         return replace(observed, store=store, capacity=capacity, peers=peers)
 
-    def is_made(self, trenchcoat: Trenchcoat, observed: Observed, actions: tuple[Action, ...]) -> bool:
-        """Whether any artifact that Jobs are to be made for has come to be there since it was asked for.
+    def made(self, trenchcoat: Trenchcoat, observed: Observed, actions: tuple[Action, ...]) -> frozenset[str]:
+        """Content keys of those artifacts that Jobs are to be made for, and that have come to be there since.
 
         Raises:
             StoreError: the store cannot be used.
@@ -85,7 +93,7 @@ class Observer:
             if isinstance(action, Apply) and action.child_kind is not None
         }
         if not wanted:
-            return False  # most looks make nothing: they need not open the store for it
+            return frozenset()  # most looks make nothing: they need not open the store for it
         reader = self._stores.open(trenchcoat)
         found = [
             work.artifact
@@ -94,7 +102,7 @@ class Observer:
         ]
         for artifact in found:
             self._stores.manifests.forget_absent(reader, artifact)
-        return bool(found)
+        return frozenset(artifact.key for artifact in found)
 
     # The cluster
 

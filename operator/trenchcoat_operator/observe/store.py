@@ -1,6 +1,6 @@
 """One look at the store of a Trenchcoat: what is complete, what is being made, and what was deleted."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 
 from trenchcoat_api.artifacts import Artifact, Deletion, Manifest, Progress
@@ -25,6 +25,7 @@ class StoreLook:
         trenchcoat: Trenchcoat,
         children: Iterable[Child],
         former: StoreView | None = None,
+        there: Collection[str] = (),
     ) -> None:
         """Nothing is read yet.
 
@@ -33,12 +34,13 @@ class StoreLook:
             trenchcoat: Whose store it is.
             children: Its Jobs, seen before the store is read.
             former: What was seen a moment ago, of the same children: their progress is not read again.
+            there: Content keys of what is known to be there now, though a moment ago it may not have been.
         """
         self._stores = stores
         self._trenchcoat = trenchcoat
         self._deleted = bool(trenchcoat.metadata.deletion_timestamp)
         children = tuple(children)
-        self._tried = {child.key for child in children}
+        self._tried = {child.key for child in children} | set(there)
         self._at_work = {
             child.key for child in children if child.owned and (child.active or child.terminating)
         }
@@ -98,7 +100,7 @@ class StoreLook:
                 self._read(reader, work.artifact, is_tried=on_the_way or work.key in self._tried)
 
     def _read(self, reader: StoreReader, artifact: Artifact, *, is_tried: bool) -> None:
-        """Read one artifact; `is_tried` says whether a Job was made that may leave it.
+        """Read one artifact; `is_tried` says whether a Job was made for it, or it is known to be there.
 
         Of what is being made the progress is read, and as long as that says that it goes on nothing else.
         What no Job was made for is not asked for at every look.

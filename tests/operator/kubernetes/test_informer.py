@@ -140,6 +140,16 @@ def test_nothing_is_read_before_the_first_look():
     assert threading.active_count() == before
 
 
+def test_what_was_written_and_is_not_told_of_is_listed_before_anything_is_looked_at(stops):
+    """A watch can be late, or silent for good; who decided meanwhile would do the same once more."""
+    api = Api([pod("a", 1), pod("b", 2)], [pod("b", 2), pod("c", 90)])
+    informer = stops(api)
+    assert named(informer) == ["a", "b"]
+    assert not informer.wait_for([("ml", "c")], 0.01, deleted=[("ml", "a")])
+    assert named(informer) == ["b", "c"]
+    assert informer.wait_for([("ml", "c")], 0, deleted=[("ml", "a")])
+
+
 def first_letter(name: str) -> str:
     return name[0]
 

@@ -105,8 +105,8 @@ class Trenchcoat(Camel):
             OSError: the file cannot be read.
         """
         try:
-            body = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
+            body = yaml.safe_load(path.read_bytes())  # of which YAML itself knows the encoding
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as the 32nd of a month
             raise InvalidTrenchcoatError(f"{path}: not YAML: {error}") from error
         if not isinstance(body, dict):
             raise InvalidTrenchcoatError(f"{path}: holds no object; expected one of kind Trenchcoat")

@@ -27,10 +27,10 @@ def test_yaml_reads_back_as_it_was(tmp_path):
     assert Trenchcoat.from_yaml(file) == first
 
 
-@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", ""])
+@pytest.mark.parametrize("text", [b"- a\n- b\n", b"a: [", b"", b"\x7fELF\xd0", b"a: 2026-11-31", b"[" * 5000])
 def test_files_that_hold_no_trenchcoat_are_named(tmp_path, text):
     file = tmp_path / "x.yaml"
-    file.write_text(text)
+    file.write_bytes(text)
     with pytest.raises(InvalidTrenchcoatError, match=r"x\.yaml"):
         Trenchcoat.from_yaml(file)
 

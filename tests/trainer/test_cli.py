@@ -1,10 +1,15 @@
 """The command without the extra `trainer`: it says what brings what is missing."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 from trenchcoat_api.exitcodes import ExitCode
+
+from tests.waiting import until
 
 WITHOUT = """
 import sys
@@ -43,3 +48,27 @@ def test_where_a_report_stands_can_be_told_without_any_of_it() -> None:
 def test_a_module_of_ours_that_is_missing_is_no_missing_extra() -> None:
     done = without("trenchcoat_trainer.local.run", "run", "examples/tiny.yaml")
     assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def write_end(pipe: Path) -> IO[str] | None:
+    """The end of a named pipe to write to, once somebody reads from it."""
+    try:
+        return os.fdopen(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK), "w")
+    except OSError:
+        return None
+
+
+def test_ctrl_c_leaves_no_traceback(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "spec.yaml")  # which it waits for
+    with (
+        subprocess.Popen(
+            [sys.executable, "-m", "trenchcoat_trainer", "plan", str(tmp_path / "spec.yaml")],
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as command,
+        until(lambda: write_end(tmp_path / "spec.yaml"), 60, "it reads"),
+    ):
+        command.send_signal(signal.SIGINT)
+        _, told = command.communicate()
+    assert command.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in told and "ended at once" in told

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.stages import DISTRIBUTED, WITHOUT_ADAPTED_TEACHER, Stage
 
-from trenchcoat_trainer.local.command import add_run
+from trenchcoat_trainer.local.command import add_run, at_least_one
 from trenchcoat_trainer.local.planning import add_plan
 from trenchcoat_trainer.reporting.command import add_report
 from trenchcoat_trainer.runtime.processes import run_ranks, stage_arguments
@@ -44,6 +45,8 @@ _OF_TRAINER = frozenset(
     }
 )
 """What the extra `trainer` of pyproject.toml brings; `plan` needs none of it."""
+_INTERRUPTED = 128 + signal.SIGINT
+"""As a shell tells of a program that Ctrl-C has ended."""
 _NOT_INSTALLED = (
     "{} is not installed: this command needs the extra `trainer`, such as "
     "pip install 'trenchcoat[trainer,report]'"
@@ -56,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_log()
     try:
         code: int = arguments.run(arguments)
+    except KeyboardInterrupt:  # of stages a second one: what they have not saved yet is computed again
+        logging.getLogger(__name__).error("ended at once; the same command goes on from what is saved")
+        return _INTERRUPTED
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _OF_TRAINER:
             raise
@@ -109,7 +115,7 @@ def _add_stage(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
     if stage in DISTRIBUTED:
         command.add_argument(
             "--processes",
-            type=int,
+            type=at_least_one,
             metavar="N",
             help="run as N processes of this machine, one for each of its GPUs (default: as this one alone)",
         )

@@ -112,15 +112,15 @@ class Rates(Camel):
         """
         packaged = files("trenchcoat_api.planning").joinpath("rates.yaml")
         try:
-            return cls.model_validate(yaml.safe_load((file or packaged).read_text()))
+            return cls.model_validate(yaml.safe_load((file or packaged).read_bytes()))
         except OSError as error:
             raise RatesError(f"rates {file} cannot be read: {error.strerror}") from error
-        except yaml.YAMLError as error:
-            raise RatesError(f"rates {file} are not YAML: {error}") from error
         except ValidationError as error:
             first = error.errors()[0]
             path = ".".join(map(str, first["loc"]))
             raise RatesError(f"rates {file}: {path}: {first['msg']}: correct it") from error
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise RatesError(f"rates {file} are not YAML: {error}") from error
 
     def kind(self, name: str | None) -> tuple[str, Kind]:
         """A kind by its name, or the default.

@@ -59,6 +59,8 @@ def test_a_kind_by_its_product() -> None:
     ("text", "told"),
     [
         ("[", "not YAML"),
+        ("a: 2026-11-31", "not YAML"),
+        ("[" * 5000, "not YAML"),
         ("[]", "dictionary"),
         ("default: x", "Field required"),
         ("{default: x, store: {bytesPerSecond: 0}}", "greater than 0"),

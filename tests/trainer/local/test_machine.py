@@ -9,6 +9,7 @@ import torch
 from trenchcoat_trainer.errors import BadInputError, StageError
 from trenchcoat_trainer.local import machine
 from trenchcoat_trainer.local.machine import MachineSearch
+from trenchcoat_trainer.runtime.cores import usable_cores
 from trenchcoat_trainer.runtime.forking import ForkServer
 from trenchcoat_trainer.runtime.gpus import ENV_DEVICE
 
@@ -25,7 +26,18 @@ def test_it_has_the_gpus_that_torch_sees(server: ForkServer, monkeypatch: pytest
         found = search.machine
     assert found.gpus == torch.cuda.device_count()
     assert (found.gpu_memory > 0) == (found.gpus > 0)
-    assert found.cores == os.cpu_count()
+    assert found.cores == usable_cores()
+
+
+def test_it_has_the_cores_that_it_may_use(server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENV_DEVICE, "cpu")
+    usable = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(usable)})
+    try:
+        with MachineSearch(server) as search:
+            assert search.machine.cores == 1
+    finally:
+        os.sched_setaffinity(0, usable)
 
 
 def test_where_the_cpu_is_meant_nobody_is_asked(server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -28,6 +29,14 @@ def wait(arguments):
     print("waits", flush=True)
     time.sleep(60)
 
+def save(arguments):
+    stopped = []
+    signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+    print("waits", flush=True)
+    while not stopped:
+        time.sleep(0.01)
+    print("saved", flush=True)
+
 def fail(arguments):
     raise ValueError("as asked")
 
@@ -38,6 +47,18 @@ def threads(arguments):
     import torch
     print(torch.get_num_threads(), flush=True)
     return 0
+"""
+
+ASKER = """
+import sys, time
+from pathlib import Path
+from trenchcoat_trainer.runtime.forking import ForkServer
+
+folder = Path(sys.argv[1])
+with ForkServer(["forked_programs"], folder / "server.log") as server, (folder / "out").open("wb") as output:
+    process = server.start("forked_programs:save", [], environment={}, output=output)
+    print(server.pid, process.pid, flush=True)
+    time.sleep(60)
 """
 
 
@@ -131,14 +152,23 @@ def test_a_server_that_dies_is_started_anew_and_takes_its_processes_with_it(
     assert Started(server, "tell", tmp_path).process.wait() == 66
 
 
-def test_processes_go_on_when_the_server_ends(programs: str, tmp_path: Path) -> None:
+def test_processes_are_asked_to_end_when_the_server_ends(programs: str, tmp_path: Path) -> None:
     with ForkServer([programs], tmp_path / "server.log") as server:
-        started = Started(server, "wait", tmp_path)
+        started = Started(server, "save", tmp_path)
         until(lambda: started.told == ["waits"], 30, "it waits")
-    pid = started.process.pid
-    assert not is_gone(pid)
-    os.kill(pid, signal.SIGTERM)
-    until(lambda: is_gone(pid), 30, "it ends")
+    until(lambda: started.told == ["waits", "saved"], 30, "it ends as one that was asked to")
+
+
+def test_nothing_goes_on_when_who_asked_is_killed(programs: str, tmp_path: Path) -> None:
+    """As by the kernel for want of memory: it cannot end its server and what that has made."""
+    asker = subprocess.Popen([sys.executable, "-c", ASKER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert asker.stdout is not None
+    server, process = map(int, asker.stdout.readline().split())
+    until(lambda: (tmp_path / "out").read_text() == "waits\n", 30, "it waits")
+    asker.kill()
+    asker.wait()
+    until(lambda: is_gone(process) and is_gone(server), 30, "both end")
+    assert (tmp_path / "out").read_text() == "waits\nsaved\n"
 
 
 def test_a_module_that_cannot_be_imported_fails_the_program_that_needs_it(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trenchcoat_trainer.errors import NotFoundError
+from trenchcoat_trainer.errors import NotFoundError, StoreError
 from trenchcoat_trainer.store import Entry, FolderStore, Store
 from trenchcoat_trainer.store.base import CHUNK_BYTES
 
@@ -110,3 +110,11 @@ def test_what_is_deleted_while_it_is_listed_is_left_out(
 
     monkeypatch.setattr(os, "walk", walk_and_delete)
     assert [entry.path for entry in store.list("folder/")] == ["folder/a", "folder/c"]
+
+
+def test_what_a_folder_does_not_let_in_is_named(tmp_path: Path) -> None:
+    """A name that is too long stands for all that a file system refuses."""
+    store, name = FolderStore(tmp_path), "n" * 300
+    for attempt in (store.exists, store.read, store.delete, lambda path: store.write(path, b"")):
+        with pytest.raises(StoreError, match=f"{name}.*File name too long"):
+            attempt(name)

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from trenchcoat_trainer.errors import BadInputError, StageError
 from trenchcoat_trainer.runtime.stop import StopRequest
 from trenchcoat_trainer.store.credentials import redact
 
@@ -24,13 +25,20 @@ def add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     )
     command.add_argument(
         "--parallel-crias",
-        type=int,
+        type=at_least_one,
         default=None,
         metavar="N",
         help="Crias trained at one time (default: as many as fit on each GPU, up to 4, or one a CPU core)",
     )
     command.add_argument("--summary", type=Path, metavar="FILE", help="also write the final numbers as JSON")
     command.set_defaults(run=_run)
+
+
+def at_least_one(text: str) -> int:
+    """An option's value that counts what there must be one of."""
+    if not text.isdecimal() or int(text[:7]) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -41,6 +49,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     console = Console()
     try:
+        if arguments.summary is not None:  # before hours of work, not after
+            _try_to_write(arguments.summary)
         result = run_locally(
             arguments.spec,
             store=arguments.store,
@@ -48,13 +58,12 @@ def _run(arguments: argparse.Namespace) -> int:
             console=console,
             stop=stop,
         )
-    except LocalRunError as error:
+    except (LocalRunError, StageError) as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(redact(str(error)))}", highlight=False)
-        return error.exit_code
+        return int(error.exit_code)
     if result.summary is not None:
         console.print(result.summary.render())
         if arguments.summary:
-            arguments.summary.parent.mkdir(parents=True, exist_ok=True)
             arguments.summary.write_text(result.summary.to_json())
     if result.export is not None:
         console.print(
@@ -67,3 +76,21 @@ def _run(arguments: argparse.Namespace) -> int:
         console.print(f"The report:\n  {result.report}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"Logs of the stages:\n  {arguments.store / 'logs'}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _try_to_write(file: Path) -> None:
+    """Make the folder of a file, and see that the file can be written; what it holds stays.
+
+    Raises:
+        BadInputError: it cannot.
+    """
+    was_there = file.exists()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("a").close()
+    except OSError as error:
+        raise BadInputError(
+            f"--summary {file} cannot be written ({error.strerror}): name another file"
+        ) from error
+    if not was_there:
+        file.unlink()

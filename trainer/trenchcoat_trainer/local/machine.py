@@ -9,6 +9,7 @@ from typing import IO, Self
 
 from trenchcoat_trainer.errors import StageError
 from trenchcoat_trainer.local.schedule import Machine
+from trenchcoat_trainer.runtime.cores import usable_cores
 from trenchcoat_trainer.runtime.forking import ForkedProcess, ForkServer
 from trenchcoat_trainer.runtime.gpus import is_cpu_meant
 
@@ -31,7 +32,7 @@ class MachineSearch:
         """
         if importlib.util.find_spec("torch") is None:  # nothing here loads it, and every stage would fail
             raise ModuleNotFoundError("No module named 'torch'", name="torch")
-        self.cores = os.cpu_count() or 1
+        self.cores = usable_cores()
         self._machine = Machine(gpus=0, cores=self.cores) if is_cpu_meant() else None
         self._told: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed at the end)
         self._asked: ForkedProcess | None = None

@@ -10,6 +10,7 @@ from typing import IO
 from trenchcoat_api.artifacts import Artifact
 from trenchcoat_api.stages import Stage
 
+from trenchcoat_trainer.errors import StoreError
 from trenchcoat_trainer.local.schedule import visible_devices
 from trenchcoat_trainer.reporting.writing import ENV_REPORT, NEVER
 from trenchcoat_trainer.runtime.forking import ForkServer
@@ -21,6 +22,7 @@ from trenchcoat_trainer.runtime.processes import (
 )
 from trenchcoat_trainer.runtime.termination import ENV_TERMINATION_LOG
 
+SERVER_LOG = "fork-server.log"
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -78,6 +80,28 @@ class RunFiles:
     """An existing folder for what stages print."""
 
 
+def open_logs(store: Path) -> Path:
+    """The folder below a store for what stages print; it is made, and tried.
+
+    Raises:
+        StoreError: it cannot be written to.
+    """
+    logs = store / "logs"
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        (logs / SERVER_LOG).touch()
+    except OSError as error:
+        raise _unwritable(store, error) from error
+    return logs
+
+
+def _unwritable(store: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"{error.filename or store} cannot be written to ({error.strerror}): "
+        "name with --store a folder of yours that has free space"
+    )
+
+
 def termination_log(logs: Path, artifact: Artifact) -> Path:
     """Where the rank that fails first writes why."""
     return logs / f"{artifact.name}.failure"
@@ -108,10 +132,12 @@ class StageStarter:
             threads: CPU threads of each rank.
             gpu: The only GPU that the stage may use; None for all.
             arguments: Further arguments of the stage's program.
+
+        Raises:
+            StoreError: its logs cannot be written.
         """
         files = self.files
         failure = termination_log(files.logs, artifact)
-        failure.unlink(missing_ok=True)
         environment = dict(os.environ) | {
             "OMP_NUM_THREADS": str(threads),
             ENV_TERMINATION_LOG: str(failure),
@@ -123,9 +149,13 @@ class StageStarter:
         if artifact.boundary is not None:  # what leaves the Cria before it
             cria = artifact.boundary - 1
         suffixes = [f".{rank}" for rank in range(workers)] if workers > 1 else [""]
-        outputs: list[IO[bytes]] = [
-            (files.logs / f"{artifact.name}{suffix}.log").open("wb") for suffix in suffixes
-        ]
+        try:
+            failure.unlink(missing_ok=True)
+            outputs: list[IO[bytes]] = [
+                (files.logs / f"{artifact.name}{suffix}.log").open("wb") for suffix in suffixes
+            ]
+        except OSError as error:
+            raise _unwritable(files.store, error) from error
         command = [*stage_arguments(artifact.stage, files.spec, store=files.store, cria=cria), *arguments]
         ranks = [
             self.server.start(

@@ -23,11 +23,18 @@ from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import WITHOUT_ADAPTED_TEACHER, Stage
 from trenchcoat_api.summary import StageTime, Summary
 
-from trenchcoat_trainer.errors import NotFoundError, StageError
+from trenchcoat_trainer.errors import NotFoundError
 from trenchcoat_trainer.local.display import Display
 from trenchcoat_trainer.local.keeping import kept_report
 from trenchcoat_trainer.local.machine import MachineSearch
-from trenchcoat_trainer.local.processes import RunFiles, StageProcesses, StageStarter, all_modules
+from trenchcoat_trainer.local.processes import (
+    SERVER_LOG,
+    RunFiles,
+    StageProcesses,
+    StageStarter,
+    all_modules,
+    open_logs,
+)
 from trenchcoat_trainer.local.rolling import Boundaries
 from trenchcoat_trainer.local.schedule import Machine, admit, least_used, ready
 from trenchcoat_trainer.runtime.forking import ForkServer
@@ -87,6 +94,7 @@ def run_locally(
 
     Raises:
         LocalRunError: the spec cannot be read, or a stage failed; says what and the remedy.
+        StageError: what stands in the store, or the machine, keeps the run from going on.
     """
     try:
         trenchcoat = Trenchcoat.from_yaml(spec_file)
@@ -94,13 +102,9 @@ def run_locally(
         raise LocalRunError(str(error), ExitCode.BAD_INPUT) from error
     except OSError as error:
         raise LocalRunError(f"{spec_file} cannot be read: {error.strerror}", ExitCode.BAD_INPUT) from error
-    logs = store / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    with ForkServer(all_modules(), logs / "fork-server.log") as server:
-        try:
-            search = MachineSearch(server)
-        except StageError as error:
-            raise LocalRunError(str(error), error.exit_code) from error
+    logs = open_logs(store)
+    with ForkServer(all_modules(), logs / SERVER_LOG) as server:
+        search = MachineSearch(server)
         starter = StageStarter(RunFiles(spec_file, store, logs), server)
         run = _LocalRun(trenchcoat.spec, starter, search, parallel_crias, stop)
         with (
@@ -167,10 +171,7 @@ class _LocalRun:
         while not self._search.is_done:
             self._check_stop()
             time.sleep(POLL_SECONDS)
-        try:
-            self._machine, self._has_machine = self._search.machine, True
-        except StageError as error:
-            raise LocalRunError(str(error), error.exit_code) from error
+        self._machine, self._has_machine = self._search.machine, True
         if self._machine.gpus == 0:
             display.warn("no GPU that can be used: computing on the CPU")
 

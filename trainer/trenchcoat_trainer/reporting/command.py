@@ -1,6 +1,7 @@
 """The command `trenchcoat report`: the report of a run, written anew from what is in its store."""
 
 import argparse
+import glob
 from pathlib import Path
 
 from rich.console import Console
@@ -88,7 +89,7 @@ def latest(folder: Path, name: str) -> Path:
 
     from trenchcoat_trainer.reporting.places import PAGE
 
-    found = list(folder.glob(f"**/{REPORTS}{name}/*/{PAGE}"))
+    found = list(folder.glob(f"**/{REPORTS}{glob.escape(name)}/*/{PAGE}"))
     if not found:
         raise BadInputError(
             f"{folder} has no report of a Trenchcoat {name}, and no file is called so: name its YAML file, "

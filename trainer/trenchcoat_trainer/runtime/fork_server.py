@@ -3,11 +3,13 @@
 Importing torch and transformers takes most of a small stage's time; a fork has them at once, and shares their
 memory. Each is a process as any other: a session, an environment, an output and an exit code of its own. The
 server computes nothing and must never touch a GPU, for CUDA does not survive a fork. `forking` is what asks.
+Once that is gone, however it ended, the server ends, and the kernel asks its processes to end as well.
 
 A request comes as a channel, with the file for the output, through the control socket; on the channel follows
 one line of JSON. The server answers there with the process's id and, once it has ended, its exit code.
 """
 
+import ctypes
 import gc
 import importlib
 import json
@@ -26,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 REQUEST = b"+"
 """What is sent with the two descriptors of a request: channel and output."""
+_PR_SET_PDEATHSIG = 1
+"""Of <linux/prctl.h>."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -84,8 +88,10 @@ class _Server:
         for module in request["modules"]:
             _import(module)
         gc.freeze()  # else the first collection of every child copies what it shares with this process
+        server = os.getpid()
         pid = os.fork()
         if pid == 0:
+            _end_with(server)
             self._leave()
             channel.close()
             _become(request["environment"], output)
@@ -144,6 +150,13 @@ def _import(module: str) -> None:
         importlib.import_module(module)
     except Exception:  # the program that needs it fails for it again, with its own message
         logger.exception("%s cannot be imported", module)
+
+
+def _end_with(server: int) -> None:
+    """Have this process asked to end once its server has: nobody would wait for it, or stop it, any more."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    if os.getppid() != server:  # it has ended already
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _become(environment: dict[str, str], output: int) -> None:

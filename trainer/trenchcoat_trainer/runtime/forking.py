@@ -117,7 +117,7 @@ class ForkServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the server; processes that it made go on."""
+        """End the server, with which those of its processes that are left are asked to end (SIGTERM)."""
         if self._control is not None:
             self._control.close()
         if self._server is not None:

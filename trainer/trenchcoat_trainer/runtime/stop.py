@@ -9,7 +9,7 @@ from trenchcoat_trainer.errors import PreemptedError
 
 
 class StopRequest:
-    """Becomes true on SIGTERM (preemption, suspension) or SIGINT (a person at a terminal)."""
+    """Becomes true on SIGTERM (preemption, suspension), SIGINT (Ctrl-C) or SIGHUP (the terminal is gone)."""
 
     _listens = False
 
@@ -17,9 +17,11 @@ class StopRequest:
         self.requested = False
 
     def listen(self) -> None:
-        """Take over both signals of this process; call from the main thread."""
+        """Take over these signals of this process, SIGHUP unless nohup did; call from the main thread."""
         signal.signal(signal.SIGTERM, self._note)
         signal.signal(signal.SIGINT, self._note)
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+            signal.signal(signal.SIGHUP, self._note)
         self._listens = True
 
     def check(self) -> None:

@@ -12,13 +12,13 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import chain, islice
-from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from trenchcoat_trainer.errors import BadInputError, StageError
+from trenchcoat_trainer.runtime.cores import usable_cores
 from trenchcoat_trainer.runtime.in_order import in_order
 
 ENV_PROCESSES = "TRENCHCOAT_TOKENIZE_PROCESSES"
@@ -144,17 +144,7 @@ def encode_batches(
 def usable_processes(useful: int = MAX_PROCESSES) -> int:
     """How many processes to encode in: as the environment says, or one a CPU at hand, up to `useful`."""
     named = os.environ.get(ENV_PROCESSES)
-    return int(named) if named else min(MAX_PROCESSES, _cpus(), useful)
-
-
-def _cpus() -> int:
-    cpus = len(os.sched_getaffinity(0))
-    limit = Path("/sys/fs/cgroup/cpu.max")
-    if limit.exists():
-        quota, period = limit.read_text().split()
-        if quota != "max":
-            cpus = min(cpus, max(1, int(quota) // int(period)))
-    return cpus
+    return int(named) if named else min(MAX_PROCESSES, usable_cores(), useful)
 
 
 _worker: tuple[Encoder, Tokenizer] | None = None

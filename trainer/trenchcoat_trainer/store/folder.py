@@ -29,9 +29,11 @@ def _walk(top: Path) -> Iterator[tuple[str, list[str]]]:
 
 def _raise_unreadable(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise StoreError(
-            f"{error.filename} cannot be read ({error.strerror}): check its permissions"
-        ) from error
+        raise _unreadable(error.filename, error) from error
+
+
+def _unreadable(file: Path | str, error: OSError) -> StoreError:
+    return StoreError(f"{file} cannot be read ({error.strerror}): check its permissions")
 
 
 def _size(file: Path) -> int | None:
@@ -47,7 +49,7 @@ def _size(file: Path) -> int | None:
             return 0
         if isinstance(error, FileNotFoundError):
             return None
-        raise StoreError(f"{file} cannot be read ({error.strerror}): check its permissions") from error
+        raise _unreadable(file, error) from error
 
 
 class FolderStore:
@@ -88,7 +90,11 @@ class FolderStore:
 
     def exists(self, path: str) -> bool:
         """Whether there is an object of this name."""
-        return self._file(path).is_file()
+        file = self._file(path)
+        try:
+            return file.is_file()
+        except OSError as error:
+            raise _unreadable(file, error) from error
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """All objects whose path begins with `prefix`, in order of path."""
@@ -128,7 +134,13 @@ class FolderStore:
 
     def delete(self, path: str) -> None:
         """Delete an object; it need not be there."""
-        self._file(path).unlink(missing_ok=True)
+        file = self._file(path)
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"{file} cannot be deleted ({error.strerror}): check the permissions of its folder"
+            ) from error
 
     def _file(self, path: str) -> Path:
         if path.startswith("/") or ".." in path.split("/"):
@@ -143,7 +155,7 @@ class FolderStore:
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise NotFoundError(path, self.name) from error
         except OSError as error:
-            raise StoreError(f"{file} cannot be read ({error.strerror}): check its permissions") from error
+            raise _unreadable(file, error) from error
         with source:
             yield source
 

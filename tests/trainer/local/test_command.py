@@ -1,0 +1,58 @@
+"""The command `trenchcoat run` where it cannot begin: it says what is at fault, before any stage starts."""
+
+from pathlib import Path
+
+import pytest
+from trenchcoat_api.artifacts import Artifacts
+from trenchcoat_api.exitcodes import ExitCode
+from trenchcoat_api.spec import TrenchcoatSpec
+from trenchcoat_trainer.cli import main
+from trenchcoat_trainer.store import open_store
+
+from tests.trainer.helpers.killing import write_spec
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages without broken lines."""
+    monkeypatch.setenv("COLUMNS", "500")
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "many"])
+def test_a_run_trains_at_least_one_cria_at_a_time(count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "any.yaml", "--parallel-crias", count])
+    assert f"'{count}' is no number from 1 on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["", "a-file/summary.json"])
+def test_where_the_summary_cannot_be_written_nothing_starts(
+    make_spec, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / "a-file").touch()
+    file, store = write_spec(make_spec(), tmp_path), tmp_path / "store"
+    code = main(["run", str(file), "--store", str(store), "--summary", str(tmp_path / name)])
+    assert code == ExitCode.BAD_INPUT
+    assert f"--summary {tmp_path / name} cannot be written" in capsys.readouterr().err
+    assert not store.exists()
+
+
+def test_a_store_that_is_no_folder_is_named(
+    make_spec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a-file").touch()
+    store = tmp_path / "a-file" / "store"
+    assert main(["run", str(write_spec(make_spec(), tmp_path)), "--store", str(store)]) == 69
+    told = capsys.readouterr().err
+    assert f"error: {store}/logs cannot be written to (Not a directory): name with --store" in told
+
+
+def test_a_damaged_manifest_is_named_with_the_remedy(
+    make_spec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec: TrenchcoatSpec = make_spec()
+    store, tokenize = tmp_path / "store", Artifacts(spec).tokenize
+    open_store(spec, store).write(tokenize.manifest_path, b"{")
+    assert main(["run", str(write_spec(spec, tmp_path)), "--store", str(store)]) == ExitCode.FAILED
+    told = capsys.readouterr().err
+    assert f"error: {tokenize.manifest_path} is no manifest: delete it" in told

@@ -53,10 +53,18 @@ class Passes(Camel):
 
     forward: PassRate
     transfer: PassRate
+    transfer_through: PassRate | None = Field(
+        default=None, description="Transfer that leaves the next boundary on the way; like transfer if null."
+    )
     layerwise: PassRate
     block: PassRate
     end_to_end: PassRate
     end_to_end_alone: PassRate
+
+    @property
+    def through(self) -> PassRate:
+        """Of the epoch of attention transfer that runs a Cria to its end, for the next one."""
+        return self.transfer_through or self.transfer
 
 
 class Kind(Camel):

@@ -160,7 +160,7 @@ def transfer_seconds(outline: Outline, fleet: Fleet, layers: int) -> float:
     batches, epochs = -(-outline.sequences // size), transfer_epochs(outline.spec)
     through = 0.0
     if rolls(outline.spec):  # one pass runs the last layer to its end, for the next Cria, by micro-batches
-        rate = fleet.kind.passes.transfer if epochs else fleet.kind.passes.forward
+        rate = fleet.kind.passes.through if epochs else fleet.kind.passes.forward
         micro = min(settings.micro_batch_size, outline.sequences)
         micro_batches = -(-outline.sequences // micro)
         through = micro_batches * layers * layer_seconds(rate, outline, micro, outline.length)
@@ -177,7 +177,7 @@ def boundary_seconds(outline: Outline, fleet: Fleet, layers: int) -> float:
     """From the start of a Cria's Job until it has left what the next one reads."""
     size = min(outline.spec.transfer.micro_batch_size, outline.sequences)
     batches = -(-outline.sequences // size)
-    rate = fleet.kind.passes.transfer if transfer_epochs(outline.spec) else fleet.kind.passes.forward
+    rate = fleet.kind.passes.through if transfer_epochs(outline.spec) else fleet.kind.passes.forward
     computing = batches * layers * layer_seconds(rate, outline, size, outline.length)
     weights = layers * layer_parameters(outline.facts) * outline.model.stored_bytes
     start = fleet.kind.start_seconds + _store(fleet, weights)

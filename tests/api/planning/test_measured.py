@@ -123,3 +123,21 @@ def test_steps_of_other_sizes_come_out_as_measured(
             # Attention went into the rates with heads of 128; 1B's of 64 take longer in block.
             bound = 0.25 if objective == "block" else 0.2
             assert lora_seconds(found, fleet, layers) / steps * 1e3 == pytest.approx(ms, rel=bound)
+
+
+def test_an_epoch_that_leaves_the_next_boundary_runs_without_graphs() -> None:
+    """benchmarks/step/results/sizes.md: 8 layers of 1B, 1 x 1024 tokens, took 22.6 ms without, 4.14 with."""
+    fleet = Fleet(RATES.kinds["h200-141gb"], RATES, 1)
+
+    def a_step(epochs: int) -> float:
+        own = {"transfer__epochs": epochs, "transfer__microBatchSize": 1, "transfer__batchSize": 1}
+        found = outline("llama-3.2-1b", layersPerCria=8, collect__strategy="Rolling", **own)
+        return transfer_seconds(found, fleet, 8) * 1e3 / found.sequences
+
+    assert a_step(1) == pytest.approx(22.6, rel=0.05)
+    assert a_step(2) - a_step(1) == pytest.approx(4.14, rel=0.05)
+
+
+def test_rates_without_that_pass_take_transfers() -> None:
+    kind = RATES.kinds["h200-141gb"]
+    assert kind.passes.model_copy(update={"transfer_through": None}).through == kind.passes.transfer

@@ -50,7 +50,7 @@ def main() -> None:
         before = host_memory_gb("VmRSS")
         CLEAR.write_text("5")  # VmHWM begins anew
         began = time.perf_counter()
-        model = zero.build_student(context, subject, config, device)
+        model = zero.build_student(deepspeed, context, subject, config, device)
         wait(device)
         seconds = time.perf_counter() - began
         own = sum(weight.ds_tensor.numel() * weight.element_size() for weight in model.parameters()) / 1e9

@@ -1,5 +1,7 @@
 """Stitching: the result of plain training, whatever the number of ranks, resumable, free of compilation."""
 
+import shutil
+
 import pytest
 import torch
 from trenchcoat_api.stages import Stage
@@ -15,17 +17,19 @@ from trenchcoat_trainer.models.artifacts import (
     trained_parameters,
 )
 from trenchcoat_trainer.models.cria import CriaModel
-from trenchcoat_trainer.stages import stitch
+from trenchcoat_trainer.stages import cria, shard, stitch, tokenize
 from trenchcoat_trainer.stages.stitch.batches import StitchData
 from trenchcoat_trainer.stages.stitch.engine import next_token_loss
 from trenchcoat_trainer.stages.stitch.recall import IGNORED
 
 from tests.trainer.helpers.killing import StageRunner
-from tests.trainer.helpers.trainer_samples import StopAfter
+from tests.trainer.helpers.trainer_samples import StopAfter, make_config, save_teacher
 
 pytestmark = pytest.mark.slow
 
 SETTINGS = {"epochs": 2, "batchSize": 8, "microBatchSize": 1, "clip": "0.5"}
+SELDOM = {"trenchcoat_trainer.stages.stitch.CHECKPOINT_SECONDS": stitch.CHECKPOINT_SECONDS}
+"""Ranks that leave as few checkpoints as they do by themselves."""
 
 
 @pytest.fixture
@@ -33,9 +37,9 @@ def spec(training_spec, change):
     return change(training_spec, stitch=SETTINGS)
 
 
-def cria_weights(context, cria, *adapters) -> dict[str, torch.Tensor]:
+def cria_weights(context, part, *adapters) -> dict[str, torch.Tensor]:
     """The weights of a whole Cria, adapters merged in."""
-    return {k: v for layer in cria.layers for k, v in layer_weights(context, cria, layer, *adapters).items()}
+    return {k: v for layer in part.layers for k, v in layer_weights(context, part, layer, *adapters).items()}
 
 
 def plain_batches(context) -> list[list[torch.Tensor]]:
@@ -55,16 +59,17 @@ def train_plainly(context, starts: Starts | None = None, batches=None) -> dict[s
     settings = context.spec.stitch
     config = load_student_config(context)
     rest = load_rest_weights(context)
+    rest.setdefault("lm_head.weight", rest["model.embed_tokens.weight"])  # absent when tied
     model = torch.nn.ModuleList(
         CriaModel.build(
             config,
-            cria,
-            cria_weights(context, cria, cria_adapters(context, cria)),
-            trained_parameters(context, cria),
+            part,
+            cria_weights(context, part, cria_adapters(context, part)),
+            trained_parameters(context, part),
             dtype=torch.float32,
             device=torch.device("cpu"),
         )
-        for cria in context.crias
+        for part in context.crias
     )
     adapters = inject_adapters(model, settings.lora, seed=context.spec.seed, purpose="stitch")
     adamw = torch.optim.AdamW(adapters.values(), lr=float(settings.learning_rate), weight_decay=0.0)
@@ -75,8 +80,8 @@ def train_plainly(context, starts: Starts | None = None, batches=None) -> dict[s
             own = starts.of_longer(longer)
             for index, micro in enumerate(tokens.split(1 if longer else settings.micro_batch_size)):
                 hidden = torch.nn.functional.embedding(micro, rest["model.embed_tokens.weight"])
-                for cria in model:
-                    hidden = cria(hidden, own.start("stitch", epoch, step, index))
+                for part in model:
+                    hidden = part(hidden, own.start("stitch", epoch, step, index))
                 hidden = torch.nn.functional.rms_norm(
                     hidden, hidden.shape[-1:], rest["model.norm.weight"], config.rms_norm_eps
                 )
@@ -237,14 +242,41 @@ def test_two_ranks_train_the_same(open_training, spread_spec, change, tmp_path, 
     stitch.run(alone)
 
     context = open_training(spec, Stage.STITCH, store="two", trained="spread_store")
-    seldom = {"trenchcoat_trainer.stages.stitch.CHECKPOINT_SECONDS": stitch.CHECKPOINT_SECONDS}
-    runner = StageRunner(spec, context.artifact, tmp_path / "two", seldom)
+    runner = StageRunner(spec, context.artifact, tmp_path / "two", SELDOM)
     assert runner.run(world_size=2, environment={"CXX": "/bin/false"})[0] == [0, 0], logs(runner)
     assert_alike(stitch_adapters(context)[0], stitch_adapters(alone)[0])
 
 
 def logs(runner: StageRunner) -> list[str]:
     return [file.read_text() for file in runner.folder.glob("termination-*")]
+
+
+def test_with_tied_embeddings_ranks_train_what_plain_training_does(
+    open_training, spread_spec, change, tmp_path
+):
+    """The embedding is the head, too; ZeRO-3 partitions the one parameter that both are."""
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    save_teacher(teacher, make_config(tie_word_embeddings=True))
+    spec = change(spread_spec, model={"source": teacher.as_uri()}, stitch=SETTINGS | {"epochs": 1})
+    (tmp_path / "made").mkdir()  # anew: no other store has this teacher
+    for stage in (tokenize, shard):
+        stage.run(open_training(spec, Stage(stage.__name__.rsplit(".", 1)[1]), store="made"))
+    for index in range(3):
+        cria.run(open_training(spec, Stage.CRIA, store="made", cria=index))
+    shutil.copytree(tmp_path / "made", tmp_path / "two")
+
+    alone = open_training(spec, Stage.STITCH, store="made")
+    assert "lm_head.weight" not in load_rest_weights(alone)
+    stitch.run(alone)
+    expected = train_plainly(alone)
+    assert expected["base_model.model.model.layers.4.self_attn.o_proj.lora_B.weight"].abs().max() > 1e-3
+    assert_alike(stitch_adapters(alone)[0], expected)
+
+    two = open_training(spec, Stage.STITCH, store="two")
+    runner = StageRunner(spec, two.artifact, tmp_path / "two", SELDOM)
+    assert runner.run(world_size=2)[0] == [0, 0], logs(runner)
+    assert_alike(stitch_adapters(two)[0], expected)
 
 
 def test_no_epochs_leave_adapters_that_change_nothing(open_training, training_spec, change):

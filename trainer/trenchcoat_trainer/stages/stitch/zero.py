@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from transformers.initialization import no_init_weights
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from trenchcoat_api.crias import CriaRange
 from trenchcoat_api.spec import Stitch, TrenchcoatSpec
 
@@ -19,7 +21,6 @@ from trenchcoat_trainer.models.adapters import inject_adapters
 from trenchcoat_trainer.models.artifacts import (
     Tensors,
     layer_weights,
-    weight_dtype,
 )
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatDecoderLayer as LAYER
@@ -78,7 +79,7 @@ def open_engine(
         held = held or agreed(context.spec, subject.config, device)
         config = zero_config(context.spec, context.world_size, subject.config, held)
         config["zero_optimization"] |= changes or {}
-        model = build_student(context, subject, config, device)
+        model = build_student(deepspeed, context, subject, config, device)
         settings = context.spec.stitch
         adapters = inject_adapters(model, settings.lora, seed=context.spec.seed, purpose="stitch")
         start = start or {name: parameter.detach().clone() for name, parameter in adapters.items()}
@@ -166,7 +167,7 @@ def zero_config(
 
 
 def build_student(
-    context: StageContext, subject: Subject, config: dict[str, Any], device: torch.device
+    deepspeed: Any, context: StageContext, subject: Subject, config: dict[str, Any], device: torch.device
 ) -> TrenchcoatLlamaForCausalLM:
     """Build the subject partitioned over the ranks; a student with what the Crias learned, LoRA merged in.
 
@@ -174,12 +175,14 @@ def build_student(
     becomes plain tensors, the same on all ranks: as parameters DeepSpeed would round them to the format of
     the weights.
     """
-    from transformers.integrations import HfDeepSpeedConfig
-
     student_config = subject.config
-    keep_alive = HfDeepSpeedConfig(config)  # while this lives, transformers partitions
-    model = TrenchcoatLlamaForCausalLM._from_config(student_config, dtype=weight_dtype(context))
-    del keep_alive
+    # transformers would gather every module again to fill it with random numbers, and broadcast them.
+    with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=config):
+        model = TrenchcoatLlamaForCausalLM(student_config)
+    model.tie_weights()
+    model.model.rotary_emb = LlamaRotaryEmbedding(student_config).to(
+        device
+    )  # which zero.Init may have rounded
     names = {parameter: name for name, parameter in model.named_parameters()}
     head = [model.model.norm] if student_config.tie_word_embeddings else [model.model.norm, model.lm_head]
     portions = [

@@ -18,7 +18,7 @@ from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.stages import collect, shard, tokenize
 
 from tests.minio_server import ACCESS_KEY, SECRET_KEY, MinioServer
-from tests.trainer.helpers.killing import StageRunner, choose_kills, results
+from tests.trainer.helpers.killing import Kill, StageRunner, choose_kills, results
 
 KILLED = -9
 SMALL_BOUNDARIES = {"trenchcoat_trainer.data.layout.HIDDEN_BYTES": 2 * 64 * 64 * 4}
@@ -135,6 +135,27 @@ def test_collect(runners, training_spec: TrenchcoatSpec, change, world_sizes: tu
     spec = change(training_spec, collect={"batchSize": 1})
     made = runners(spec, Stage.COLLECT, "collected_store", settings=SMALL_BOUNDARIES)
     check(*made, seed=3, least=12, world_sizes=world_sizes, writer=lambda world: world - 1)
+
+
+def test_cria_of_a_rolling_collection(runners, training_spec: TrenchcoatSpec, change) -> None:
+    """Killed six times before the next Cria's inputs are complete, and twice after."""
+    spec = change(training_spec, collect={"strategy": "Rolling"})
+    undisturbed, killed = runners(spec, Stage.CRIA, "collected_store", cria=0, settings=SMALL_BOUNDARIES)
+    boundary = open_context(spec, Stage.COLLECT, cria=0, folder=killed.folder).artifact
+    left = [StageRunner(spec, boundary, runner.folder, {}) for runner in (undisturbed, killed)]
+    assert undisturbed.run()[0] == [0], (undisturbed.folder / "termination-0").read_text()
+    collecting = ("step", "checkpoint: half", "object: half", "object: not renamed", "object: after")
+    for kill in (*(Kill(kind, 2) for kind in collecting), Kill("manifest: not renamed", 1)):
+        assert killed.run(kill)[0] == [KILLED], kill
+        assert not left[1].is_complete(), kill
+    for kill in (Kill("manifest: after", 1), Kill("step", 3)):
+        assert killed.run(kill)[0] == [KILLED], kill
+        assert left[1].is_complete() and not killed.is_complete(), kill
+    assert killed.run()[0] == [0]
+    assert results(killed.manifest()) == results(undisturbed.manifest())
+    assert results(left[1].manifest()) == results(left[0].manifest())
+    assert len(left[1].manifest().objects) == 10, "of 20 sequences, 2 in each"
+    assert not killed.leftovers() and not left[1].leftovers()
 
 
 def test_shard(runners, training_spec: TrenchcoatSpec) -> None:

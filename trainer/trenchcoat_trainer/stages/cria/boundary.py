@@ -63,6 +63,8 @@ class NextBoundary:
         self._order = data.order
         self._clock = Clock(context.store, self.artifact)
         self._writer = ArtifactWriter(context.store, self.artifact, self._clock)
+        if self.is_complete:
+            self._writer.delete_checkpoints()  # an attempt that was killed as it finished has left some
         self._background = BackgroundWriter(self._writer)
         self._groups: dict[int, _Group] = {}
         self._copied: list[int] = []

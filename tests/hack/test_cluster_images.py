@@ -131,3 +131,23 @@ def test_nothing_of_the_machine_is_written_into_the_recipes():
 def test_a_failed_command_tells_why():
     with pytest.raises(Failure, match=r"exited 3: gone"):
         run(["sh", "-c", "echo gone >&2; exit 3"])
+
+
+@pytest.mark.parametrize(
+    ("failures", "why", "found"),
+    [(2, "image not known", True), (3, "image not known", False), (1, "no space", False)],
+)
+def test_an_image_that_another_process_removes_meanwhile_is_no_failure(monkeypatch, failures, why, found):
+    said = iter([Failure(f"buildah exited 125: Error: {why}")] * failures)
+
+    def buildah(*words: str) -> str:
+        for failure in said:
+            raise failure
+        return "localhost/trenchcoat/base:1 docker.io/other:2"
+
+    monkeypatch.setattr(images, "buildah", buildah)
+    if found:
+        assert images.built() == {"localhost/trenchcoat/base:1"}
+    else:
+        with pytest.raises(Failure, match=why):
+            images.built()

@@ -122,7 +122,15 @@ def buildah(*arguments: str | Path, log: Path | None = None) -> str:
 
 def built() -> set[str]:
     """Full names in buildah's store."""
-    listing = buildah("images", "--format", "{{.Name}}:{{.Tag}}").split()
+    for is_last in (False, False, True):
+        try:
+            listing = buildah("images", "--format", "{{.Name}}:{{.Tag}}").split()
+        except Failure as failure:
+            # Another process, at work on another image, has removed one between buildah's list and its look.
+            if is_last or "image not known" not in str(failure):
+                raise
+        else:
+            break
     return {name for name in listing if name.startswith(PREFIX)}
 
 

@@ -1,4 +1,4 @@
-"""Pods whose program does not come to its start: what is done to them meanwhile is done in time, always."""
+"""Pods whose Python a test sets up before the program's first line: held back, or with clocks of its own."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,20 +7,29 @@ from demo.environment import Environment
 
 from tests.cluster.objects import Body, apply
 
-NAME = "held"
-# Python runs this before anything of ours, as an import from a slow disk would take its time.
-SOURCE = {"sitecustomize.py": "import time; time.sleep(600)"}
+FOLDER = "/held"
+
+
+@contextlib.contextmanager
+def prepared(environment: Environment, name: str, source: str) -> Iterator[Body]:
+    """Pod settings, for `spec.pods`, with which Python runs `source` before anything of ours."""
+    data = {"sitecustomize.py": source}
+    apply(environment, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data})
+    try:
+        yield {
+            "env": [{"name": "PYTHONPATH", "value": FOLDER}],
+            "volumes": [{"name": name, "configMap": {"name": name}}],
+            "volumeMounts": [{"name": name, "mountPath": FOLDER}],
+        }
+    finally:
+        environment.kubectl("delete", "configmap", name)
 
 
 @contextlib.contextmanager
 def held(environment: Environment) -> Iterator[Body]:
-    """Pod settings, for `spec.pods`, that hold Python back for as long as any test takes."""
-    apply(environment, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": NAME}, "data": SOURCE})
-    try:
-        yield {
-            "env": [{"name": "PYTHONPATH", "value": "/held"}],
-            "volumes": [{"name": "held", "configMap": {"name": NAME}}],
-            "volumeMounts": [{"name": "held", "mountPath": "/held"}],
-        }
-    finally:
-        environment.kubectl("delete", "configmap", NAME)
+    """The same, with a program that does not come to its start for as long as any test takes.
+
+    What is done to it meanwhile is done in time, always; an import from a slow disk would take its time so.
+    """
+    with prepared(environment, "held", "import time; time.sleep(600)") as settings:
+        yield settings

@@ -205,7 +205,7 @@ def test_every_test_is_in_one_lane_which_must_pass_lint_too(program: ModuleType)
         "tests --ignore tests/cluster --ignore tests/serving --ignore tests/versions --ignore tests/browser"
         " --ignore tests/release"
     )
-    files = [f"tests/cluster/test_{name}.py" for name in ("linearize", "indexed")]
+    files = [f"tests/cluster/test_{name}.py" for name in ("linearize", "indexed", "rolling")]
     left_out = " ".join(f"--ignore={file}" for file in files)
     assert words["cluster tests"].endswith(f"pytest tests/cluster {left_out}")
     assert words["whole runs"].endswith(f"pytest {' '.join(files)}")

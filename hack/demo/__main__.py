@@ -5,6 +5,7 @@ make demo KUBECONFIG=... REGISTRY=...       on one that you have
 """
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -109,16 +110,16 @@ def prepare(arguments: argparse.Namespace, console: Console) -> Environment:
 def apply_example(environment: Environment, *, by_operator: bool) -> str:
     """Apply examples/tiny.yaml anew and return the Trenchcoat's name."""
     environment.kubectl("delete", "trenchcoat", "tiny", "--ignore-not-found", "--wait=true", "--timeout=120s")
-    environment.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(example(by_operator=by_operator)))
+    environment.kubectl("apply", "-f", "-", stdin=example(by_operator=by_operator))
     return "tiny"
 
 
-def example(*, by_operator: bool) -> dict[str, Any]:
-    """examples/tiny.yaml, for a cluster with a training operator or without."""
+def example(*, by_operator: bool) -> str:
+    """examples/tiny.yaml as JSON, for a cluster with a training operator or without."""
     body: dict[str, Any] = yaml.safe_load(EXAMPLE.read_text())
     if not by_operator:
         body["spec"]["scheduling"] = {"distributed": "IndexedJob"}
-    return body
+    return json.dumps(body)  # as YAML, learning rates would be numbers to kubectl
 
 
 def look_further(environment: Environment, name: str, *, own: bool) -> str:

@@ -69,7 +69,7 @@ def make(output: Path | None, wanted_images: list[str], *, may_differ: bool) -> 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     components.build(["helm"])
-    with step("wheels and sdists", 15):
+    with step("wheels, sdists and what they need", 25):
         packages.distributions(folder)
     with step("chart"):
         packages.chart(folder, components.binary("helm", "helm"))

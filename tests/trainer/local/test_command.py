@@ -1,5 +1,6 @@
 """The command `trenchcoat run` where it cannot begin: it says what is at fault, before any stage starts."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ from trenchcoat_api.artifacts import Artifacts
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_trainer.cli import main
+from trenchcoat_trainer.local.processes import StageProcesses
+from trenchcoat_trainer.runtime.processes import RankProcesses
 from trenchcoat_trainer.store import open_store
 
 from tests.trainer.helpers.killing import write_spec
@@ -56,3 +59,13 @@ def test_a_damaged_manifest_is_named_with_the_remedy(
     assert main(["run", str(write_spec(spec, tmp_path)), "--store", str(store)]) == ExitCode.FAILED
     told = capsys.readouterr().err
     assert f"error: {tokenize.manifest_path} is no manifest: delete it" in told
+
+
+def test_a_stage_that_was_killed_says_what_may_have_done_it(make_spec, tmp_path: Path) -> None:
+    shard = Artifacts(make_spec()).shard
+    stage = StageProcesses(shard, tmp_path, RankProcesses([]), [])
+    assert "memory has run out" in stage.failure(-signal.SIGKILL)
+    assert stage.failure(-signal.SIGSEGV).startswith("signal 11 ended it and left no message")
+    assert stage.failure(3) == f"it ended with exit code 3 and left no message; see {tmp_path}/shard*.log"
+    (tmp_path / "shard.failure").write_text("its own words")
+    assert stage.failure(-signal.SIGKILL) == "its own words"

@@ -1,6 +1,7 @@
 """What a local run finds out of its machine, by a process that ends."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,18 @@ def test_where_the_cpu_is_meant_nobody_is_asked(server: ForkServer, monkeypatch:
     monkeypatch.setenv(ENV_DEVICE, "tpu")
     with pytest.raises(BadInputError, match="'tpu': set it to cpu"):
         MachineSearch(server)
+
+
+def test_a_search_that_dies_is_told_apart_from_gpus_that_cannot_be_used(
+    server: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(ENV_DEVICE, raising=False)
+    with (
+        MachineSearch(server) as search,
+        pytest.raises(StageError, match=rf"counts this machine's GPUs was ended by signal 9.*{server.log}"),
+    ):
+        os.kill(server.pid, signal.SIGKILL)
+        search.machine  # noqa: B018
 
 
 def test_what_keeps_gpus_from_being_asked_is_told(

@@ -33,6 +33,7 @@ class MachineSearch:
         if importlib.util.find_spec("torch") is None:  # nothing here loads it, and every stage would fail
             raise ModuleNotFoundError("No module named 'torch'", name="torch")
         self.cores = usable_cores()
+        self._server_log = server.log
         self._machine = Machine(gpus=0, cores=self.cores) if is_cpu_meant() else None
         self._told: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed at the end)
         self._asked: ForkedProcess | None = None
@@ -77,6 +78,11 @@ class MachineSearch:
     def _read(self, code: int) -> Machine:
         self._told.seek(0)
         lines = self._told.read().decode(errors="replace").strip().splitlines() or [""]
+        if code < 0:
+            raise StageError(
+                f"the process that counts this machine's GPUs was ended by signal {-code}, or what made it "
+                f"was: see {self._server_log}"
+            )
         if code != 0:
             raise StageError(f"this machine's GPUs cannot be used ({lines[-1] or f'exit code {code}'})")
         memory = json.loads(lines[-1])

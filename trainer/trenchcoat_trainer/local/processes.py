@@ -1,6 +1,7 @@
 """One stage as processes of this machine, with logs and a GPU of their own."""
 
 import os
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -64,8 +65,11 @@ class StageProcesses:
         file = termination_log(self.logs, self.artifact)
         if file.exists() and (message := file.read_text().strip()):
             return message
-        how = f"signal {-code} ended it" if code < 0 else f"it ended with exit code {code}"
-        return f"{how} and left no message; see {self.logs / self.artifact.name}*.log"
+        see = f"left no message; see {self.logs / self.artifact.name}*.log"
+        if code >= 0:
+            return f"it ended with exit code {code} and {see}"
+        killed = ", as the kernel does where memory has run out," if code == -signal.SIGKILL else ""
+        return f"signal {-code} ended it{killed} and {see}, and {self.logs / SERVER_LOG} of what made it"
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ class ForkServer:
             log: The file for what it prints itself.
         """
         self._modules = list(modules)
-        self._log = log
+        self.log = log
         self._control: socket.socket | None = None
         self._server: subprocess.Popen[bytes] | None = None
 
@@ -166,7 +166,7 @@ class ForkServer:
         if self._control is not None:
             self._control.close()
         self._control, theirs = socket.socketpair()
-        with theirs, self._log.open("ab") as log:
+        with theirs, self.log.open("ab") as log:
             self._server = subprocess.Popen(  # noqa: S603  (our own program)
                 [sys.executable, "-c", _PROGRAM, str(theirs.fileno()), *self._modules],
                 env=_ENVIRONMENT | dict(os.environ),

@@ -1,16 +1,25 @@
 """What an administrator sets for the whole operator, read from the environment once at start."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Self
 
 DEFAULT_IMAGE = f"trenchcoat-trainer:{version('trenchcoat')}"
+_PORTS = 65535
 
 
 class SettingsError(ValueError):
     """A variable of the environment that cannot be used: says which and what it should hold."""
+
+
+def _level(name: str) -> str:
+    """The level that a log begins at, as `logging` calls it; SettingsError where it knows no such name."""
+    if name.upper() not in logging.getLevelNamesMapping():
+        raise SettingsError(f"TRENCHCOAT_LOG_LEVEL is {name!r}: set it to DEBUG, INFO, WARNING or ERROR")
+    return name.upper()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,14 +83,16 @@ class Settings:
         def text(name: str, default: str) -> str:
             return environment.get(f"TRENCHCOAT_{name}", "").strip() or default
 
-        def number(name: str, default: float, least: float) -> float:
+        def number(name: str, default: float, least: float, most: float = 1_000_000) -> float:
             raw = text(name, str(default))
             try:
                 value = float(raw)
             except ValueError:
                 value = -1.0
-            if not least <= value <= 1_000_000:
-                raise SettingsError(f"TRENCHCOAT_{name} is {raw!r}: set it to a number of at least {least:g}")
+            if not least <= value <= most:
+                raise SettingsError(
+                    f"TRENCHCOAT_{name} is {raw!r}: set it to a number from {least:,.10g} to {most:,.10g}"
+                )
             return value
 
         def switch(name: str, default: bool) -> bool:
@@ -132,7 +143,7 @@ class Settings:
             pending_patience_seconds=number("PENDING_PATIENCE_SECONDS", base.pending_patience_seconds, 0),
             gang_patience_seconds=number("GANG_PATIENCE_SECONDS", base.gang_patience_seconds, 0),
             resync_seconds=number("RESYNC_SECONDS", base.resync_seconds, 1),
-            health_port=int(number("HEALTH_PORT", base.health_port, 1)),
-            metrics_port=int(number("METRICS_PORT", base.metrics_port, 0)),
-            log_level=text("LOG_LEVEL", base.log_level).upper(),
+            health_port=int(number("HEALTH_PORT", base.health_port, 1, _PORTS)),
+            metrics_port=int(number("METRICS_PORT", base.metrics_port, 0, _PORTS)),
+            log_level=_level(text("LOG_LEVEL", base.log_level)),
         )

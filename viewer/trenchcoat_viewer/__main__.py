@@ -8,6 +8,7 @@ from pathlib import Path
 
 from aiohttp import web
 from trenchcoat_operator.kubernetes.client import Cluster
+from trenchcoat_operator.kubernetes.errors import NoClusterError
 
 from trenchcoat_viewer.access import Access
 from trenchcoat_viewer.runs import Runs
@@ -16,13 +17,17 @@ from trenchcoat_viewer.settings import Settings, SettingsError
 
 
 def main() -> int:
-    """Serve until SIGTERM."""
+    """Serve until SIGTERM, and return the exit code."""
     try:
-        settings = Settings.from_environment(os.environ)
-        secured = _tls(settings.tls_folder)
-    except SettingsError as error:
+        _serve(Settings.from_environment(os.environ))
+    except (SettingsError, NoClusterError) as error:
         sys.stderr.write(f"trenchcoat-viewer: {error}\n")
         return 2
+    return 0
+
+
+def _serve(settings: Settings) -> None:
+    secured = _tls(settings.tls_folder)
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     cluster = Cluster.connect()
     runs = Runs(cluster, settings.namespaces, settings.refresh_seconds)
@@ -36,9 +41,12 @@ def main() -> int:
             shutdown_timeout=2.0,
             print=None,
         )
+    except OSError as error:  # of listening: what a request meets is its own answer
+        raise SettingsError(
+            f"TRENCHCOAT_VIEWER_PORT is {settings.port}, which cannot be had ({error}): set another"
+        ) from error
     finally:
         runs.stop()
-    return 0
 
 
 def _tls(folder: str) -> ssl.SSLContext | None:

@@ -1,5 +1,6 @@
 """What an administrator sets for the viewer, read from the environment once at start."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
@@ -52,5 +53,11 @@ class Settings:
             audiences=words("TRENCHCOAT_VIEWER_AUDIENCES"),
             refresh_seconds=number("TRENCHCOAT_VIEWER_REFRESH_SECONDS", base.refresh_seconds, 1, 3600),
             tls_folder=environment.get("TRENCHCOAT_VIEWER_TLS_FOLDER", "").strip(),
-            log_level=environment.get("TRENCHCOAT_LOG_LEVEL", "").strip().upper() or base.log_level,
+            log_level=_level(environment.get("TRENCHCOAT_LOG_LEVEL", "").strip() or base.log_level),
         )
+
+
+def _level(name: str) -> str:
+    if name.upper() not in logging.getLevelNamesMapping():
+        raise SettingsError(f"TRENCHCOAT_LOG_LEVEL is {name!r}: set it to DEBUG, INFO, WARNING or ERROR")
+    return name.upper()

@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 
 import urllib3
+import yaml
 from kubernetes import client as library
 from kubernetes import config as library_config
 from kubernetes.config.config_exception import ConfigException
 from trenchcoat_api import constants
 
-from trenchcoat_operator.kubernetes.errors import NotFoundError
+from trenchcoat_operator.kubernetes.errors import NoClusterError, NotFoundError
 from trenchcoat_operator.kubernetes.kinds import (
     PODS,
     SERVICE_ACCOUNTS,
@@ -37,14 +38,25 @@ class Cluster:
 
     @classmethod
     def connect(cls, observe: RequestObserver = unobserved) -> "Cluster":
-        """Find the API server: inside a pod by its service account, elsewhere by the kubeconfig."""
+        """Find the API server: inside a pod by its service account, elsewhere by the kubeconfig.
+
+        Raises:
+            NoClusterError: neither is there, or the kubeconfig cannot be used.
+        """
         configuration = library.Configuration()
         configuration.connection_pool_maxsize = 32
         configuration.retries = urllib3.Retry(total=2, backoff_factor=0.2, allowed_methods={"GET"})
         try:
             library_config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
         except ConfigException:
-            library_config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+            try:
+                library_config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+            except (ConfigException, OSError, yaml.YAMLError) as error:
+                told = " ".join(str(error).split())
+                raise NoClusterError(
+                    "no API server can be found: there is no ServiceAccount's token of a pod, and "
+                    f"the kubeconfig, KUBECONFIG or ~/.kube/config, cannot be used ({told}): set KUBECONFIG"
+                ) from error
         return cls(library.ApiClient(configuration), observe)
 
     def serves(self, kind: Kind) -> bool:

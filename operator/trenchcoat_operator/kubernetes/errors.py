@@ -3,6 +3,10 @@
 import json
 
 
+class NoClusterError(Exception):
+    """Nothing tells which API server to talk to, or what tells it cannot be used."""
+
+
 class ApiError(Exception):
     """The API server said no, or said nothing."""
 

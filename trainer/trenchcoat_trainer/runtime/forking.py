@@ -19,6 +19,10 @@ _PROGRAM = "import sys; from trenchcoat_trainer.runtime.fork_server import main;
 _ENVIRONMENT = {
     # Read when torch is loaded, which the server does: idle threads would spin, where processes share cores.
     "OMP_WAIT_POLICY": "PASSIVE",
+    # Read by glibc when a process starts. Tensors of some megabytes come and go all the time: their pages
+    # would be given back, asked for again and zeroed each time. Those of larger ones still are.
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_TRIM_THRESHOLD_": str(2**28),
     # Threads do not survive a fork: there should be none.
     "OPENBLAS_NUM_THREADS": "1",
     # Asked for GPUs, torch would else initialise CUDA, which does not survive a fork either.

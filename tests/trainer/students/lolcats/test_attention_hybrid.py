@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trenchcoat_trainer.students.lolcats import naive
 from trenchcoat_trainer.students.lolcats.attention import HybridState
-from trenchcoat_trainer.students.lolcats.hybrid import HybridInputs, linear_share
+from trenchcoat_trainer.students.lolcats.hybrid import HybridInputs, linear_share, running_sum
 
 TOKENS = (1, 7, 63, 64, 65, 127, 129, 200, 1000)
 
@@ -138,3 +138,17 @@ def test_no_row_sees_the_future(tokens, window_size, seed, data):
         x[:, :, cut:] = 1e3
     y_changed = hybrid_attention(*changed, *maps, window_size=window_size)
     torch.testing.assert_close(y_changed[:, :, :cut], y[:, :, :cut])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("blocks", [0, 1, 37])
+def test_running_sums_are_those_of_torch_to_the_last_bit(blocks, dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, dy = torch.randn(2, 2, 2, 1, blocks, 6, 5, generator=generator).to(dtype)[:, :, :, 0].unbind(0)
+    x = x.unsqueeze(0).requires_grad_()
+    results = []
+    for sums in (running_sum, lambda x: x.cumsum(3)):
+        y = sums(x)
+        results += [(y, *torch.autograd.grad(y, x, dy.unsqueeze(0)))]
+    for own, torchs in zip(*results, strict=True):
+        assert torch.equal(own, torchs)

@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 from attention_problems import distill_loss, problem, relative, transfer_loss, with_gradients
-from trenchcoat_trainer.students.lolcats import backends, naive
+from trenchcoat_trainer.students.lolcats import backends, naive, tiled
 
 TOKENS = (1, 7, 63, 64, 65, 127, 129, 200, 1000)
 LOSS_64, GRADIENT_64, ALL_32 = 1e-9, 1e-8, 1e-5
@@ -169,3 +169,31 @@ def test_triton_without_a_gpu_falls_back_with_one_warning(caplog, monkeypatch):
     assert [record.message for record in caplog.records if "falls back" in record.message] != []
     assert len(caplog.records) == 1
     assert torch.equal(first.loss, transfer_loss(*tensors, window_size=16, backend="tiled").loss)
+
+
+@pytest.mark.parametrize("learns", ["maps", "everything"])
+def test_what_is_kept_for_backward_changes_no_bit(monkeypatch, learns):
+    """Of 100 tokens there are 7 blocks of 16 rows."""
+    computed, compute = [], tiled._Weights.of.__func__
+
+    def of(cls, *arguments):
+        computed.append(arguments)
+        return compute(cls, *arguments)
+
+    monkeypatch.setattr(tiled._Weights, "of", classmethod(of))
+    student = problem(100, heads=4, kv_heads=2, dtype=torch.float32)
+    teacher = problem(100, heads=4, kv_heads=2, dtype=torch.float32, seed=1)[:3]
+    if learns == "maps":
+        function, tensors, wanted = transfer_loss, student, MAPS
+    else:
+        function, tensors, wanted = distill_loss, (*student[:3], *teacher, *student[3:]), STUDENT
+    function = functools.partial(function, window_size=16, backend="tiled")
+    kept, its_gradients = with_gradients(function, tensors, wanted)
+    assert len(computed) == 7
+    monkeypatch.setattr(tiled, "KEPT_BYTES", 4 * 100 * 100 * 4 - 1)
+    again, gradients = with_gradients(function, tensors, wanted)
+    assert len(computed) == 3 * 7
+    for name in ("mse", "xent", "output"):
+        assert torch.equal(getattr(kept, name), getattr(again, name)), name
+    for name in wanted:
+        assert torch.equal(its_gradients[name], gradients[name]), name

@@ -13,7 +13,7 @@ W window size, D head dimension, F feature dimension (2F features: one half for 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -196,7 +196,7 @@ def _linear_part(
     k_BKND = k_BKNWD[:, :, :below].reshape(batch, kv_heads, -1, head_dim)
     phi_k = key_features(k_BKND, w_k)
     phi_k = phi_k.view(batch, kv_heads, w_k.shape[0] // kv_heads, below, window_size, phi_q.shape[-1])
-    memory = torch.einsum("bkgnwf,bknwd->bkgnfd", phi_k, v_BKNWD[:, :, :below]).cumsum(3)
+    memory = running_sum(torch.einsum("bkgnwf,bknwd->bkgnfd", phi_k, v_BKNWD[:, :, :below]))
     normalizer = phi_k.sum(4).cumsum(3)
     memory = F.pad(memory, (0, 0, 0, 0, blocks - below, 0))
     normalizer = F.pad(normalizer, (0, 0, blocks - below, 0))
@@ -205,6 +205,31 @@ def _linear_part(
         normalizer = normalizer + folded.normalizer.view(batch, kv_heads, -1, 1, phi_q.shape[-1])
     weight = (phi_q @ normalizer.unsqueeze(-1)).squeeze(-1)
     return weight, phi_q @ memory
+
+
+class _RunningSum(torch.autograd.Function):
+    """``x.cumsum(3)`` on a CPU, where torch's goes through memory with long strides: here block by block."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        y = torch.empty_like(x)
+        # As torch does, so that no bit differs.
+        total = torch.zeros_like(x[:, :, :, 0], dtype=torch.float64)
+        for block in range(x.shape[3]):
+            total += x[:, :, :, block]
+            y[:, :, :, block] = total
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> torch.Tensor:
+        return _RunningSum.apply(dy.flip(3)).flip(3)
+
+
+def running_sum(x: torch.Tensor) -> torch.Tensor:
+    """Return the sums over blocks up to each one's own: [B, K, G, N, ...], over N."""
+    if x.device.type != "cpu" or not x.shape[3] or torch.compiler.is_compiling():
+        return x.cumsum(3)
+    return _RunningSum.apply(x)
 
 
 def key_features(k: torch.Tensor, w_k: torch.Tensor) -> torch.Tensor:

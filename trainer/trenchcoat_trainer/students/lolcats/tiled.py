@@ -7,9 +7,10 @@ u = phi_q . phi_k, below it.  So with p the student's and a the teacher's attent
     dloss/ds' = p (g . v_k - g . y) + b (p - a),    g = dloss/dy,  b = dloss/dXENT of the row,
 
 and both follow from one block of query rows at a time, whose window is the block before it and itself.
-Between forward and backward only Z, the outputs and the teacher's log-sum-exp L are kept.  Below the window
-ds' / u carries on to the feature maps; in the window ds' is the gradient of s, less its row sum at the row's
-maximum (the student subtracts m from the window only), and that sum is the gradient of log sigma.
+Between forward and backward only Z, the outputs and the teacher's log-sum-exp L are kept, and attention and u
+themselves of sequences so short that they fit.  Below the window ds' / u carries on to the feature maps; in
+the window ds' is the gradient of s, less its row sum at the row's maximum (the student subtracts m from the
+window only), and that sum is the gradient of log sigma.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from trenchcoat_trainer.students.lolcats.hybrid import (
 )
 
 __all__ = ["attend", "distill_loss"]
+
+KEPT_BYTES = 2**26
+"""What backward would compute again, a and u of all rows, is kept in place of that, up to so much."""
 
 
 class _Block(NamedTuple):
@@ -72,12 +76,39 @@ class _Inputs(NamedTuple):
 
 def _blocks(q: torch.Tensor, window_size: int) -> Iterator[_Block]:
     tokens = q.shape[2]
+    place = torch.arange(2 * window_size, device=q.device)
+    # Of every block: the first has no key before it, the last may have fewer rows.
+    above = place > place[:window_size, None] + window_size
     for start in range(0, tokens, window_size):
         stop = min(start + window_size, tokens)
         first = max(start - window_size, 0)
-        row = torch.arange(start, stop, device=q.device)[:, None]
-        above = torch.arange(first, stop, device=q.device)[None, :] > row
-        yield _Block(slice(start, stop), slice(first, stop), slice(0, first), above)
+        own = above[: stop - start, first - start + window_size : stop - start + window_size]
+        yield _Block(slice(start, stop), slice(first, stop), slice(0, first), own)
+
+
+class _Weights(NamedTuple):
+    """Of one block's rows, what forward and backward both need."""
+
+    a: torch.Tensor
+    """The teacher's attention, over all keys up to the block's last."""
+    s: torch.Tensor
+    """The student's scores in the window."""
+    u: torch.Tensor
+    """phi_q . phi_k, over the keys below the window."""
+    log_total: torch.Tensor
+    """The teacher's log-sum-exp, [B, H, rows, 1]."""
+
+    @classmethod
+    def of(
+        cls, x: _Inputs, block: _Block, same_scores: bool, log_total: torch.Tensor | None = None
+    ) -> _Weights:
+        """Compute them; the log-sum-exp only where it is not known yet."""
+        a = x.scores(block, teacher=True)
+        s = a[..., block.window].clone() if same_scores else x.scores(block, teacher=False)
+        if log_total is None:
+            log_total = a.logsumexp(-1, keepdim=True)
+        u = x.phi_q[:, :, block.rows] @ x.phi_k[:, :, block.below].transpose(-1, -2)
+        return cls(a.sub_(log_total).exp_(), s, u, log_total)
 
 
 class _Distill(torch.autograd.Function):
@@ -93,21 +124,23 @@ class _Distill(torch.autograd.Function):
         y, output = torch.empty_like(x.q, dtype=dtype), torch.empty_like(x.q, dtype=dtype)
         log_total, z = x.phi_q.new_empty(2, *x.q.shape[:3], 1)
         mse, xent = x.phi_q.new_zeros(2)
+        # Of a and u together every row has about as many as there are tokens.
+        keeps = x.q.shape[2] * log_total.nbytes <= KEPT_BYTES
+        ctx.kept = []
         for block in _blocks(x.q, window_size):
             rows, window, below, above = block
-            a = x.scores(block, teacher=True)
-            s = a[..., window].clone() if same_scores else x.scores(block, teacher=False)
-            log_total[:, :, rows] = a.logsumexp(-1, keepdim=True)
-            a.sub_(log_total[:, :, rows]).exp_()
+            weights = _Weights.of(x, block, same_scores)
+            if keeps:
+                ctx.kept.append(weights)
+            a, s, u, log_total[:, :, rows] = weights
             output[:, :, rows] = a @ v_teacher[:, :, : rows.stop]
 
-            s -= s.amax(-1, keepdim=True)
+            s = s - s.amax(-1, keepdim=True)
             e = s.exp()
-            u = x.phi_q[:, :, rows] @ x.phi_k[:, :, below].transpose(-1, -2)
             z[:, :, rows] = sigma * e.sum(-1, keepdim=True) + u.sum(-1, keepdim=True)
             y[:, :, rows] = (sigma * (e @ v[:, :, window]) + u @ v[:, :, below]) / z[:, :, rows]
             mse += (y[:, :, rows] - output[:, :, rows]).square().sum()
-            xent += z[:, :, rows].log().sum() - (a[..., below] * u.log_()).sum()
+            xent += z[:, :, rows].log().sum() - (a[..., below] * u.log()).sum()
             s.masked_fill_(above, 0.0).add_(sigma.log())
             xent -= (a[..., window] * s).sum()
         ctx.window_size, ctx.same_scores = window_size, same_scores
@@ -126,17 +159,17 @@ class _Distill(torch.autograd.Function):
         dphi_q, dphi_k = torch.zeros_like(x.phi_q), torch.zeros_like(x.phi_k)
         dlog_sigma = torch.zeros_like(x.window_factor, dtype=dtype)
         b = grad_xent / z.numel()
-        for block in _blocks(y, ctx.window_size):
+        for index, block in enumerate(_blocks(y, ctx.window_size)):
             rows, window, below, _ = block
             g = (y[:, :, rows] - output[:, :, rows]) * (grad_mse * 2 / y.numel())
             gy = (g * y[:, :, rows]).sum(-1, keepdim=True)
-            a = x.scores(block, teacher=True)
-            s = a[..., window].clone() if ctx.same_scores else x.scores(block, teacher=False)
-            a.sub_(log_total[:, :, rows]).exp_()
+            if ctx.kept:
+                a, s, u, _ = ctx.kept[index]
+            else:
+                a, s, u, _ = _Weights.of(x, block, ctx.same_scores, log_total[:, :, rows])
 
-            u = x.phi_q[:, :, rows] @ x.phi_k[:, :, below].transpose(-1, -2)
             du = (g @ v[:, :, below].transpose(-1, -2)).add_(b - gy).div_(z[:, :, rows])
-            du -= a[..., below].div_(u).mul_(b)
+            du -= a[..., below].div(u).mul_(b)
             dphi_q[:, :, rows] = du @ x.phi_k[:, :, below]
             dphi_k[:, :, below] += du.transpose(-1, -2) @ x.phi_q[:, :, rows]
 

@@ -158,12 +158,12 @@ def _comparisons(evaluation: Evaluation) -> Sheet:
 
 def _positions(evaluation: Evaluation) -> Sheet:
     ranges = evaluation.positions
+    names = _ordered(item.perplexities for item in ranges)
     rows = [
-        (_short(name), *(_cell(item.perplexities.get(name)) for item in ranges))
-        for name in _ordered(item.perplexities for item in ranges)
+        (f"to {item.last + 1}", *(_cell(item.perplexities.get(name)) for name in names)) for item in ranges
     ]
     title = f"Perplexity by position in sequences of {ranges[-1].last + 1} tokens"
-    return Sheet(title, ("model", *(f"to {item.last + 1}" for item in ranges)), rows)
+    return Sheet(title, ("tokens", *map(_short, names)), rows)
 
 
 def _parts(evaluation: Evaluation) -> Sheet:

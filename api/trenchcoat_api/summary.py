@@ -138,7 +138,8 @@ def rich_table(sheet: Sheet) -> Table:
     """A sheet for the terminal."""
     table = Table(title=sheet.title, title_justify="left")
     for position, name in enumerate(sheet.header):
-        table.add_column(name, justify="right" if position else "left")
+        # A narrow terminal breaks what has no room: with dots for its last digits a number would be another.
+        table.add_column(name, justify="right" if position else "left", overflow="fold")
     for row in sheet.rows:
         table.add_row(*row)
     return table

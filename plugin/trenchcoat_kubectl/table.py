@@ -309,7 +309,9 @@ def _perplexities(trenchcoat: Trenchcoat) -> RenderableType:
     for sheet in sheets(told.perplexities, told.evaluation):
         table = _grid()
         for position, name in enumerate(sheet.header):
-            table.add_column(name, justify="right" if position else "left", no_wrap=not position)
+            table.add_column(
+                name, justify="right" if position else "left", no_wrap=not position, overflow="fold"
+            )
         for row in sheet.rows:
             table.add_row(*row)
         parts += [Text(sheet.title, "bold"), table]

@@ -128,8 +128,8 @@ def measured(**changes):
     return summary(extra=[windowed], evaluation=Evaluation(**(fields | changes)))
 
 
-def shown(result) -> str:
-    console = Console(width=100, record=True, file=io.StringIO())
+def shown(result, width: int = 100) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
     console.print(result.render())
     return console.export_text()
 
@@ -142,7 +142,7 @@ def test_what_was_measured_besides_is_shown():
     assert "│ copy 256 │ 50 ± 8% │ 0 ± 4% │" in text
     assert "32 samples each" in text
     assert "│ teacher │ 1.200 ± 0.02 │ 6% │ 12% │ 18 ± 5% │" in text
-    assert "to 1024 ┃ to 2048" in text and "│ student │ 12.00 │ 13.00 │" in text
+    assert "tokens ┃ teacher ┃ student" in text and "│ to 2048 │ 9.00 │ 13.00 │" in text
     assert "│ without its window │ 99.50 │" in text
     assert "│ colours, exact_match │ 16 │ 0.5 ± 0.12 │ 0.25 │" in text
     assert "│ student │ 30.0 MB │" in text
@@ -209,3 +209,14 @@ def test_a_missing_form_is_named():
             gpus=0,
             max_crias_running=1,
         )
+
+
+def test_a_narrow_terminal_loses_no_digits():
+    names = ("teacher", "adaptedTeacher", "windowedTeacher", "stitched")
+    ranges = [
+        PositionRange(first=64 * n, last=64 * n + 63, perplexities=dict.fromkeys(names, "123.45"))
+        for n in range(8)
+    ]
+    text = shown(measured(positions=ranges), width=80)
+    assert "…" not in text and text.count("123.45") == 32
+    assert "…" not in shown(measured(positions=ranges), width=40)

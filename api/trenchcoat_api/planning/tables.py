@@ -208,5 +208,6 @@ def hours(number: float) -> str:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 or title == "Stages" else "right")
+        words = number == 0 or title == "Stages"
+        table.add_column(column, justify="left" if words else "right", overflow="fold")
     return table

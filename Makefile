@@ -73,7 +73,7 @@ version: venv  ## write VERSION=1.2.3 into pyproject.toml and wherever else it s
 test-tracking: venv  ## a real server of MLflow and TensorBoard's own reader; not part of make test (1 GB once)
 	hack/python-env tracking
 	hack/python-env tracking-server
-	.venv-tracking/bin/python -m pytest tests/trainer/runtime/test_trackers.py
+	.venv-tracking/bin/python -m pytest tests/trainer/runtime/test_trackers.py tests/cluster/test_tracking.py
 
 docs:  ## the documentation site, into build/site; fails where a link leads nowhere
 	@hack/python-env docs

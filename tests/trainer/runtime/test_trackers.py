@@ -1,14 +1,8 @@
 """Trackers by their own clients, read by their own programs: `make test-tracking` installs both."""
 
-import json
-import os
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import urllib3
 from trenchcoat_api.artifacts import Artifacts, Manifest
 from trenchcoat_api.crias import CriaRange
 from trenchcoat_api.exitcodes import ExitCode
@@ -16,50 +10,16 @@ from trenchcoat_api.history import run_id
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.program import run_program
-from trenchcoat_trainer.runtime.processes import free_port
 from trenchcoat_trainer.runtime.stop import StopRequest
 
+from tests.tracker_servers import mlflow_server, read_events
 from tests.trainer.helpers.killing import write_spec
-from tests.waiting import until
 
 for client in ("tensorboardX", "mlflow"):
     pytest.importorskip(client, reason=f"{client} is not installed: make test-tracking")
 from mlflow.tracking import MlflowClient  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-
-SERVERS = Path(__file__).parents[3] / ".venv-tracking-server" / "bin"
-READ = """
-import json, sys
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-events = EventAccumulator(sys.argv[1]).Reload()
-told = {tag: [(item.step, item.value) for item in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-print(json.dumps(told))
-"""
-
-
-@contextmanager
-def mlflow_server(folder: Path) -> Iterator[str]:
-    """MLflow's own server, on SQLite."""
-    url = f"http://127.0.0.1:{(port := free_port())}"
-    where = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder)]
-    command = [SERVERS / "python", "-m", "mlflow", "server", *where, "--port", str(port), "--workers", "1"]
-    with (folder / "mlflow.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-
-    def answers() -> bool:
-        assert process.poll() is None, (folder / "mlflow.log").read_text()
-        try:
-            return urllib3.request("GET", f"{url}/health", retries=False, timeout=5).status == 200
-        except urllib3.exceptions.HTTPError:
-            return False
-
-    try:
-        until(answers, 120, "MLflow answers")
-        yield url
-    finally:
-        os.killpg(process.pid, 15)  # its workers, too
-        process.wait(30)
 
 
 def run(stage: Stage, file: Path, folder: Path, cria: int | None = None) -> None:
@@ -91,11 +51,7 @@ def test_losses_reach_tensorboard_and_mlflow_and_another_attempt_goes_on(
         # TensorBoard's own reader finds them in the store.
         name = Trenchcoat.from_yaml(file).metadata.name
         events = bucket / spec.store.prefix / "tensorboard" / name / run_id(spec) / artifact.name
-        read = subprocess.run(
-            [SERVERS / "python", "-c", READ, events], capture_output=True, text=True, check=False
-        )
-        assert read.returncode == 0, read.stderr
-        told = json.loads(read.stdout)
+        told = read_events(events)
         for loss, value in final.items():
             assert told[f"final/{loss}"] == [[0, pytest.approx(value, rel=1e-5)]]
         assert told["transfer/fraction"]

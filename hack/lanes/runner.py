@@ -63,12 +63,15 @@ class Run:
             Stopped: by a signal or the limit; nothing runs any more then.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        with signals_raise():
+        with signals_noted() as noted:
             try:
                 while self._waiting or self._now:
                     self._start_what_can()
                     if self._look() is not None:
                         return 1
+                    # Not in the midst of a start, or nobody would know of the lane that has just begun.
+                    if noted:
+                        raise Stopped(f"stopped by {noted[0].name}", 128 + noted[0])
                     if self._limit is not None and time.monotonic() - self.began > self._limit:
                         raise Stopped(f"not done after {self._limit / 60:.0f} minutes", 1)
                     time.sleep(LOOK_SECONDS)
@@ -118,16 +121,11 @@ class Run:
 
 
 @contextmanager
-def signals_raise() -> Iterator[None]:
-    """Let the first SIGINT, SIGTERM or SIGHUP raise Stopped; those that come after it do nothing."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for other in SIGNALS:
-            signal.signal(other, lambda number, frame: None)
-        raise Stopped(f"stopped by {signal.Signals(number).name}", 128 + number)
-
-    with _handlers(stop):
-        yield
+def signals_noted() -> Iterator[list[signal.Signals]]:
+    """Note each SIGINT, SIGTERM and SIGHUP in place of ending at once."""
+    noted: list[signal.Signals] = []
+    with _handlers(lambda number, frame: noted.append(signal.Signals(number))):
+        yield noted
 
 
 @contextmanager

@@ -147,6 +147,30 @@ def test_a_signal_ends_everything_and_a_second_one_does_not_cut_it_short(
     assert "cleared" in (tmp_path / "logs" / "long.log").read_text()
 
 
+STARTED_SLOWLY = """
+import time
+import lanes.runner
+start = lanes.runner.Running
+def slowly(*arguments):
+    running = start(*arguments)
+    time.sleep(1)
+    return running
+lanes.runner.Running = slowly
+"""
+
+
+def test_a_signal_while_a_lane_is_being_started_ends_that_lane_too(tmp_path: Path) -> None:
+    tidy = "trap 'echo cleared; exit 130' INT; touch ready; sleep 15 & wait"
+    program = PROGRAM.format(hack=str(REPO / "hack"), tidy=tidy)
+    program = program.replace("try:\n", STARTED_SLOWLY + "try:\n")
+    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE) as process:
+        until((tmp_path / "ready").exists, 20, "the lane runs")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "cleared" in (tmp_path / "logs" / "long.log").read_text()
+
+
 def test_lanes_that_could_never_start_are_refused() -> None:
     with pytest.raises(ValueError, match="lane b waits for c"):
         check([shell("a", "true"), shell("b", "true", after=("a", "c")), shell("c", "true")])

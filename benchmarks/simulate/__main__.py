@@ -21,7 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from arms import RESUMES, RIVAL, TRENCHCOAT, Arm
+from argo import ArgoRival
+from arms import ARGO, ARGO_RESUMES, RIVAL, TRENCHCOAT, Arm
 from cluster import Cluster, cluster, components
 from disturbing import LONGEST, Disturber
 from durations import Durations, body
@@ -60,7 +61,7 @@ def main() -> None:
     durations, arms = Durations.planned(), []
     for seed in ([None] if wanted.undisturbed else []) + wanted.seeds:
         for gpus in wanted.gpus:
-            kinds = [TRENCHCOAT, RIVAL, *([] if seed is None else [RESUMES])]
+            kinds = [TRENCHCOAT, RIVAL, ARGO, *([] if seed is None else [ARGO_RESUMES])]
             bound, waves = durations.bound(gpus), math.ceil(CRIAS / gpus)
             scale = bound / (wanted.seconds + WAVE_SECONDS * waves)
             arms += [Arm(kind, gpus, seed, bound, scale) for kind in kinds]
@@ -89,7 +90,8 @@ def simulate(made: Cluster, durations: Durations, arms: list[Arm]) -> list[dict[
         if arm.kind == TRENCHCOAT:
             made.plane.apply(bodies[arm.name], arm.name)
         else:
-            rivals[arm.name] = Rival(made, arm, durations)
+            kind = Rival if arm.kind == RIVAL else ArgoRival
+            rivals[arm.name] = kind(made, arm, durations)
             rivals[arm.name].start()
         if arm.seed is not None:
             disturbers[arm.name] = Disturber(made, player, scripts[arm.name], arm.seed)
@@ -148,7 +150,7 @@ def result(
         "of_bound_with_back_off": took / arm.seconds,
         # Undisturbed, what is beyond the bound is real time, which is not longer where the stages are.
         "at_full_length": (arm.bound + took - arm.seconds) / arm.bound
-        if arm.seed is None and arm.kind == TRENCHCOAT
+        if arm.seed is None and arm.kind in (TRENCHCOAT, ARGO)
         else None,
         "idle_share": 1 - busy(bars, "crias", while_crias) / room,
         "unavoidable_idle_share": 1 - CRIAS / (arm.gpus * math.ceil(CRIAS / arm.gpus)),
@@ -175,6 +177,7 @@ def back_off(bars: list[Bar]) -> float:
 def versions() -> dict[str, str]:
     """Of what takes part, as hack/cluster pins it."""
     modules = {
+        "argo-workflows": "github.com/argoproj/argo-workflows/v3",
         "kubernetes": "k8s.io/kubernetes",
         "kueue": "sigs.k8s.io/kueue",
         "kwok": "sigs.k8s.io/kwok",

@@ -1,4 +1,4 @@
-"""One run that is simulated, with nodes, quota and tenants of its own: a Trenchcoat, or its rival."""
+"""One run that is simulated, with nodes, quota and tenants of its own: a Trenchcoat, or a rival."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ NODE_GPUS = 2
 """Of a node of the Crias' pool."""
 KUEUE = "kueue.x-k8s.io/v1beta2"
 PLENTY = {"cpu": "100k", "memory": "1Pi", "ephemeral-storage": "10Pi"}
-TRENCHCOAT, RIVAL, RESUMES = "trenchcoat", "rival", "rival that resumes"
+TRENCHCOAT, RIVAL = "trenchcoat", "plain Jobs"
+ARGO, ARGO_RESUMES = "Argo", "Argo, programs that resume"
+NAMES = {TRENCHCOAT: "ours", RIVAL: "jobs", ARGO: "argo", ARGO_RESUMES: "argo-resumes"}
 
 
 @dataclass
@@ -38,8 +40,7 @@ class Arm:
     @property
     def name(self) -> str:
         """Also its namespace."""
-        kinds = {TRENCHCOAT: "ours", RIVAL: "rival", RESUMES: "resumes"}
-        return f"{kinds[self.kind]}-{self.gpus}" + ("" if self.seed is None else f"-{self.seed}")
+        return f"{NAMES[self.kind]}-{self.gpus}" + ("" if self.seed is None else f"-{self.seed}")
 
     @property
     def seconds(self) -> float:

@@ -84,7 +84,7 @@ class Cluster:
 @contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
     """Start everything; it ends when the block does."""
-    components.build(["kubernetes", "etcd", "minio", "kwok", "kueue", "training-operator"])
+    components.build(["kubernetes", "etcd", "minio", "kwok", "kueue", "training-operator", "argo-workflows"])
     for name in ("plane", "minio", "kueue"):
         (folder / name).mkdir()
     program = find_minio()
@@ -108,6 +108,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         running.enter_context(_kwok(made))
         running.enter_context(_training_operator(made))
         running.enter_context(_kueue(made))
+        running.enter_context(_argo(made))
         running.enter_context(_operator(made))
         yield made
 
@@ -214,6 +215,24 @@ def _kueue(made: Cluster) -> Iterator[None]:
     with _process(made, "kueue", command):
         _mount(made, "kueue-system", "kueue-webhook-server-cert", certificates)
         until(lambda: _admitted(made, flavor), 120, "Kueue's webhook answers")
+        yield
+
+
+@contextmanager
+def _argo(made: Cluster) -> Iterator[None]:
+    """Argo's controller, in a hurry as all others are: it looks again after 1 s and not 10, its least."""
+    name, namespace = "argo-workflows", "argo"
+    made.kubectl(
+        "apply", "--server-side", "-k", str(components.folder_of(name) / "manifests/base/crds/minimal")
+    )
+    made.plane.namespace(namespace)
+    data = {"metricsConfig": "enabled: false\n"}
+    settings = {"metadata": {"name": "workflow-controller-configmap"}, "data": data}
+    made.plane.core.create_namespaced_config_map(namespace, settings)
+    command = [components.binary(name, "workflow-controller"), f"--namespace={namespace}"]
+    command += ["--executor-image=none", "--qps=300", "--burst=300", "--loglevel=warn"]
+    variables = {"LEADER_ELECTION_DISABLE": "true", "DEFAULT_REQUEUE_TIME": "1s"}
+    with _process(made, name, command, **variables):
         yield
 
 

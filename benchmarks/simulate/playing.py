@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from arms import RIVAL, TRENCHCOAT, Arm
+from arms import ARGO, RIVAL, TRENCHCOAT, Arm
 from cluster import Cluster, bucket
 from durations import Durations
 from kubernetes.client.exceptions import ApiException
@@ -37,6 +37,7 @@ REPORT_SECONDS = 2.0
 CHECKPOINT_SECONDS = 30.0
 """Of the stages, before they are compressed."""
 JOB_NAMES = ("batch.kubernetes.io/job-name", "training.kubeflow.org/job-name")
+OF_WORKFLOW = "workflows.argoproj.io/workflow"
 INDEX = "batch.kubernetes.io/job-completion-index"
 
 
@@ -107,8 +108,9 @@ class Script:
             stage, cria = Stage(labels[constants.LABEL_STAGE]), labels.get(constants.LABEL_CRIA)
             identity = job
         else:
-            stage, cria = Stage(job), labels[INDEX] if job == Stage.CRIA else None
-            identity = job if cria is None else f"{job}-{cria}"
+            name, _, number = job.partition("-")  # Argo has a Job for each Cria
+            stage, cria = Stage(name), number or (labels[INDEX] if job == Stage.CRIA else None)
+            identity = job if cria is None else f"{name}-{int(cria):02d}"
         name = stage.value if cria is None else f"{stage.value}-{int(cria):02d}"
         seconds = self._durations.seconds[stage] / self.arm.scale
         pool = "gang" if stage in DISTRIBUTED else "crias"
@@ -117,7 +119,7 @@ class Script:
     @property
     def resumes(self) -> bool:
         """Whether an attempt goes on from what an earlier one has saved."""
-        return self.arm.kind != RIVAL
+        return self.arm.kind not in (RIVAL, ARGO)
 
     def held(self, attempt: Attempt, now: float) -> float:
         """Seconds of work that the last checkpoint of an attempt holds."""
@@ -192,6 +194,8 @@ class Player:
     def _watch(self) -> None:
         for event in self._api.watch("/api/v1/pods", self._stop):
             pod = event["object"]
+            if OF_WORKFLOW in pod["metadata"].get("labels", {}):
+                continue  # argo.py plays it
             pods = self._pods[pod["metadata"]["namespace"]].by_name
             if event["type"] == "DELETED" or pod["status"].get("phase") in ("Succeeded", "Failed"):
                 pods.pop(pod["metadata"]["name"], None)

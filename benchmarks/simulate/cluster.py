@@ -189,7 +189,7 @@ def _training_operator(made: Cluster) -> Iterator[None]:
             yield
     finally:
         for place in (TRAINING_OPERATOR_CERTIFICATES, TRAINING_OPERATOR_CERTIFICATES.parent):
-            if not any(place.iterdir()):
+            if place.exists() and not any(place.iterdir()):  # another simulation may have ended with it
                 place.rmdir()
 
 

@@ -138,14 +138,14 @@ def test_collect(runners, training_spec: TrenchcoatSpec, change, world_sizes: tu
 
 
 def test_cria_of_a_rolling_collection(runners, training_spec: TrenchcoatSpec, change) -> None:
-    """Killed six times before the next Cria's inputs are complete, and twice after."""
+    """Killed four times before the next Cria's inputs are complete, and twice after."""
     spec = change(training_spec, collect={"strategy": "Rolling"})
     undisturbed, killed = runners(spec, Stage.CRIA, "collected_store", cria=0, settings=SMALL_BOUNDARIES)
     boundary = open_context(spec, Stage.COLLECT, cria=0, folder=killed.folder).artifact
     left = [StageRunner(spec, boundary, runner.folder, {}) for runner in (undisturbed, killed)]
     assert undisturbed.run()[0] == [0], (undisturbed.folder / "termination-0").read_text()
-    collecting = ("step", "checkpoint: half", "object: half", "object: not renamed", "object: after")
-    for kill in (*(Kill(kind, 2) for kind in collecting), Kill("manifest: not renamed", 1)):
+    collecting = (Kill("step", 2), Kill("checkpoint: half", 2), Kill("object: half", 2))
+    for kill in (*collecting, Kill("manifest: not renamed", 1)):
         assert killed.run(kill)[0] == [KILLED], kill
         assert not left[1].is_complete(), kill
     for kill in (Kill("manifest: after", 1), Kill("step", 3)):

@@ -135,9 +135,10 @@ class Reconciler:
             with self._sharing:
                 observed = self._observer.look_around(trenchcoat, observed)
                 plan = self._decide(trenchcoat, observed)
-                made = self._observer.made(trenchcoat, observed, plan.actions)
-                if made:
-                    observed = self._observer.look_around(trenchcoat, observed, made)
+                there: frozenset[str] = frozenset()
+                while (made := self._observer.made(trenchcoat, observed, plan.actions)) - there:
+                    there |= made  # what is there can let others begin, which may be there as well
+                    observed = self._observer.look_around(trenchcoat, observed, there)
                     plan = self._decide(trenchcoat, observed)
                 return self._act(trenchcoat, observed, plan)
         except ApiError as error:

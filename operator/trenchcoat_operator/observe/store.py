@@ -8,12 +8,15 @@ from trenchcoat_api.resource import Trenchcoat
 
 from trenchcoat_operator.model.observed import Child, ChildPhase, Problem, StoreView
 from trenchcoat_operator.storage.access import Stores
+from trenchcoat_operator.storage.cache import ABSENT_SECONDS
 from trenchcoat_operator.storage.errors import StoreError
 from trenchcoat_operator.storage.reader import StoreReader
 from trenchcoat_operator.works import graph, superseded
 
 _SILENCE = timedelta(seconds=30)
 """A stage that has reported nothing for so long may have ended, whatever its Job says."""
+_CLOCKS = timedelta(seconds=2)
+"""By so much the clocks of the control plane's machines may differ."""
 
 
 class StoreLook:
@@ -43,6 +46,11 @@ class StoreLook:
         self._tried = {child.key for child in children} | set(there)
         self._at_work = {
             child.key for child in children if child.owned and (child.active or child.terminating)
+        }
+        self._ended = {
+            child.key: child.finished_at
+            for child in children
+            if child.owned and child.finished_at is not None and child.key not in self._at_work
         }
         # How far a try came that has just failed stands in its progress, until the next one begins.
         self._reporting = self._at_work | {
@@ -96,16 +104,28 @@ class StoreLook:
                 return built
             for work in ready:
                 asked.add(work.key)
-                on_the_way = work.maker is not None and work.maker.key in self._at_work
-                self._read(reader, work.artifact, is_tried=on_the_way or work.key in self._tried)
+                self._read(reader, work.artifact, absent_for=self._absent_for(work))
 
-    def _read(self, reader: StoreReader, artifact: Artifact, *, is_tried: bool) -> None:
-        """Read one artifact; `is_tried` says whether a Job was made for it, or it is known to be there.
+    def _absent_for(self, work: graph.Work) -> float:
+        """How many seconds ago an artifact may have been missed to be missing now; 0 to look anew.
+
+        What no Job was made for is not asked for at every look, and neither is what a Job left on the way,
+        or did not, once somebody has looked after its end.
+        """
+        maker = work.maker.key if work.maker is not None else ""
+        if work.key in self._tried or maker in self._at_work:
+            return 0.0
+        ended = self._ended.get(maker)
+        if ended is None:
+            return ABSENT_SECONDS
+        return max(0.0, (datetime.now(UTC) - ended - _CLOCKS).total_seconds())
+
+    def _read(self, reader: StoreReader, artifact: Artifact, *, absent_for: float) -> None:
+        """Read one artifact, unless it was missed a moment ago.
 
         Of what is being made the progress is read, and as long as that says that it goes on nothing else.
-        What no Job was made for is not asked for at every look.
         """
-        if not is_tried and self._stores.manifests.is_absent(reader, artifact):
+        if absent_for and self._stores.manifests.is_absent(reader, artifact, absent_for):
             return
         report = self._reports.get(artifact.key)
         if report is None and artifact.key in self._reporting:

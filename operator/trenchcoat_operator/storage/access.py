@@ -60,6 +60,8 @@ class Stores:
         found = kept if kept is not None and reader.is_complete(artifact) else reader.manifest(artifact)
         if found is not None:
             self.manifests.put(reader, artifact, found)
+        elif kept is not None:
+            self.manifests.drop(artifact)
         return found
 
     def check_secrets(self, trenchcoat: Trenchcoat) -> None:

@@ -52,11 +52,14 @@ class ManifestCache:
             while len(self._manifests) > self._limit:
                 self._manifests.popitem(last=False)
 
-    def is_absent(self, reader: StoreReader, artifact: Artifact) -> bool:
-        """Whether there was nothing of an artifact a moment ago."""
+    def is_absent(self, reader: StoreReader, artifact: Artifact, within: float = ABSENT_SECONDS) -> bool:
+        """Whether there was nothing of an artifact a moment ago: `within` so many seconds."""
+        place = (reader, artifact.prefix)
         with self._lock:
-            looked_at = self._absent.get((reader, artifact.prefix))
-            return looked_at is not None and self._clock() - looked_at <= ABSENT_SECONDS
+            if place in self._manifests:
+                return False  # it has come since, whoever looked before that and told of it after
+            looked_at = self._absent.get(place)
+            return looked_at is not None and self._clock() - looked_at <= min(within, ABSENT_SECONDS)
 
     def put_absent(self, reader: StoreReader, artifact: Artifact) -> None:
         """Remember for a moment that there is neither a manifest nor a note of its deletion."""

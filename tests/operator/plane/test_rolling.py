@@ -73,3 +73,23 @@ def test_each_cria_begins_when_the_one_before_has_left_its_inputs_which_go_once_
         assert condition(seen, "ActivationsReady")["status"] == "True"
         assert condition(seen, "CriasTrained")["status"] == "True"
         assert not [name for name in made(run) if name.startswith("collect")]
+
+
+def test_no_boundary_is_made_anew_that_is_there_though_it_was_missed_a_moment_ago(
+    plane: ControlPlane, server: MinioServer
+) -> None:
+    """Of two, the first is found before its Job is made; that of the second must not be made instead."""
+    node(plane, "rolling-2", {GPU: "4"})
+    run = Run(
+        plane,
+        server,
+        namespace(plane, "rolling-missed"),
+        "chain",
+        collect={"strategy": "Rolling"},
+        scheduling={"distributed": "IndexedJob"},
+    )
+    with operator(plane) as loop:
+        loop.miss(run, "collect-01", "collect-02")
+        run.begin(done=("tokenize", "shard", "cria-00", "collect-01", "cria-01", "collect-02"))
+        loop.until(run, lambda status: made(run), 30, "a Job")
+        assert made(run) == {"cria-02"}

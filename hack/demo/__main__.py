@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     """Every step in turn."""
     step(console, "cluster", "half a minute once all is built; what is built first says how long it takes")
     environment = prepare(arguments, console)
-    step(console, "operator", "half a minute")
+    step(console, "operator", "some seconds, half a minute on a busy machine")
     install_operator(environment, console)
     step(console, "teacher and text", "a few seconds, and two minutes the first time, to train the teacher")
     make_teacher(OUTPUT / "store")
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         )
     name = apply_example(environment, by_operator=by_operator)
     follow(environment, name, console)
-    step(console, "result", "half a minute")
+    step(console, "result", "some seconds")
     summary, export_uri = collect_results(environment, name)
     OUTPUT.mkdir(parents=True, exist_ok=True)
     (OUTPUT / "summary.json").write_text(summary.to_json())

@@ -1,15 +1,41 @@
 """Rolling collection on a real API server and a real store: the chain of Crias, and what goes behind it."""
 
+from collections.abc import Iterator
+
 import pytest
+from kubernetes import client
 from trenchcoat_api.status import State
 
 from tests.control_plane import Body, ControlPlane, node
 from tests.minio_server import BUCKET, MinioServer
 from tests.operator.plane.runs import Run, condition, crias, namespace, operator
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 GPU = "nvidia.com/gpu"
+
+
+@pytest.fixture
+def chain(request: pytest.FixtureRequest, plane: ControlPlane, server: MinioServer) -> Iterator[Run]:
+    """A run with GPUs for all its Crias; its pods, which nobody ends, would take those of other tests."""
+    name = request.param
+    node(plane, name, {GPU: "4"})
+    run = Run(
+        plane,
+        server,
+        namespace(plane, name),
+        "chain",
+        collect={"strategy": "Rolling"},
+        scheduling={"distributed": "IndexedJob"},
+    )
+    yield run
+    plane.delete(run.name, run.namespace)
+    batch = client.BatchV1Api(plane.api)
+    batch.delete_collection_namespaced_job(run.namespace, propagation_policy="Background")
+    plane.core.delete_collection_namespaced_pod(run.namespace, grace_period_seconds=0)  # no kubelet does
+    plane.core.delete_node(name)
+    until(lambda: not (run.jobs() or run.pods()), 30, "its Jobs and pods are gone")
 
 
 def made(run: Run) -> set[str]:
@@ -29,18 +55,11 @@ def collection(status: Body) -> Body:
     return row
 
 
+@pytest.mark.parametrize("chain", ["rolling"], indirect=True)
 def test_each_cria_begins_when_the_one_before_has_left_its_inputs_which_go_once_read(
-    plane: ControlPlane, server: MinioServer
+    plane: ControlPlane, chain: Run
 ) -> None:
-    node(plane, "rolling-1", {GPU: "4"})
-    run = Run(
-        plane,
-        server,
-        namespace(plane, "rolling"),
-        "chain",
-        collect={"strategy": "Rolling"},
-        scheduling={"distributed": "IndexedJob"},
-    )
+    run = chain
     with operator(plane) as loop:
         run.begin(done=("tokenize", "shard"))
         seen = loop.until(run, lambda status: made(run) == {"cria-00"} and status, 30, "the first Cria")
@@ -75,19 +94,12 @@ def test_each_cria_begins_when_the_one_before_has_left_its_inputs_which_go_once_
         assert not [name for name in made(run) if name.startswith("collect")]
 
 
+@pytest.mark.parametrize("chain", ["rolling-missed"], indirect=True)
 def test_no_boundary_is_made_anew_that_is_there_though_it_was_missed_a_moment_ago(
-    plane: ControlPlane, server: MinioServer
+    plane: ControlPlane, chain: Run
 ) -> None:
     """Of two, the first is found before its Job is made; that of the second must not be made instead."""
-    node(plane, "rolling-2", {GPU: "4"})
-    run = Run(
-        plane,
-        server,
-        namespace(plane, "rolling-missed"),
-        "chain",
-        collect={"strategy": "Rolling"},
-        scheduling={"distributed": "IndexedJob"},
-    )
+    run = chain
     with operator(plane) as loop:
         loop.miss(run, "collect-01", "collect-02")
         run.begin(done=("tokenize", "shard", "cria-00", "collect-01", "cria-01", "collect-02"))

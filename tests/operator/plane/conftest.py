@@ -1,8 +1,11 @@
 """One control plane for the tests of this folder, with the definition of Trenchcoats."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
+from kubernetes import client
+from kubernetes.client.exceptions import ApiException
 
 from tests.control_plane import ControlPlane, control_plane
 from tests.minio_server import MinioServer, minio_or_skip
@@ -23,3 +26,33 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MinioServer]:
     with minio_or_skip(tmp_path_factory.mktemp("minio")) as made:
         yield made
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(plane: ControlPlane) -> Iterator[None]:
+    """No Jobs and no pods of a test: no kubelet ends them, and they would take the GPUs of others' nodes.
+
+    With their Trenchcoats they go only once the garbage collector has looked for kinds that are new to it.
+    """
+    yield
+    batch = client.BatchV1Api(plane.api)
+    for job in batch.list_job_for_all_namespaces().items:
+        with suppress_gone():
+            batch.delete_namespaced_job(
+                job.metadata.name, job.metadata.namespace, propagation_policy="Background"
+            )
+    for pod in plane.core.list_pod_for_all_namespaces().items:
+        with suppress_gone():
+            plane.core.delete_namespaced_pod(
+                pod.metadata.name, pod.metadata.namespace, grace_period_seconds=0
+            )
+
+
+@contextmanager
+def suppress_gone() -> Iterator[None]:
+    """What is to be deleted need not be there any more."""
+    try:
+        yield
+    except ApiException as error:
+        if error.status != 404:
+            raise

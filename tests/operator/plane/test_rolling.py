@@ -3,13 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
-from kubernetes import client
 from trenchcoat_api.status import State
 
 from tests.control_plane import Body, ControlPlane, node
 from tests.minio_server import BUCKET, MinioServer
 from tests.operator.plane.runs import Run, condition, crias, namespace, operator
-from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -18,7 +16,7 @@ GPU = "nvidia.com/gpu"
 
 @pytest.fixture
 def chain(request: pytest.FixtureRequest, plane: ControlPlane, server: MinioServer) -> Iterator[Run]:
-    """A run with GPUs for all its Crias; its pods, which nobody ends, would take those of other tests."""
+    """A run with GPUs for all its Crias."""
     name = request.param
     node(plane, name, {GPU: "4"})
     run = Run(
@@ -31,11 +29,7 @@ def chain(request: pytest.FixtureRequest, plane: ControlPlane, server: MinioServ
     )
     yield run
     plane.delete(run.name, run.namespace)
-    batch = client.BatchV1Api(plane.api)
-    batch.delete_collection_namespaced_job(run.namespace, propagation_policy="Background")
-    plane.core.delete_collection_namespaced_pod(run.namespace, grace_period_seconds=0)  # no kubelet does
     plane.core.delete_node(name)
-    until(lambda: not (run.jobs() or run.pods()), 30, "its Jobs and pods are gone")
 
 
 def made(run: Run) -> set[str]:

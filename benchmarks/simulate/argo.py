@@ -14,28 +14,19 @@ from typing import Any
 from arms import POOL, Arm, job
 from cluster import Cluster
 from durations import ON_CRIAS, Durations
-from rival import LOOK_SECONDS
+from rival import LOOK_SECONDS, ORDER
 from trenchcoat_api.stages import INPUTS, Stage
 
 from tests.control_plane import node
 
 ARGO = "argoproj.io"
 OF = f"workflows.{ARGO}"
-STAGES = (
-    Stage.TOKENIZE,
-    Stage.COLLECT,
-    Stage.SHARD,
-    Stage.CRIA,
-    Stage.STITCH,
-    Stage.EVALUATE,
-    Stage.EXPORT,
-)
 
 
 def workflow(arm: Arm, durations: Durations) -> dict[str, Any]:
     """A task for each stage and each Cria, after those whose artifacts it needs."""
     tasks: dict[str, Stage] = {}
-    for stage in STAGES:
+    for stage in ORDER:
         names = (
             [f"{stage.value}-{n:02d}" for n in range(durations.crias)]
             if stage is Stage.CRIA

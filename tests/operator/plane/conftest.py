@@ -1,14 +1,13 @@
 """One control plane for the tests of this folder, with the definition of Trenchcoats."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from kubernetes import client
-from kubernetes.client.exceptions import ApiException
 
 from tests.control_plane import ControlPlane, control_plane
 from tests.minio_server import MinioServer, minio_or_skip
+from tests.operator.plane import kubelet
 
 GATES = "MutatingAdmissionPolicy=true,DRAExtendedResource=true"
 RUNTIME = "admissionregistration.k8s.io/v1beta1=true"
@@ -36,23 +35,7 @@ def nothing_left(plane: ControlPlane) -> Iterator[None]:
     """
     yield
     batch = client.BatchV1Api(plane.api)
-    for job in batch.list_job_for_all_namespaces().items:
-        with suppress_gone():
-            batch.delete_namespaced_job(
-                job.metadata.name, job.metadata.namespace, propagation_policy="Background"
-            )
+    for namespace in {job.metadata.namespace for job in batch.list_job_for_all_namespaces().items}:
+        batch.delete_collection_namespaced_job(namespace, propagation_policy="Background")
     for pod in plane.core.list_pod_for_all_namespaces().items:
-        with suppress_gone():
-            plane.core.delete_namespaced_pod(
-                pod.metadata.name, pod.metadata.namespace, grace_period_seconds=0
-            )
-
-
-@contextmanager
-def suppress_gone() -> Iterator[None]:
-    """What is to be deleted need not be there any more."""
-    try:
-        yield
-    except ApiException as error:
-        if error.status != 404:
-            raise
+        kubelet.remove(plane, pod)

@@ -1,7 +1,7 @@
 """The ranks of one stage as processes of this machine: started together, ended together.
 
-torchrun does this too, but ends with 1 however a rank ended, and its exit code is how a stage tells the
-operator what kind of failure it met.
+torchrun does this too, but ends with 1 however a rank ended (findings/torchrun-hides-exit-codes.sh), and its
+exit code is how a stage tells the operator what kind of failure it met.
 """
 
 import os

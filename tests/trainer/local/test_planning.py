@@ -70,6 +70,18 @@ def test_a_config_json_may_have_any_name(
     assert "tokenize" in capsys.readouterr().out
 
 
+def test_a_store_out_of_reach_is_told_with_what_a_plan_can_do_without_it(
+    make_spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    file = write_spec(make_spec(store={"endpoint": "https://minio.example:9000"}), tmp_path)
+    assert main(["plan", str(file)]) == ExitCode.STORE_UNAVAILABLE
+    told = " ".join(capsys.readouterr().err.split())
+    assert "has no AWS_ACCESS_KEY_ID" in told
+    assert "--config FILE names one" in told
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

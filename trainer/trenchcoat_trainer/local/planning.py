@@ -16,7 +16,7 @@ from trenchcoat_api.planning.plan import make_plan
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 from trenchcoat_api.spec import TrenchcoatSpec
 
-from trenchcoat_trainer.errors import StageError
+from trenchcoat_trainer.errors import BadInputError, StageError
 from trenchcoat_trainer.store.credentials import redact
 
 
@@ -40,7 +40,10 @@ def _run(arguments: argparse.Namespace) -> int:
         outline = Outline.of(spec, model)
         plan = make_plan(outline, given(arguments, _in_store(outline, arguments)))
     except StageError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(redact(str(error)))}", highlight=False)
+        console = Console(stderr=True)
+        console.print(f"[bold red]error:[/] {escape(redact(str(error)))}", highlight=False)
+        if arguments.config is None and not isinstance(error, BadInputError):
+            console.print("A plan needs the model's config.json alone: --config FILE names one here.")
         return int(error.exit_code)
     except (InvalidTrenchcoatError, OSError, ValueError) as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(redact(str(error)))}", highlight=False)

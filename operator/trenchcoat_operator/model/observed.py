@@ -78,6 +78,8 @@ class Pod:
     """The pod's own reason, such as Evicted."""
     message: str = ""
     """What the kubelet or a controller said with it."""
+    told_at: datetime | None = None
+    """When it was told to end, once it was deleted: a whole second."""
     gone_by: datetime | None = None
     """When it should have ended and be gone, once it was deleted."""
 
@@ -145,6 +147,8 @@ class Child:
     """Whether the operator had it stopped: its controller ends its pods."""
     created_at: datetime | None = None
     finished_at: datetime | None = None
+    failing_at: datetime | None = None
+    """When its controller found that it had failed: only then it tells the pods that are left to end."""
     reason: str = ""
     """Of the condition that it failed with."""
     message: str = ""

@@ -73,6 +73,7 @@ def child(
     # Where one pod of a gang has failed, the Job controller ends the others before it calls the Job failed.
     failed = _condition(body, "Failed") or (_condition(body, "FailureTarget") if gang else None)
     end = succeeded or failed or {}
+    failing = _condition(body, "FailureTarget") or failed or {}
     phase = ChildPhase.SUCCEEDED if succeeded else ChildPhase.FAILED if failed else ChildPhase.ACTIVE
     cria = labels.get(constants.LABEL_CRIA, "")
     attempt = annotations.get(constants.ANNOTATION_ATTEMPT, "")
@@ -98,6 +99,7 @@ def child(
         stopped=_policy(kind, body).get("activeDeadlineSeconds") is not None,
         created_at=moment(metadata.get("creationTimestamp")),
         finished_at=moment(end.get("lastTransitionTime")),
+        failing_at=moment(failing.get("lastTransitionTime")),
         reason=str((failed or {}).get("reason") or ""),
         message=str((failed or {}).get("message") or ""),
         outcome=annotations.get(constants.ANNOTATION_OUTCOME, ""),
@@ -160,8 +162,15 @@ def pod(body: Object) -> Pod:
         disrupted=_condition(body, "DisruptionTarget") is not None,
         reason=str(status.get("reason") or ""),
         message=str(status.get("message") or ""),
+        told_at=_told_to_end(body["metadata"]),
         gone_by=moment(body["metadata"].get("deletionTimestamp")),
     )
+
+
+def _told_to_end(metadata: Object) -> datetime | None:
+    """When a pod was deleted: the API server writes down the end of its grace period."""
+    gone_by, grace = moment(metadata.get("deletionTimestamp")), metadata.get("deletionGracePeriodSeconds")
+    return None if gone_by is None or grace is None else gone_by - timedelta(seconds=int(grace))
 
 
 def _waiting_message(waiting: Object) -> str:

@@ -19,15 +19,15 @@ def run(plane: ControlPlane, pod: Any) -> None:
     )
 
 
-def end(plane: ControlPlane, pod: Any, codes: dict[str, int], phase: str) -> None:
-    """Let containers of a pod end with these exit codes; the others run on."""
+def end(plane: ControlPlane, pod: Any, codes: dict[str, int], phase: str, *, at: str = "") -> None:
+    """Let containers of a pod end with these exit codes, now or at a time; the others run on."""
     states: Body = {}
     for item in pod.spec.containers:
         states[item.name] = {"running": {"startedAt": now()}}
         if item.name in codes:
             code = codes[item.name]
             reason = "Error" if code else "Completed"
-            end = {"exitCode": code, "reason": reason, "startedAt": now(), "finishedAt": now()}
+            end = {"exitCode": code, "reason": reason, "startedAt": now(), "finishedAt": at or now()}
             states[item.name] = {"terminated": end}
     write(plane, pod, phase, states)
 

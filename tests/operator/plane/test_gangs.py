@@ -1,6 +1,5 @@
 """Gangs without a training operator: Indexed Jobs and their Service, as the real controllers make of them."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,9 +85,9 @@ def told_to_end(run: Run, pod: Any) -> bool:
     return found.metadata.deletion_timestamp is not None
 
 
-def leave(run: Run, pod: Any, code: int) -> None:
-    """Let a pod that was told to end do so."""
-    kubelet.end(run.plane, pod, {"stage": code}, "Failed")
+def leave(run: Run, pod: Any, code: int, *, at: str = "") -> None:
+    """Let a pod that was told to end do so, now or at a time."""
+    kubelet.end(run.plane, pod, {"stage": code}, "Failed", at=at)
     kubelet.remove(run.plane, pod)
 
 
@@ -159,7 +158,8 @@ def test_of_one_that_fails_the_others_end_and_the_try_counts(
     with operator(plane) as loop:
         for number in (1, 2):
             first, second = begun(loop, gang)
-            kubelet.end(plane, second, {"stage": 1}, "Failed")
+            failed_at = kubelet.now()
+            kubelet.end(plane, second, {"stage": 1}, "Failed", at=failed_at)
             until(lambda pod=first: told_to_end(gang, pod), 30, "the other is told to end")
             message = loop.until(
                 gang,
@@ -168,8 +168,7 @@ def test_of_one_that_fails_the_others_end_and_the_try_counts(
                 "it is told",
             )
             assert "which failed" in message
-            time.sleep(1.1)  # pods' times are whole seconds: of two that end in one nobody knows the first
-            leave(gang, first, 75)
+            leave(gang, first, 75, at=failed_at)  # times are whole seconds: nobody knows the first
             loop.until(
                 gang,
                 lambda status, number=number: outcomes(status)[:number] == ["Failed"] * number,

@@ -3,7 +3,7 @@
 import re
 import signal
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from trenchcoat_api.exitcodes import ExitCode
@@ -64,6 +64,8 @@ _KILLED = 128 + signal.SIGKILL
 _UNKNOWN = 255
 """The exit code that containerd gives a container of which it knows no other."""
 _CLOCKS_DIFFER = timedelta(seconds=5)
+_STOPPED = (ExitCode.PREEMPTED, ExitCode.TERMINATED)
+_NEVER = datetime.min.replace(tzinfo=UTC)
 
 _PREEMPTED_REASONS = {"Evicted", "NodeLost", "Preempting", "Shutdown", "NodeShutdown", "Terminated"}
 # What the kubelet says of an eviction that the pod itself gave rise to.
@@ -85,8 +87,9 @@ def classify(child: Child, now: datetime) -> Outcome:
         return Outcome(FailureClass(child.outcome), child.outcome_message, child.saved)
     disrupted = child.reason == "PodFailurePolicy" and _DISRUPTED in child.message
     told = by_pods(child, now)
-    # Of a gang the pod that the cluster ended may be gone, and those be left that broke for it.
-    if told is not None and not (disrupted and told.failure in _OF_BROKEN_RANKS):
+    # Of a gang the pod that was ended may be gone, and those be left that broke for it.
+    gone = disrupted or _controller_saw_a_stop(child)
+    if told is not None and not (gone and told.failure in _OF_BROKEN_RANKS):
         return told
     if disrupted:
         return Outcome(FailureClass.PREEMPTED, "the cluster ended its pod, which is gone")
@@ -102,7 +105,7 @@ def by_pods(child: Child, now: datetime) -> Outcome | None:
     """How a child failed by its pods alone; None while they tell of no failure."""
     ends = [(pod, end) for pod in child.pods if (end := _pod_outcome(pod, child.stage, now)) is not None]
     if ends:
-        return min(_explaining(ends), key=lambda end: (_WEIGHT.index(end.failure), end.message))
+        return min(_explaining(child, ends), key=lambda end: (_WEIGHT.index(end.failure), end.message))
     if child.pods and all(pod.exit_code == 0 for pod in child.pods):
         return no_manifest(child)
     return None
@@ -114,19 +117,44 @@ def no_manifest(child: Child) -> Outcome:
     return Outcome(FailureClass.NO_MANIFEST, message)
 
 
-def _explaining(ends: list[tuple[Pod, Outcome]]) -> list[Outcome]:
+def _explaining(child: Child, ends: list[tuple[Pod, Outcome]]) -> list[Outcome]:
     """The ends without those of pods that were told to end because another had failed."""
-    failed = [
-        pod.ended_at
-        for pod, end in ends
-        if end.failure is not FailureClass.PREEMPTED and pod.ended_at is not None
-    ]
-    first = min(failed, default=None)
+    first = _failed_from(child, ends)
+    if first is None or _controller_saw_a_stop(child):
+        return [end for _, end in ends]
 
-    def follows(pod: Pod) -> bool:
-        return first is not None and pod.ended_at is not None and pod.ended_at > first
+    def follows(pod: Pod, end: Outcome) -> bool:
+        stopped = end.failure is FailureClass.PREEMPTED and _ended_on_request(pod)
+        return stopped and not _asked_before(pod, first)
 
-    return [end for pod, end in ends if not (_ended_on_request(pod) and follows(pod))]
+    return [end for pod, end in ends if not follows(pod, end)]
+
+
+def _failed_from(child: Child, ends: list[tuple[Pod, Outcome]]) -> datetime | None:
+    """The earliest that is known of a failure in a gang; None where no pod failed of its own accord."""
+    failed = [pod for pod, end in ends if end.failure is not FailureClass.PREEMPTED]
+    if not failed:
+        return None
+    known = [moment for moment in (child.failing_at, *(pod.ended_at for pod in failed)) if moment is not None]
+    return min(known, default=_NEVER)
+
+
+def _asked_before(pod: Pod, failed: datetime) -> bool:
+    """Whether a pod was told to end before another failed, as far as whole seconds tell.
+
+    Within one second nobody knows, and the failure counts: tries that do not may go on for ever.
+    """
+    asked = pod.ended_at
+    if pod.told_at is not None and (asked is None or pod.told_at - _CLOCKS_DIFFER <= asked):
+        asked = pod.told_at
+    return asked is not None and asked < failed
+
+
+def _controller_saw_a_stop(child: Child) -> bool:
+    """Whether its controller ended the Job for a pod that ended on request: only then it tells the others."""
+    return child.reason == "PodFailurePolicy" and any(
+        f"exit code {code:d} " in child.message for code in _STOPPED
+    )
 
 
 def evicted_itself(pod: Pod) -> bool:
@@ -153,7 +181,9 @@ def _was_lost_from_sight(pod: Pod) -> bool:
 def _ended_on_request(pod: Pod) -> bool:
     if _ended_by_cluster(pod):
         return False
-    return pod.exit_code in (ExitCode.PREEMPTED, ExitCode.TERMINATED) or _outstayed(pod)
+    if pod.exit_of:  # whose code means nothing to us
+        return pod.gone_by is not None
+    return pod.exit_code in _STOPPED or _outstayed(pod)
 
 
 def _outstayed(pod: Pod) -> bool:

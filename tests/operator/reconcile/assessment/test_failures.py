@@ -4,6 +4,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.stages import Stage
 from trenchcoat_operator.model.observed import Child, ChildKind, ChildPhase, Pod
@@ -191,14 +193,82 @@ def test_a_pod_killed_when_its_grace_period_was_over_is_preempted() -> None:
 
 
 @pytest.mark.parametrize("code", [ExitCode.PREEMPTED, ExitCode.TERMINATED, 137])
-def test_pods_told_to_end_because_another_failed_explain_nothing(code: int) -> None:
-    """The training-operator deletes the pods that still run, and a failure must not be tried for ever."""
+@pytest.mark.parametrize("grace", [0, 3])
+def test_pods_told_to_end_because_another_failed_explain_nothing(code: int, grace: int) -> None:
+    """The training-operator deletes the pods that still run, and a failure must not be tried for ever.
+
+    Times are whole seconds: all may happen in one.
+    """
     broken = ended(1, "what was at fault", ended_at=at(60))
-    told = ended(code, gone_by=at(63), ended_at=at(63))
+    told = ended(code, told_at=at(60), gone_by=at(60 + grace), ended_at=at(60 + grace))
+    assert verdict(replace(CHILD, failing_at=at(60), pods=(told, broken))).message == "what was at fault"
     assert verdict(replace(CHILD, pods=(told, broken))).message == "what was at fault"
     # The other way round, the first to be told to end explains the one that lost its connection to it.
-    lost = replace(broken, ended_at=at(64))
-    assert verdict(replace(CHILD, pods=(told, lost))).failure is FailureClass.PREEMPTED
+    lost = replace(broken, ended_at=at(61))
+    assert verdict(replace(CHILD, failing_at=at(62), pods=(told, lost))).failure is FailureClass.PREEMPTED
+
+
+def test_a_pod_that_writes_a_checkpoint_explains_the_one_that_broke_meanwhile() -> None:
+    told = ended(75, told_at=at(60), gone_by=at(180), ended_at=at(90))
+    broken = ended(1, "connection closed by peer", ended_at=at(62))
+    gang = replace(CHILD, gang=True, failing_at=at(63), reason="BackoffLimitExceeded", pods=(told, broken))
+    assert verdict(gang).failure is FailureClass.PREEMPTED
+
+
+@pytest.mark.parametrize("code", [75, 143])
+def test_the_job_controller_knows_which_pod_ended_first_where_times_do_not(code: int) -> None:
+    told = ended(code, told_at=at(60), gone_by=at(180), ended_at=at(60))
+    broken = ended(1, "connection closed by peer", ended_at=at(60))
+    message = f"Container stage for pod ml/x failed with exit code {code} matching FailJob rule at index 1"
+    gang = replace(CHILD, gang=True, failing_at=at(60), reason="PodFailurePolicy", message=message)
+    for pods in ((told, broken), (broken,)):
+        assert verdict(replace(gang, pods=pods)).failure is FailureClass.PREEMPTED
+    stands = ended(66, "does not fit into the GPU's memory", ended_at=at(60))
+    assert verdict(replace(gang, pods=(told, stands))).failure is FailureClass.OUT_OF_MEMORY
+
+
+def test_pods_told_to_end_because_another_was_refused_or_never_began_explain_nothing() -> None:
+    told = ended(75, told_at=at(60), gone_by=at(180), ended_at=at(61))
+    refused = Pod(name="pod", phase="Failed", node="gpu-1", reason="OutOfcpu", message="Pod was rejected")
+    gang = replace(CHILD, gang=True, failing_at=at(60), reason="BackoffLimitExceeded")
+    assert verdict(replace(gang, pods=(told, refused))).failure is FailureClass.NODE_REFUSED
+    broken = ended(1, "what was at fault", ended_at=at(59))
+    initializing = replace(told, exit_code=2, exit_of="vault-agent-init", exit_reason="Error")
+    assert verdict(replace(gang, pods=(initializing, broken))).message == "what was at fault"
+
+
+MOMENTS = st.floats(0, 5)
+SKEW = st.floats(-2, 2)
+
+
+@given(st.lists(st.tuples(MOMENTS, MOMENTS, SKEW), min_size=1, max_size=3), MOMENTS, SKEW, st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_a_rank_that_fails_by_itself_counts_however_soon_the_others_end(
+    others: list[tuple[float, float, float]], reported: float, skew: float, known: bool
+) -> None:
+    """All moments are seconds after the one before; each node's clock may be off, the cluster's is one."""
+    failing = 60 + reported
+    broken = ended(1, "what was at fault", ended_at=at(int(60 + skew)))
+    pods = [
+        ended(75, told_at=at(int(told)), gone_by=at(int(told) + 120), ended_at=at(int(told + took + off)))
+        for later, took, off in others
+        if (told := failing + later)
+    ]
+    gang = replace(CHILD, gang=True, failing_at=at(int(failing)) if known else None, pods=(*pods, broken))
+    if known or skew <= 0:  # else a clock that is ahead says that it was told before it failed
+        assert verdict(gang).failure is FailureClass.FAILED
+
+
+@given(st.floats(0, 100), st.floats(1, 5), SKEW, SKEW)
+@settings(max_examples=200, deadline=None)
+def test_a_rank_that_is_told_to_end_a_while_before_another_breaks_is_preempted(
+    took: float, broke: float, skew: float, off: float
+) -> None:
+    """However long it takes to end; as far apart as clocks may be."""
+    told = ended(75, told_at=at(60), gone_by=at(180), ended_at=at(int(60 + took + skew)))
+    broken = ended(1, "connection closed by peer", ended_at=at(int(60 + broke + 2 + off)))
+    gang = replace(CHILD, gang=True, failing_at=at(int(60 + broke + 4)), pods=(told, broken))
+    assert verdict(gang).failure is FailureClass.PREEMPTED
 
 
 def test_of_a_gang_that_broke_the_lost_node_is_the_cause() -> None:

@@ -16,6 +16,11 @@ CRD = REPO / "crds" / "trenchcoat.dev_trenchcoats.yaml"
 STATUS = REPO / "api" / "trenchcoat_api" / "status.py"
 OPERATOR = REPO / "operator" / "trenchcoat_operator"
 PRODUCT = ("api", "operator", "plugin", "reports", "s3", "serving", "trainer", "viewer")
+SETTINGS = {
+    "operator/trenchcoat_operator/settings.py": "deployment.yaml",
+    "viewer/trenchcoat_viewer/settings.py": "viewer.yaml",
+}
+"""What reads variables that the chart sets, and the template that does."""
 VARIABLE = re.compile(r"(TRENCHCOAT|AWS|HF|MLFLOW)_[A-Z0-9_]+")
 
 CAMEL = re.compile(r"(?:[A-Z][a-z]+)+")
@@ -175,17 +180,16 @@ def variables() -> str:
                 and isinstance(node.value, str)
                 and VARIABLE.fullmatch(node.value)
             ):
-                found.setdefault(node.value, (where, _told(lines, node.lineno - 1)))
-    settings = (OPERATOR / "settings.py").read_text()
-    for name in re.findall(r'(?:text|number|switch|words|variables)\("([A-Z_]+)"', settings):
-        found[f"TRENCHCOAT_{name}"] = (
-            "operator/trenchcoat_operator/settings.py",
-            _chart_value(f"TRENCHCOAT_{name}"),
-        )
+                words = _told(lines, node.lineno - 1)
+                if where in SETTINGS:
+                    words = _chart_value(node.value, SETTINGS[where])
+                    if found.get(node.value, ("",))[0] not in SETTINGS:
+                        found[node.value] = where, words
+                found.setdefault(node.value, (where, words))
     rows = [(f"`{name}`", f"`{where}`", words or "-") for name, (where, words) in sorted(found.items())]
     return (
-        "# Environment variables\n\nOf the operator those that the chart sets, of stages those in pods or "
-        "in a shell.\n\n" + table(("variable", "read in", "what it is"), rows)
+        "# Environment variables\n\nOf operator and viewer those that the chart sets, of stages those in "
+        "pods or in a shell.\n\n" + table(("variable", "read in", "what it is"), rows)
     )
 
 
@@ -256,9 +260,9 @@ def _calls(*names: str) -> Iterator[ast.Call]:
                 yield node
 
 
-def _chart_value(variable: str) -> str:
-    """Which value of the chart sets a variable of the operator."""
-    template = (REPO / "charts" / "trenchcoat" / "templates" / "deployment.yaml").read_text()
+def _chart_value(variable: str, name: str) -> str:
+    """Which value of the chart sets a variable in a template."""
+    template = (REPO / "charts" / "trenchcoat" / "templates" / name).read_text()
     line = next(
         (line for line in template.splitlines() if f"{variable}," in line or line.endswith(variable)), ""
     )

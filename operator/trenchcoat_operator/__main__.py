@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import kopf
+from trenchcoat_api.environment import SettingsError
 
 from trenchcoat_operator import handlers, health
 from trenchcoat_operator.kubernetes.client import Cluster
@@ -16,7 +17,7 @@ from trenchcoat_operator.loop.reconciler import Reconciler
 from trenchcoat_operator.loop.worker import Worker
 from trenchcoat_operator.metrics import endpoint
 from trenchcoat_operator.metrics.recorder import Metrics
-from trenchcoat_operator.settings import Settings, SettingsError
+from trenchcoat_operator.settings import Settings
 from trenchcoat_operator.watching import Watching
 
 

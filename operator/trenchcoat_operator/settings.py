@@ -1,25 +1,15 @@
 """What an administrator sets for the whole operator, read from the environment once at start."""
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Self
 
+from trenchcoat_api.environment import SettingsError, Variables
+
 DEFAULT_IMAGE = f"trenchcoat-trainer:{version('trenchcoat')}"
 _PORTS = 65535
-
-
-class SettingsError(ValueError):
-    """A variable of the environment that cannot be used: says which and what it should hold."""
-
-
-def _level(name: str) -> str:
-    """The level that a log begins at, as `logging` calls it; SettingsError where it knows no such name."""
-    if name.upper() not in logging.getLevelNamesMapping():
-        raise SettingsError(f"TRENCHCOAT_LOG_LEVEL is {name!r}: set it to DEBUG, INFO, WARNING or ERROR")
-    return name.upper()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,54 +70,20 @@ class Settings:
             SettingsError: a variable holds something else than it should.
         """
 
-        def text(name: str, default: str) -> str:
-            return environment.get(f"TRENCHCOAT_{name}", "").strip() or default
-
-        def number(name: str, default: float, least: float, most: float = 1_000_000) -> float:
-            raw = text(name, str(default))
-            try:
-                value = float(raw)
-            except ValueError:
-                value = -1.0
-            if not least <= value <= most:
-                raise SettingsError(
-                    f"TRENCHCOAT_{name} is {raw!r}: set it to a number from {least:,.10g} to {most:,.10g}"
-                )
-            return value
-
-        def switch(name: str, default: bool) -> bool:
-            raw = text(name, str(default).lower())
-            if raw not in ("true", "false"):
-                raise SettingsError(f"TRENCHCOAT_{name} is {raw!r}: set it to true or false")
-            return raw == "true"
-
-        def words(name: str) -> tuple[str, ...]:
-            return tuple(word.strip() for word in text(name, "").split(",") if word.strip())
-
-        def variables(name: str) -> tuple[dict[str, Any], ...]:
-            try:
-                items = json.loads(text(name, "[]"))
-            except ValueError:
-                items = None
-            named = isinstance(items, list) and all(
-                isinstance(item, dict) and item.get("name") for item in items
-            )
-            if not named:  # without what it holds: people write passwords where they should not
-                raise SettingsError(f"TRENCHCOAT_{name} is no list of variables in JSON: set trainer.env")
-            return tuple(items)
-
-        base = cls()
+        variables, base = Variables(environment), cls()
         pods = PodDefaults(
-            image=text("TRAINER_IMAGE", base.pods.image),
-            pull_policy=text("TRAINER_PULL_POLICY", base.pods.pull_policy),
-            pull_secrets=words("TRAINER_PULL_SECRETS"),
-            cpu=text("TRAINER_CPU", base.pods.cpu),
-            cpu_limit=text("TRAINER_CPU_LIMIT", base.pods.cpu_limit),
-            memory=text("TRAINER_MEMORY", base.pods.memory),
-            memory_limit=text("TRAINER_MEMORY_LIMIT", base.pods.memory_limit),
-            env=variables("TRAINER_ENV"),
-            grace_seconds=int(number("TRAINER_GRACE_SECONDS", base.pods.grace_seconds, 0)),
-            fixed_user=switch("TRAINER_FIXED_USER", base.pods.fixed_user),
+            image=variables.text("TRENCHCOAT_TRAINER_IMAGE", base.pods.image),
+            pull_policy=variables.text("TRENCHCOAT_TRAINER_PULL_POLICY", base.pods.pull_policy),
+            pull_secrets=variables.words("TRENCHCOAT_TRAINER_PULL_SECRETS"),
+            cpu=variables.text("TRENCHCOAT_TRAINER_CPU", base.pods.cpu),
+            cpu_limit=variables.text("TRENCHCOAT_TRAINER_CPU_LIMIT", base.pods.cpu_limit),
+            memory=variables.text("TRENCHCOAT_TRAINER_MEMORY", base.pods.memory),
+            memory_limit=variables.text("TRENCHCOAT_TRAINER_MEMORY_LIMIT", base.pods.memory_limit),
+            env=_variables_of_pods(variables, "TRENCHCOAT_TRAINER_ENV"),
+            grace_seconds=int(
+                variables.number("TRENCHCOAT_TRAINER_GRACE_SECONDS", base.pods.grace_seconds, 0)
+            ),
+            fixed_user=variables.switch("TRENCHCOAT_TRAINER_FIXED_USER", default=base.pods.fixed_user),
         )
         if pods.pull_policy not in ("Always", "IfNotPresent", "Never"):
             raise SettingsError(
@@ -135,15 +91,30 @@ class Settings:
             )
         return cls(
             pods=pods,
-            namespaces=words("NAMESPACES"),
-            count_gpus=switch("COUNT_GPUS", base.count_gpus),
-            workers=int(number("WORKERS", base.workers, 1)),
-            poll_seconds=number("POLL_SECONDS", base.poll_seconds, 0.1),
-            pending_jobs=int(number("PENDING_JOBS", base.pending_jobs, 0)),
-            pending_patience_seconds=number("PENDING_PATIENCE_SECONDS", base.pending_patience_seconds, 0),
-            gang_patience_seconds=number("GANG_PATIENCE_SECONDS", base.gang_patience_seconds, 0),
-            resync_seconds=number("RESYNC_SECONDS", base.resync_seconds, 1),
-            health_port=int(number("HEALTH_PORT", base.health_port, 1, _PORTS)),
-            metrics_port=int(number("METRICS_PORT", base.metrics_port, 0, _PORTS)),
-            log_level=_level(text("LOG_LEVEL", base.log_level)),
+            namespaces=variables.words("TRENCHCOAT_NAMESPACES"),
+            count_gpus=variables.switch("TRENCHCOAT_COUNT_GPUS", default=base.count_gpus),
+            workers=int(variables.number("TRENCHCOAT_WORKERS", base.workers, 1)),
+            poll_seconds=variables.number("TRENCHCOAT_POLL_SECONDS", base.poll_seconds, 0.1),
+            pending_jobs=int(variables.number("TRENCHCOAT_PENDING_JOBS", base.pending_jobs, 0)),
+            pending_patience_seconds=variables.number(
+                "TRENCHCOAT_PENDING_PATIENCE_SECONDS", base.pending_patience_seconds, 0
+            ),
+            gang_patience_seconds=variables.number(
+                "TRENCHCOAT_GANG_PATIENCE_SECONDS", base.gang_patience_seconds, 0
+            ),
+            resync_seconds=variables.number("TRENCHCOAT_RESYNC_SECONDS", base.resync_seconds, 1),
+            health_port=int(variables.number("TRENCHCOAT_HEALTH_PORT", base.health_port, 1, _PORTS)),
+            metrics_port=int(variables.number("TRENCHCOAT_METRICS_PORT", base.metrics_port, 0, _PORTS)),
+            log_level=variables.log_level("TRENCHCOAT_LOG_LEVEL", base.log_level),
         )
+
+
+def _variables_of_pods(variables: Variables, name: str) -> tuple[dict[str, Any], ...]:
+    try:
+        items = json.loads(variables.text(name, "[]"))
+    except ValueError:
+        items = None
+    if not isinstance(items, list) or not all(isinstance(item, dict) and item.get("name") for item in items):
+        # Without what it holds: people write passwords where they should not.
+        raise SettingsError(f"{name} is no list of variables in JSON: set trainer.env")
+    return tuple(items)

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from trenchcoat_viewer.settings import Settings, SettingsError
+from trenchcoat_api.environment import SettingsError
+from trenchcoat_viewer.settings import Settings
 
 PROGRAMS = {"trenchcoat_operator": "TRENCHCOAT_METRICS_PORT", "trenchcoat_viewer": "TRENCHCOAT_VIEWER_PORT"}
 KUBECONFIG = """

@@ -1,7 +1,8 @@
 """Settings from the environment."""
 
 import pytest
-from trenchcoat_operator.settings import Settings, SettingsError
+from trenchcoat_api.environment import SettingsError
+from trenchcoat_operator.settings import Settings
 
 
 def test_defaults() -> None:

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 from aiohttp import web
+from trenchcoat_api.environment import SettingsError
 from trenchcoat_operator.kubernetes.client import Cluster
 from trenchcoat_operator.kubernetes.errors import NoClusterError
 
 from trenchcoat_viewer.access import Access
 from trenchcoat_viewer.runs import Runs
 from trenchcoat_viewer.server import Viewer
-from trenchcoat_viewer.settings import Settings, SettingsError
+from trenchcoat_viewer.settings import Settings
 
 
 def main() -> int:

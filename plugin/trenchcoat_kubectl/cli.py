@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from trenchcoat_api.planning.command import add_options
+from trenchcoat_api.printing import OutputError, Printer
 
 from trenchcoat_kubectl import commands, planning, reporting
 from trenchcoat_kubectl.kubectl import Kubectl, PluginError
@@ -19,9 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         code: int = arguments.run(
-            arguments, Kubectl(_flags(arguments)), Console(highlight=False, soft_wrap=False)
+            arguments, Kubectl(_flags(arguments)), Printer(highlight=False, soft_wrap=False)
         )
-    except PluginError as error:
+    except (PluginError, OutputError) as error:
         Console(stderr=True, highlight=False).print(
             f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True
         )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trenchcoat_api.exitcodes import ExitCode
+from trenchcoat_api.printing import OutputError
 from trenchcoat_api.stages import DISTRIBUTED, WITHOUT_ADAPTED_TEACHER, Stage
 
 from trenchcoat_trainer.local.command import add_run, at_least_one
@@ -62,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # of stages a second one: what they have not saved yet is computed again
         logging.getLogger(__name__).error("ended at once; the same command goes on from what is saved")
         return _INTERRUPTED
+    except OutputError as error:
+        logging.getLogger(__name__).error("%s", error)
+        return int(ExitCode.FAILED)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _OF_TRAINER:
             raise

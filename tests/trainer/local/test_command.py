@@ -8,7 +8,7 @@ from trenchcoat_api.artifacts import Artifacts
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_trainer.cli import main
-from trenchcoat_trainer.local.processes import StageProcesses
+from trenchcoat_trainer.local.processes import StageProcesses, open_logs
 from trenchcoat_trainer.runtime.processes import RankProcesses
 from trenchcoat_trainer.store import open_store
 
@@ -48,6 +48,17 @@ def test_a_store_that_is_no_folder_is_named(
     assert main(["run", str(write_spec(make_spec(), tmp_path)), "--store", str(store)]) == 69
     told = capsys.readouterr().err
     assert f"error: {store}/logs cannot be written to (Not a directory): name with --store" in told
+
+
+def test_a_store_where_another_run_is_at_work_is_refused(
+    make_spec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, file = tmp_path / "store", write_spec(make_spec(), tmp_path)
+    with open_logs(store):
+        assert main(["run", str(file), "--store", str(store)]) == ExitCode.BAD_INPUT
+    assert f"another `trenchcoat run` is at work in {store}: wait until" in capsys.readouterr().err
+    with open_logs(store):
+        pass  # it is free again
 
 
 def test_a_damaged_manifest_is_named_with_the_remedy(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -176,6 +177,17 @@ def test_a_plan_for_programs(capsys: pytest.CaptureFixture[str], output: str) ->
     assert document["cost"] == pytest.approx(2.5 * document["gpuHours"], rel=0.01)
     crias = next(row for row in document["stages"] if row["name"] == "cria")
     assert crias["seconds"] == pytest.approx(2 * crias["jobSeconds"], rel=0.01)
+
+
+@pytest.mark.parametrize("output", ["table", "json"])
+def test_a_plan_that_cannot_be_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        code, _, err = plan_405b(capsys, EXAMPLES / "llama-3.1-405b.yaml", "-o", output)
+    assert code == ExitCode.FAILED
+    assert "standard output cannot be written to (No space left on device)" in err
 
 
 @pytest.mark.parametrize(

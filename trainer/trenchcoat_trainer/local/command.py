@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+from trenchcoat_api.printing import Printer
 
 from trenchcoat_trainer.errors import BadInputError, StageError
 from trenchcoat_trainer.runtime.stop import StopRequest
@@ -47,7 +48,7 @@ def _run(arguments: argparse.Namespace) -> int:
     # Late, because it loads much, and a stop may be requested meanwhile.
     from trenchcoat_trainer.local.run import LocalRunError, run_locally
 
-    console = Console()
+    console = Printer()
     try:
         if arguments.summary is not None:  # before hours of work, not after
             _try_to_write(arguments.summary)

@@ -13,6 +13,7 @@ from trenchcoat_api.planning.command import add_options, given, read_config, tel
 from trenchcoat_api.planning.model import PlannedModel
 from trenchcoat_api.planning.outline import Outline
 from trenchcoat_api.planning.plan import make_plan
+from trenchcoat_api.printing import Printer
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 from trenchcoat_api.spec import TrenchcoatSpec
 
@@ -48,7 +49,7 @@ def _run(arguments: argparse.Namespace) -> int:
     except (InvalidTrenchcoatError, OSError, ValueError) as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(redact(str(error)))}", highlight=False)
         return int(ExitCode.BAD_INPUT)
-    return tell(plan, spec, arguments, Console())
+    return tell(plan, spec, arguments, Printer())
 
 
 def read_model(spec: TrenchcoatSpec, store: Path | None) -> PlannedModel:

@@ -1,9 +1,13 @@
 """One stage as processes of this machine, with logs and a GPU of their own."""
 
+import errno
+import fcntl
+import logging
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -11,7 +15,7 @@ from typing import IO
 from trenchcoat_api.artifacts import Artifact
 from trenchcoat_api.stages import Stage
 
-from trenchcoat_trainer.errors import StoreError
+from trenchcoat_trainer.errors import BadInputError, StoreError
 from trenchcoat_trainer.local.schedule import visible_devices
 from trenchcoat_trainer.reporting.writing import ENV_REPORT, NEVER
 from trenchcoat_trainer.runtime.forking import ForkServer
@@ -23,7 +27,11 @@ from trenchcoat_trainer.runtime.processes import (
 )
 from trenchcoat_trainer.runtime.termination import ENV_TERMINATION_LOG
 
+logger = logging.getLogger(__name__)
+
 SERVER_LOG = "fork-server.log"
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What a file system without locks answers, such as Lustre mounted so."""
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -84,19 +92,43 @@ class RunFiles:
     """An existing folder for what stages print."""
 
 
-def open_logs(store: Path) -> Path:
-    """The folder below a store for what stages print; it is made, and tried.
+@contextmanager
+def open_logs(store: Path) -> Iterator[Path]:
+    """The folder below a store for what stages print: made, tried, and one run's at a time.
+
+    Two runs would write into each other's logs, and into artifacts that both make.
 
     Raises:
+        BadInputError: another run has it.
         StoreError: it cannot be written to.
     """
     logs = store / "logs"
     try:
         logs.mkdir(parents=True, exist_ok=True)
         (logs / SERVER_LOG).touch()
+        folder = os.open(logs, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise _unwritable(store, error) from error
-    return logs
+    try:
+        _lock(folder, store)
+        yield logs
+    finally:
+        os.close(folder)
+
+
+def _lock(folder: int, store: Path) -> None:
+    """Lock an open folder of a store until it is closed, however this process ends."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BadInputError(
+            f"another `trenchcoat run` is at work in {store}: wait until it has ended, or name another "
+            "folder with --store"
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise _unwritable(store, error) from error
+        logger.warning("%s is on a file system without locks: let no other run use it meanwhile", store)
 
 
 def _unwritable(store: Path, error: OSError) -> StoreError:

@@ -102,8 +102,7 @@ def run_locally(
         raise LocalRunError(str(error), ExitCode.BAD_INPUT) from error
     except OSError as error:
         raise LocalRunError(f"{spec_file} cannot be read: {error.strerror}", ExitCode.BAD_INPUT) from error
-    logs = open_logs(store)
-    with ForkServer(all_modules(), logs / SERVER_LOG) as server:
+    with open_logs(store) as logs, ForkServer(all_modules(), logs / SERVER_LOG) as server:
         search = MachineSearch(server)
         starter = StageStarter(RunFiles(spec_file, store, logs), server)
         run = _LocalRun(trenchcoat.spec, starter, search, parallel_crias, stop)

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from trenchcoat_api.exitcodes import ExitCode
+from trenchcoat_api.printing import Printer
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 
 from trenchcoat_trainer.errors import BadInputError, StageError
@@ -37,7 +38,7 @@ def add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    console = Console()
+    console = Printer()
     try:
         page, store_path = _page(arguments)
         output = arguments.output

@@ -255,6 +255,12 @@ def _end_to_end(outline: Outline, fleet: Fleet, epochs: int) -> float:
     return start + seconds
 
 
+def long_step_cost(outline: Outline, fleet: Fleet, multiple: int) -> float:
+    """What a step of the stitch on sequences so many times as long takes, in parts of one on stored ones."""
+    stitch = outline.spec.stitch
+    return _step(outline, fleet, stitch, multiple) / _step(outline, fleet, stitch, 1)
+
+
 def _step(outline: Outline, fleet: Fleet, stitch: Stitch, multiple: int) -> float:
     """An optimiser step on sequences that are so many times as long."""
     ranks = ranks_of(outline, Stage.STITCH)

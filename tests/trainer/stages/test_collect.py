@@ -171,8 +171,11 @@ def test_a_stopped_collection_goes_on_and_gives_the_same_bytes(
     context = open_context(spec, Stage.COLLECT, folder=tokenized)
     kept = [path for path in uninterrupted if context.writer.recorded(path)]
     written = record_writes(context)
+    told = record_fractions(context)
     collect.run(context)
     assert collected(spec, tokenized) == uninterrupted
+    assert told == sorted(told) and told[-1] == 1
+    assert (told[0] > 0.3) == (looks == 40), "what the first attempt has left is done"
     assert sorted(kept + written) == sorted(uninterrupted)
     assert bool(kept) == (looks >= 7)
 
@@ -252,6 +255,12 @@ def record_writes(context: Any) -> list[str]:
 
     context.writer.write_tensors = write_tensors
     return written
+
+
+def record_fractions(context: Any) -> list[float]:
+    told: list[float] = []
+    context.progress.update = lambda *args, fraction, **others: told.append(fraction)
+    return told
 
 
 @pytest.fixture(params=[("float32", False), ("float32", True), ("bfloat16", False), ("bfloat16", True)])

@@ -19,6 +19,7 @@ from trenchcoat_trainer.models.artifacts import (
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.stages import cria, shard, stitch, tokenize
 from trenchcoat_trainer.stages.stitch.batches import StitchData
+from trenchcoat_trainer.stages.stitch.course import Course
 from trenchcoat_trainer.stages.stitch.engine import next_token_loss
 from trenchcoat_trainer.stages.stitch.recall import IGNORED
 
@@ -187,6 +188,9 @@ def test_longer_sequences_than_the_teacher_has_positions_are_as_long_as_fit(
     assert data.multiple == 4
     *_, last = data.batches(0)
     assert [micro.tokens.shape for micro in last.micro_batches] == [(1, 256)] * 2
+    course = Course.of(context, data, 1)
+    assert (course.steps, course.long_steps) == (data.steps, data.long_steps)
+    assert course.long_steps and course.long_cost > 0
     stitch.run(context)
     assert "longSequences.multiple is 8, which is past the positions" in caplog.text
     assert "it is taken as 4" in caplog.text

@@ -7,6 +7,7 @@ from typing import Self
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from trenchcoat_api import texts
 from trenchcoat_api.artifacts import Artifact
 from trenchcoat_api.artifacts import Progress as StageProgress
 
@@ -53,10 +54,11 @@ class Display:
         """Show how far a stage is."""
         steps = f"{progress.step}/{progress.steps}" if progress.steps else f"{progress.step}"
         losses = " ".join(f"{name} {value}" for name, value in progress.losses.items())
+        left = "" if progress.eta_seconds is None else f"{texts.duration(progress.eta_seconds)} left"
         self._bars.update(
             self._tasks[artifact.key],
             completed=progress.fraction,
-            detail=f"{progress.phase} {steps} {losses}".strip(),
+            detail=" ".join(part for part in (progress.phase, steps, left, losses) if part),
         )
 
     def end(self, artifact: Artifact, detail: str, *, complete: bool = True) -> None:

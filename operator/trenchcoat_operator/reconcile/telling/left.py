@@ -2,6 +2,8 @@
 
 import heapq
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from statistics import fmean
 
 from trenchcoat_api.artifacts import Progress
@@ -15,6 +17,8 @@ _AT_WORK = (State.RUNNING, State.STARTING)
 _OVER = (State.SUCCEEDED, State.FAILED)
 _ENOUGH = 0.05
 """The share of a Cria from which on its own pace tells how long a whole one takes."""
+_FREED = timedelta(seconds=60)
+"""So long after a Cria is complete its place counts as that of the next one, whose Job is being made."""
 
 
 def of_stages(situation: Situation) -> float | None:
@@ -31,21 +35,23 @@ def of_stages(situation: Situation) -> float | None:
 
 def of_crias(situation: Situation) -> float | None:
     """Seconds until all Crias are done, those that wait included; None while unknown or nothing runs."""
-    reports = situation.look.observed.store.progress
-    crias = [item for item in situation.assessments if item.work.stage is Stage.CRIA]
-    at_work = [item for item in crias if item.state in _AT_WORK]
+    reports, now = situation.look.observed.store.progress, situation.look.now
+    crias = [
+        _Cria(item, reports.get(item.work.key), now, situation.starts(item))
+        for item in situation.assessments
+        if item.work.stage is Stage.CRIA
+    ]
+    at_work = [cria for cria in crias if cria.at_work]
     if not at_work:
         return None
-    whole = _whole(crias, [reports.get(item.work.key) for item in at_work if item.state is State.RUNNING])
-    if whole is None:
+    each = _seconds_per_layer(crias)
+    if each is None:
         return None
-    running = [_left(item, reports.get(item.work.key), whole) for item in at_work]
-    waiting = [
-        whole * (1 - _saved(reports.get(item.work.key)))
-        for item in crias
-        if item.state not in (*_AT_WORK, *_OVER)
-    ]
-    return until_done(running, waiting)
+    freed = [cria for cria in crias if cria.is_fresh]
+    # Without the place that has just come free, all that wait would seem to share the others.
+    most = max(situation.look.former.max_crias_running, len(at_work))
+    places = [cria.left(each) for cria in at_work] + [0.0] * min(len(freed), most - len(at_work))
+    return until_done(places, [cria.whole(each) for cria in crias if cria.waits])
 
 
 def until_done(running: Sequence[float], waiting: Iterable[float]) -> float:
@@ -65,21 +71,85 @@ def until_done(running: Sequence[float], waiting: Iterable[float]) -> float:
     return last
 
 
-def _whole(crias: Sequence[Assessment], running: Sequence[Progress | None]) -> float | None:
-    """Seconds of a whole Cria: as those that this run has made took, or else as those that run will."""
-    made = [item.manifest.seconds for item in crias if item.manifest is not None and item.tries]
-    told = [report for report in running if report is not None and report.eta_seconds is not None]
-    likely = [report for report in told if report.fraction >= _ENOUGH] or told
-    paced = [(report.eta_seconds or 0.0) / (1 - report.fraction) for report in likely if report.fraction < 1]
-    return fmean(made or paced) if made or paced else None
+@dataclass(frozen=True, slots=True)
+class _Cria:
+    """A Cria, and what it last told of itself."""
+
+    item: Assessment
+    report: Progress | None
+    now: datetime
+    starts: bool
+    """Whether its Job is made now."""
+
+    @property
+    def layers(self) -> int:
+        assert self.item.work.artifact.cria is not None, "a Cria's work knows its range"  # noqa: S101
+        return len(self.item.work.artifact.cria.layers)
+
+    @property
+    def at_work(self) -> bool:
+        return self.starts or self.item.state in _AT_WORK
+
+    @property
+    def waits(self) -> bool:
+        return not self.at_work and self.item.state not in _OVER
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether this run has just completed it."""
+        manifest = self.item.manifest
+        return bool(manifest is not None and self.item.tries and self.now - manifest.completed_at < _FREED)
+
+    @property
+    def began(self) -> datetime | None:
+        """When its latest try began to run. Pulling an image, which nodes do once, comes before."""
+        pods = self.item.latest.pods if self.item.latest is not None else ()
+        return min((pod.started_at for pod in pods if pod.started_at is not None), default=None)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since then."""
+        if self.starts or self.began is None:
+            return 0.0
+        return max(0.0, (self.now - self.began).total_seconds())
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds that it tells it has left, while it runs; None where it told none."""
+        return self.report.eta_seconds if self.report and self.item.state is State.RUNNING else None
+
+    def took(self) -> float | None:
+        """Seconds of the Job of one that this run has made; None of others."""
+        manifest, latest = self.item.manifest, self.item.latest
+        if manifest is None or latest is None:
+            return None
+        if len(self.item.tries) > 1 or self.began is None:
+            return manifest.seconds
+        ended = latest.finished_at or manifest.completed_at
+        return max(manifest.seconds, (ended - self.began).total_seconds())
+
+    def will_take(self) -> float | None:
+        """Seconds of the Job of one that runs; None where it told nothing to go by."""
+        if self.report is None or self.eta is None or self.report.fraction >= 1:
+            return None
+        paced = self.eta / (1 - self.report.fraction)
+        return max(paced, self.elapsed + self.eta) if self.item.attempt == 1 else paced
+
+    def whole(self, each: float) -> float:
+        """Seconds of its next Job, at `each` for a layer: what a checkpoint holds is not done again."""
+        saved = self.report.saved_fraction if self.report else None
+        return each * self.layers * (1 - (saved or 0.0))
+
+    def left(self, each: float) -> float:
+        """Seconds that its Job has left, at `each` for a layer."""
+        return self.eta if self.eta is not None else max(0.0, self.whole(each) - self.elapsed)
 
 
-def _left(item: Assessment, report: Progress | None, whole: float) -> float:
-    if item.state is State.RUNNING and report is not None and report.eta_seconds is not None:
-        return report.eta_seconds
-    return whole * (1 - _saved(report))
-
-
-def _saved(report: Progress | None) -> float:
-    """What a Cria that begins again need not do again."""
-    return (report.saved_fraction or 0.0) if report is not None else 0.0
+def _seconds_per_layer(crias: Sequence[_Cria]) -> float | None:
+    """As those that this run has made took, or else as those that run will; None while unknown."""
+    made = [seconds / cria.layers for cria in crias if (seconds := cria.took()) is not None]
+    if made:
+        return fmean(made)
+    told = [cria for cria in crias if cria.will_take() is not None]
+    likely = [cria for cria in told if cria.report and cria.report.fraction >= _ENOUGH] or told
+    return fmean((cria.will_take() or 0.0) / cria.layers for cria in likely) if likely else None

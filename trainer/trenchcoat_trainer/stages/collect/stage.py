@@ -119,7 +119,7 @@ class Worker:
         self._dtype = TORCH_DTYPES[context.spec.dtype]
         self._hidden_size = teacher.config.hidden_size
         self._sequences = self._passed = 0
-        """Sequences to be computed, and those that are."""
+        """Sequences of the whole text, and those that are computed."""
         own = split_layers(max(boundaries) + 1, context.world_size)[context.rank]
         self._watch = FiniteWatch(list(own), device)
         self._part = _load_part(teacher, own, self._dtype, device, with_embedding=context.rank == 0)
@@ -127,7 +127,8 @@ class Worker:
     def run(self, order: Order, groups: list[int]) -> None:
         """Compute these groups of sequences, in order."""
         context = self._context
-        self._sequences = sum(order.length(group) for group in groups)
+        self._sequences = sum(map(order.length, range(order.groups)))
+        self._passed = self._sequences - sum(map(order.length, groups))  # by an earlier attempt
         with BackgroundWriter(context.writer) as writer:
             for done, group in enumerate(groups):
                 first = group * order.group_size

@@ -97,14 +97,14 @@ def run_tasks(context: StageContext, forms: Sequence[str], device: torch.device)
     with tempfile.TemporaryDirectory(prefix="trenchcoat-") as folder:
         fetch_tasks(asked, context.store, Path(folder))
         harness = Harness(context, asked, Path(folder))
-        for index, form in enumerate(wanted):
-            if form.value not in scores:
-                context.stop.check()
-                logger.info("running tasks with %s", form.value)
-                scores[form.value] = harness.run(whole_model(context, form, device))
-                told = {name: [asdict(row) for row in found] for name, found in scores.items()}
-                context.checkpoint.save({}, told, SAVED)
-            done = index + 1
+        # Of those that an earlier attempt has run nothing is told: they would seem to take no time.
+        missing = [form for form in wanted if form.value not in scores]
+        for done, form in enumerate(missing, len(wanted) - len(missing) + 1):
+            context.stop.check()
+            logger.info("running tasks with %s", form.value)
+            scores[form.value] = harness.run(whole_model(context, form, device))
+            told = {name: [asdict(row) for row in found] for name, found in scores.items()}
+            context.checkpoint.save({}, told, SAVED)
             context.progress.update(SAVED, done, len(wanted), fraction=0.5 + 0.5 * done / len(wanted))
     return scores
 

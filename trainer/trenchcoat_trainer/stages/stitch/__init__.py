@@ -24,6 +24,7 @@ from trenchcoat_trainer.runtime.devices import choose_device
 from trenchcoat_trainer.runtime.progress import format_loss
 from trenchcoat_trainer.runtime.training import CHECKPOINT_SECONDS, Cursor
 from trenchcoat_trainer.stages.stitch.batches import StitchData
+from trenchcoat_trainer.stages.stitch.course import Course
 from trenchcoat_trainer.stages.stitch.engine import MOMENTS, Engine
 from trenchcoat_trainer.stages.stitch.memory import choose
 from trenchcoat_trainer.stages.stitch.recall import RecallCounts
@@ -99,6 +100,7 @@ def train(engine: Engine, context: StageContext, subject: Subject, cursor: Stitc
             long.multiple,
             f"it is taken as {data.multiple}" if data.multiple > 1 else "no sequence is longer",
         )
+    course = Course.of(context, data, subject.epochs)
     saved_at = time.monotonic()
     while cursor.epoch < subject.epochs:
         for batch in data.batches(cursor.epoch, start_step=cursor.step):
@@ -113,7 +115,7 @@ def train(engine: Engine, context: StageContext, subject: Subject, cursor: Stitc
                 subject.name,
                 cursor.done,
                 steps,
-                fraction=cursor.done / steps,
+                fraction=course.share(cursor.done),
                 losses={subject.name: cursor.final or 0.0},
                 tokens=batch.tokens,
             )

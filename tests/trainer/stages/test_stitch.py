@@ -188,7 +188,7 @@ def test_longer_sequences_than_the_teacher_has_positions_are_as_long_as_fit(
     assert data.multiple == 4
     *_, last = data.batches(0)
     assert [micro.tokens.shape for micro in last.micro_batches] == [(1, 256)] * 2
-    course = Course.of(context, data, 1)
+    course = Course.of(context, data, 1, on_gpu=False)
     assert (course.steps, course.long_steps) == (data.steps, data.long_steps)
     assert course.long_steps and course.long_cost > 0
     stitch.run(context)

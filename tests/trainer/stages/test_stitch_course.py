@@ -1,5 +1,6 @@
 """How far the stitch is, by what its steps are planned to take."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trenchcoat_api.planning.command import read_config
 from trenchcoat_api.planning.outline import Outline
-from trenchcoat_api.planning.rates import Rates
+from trenchcoat_api.planning.rates import Kind, Rates
 from trenchcoat_api.planning.timing import Fleet, long_step_cost
 from trenchcoat_api.resource import Trenchcoat
-from trenchcoat_trainer.stages.stitch.course import Course
+from trenchcoat_trainer.stages.stitch.course import Course, by_products
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
@@ -34,8 +35,14 @@ def test_a_long_sequence_that_one_of_several_ranks_takes_alone_is_planned_to_tak
     assert 4 < planned("llama-3.1-70b", multiple=8) < 8, "of 8 GPUs 7 have none"
 
 
-def planned(example: str, multiple: int) -> float:
+def test_on_a_cpu_it_is_what_the_busiest_rank_multiplies() -> None:
+    """Of 8 ranks each takes a sequence; of eight times the length one takes one, and 7 have none."""
+    assert planned("llama-3.1-70b", multiple=8, as_taken=by_products) == pytest.approx(8)
+    assert planned("llama-3.1-8b", multiple=8, as_taken=by_products) == pytest.approx(1)
+
+
+def planned(example: str, multiple: int, as_taken: Callable[[Kind], Kind] = lambda kind: kind) -> float:
     spec = Trenchcoat.from_yaml(EXAMPLES / f"{example}.yaml").spec
     outline = Outline.of(spec, read_config(EXAMPLES / "models" / f"{example}.json"))
     rates = Rates.load()
-    return long_step_cost(outline, Fleet(rates.kind(None)[1], rates, crias=1), multiple)
+    return long_step_cost(outline, Fleet(as_taken(rates.kind(None)[1]), rates, crias=1), multiple)

@@ -100,7 +100,8 @@ def train(engine: Engine, context: StageContext, subject: Subject, cursor: Stitc
             long.multiple,
             f"it is taken as {data.multiple}" if data.multiple > 1 else "no sequence is longer",
         )
-    course = Course.of(context, data, subject.epochs)
+    on_gpu = choose_device(context).type == "cuda"
+    course = Course.of(context, data, subject.epochs, on_gpu=on_gpu)
     saved_at = time.monotonic()
     while cursor.epoch < subject.epochs:
         for batch in data.batches(cursor.epoch, start_step=cursor.step):

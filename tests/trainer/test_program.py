@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from trenchcoat_trainer.runtime.termination import write_termination_log
 from trenchcoat_trainer.stages import tokenize
 from trenchcoat_trainer.store import FolderStore
 
+from tests.trainer.helpers.holding import hold_collect, holding_ranks
 from tests.waiting import until
 
 
@@ -194,6 +196,7 @@ def test_anything_else_is_a_failure_told_with_its_kind(
 
 def collect_in_child(spec: Path, folder: Path) -> None:
     torch.set_num_threads(1)
+    hold_collect()
     raise SystemExit(run("collect", spec, folder))
 
 
@@ -204,23 +207,25 @@ def test_a_signal_stops_a_stage_which_goes_on_when_started_again(make_spec, tmp_
     run("tokenize", file, tmp_path)
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(
-        ["trenchcoat_trainer.stages.collect", "tests.trainer.helpers.trainer_samples"]
+        ["tests.trainer.helpers.holding", "tests.trainer.helpers.trainer_samples"]
     )
     child = processes.Process(target=collect_in_child, args=(file, tmp_path))
     child.start()
     progress = tmp_path / "store" / spec.store.bucket / Artifacts(spec).collect.progress_path
-    until(progress.exists, 30, "it tells its progress")
+    until(progress.exists, 120, "it tells its progress")
     assert child.pid is not None
     os.kill(child.pid, signal.SIGTERM)
-    child.join(30)
+    child.join(120)
     assert child.exitcode == ExitCode.PREEMPTED
     assert not (progress.parent / "manifest.json").exists()
     assert run("collect", file, tmp_path) == ExitCode.OK
 
 
-def collect_as_two(spec: Path, folder: Path) -> "subprocess.Popen[bytes]":
+def collect_as_two(
+    spec: Path, folder: Path, variables: Mapping[str, str] | None = None
+) -> "subprocess.Popen[bytes]":
     words = ["collect", "--spec", str(spec), "--store", str(folder / "store"), "--processes", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | dict(variables or {})
     return subprocess.Popen([sys.executable, "-m", "trenchcoat_trainer", *words], env=environment)
 
 
@@ -234,11 +239,11 @@ def test_several_processes_are_one_stage(make_spec, tmp_path: Path, termination_
     termination_log.unlink()
 
     run("tokenize", file, tmp_path)
-    stopped = collect_as_two(file, tmp_path)
+    stopped = collect_as_two(file, tmp_path, holding_ranks(tmp_path / "holding"))
     progress = tmp_path / "store" / spec.store.bucket / Artifacts(spec).collect.progress_path
-    until(progress.exists, 30, "it tells its progress")
+    until(progress.exists, 120, "it tells its progress")
     stopped.send_signal(signal.SIGTERM)
-    assert stopped.wait(60) == ExitCode.PREEMPTED
+    assert stopped.wait(120) == ExitCode.PREEMPTED
     assert not (progress.parent / "manifest.json").exists()
     termination_log.unlink()
 
@@ -282,7 +287,7 @@ def test_a_signal_ends_a_rank_that_waits_for_one_that_never_comes(
     try:
         heard_from(rank, port)
         bereft.send_signal(signal.SIGTERM)
-        assert bereft.wait(20) == -signal.SIGTERM
+        assert bereft.wait(60) == -signal.SIGTERM
     finally:
         bereft.kill()
 

@@ -68,10 +68,10 @@ def maker(boundary: Artifact, made: Made) -> Artifact:
 
 
 def still_needed(made: Made, complete: Container[str]) -> list[Artifact]:
-    """The boundaries that a Cria, or the making of another boundary, is still to read, the last first.
+    """The hidden states that a Cria, or the making of a boundary, is still to read, the last first.
 
     Args:
-        made: all artifacts of the run.
+        made: all artifacts of the run, which has Crias.
         complete: content keys of those that are.
     """
     crias = {item.cria.index: item.key for item in made.get(Stage.CRIA, ()) if item.cria is not None}
@@ -79,6 +79,8 @@ def still_needed(made: Made, complete: Container[str]) -> list[Artifact]:
     remade = False
     for item in reversed(made.get(Stage.COLLECT, ())):
         if item.boundary is None:
+            if any(key not in complete for key in crias.values()):
+                needed.append(item)
             continue
         if remade or crias[item.boundary] not in complete:
             needed.append(item)

@@ -145,7 +145,7 @@ def make_plan(outline: Outline, given: Given) -> Plan:
     fleet = Fleet(kind, given.rates, parallel_crias(outline, given.gpus))
     found = times(outline, fleet)
     rows = [_stage(outline, time, given, price) for time in found.stages]
-    hours, left = sum(row.gpu_hours for row in rows), sum(map(_hours_left, rows))
+    hours, left = sum(row.gpu_hours for row in rows), _hours_left(rows)
     decode, lengths = _decoding(outline)
     return Plan(
         model=outline.facts,
@@ -218,8 +218,13 @@ def _keys(outline: Outline, stage: Stage) -> list[str]:
     return [artifact.key for artifact in wanted if artifact.stage is stage]
 
 
-def _hours_left(row: StagePlan) -> float:
-    return row.gpu_hours * (row.jobs - row.complete) / row.jobs
+def _hours_left(rows: list[StagePlan]) -> float:
+    trained = any(row.name is Stage.CRIA and row.complete == row.jobs for row in rows)
+    return sum(
+        row.gpu_hours * (row.jobs - row.complete) / row.jobs
+        for row in rows
+        if not (trained and row.name is Stage.COLLECT)  # which nothing else reads
+    )
 
 
 def _at_once(row: StagePlan, fleet: Fleet) -> int:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from trenchcoat_api import constants
 from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_api.stages import Stage
 
 from trenchcoat_operator.gpus.places import UNSCHEDULABLE_GRACE
 from trenchcoat_operator.kubernetes import kinds
@@ -84,6 +85,8 @@ class Observer:
     def made(self, trenchcoat: Trenchcoat, observed: Observed, actions: tuple[Action, ...]) -> frozenset[str]:
         """Content keys of those artifacts that Jobs are to be made for, and that have come to be there since.
 
+        Of hidden states it matters whether the Crias that would read them have.
+
         Raises:
             StoreError: the store cannot be used.
         """
@@ -94,15 +97,14 @@ class Observer:
         }
         if not wanted:
             return frozenset()  # most looks make nothing: they need not open the store for it
+        works = graph.possible(trenchcoat.spec, observed.store.told)
+        if any(work.stage is Stage.COLLECT and work.key in wanted for work in works):
+            crias = {work.key for work in works if work.stage is Stage.CRIA}
+            wanted |= crias.difference(observed.store.manifests)
         reader = self._stores.open(trenchcoat)
-        found = [
-            work.artifact
-            for work in graph.possible(trenchcoat.spec, observed.store.told)
-            if work.key in wanted and reader.is_complete(work.artifact)
-        ]
-        for artifact in found:
-            self._stores.manifests.forget_absent(reader, artifact)
-        return frozenset(artifact.key for artifact in found)
+        return frozenset(
+            work.key for work in works if work.key in wanted and reader.is_complete(work.artifact)
+        )
 
     # The cluster
 

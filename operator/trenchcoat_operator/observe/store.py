@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 from trenchcoat_api.artifacts import Artifact, Deletion, Manifest, Progress
 from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_api.stages import Stage
 
 from trenchcoat_operator.model.observed import Child, ChildPhase, Problem, StoreView
 from trenchcoat_operator.storage.access import Stores
@@ -167,12 +168,12 @@ class StoreLook:
 def _precede(work: graph.Work) -> Iterator[Artifact]:
     """The inputs that were there before there could be anything of a work.
 
-    A boundary between Crias is none: the Cria that it enters may have been trained on the same states from a
-    collection, and it comes before the artifact of the Cria that leaves it.
+    Hidden states are none: a Cria may have been trained on the same by the other strategy of collection. A
+    boundary between Crias comes before the artifact of the Cria that leaves it.
     """
     if work.maker is not None:
         return (item for item in work.inputs if item.key != work.maker.key)
-    return (item for item in work.inputs if item.boundary is None)
+    return (item for item in work.inputs if item.stage is not Stage.COLLECT)
 
 
 def _goes_on(report: Progress) -> bool:

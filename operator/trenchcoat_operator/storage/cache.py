@@ -69,11 +69,6 @@ class ManifestCache:
             while len(self._absent) > self._limit:
                 self._absent.popitem(last=False)
 
-    def forget_absent(self, reader: StoreReader, artifact: Artifact) -> None:
-        """Ask for an artifact anew at the next look."""
-        with self._lock:
-            self._absent.pop((reader, artifact.prefix), None)
-
     def drop(self, artifact: Artifact) -> None:
         """Forget a manifest that is being deleted, whoever read it."""
         with self._lock:

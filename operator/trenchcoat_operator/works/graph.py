@@ -166,15 +166,15 @@ def size(spec: TrenchcoatSpec, stage: Stage) -> tuple[int, int]:
 def needed(built: Graph, manifests: Container[str], deleted: Container[str]) -> set[str]:
     """Content keys of the artifacts that are still to be made.
 
-    An artifact that was deleted on purpose is made anew only if a stage that is still to come reads it, and
-    one that is made on the way of another is made only then.
+    An artifact that was deleted on purpose is made anew only if a stage that is still to come reads it.
+    Hidden states are made only then: Crias that were trained on the same by the other strategy are complete.
     """
     found: set[str] = set()
     wanted_by_others: set[str] = set()
     for work in reversed(built.works):  # what reads an artifact comes after it
         if work.key in built.given_up:
             continue
-        on_demand = work.key in deleted or work.maker is not None
+        on_demand = work.key in deleted or (work.stage is Stage.COLLECT and bool(built.crias))
         if work.key in manifests or (on_demand and work.key not in wanted_by_others):
             continue
         found.add(work.key)

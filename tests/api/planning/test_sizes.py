@@ -57,6 +57,17 @@ def test_a_rolling_405b_holds_two_boundaries_and_one_more_for_each_cria_beside_t
     assert rolling.gpu_hours < distributed.gpu_hours, "the teacher's pass comes with the transfer"
 
 
+def test_nothing_is_left_to_collect_once_the_crias_are_trained() -> None:
+    """By the other strategy, it may be: then nothing was collected."""
+    rows = {row.name: row for row in make_plan(outline(), Given()).stages}
+    trained = set(rows[Stage.CRIA].keys)
+    plan = make_plan(outline(), Given(complete=trained.__contains__))
+    done = rows[Stage.COLLECT].gpu_hours + rows[Stage.CRIA].gpu_hours
+    assert plan.gpu_hours_left == pytest.approx(plan.gpu_hours - done, rel=1e-3)
+    most = make_plan(outline(), Given(complete=(trained - {min(trained)}).__contains__))
+    assert most.gpu_hours_left - plan.gpu_hours_left > rows[Stage.COLLECT].gpu_hours
+
+
 def test_a_published_cria_weighs_57_4_gb() -> None:
     assert 2 * layer_parameters(model().facts) / 1e9 == pytest.approx(6.38, abs=0.005)
     need = gpu_need(outline(), Stage.CRIA)

@@ -27,7 +27,7 @@ BEFORE = ("tokenize", "shard")
 
 @pytest.fixture
 def gang(plane: ControlPlane, server: MinioServer, request: pytest.FixtureRequest) -> Iterator[Run]:
-    """A Trenchcoat whose collect is to run on two nodes of its own."""
+    """A Trenchcoat whose gangs are to run on two nodes of its own."""
     name = request.node.name.removeprefix("test_").replace("_", "-")[:20].strip("-")
     nodes = [f"{name}-{number}" for number in range(RANKS)]
     for each in nodes:
@@ -39,20 +39,21 @@ def gang(plane: ControlPlane, server: MinioServer, request: pytest.FixtureReques
         name,
         layersPerCria=12,
         collect={"nodes": RANKS, "gpusPerNode": 1},
+        stitch={"nodes": RANKS, "gpusPerNode": 1},
         scheduling={"distributed": "IndexedJob", "maxAttempts": 2},
-        pods={"collect": {"nodeSelector": {"for": name}}},
+        pods={stage: {"nodeSelector": {"for": name}} for stage in ("collect", "stitch")},
     )
     for each in nodes:
         plane.core.delete_node(each)
 
 
-def ranks(run: Run) -> list[Any]:
-    """The pods of collect that are bound and have not ended, by their index."""
+def ranks(run: Run, stage: str = "collect") -> list[Any]:
+    """The pods of a stage that are bound and have not ended, by their index."""
     index = "batch.kubernetes.io/job-completion-index"
     found = [
         pod
         for pod in run.pods()
-        if pod.metadata.labels[constants.LABEL_STAGE] == "collect"
+        if pod.metadata.labels[constants.LABEL_STAGE] == stage
         and pod.spec.node_name
         and pod.status.phase in ("Pending", "Running")
         and pod.metadata.deletion_timestamp is None
@@ -60,19 +61,23 @@ def ranks(run: Run) -> list[Any]:
     return sorted(found, key=lambda pod: int(pod.metadata.annotations[index]))
 
 
-def begun(loop: Any, run: Run) -> list[Any]:
-    """All ranks, once they run."""
-    loop.until(run, lambda _: len(ranks(run)) == RANKS, 40, "both ranks have nodes")
-    found = ranks(run)
+def begun(loop: Any, run: Run, stage: str = "collect") -> list[Any]:
+    """All ranks of a stage, once they run."""
+    loop.until(run, lambda _: len(ranks(run, stage)) == RANKS, 40, "both ranks have nodes")
+    found = ranks(run, stage)
     for pod in found:
         kubelet.run(run.plane, pod)
-    loop.until(run, lambda status: collect(status)["state"] == "Running", 30, "it runs")
+    loop.until(run, lambda status: row(status, stage)["state"] == "Running", 30, "it runs")
+    return found
+
+
+def row(status: Body, stage: str) -> Body:
+    found: Body = next((item for item in status.get("stages", []) if item["name"] == stage), {})
     return found
 
 
 def collect(status: Body) -> Body:
-    found: Body = next((row for row in status.get("stages", []) if row["name"] == "collect"), {})
-    return found
+    return row(status, "collect")
 
 
 def services(run: Run) -> list[Any]:
@@ -134,10 +139,10 @@ def test_ranks_are_found_by_name_and_all_of_them_end_it(plane: ControlPlane, gan
 
 def test_its_service_goes_when_no_gang_is_to_come(plane: ControlPlane, gang: Run) -> None:
     """The artifact is seen to be complete a moment before its Job is."""
-    gang.begin(done=[name for name in gang.artifacts if name != "collect"])
+    gang.begin(done=[name for name in gang.artifacts if name != "stitch"])
     with operator(plane) as loop:
-        pods = begun(loop, gang)
-        gang.complete("collect")
+        pods = begun(loop, gang, "stitch")
+        gang.complete("stitch")
         loop.until(
             gang,
             lambda status: condition(status, "Succeeded").get("status") == "True",

@@ -99,3 +99,37 @@ def test_no_boundary_is_made_anew_that_is_there_though_it_was_missed_a_moment_ag
         run.begin(done=("tokenize", "shard", "cria-00", "collect-01", "cria-01", "collect-02"))
         loop.until(run, lambda status: made(run), 30, "a Job")
         assert made(run) == {"cria-02"}
+
+
+@pytest.mark.parametrize("chain", ["rolling-changed"], indirect=True)
+def test_a_run_that_changes_its_strategy_when_the_crias_are_trained_collects_nothing(
+    plane: ControlPlane, chain: Run
+) -> None:
+    run = chain
+    with operator(plane) as loop:
+        # Neither does one that believes a Cria to be missing.
+        loop.miss(run, "cria-02")
+        run.begin(done=("tokenize", "shard", "cria-00", "cria-01", "cria-02"))
+        for generation, strategy in enumerate(("Rolling", "Distributed", "Rolling"), start=1):
+            if generation > 1:
+                plane.trenchcoats.patch_namespaced_custom_object(
+                    "trenchcoat.dev",
+                    "v1alpha1",
+                    run.namespace,
+                    "trenchcoats",
+                    run.name,
+                    {"spec": {"collect": {"strategy": strategy}}},
+                )
+            seen = loop.until(
+                run,
+                lambda status, wanted=generation: (
+                    status.get("observedGeneration") == wanted
+                    and condition(status, "CriasTrained").get("status") == "True"
+                    and status
+                ),
+                30,
+                "the Crias are found",
+            )
+            assert condition(seen, "ActivationsReady")["reason"] == "NotNeeded"
+            jobs = {job.metadata.labels["trenchcoat.dev/stage"] for job in run.jobs()}
+            assert jobs <= {"stitch"}

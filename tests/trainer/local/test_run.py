@@ -108,3 +108,7 @@ def test_a_run_leaves_the_bytes_that_were_planned(make_spec, tmp_path: Path) -> 
     assert {stage: artifact_bytes(planned, stage) for stage in left} == {
         stage: pytest.approx(size, rel=0.02) for stage, size in left.items()
     }
+    # The Crias have read what was collected: as after a chain of them, nothing is collected for nobody.
+    (tmp_path / "store" / "trenchcoat" / Artifacts(spec).collect.manifest_path).unlink()
+    assert run(spec, tmp_path)[0] == ExitCode.OK
+    assert not store.exists(Artifacts(spec).collect.manifest_path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from rich.console import Console
 from trenchcoat_api.artifacts import Artifact, Artifacts, Manifest, Progress
+from trenchcoat_api.boundaries import by_stage, still_needed
 from trenchcoat_api.crias import cria_ranges
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.export_gate import explain_shortfalls, holds_export, shortfalls
@@ -204,7 +205,14 @@ class _LocalRun:
         except ValueError as error:
             raise LocalRunError(str(error), ExitCode.BAD_INPUT) from error
         self._crias = len(crias)
-        return artifacts.all(crias)
+        wanted = artifacts.all(crias)
+        there = self._record.manifests
+        needed = {item.key for item in still_needed(by_stage(wanted), there)}
+        return [
+            item
+            for item in wanted
+            if item.stage is not Stage.COLLECT or item.key in needed or item.key in there
+        ]
 
     def _layers(self) -> int:
         model = self._record.manifests[Artifacts(self._spec).tokenize.key].facts.model

@@ -8,6 +8,7 @@ from itertools import takewhile
 from trenchcoat_api import texts
 from trenchcoat_api.artifacts import Deletion, DeletionPhase, Manifest
 from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import State, WaitingReason
 
 from trenchcoat_operator.children import names
@@ -85,9 +86,13 @@ def _of_artifact(base: Assessment, look: Look, deletion: Deletion | None) -> Ass
     if base.work.key not in look.needed and deletion is not None:
         message = f"deleted at {texts.timestamp(deletion.updated_at)}: no stage reads it any more"
         return replace(base, state=State.SUCCEEDED, message=message, deleted=deletion)
-    if base.work.key not in look.needed and base.work.maker is not None and not base.tries:
+    if base.work.key not in look.needed and base.work.stage is Stage.COLLECT and not _goes_on(base.tries):
         return replace(base, state=State.SUCCEEDED, message="not made: no Cria is still to read it")
     return None
+
+
+def _goes_on(tries: tuple[Child, ...]) -> bool:
+    return any(child.active or child.terminating or lost.lingers(child) for child in tries)
 
 
 def _of_tries(base: Assessment, anew: tuple[Child, ...], look: Look) -> Assessment | None:

@@ -1,5 +1,7 @@
 """Children, and what stands beside them, that are not wanted, or not so: what is wanted is made anew."""
 
+from trenchcoat_api.stages import Stage
+
 from trenchcoat_operator.children import jobs, rendezvous, specs
 from trenchcoat_operator.gpus import places
 from trenchcoat_operator.gpus.places import UNSCHEDULABLE_GRACE
@@ -57,6 +59,8 @@ def _reason(look: Look, child: Child, work: Work | None) -> str:
     """Why a child is not wanted; empty when it is."""
     if look.store_is_known and work is None:
         return "the spec no longer asks for its artifact"
+    if look.store_is_known and work is not None and child.active and _is_read_by_none(work, look):
+        return "no Cria is still to read what it makes"
     if child.active and look.trenchcoat.spec.suspend:
         return "spec.suspend is true"
     if (
@@ -74,6 +78,12 @@ def _reason(look: Look, child: Child, work: Work | None) -> str:
         # Its other pods cannot go on without the one that is gone; their ends would count as failures.
         return "the cluster ended a pod of it; it starts again from its checkpoint"
     return ""
+
+
+def _is_read_by_none(work: Work, look: Look) -> bool:
+    """Whether it makes hidden states of which all readers are complete, by the other strategy perhaps."""
+    is_there = work.key in look.observed.store.manifests
+    return work.stage is Stage.COLLECT and not is_there and work.key not in look.needed
 
 
 def _bygone(look: Look) -> set[str]:

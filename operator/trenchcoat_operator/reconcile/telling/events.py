@@ -69,7 +69,7 @@ def _of_row(row: Row, former: Row | None) -> Event | None:
         return Event("Normal", "Running", f"{subject} runs{again}{where}, try {row.attempt}", turn)
     if row.state is State.SUCCEEDED and row.source is Source.REUSED:
         return Event("Normal", "Reused", f"{subject}: its artifact {row.key} was in the store", identity)
-    if row.state is State.SUCCEEDED:
+    if row.state is State.SUCCEEDED and row.source is Source.COMPUTED:  # else nobody needs it
         took = texts.duration(float(row.seconds or 0))
         return Event(
             "Normal",

@@ -96,6 +96,8 @@ def boundaries_row(
         "started_at": min((texts.timestamp(item.started_at) for item in made), default=""),
         "bytes": sum(item.manifest.size for item in boundaries if item.manifest is not None),
     }
+    if len(done) == len(boundaries) and not made:
+        return StageStatus(name=Stage.COLLECT.value, **values, message=done[0].message)
     if len(done) == len(boundaries):
         values |= {
             "source": Source.COMPUTED if any(row.attempt for row in crias) else Source.REUSED,

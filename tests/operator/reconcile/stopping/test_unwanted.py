@@ -77,6 +77,24 @@ def test_a_gang_is_begun_anew_for_a_pod_that_the_cluster_ended_and_judged_for_on
     assert gang(replace(preempted, reason="Evicted", message=full), distributed) == []
 
 
+@pytest.mark.parametrize("strategy", ["Distributed", "Rolling"])
+@pytest.mark.parametrize("trained", [True, False])
+def test_hidden_states_that_no_cria_is_still_to_read_are_made_no_further(
+    strategy: str, trained: bool
+) -> None:
+    owner = trenchcoat(layersPerCria=4, collect={"strategy": strategy})
+    artifacts = world.artifacts_of(owner.spec)
+    names = ["tokenize", "shard", "cria-00", "cria-01", *(["cria-02"] if trained else [])]
+    manifests = {artifacts[name].key: world.manifest(artifacts[name]) for name in names}
+    works = graph.build(owner.spec, manifests).works
+    collect = next(work for work in works if work.stage is Stage.COLLECT)
+    observed = Observed(
+        children=(world.child_of(owner, collect, pods=(RUNS,)),), store=StoreView(None, manifests)
+    )
+    gone = deletions(Look.at(owner, observed, world.SETTINGS, world.NOW))
+    assert [action.reason for action in gone] == (["no Cria is still to read what it makes"] * trained)
+
+
 STUCK = replace(WAITS, unschedulable="0/1 nodes", unschedulable_since=world.NOW - timedelta(minutes=5))
 LONG_STUCK = replace(STUCK, unschedulable_since=world.NOW - timedelta(minutes=20))
 

@@ -116,7 +116,7 @@ def _add_stage(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
             metavar="N",
             help="with spec.collect.strategy Rolling: store what leaves this Cria, by its layers alone",
         )
-    if stage in DISTRIBUTED:
+    if stage in (*DISTRIBUTED, Stage.EVALUATE):
         command.add_argument(
             "--processes",
             type=at_least_one,
@@ -138,6 +138,8 @@ def _run_stage(arguments: argparse.Namespace) -> int:
     if arguments.processes > 1:
         program = [sys.executable, "-m", "trenchcoat_trainer"]
         command = [*program, *stage_arguments(arguments.stage, arguments.spec, store=arguments.store)]
+        if arguments.without_adapted_teacher:
+            command.append(WITHOUT_ADAPTED_TEACHER)
         return run_ranks(command, arguments.processes, stop=stop)
     # Idle threads of torch would otherwise spin: where processes share cores, that makes each several times
     # slower. Set before torch is loaded.

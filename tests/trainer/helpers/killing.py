@@ -40,6 +40,7 @@ PRELOADED = [
     "trenchcoat_trainer.stages.stitch",
     "trenchcoat_trainer.stages.tokenize",
 ]
+COUNTS = "counts.json"
 WRITE_EVERYTHING = {
     "trenchcoat_trainer.runtime.writer.JOURNAL_SECONDS": 0.0,
     "trenchcoat_trainer.stages.cria.loop.CHECKPOINT_SECONDS": 0.0,
@@ -186,13 +187,33 @@ class StageRunner:
         Returns:
             Exit codes, and the points that the rank to be killed has passed if it was not.
         """
+        ranks = self.start(kill, world_size=world_size, killed_rank=killed_rank, environment=environment)
+        counts = self.folder / COUNTS
+        ranks[killed_rank].join(TIMEOUT)
+        if ranks[killed_rank].exitcode != 0:
+            for process in ranks:
+                process.kill()
+        for process in ranks:
+            process.join(TIMEOUT)
+        passed = Counter(json.loads(counts.read_text())) if counts.exists() else Counter()
+        return [process.exitcode for process in ranks], passed
+
+    def start(
+        self,
+        kill: Kill | None = None,
+        *,
+        world_size: int = 1,
+        killed_rank: int = 0,
+        environment: Mapping[str, str] | None = None,
+    ) -> list[Any]:
+        """Start all ranks, as `run` does, and return their processes."""
         spec_file = write_spec(self.spec, self.folder)
         command = [self.artifact.stage.value, "--spec", str(spec_file)]
         if not self.on_s3:
             command += ["--store", str(self.folder)]
         if self.artifact.cria is not None:
             command += ["--cria", str(self.artifact.cria.index)]
-        counts = self.folder / "counts.json"
+        counts = self.folder / COUNTS
         counts.unlink(missing_ok=True)
         processes = multiprocessing.get_context("forkserver")
         processes.set_forkserver_preload(PRELOADED)
@@ -217,14 +238,7 @@ class StageRunner:
             ranks.append(processes.Process(target=run_process, args=arguments))
         for process in ranks:
             process.start()
-        ranks[killed_rank].join(TIMEOUT)
-        if ranks[killed_rank].exitcode != 0:
-            for process in ranks:
-                process.kill()
-        for process in ranks:
-            process.join(TIMEOUT)
-        passed = Counter(json.loads(counts.read_text())) if counts.exists() else Counter()
-        return [process.exitcode for process in ranks], passed
+        return ranks
 
     @property
     def store(self) -> Store:

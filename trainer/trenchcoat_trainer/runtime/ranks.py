@@ -59,13 +59,14 @@ def joined(rank: int, world_size: int, device: torch.device, stop: StopRequest) 
 def tell_stop(stop: StopRequest) -> None:
     """Let the first rank know that this one was asked to stop."""
     if stop.requested and dist.is_initialized():
-        _key_value_store().set(_STOP, "1")
+        key_value_store().set(_STOP, "1")
 
 
 def told_stop(stop: StopRequest) -> bool:
     """Whether this rank, or one that has told, was asked to stop."""
-    return stop.requested or (dist.is_initialized() and _key_value_store().check([_STOP]))
+    return stop.requested or (dist.is_initialized() and key_value_store().check([_STOP]))
 
 
-def _key_value_store() -> Store:
+def key_value_store() -> Store:
+    """The key-value store of the ranks that have joined, which the first one holds."""
     return _get_default_store()

@@ -3,16 +3,16 @@
 One code measures all of them, Cria by Cria: one Cria's weights are in memory at a time, and the hidden states
 of some sequences in memory or in files, so that one GPU suffices for a model of any size. Sets of sequences
 (held-out text at several lengths, tests of recall) are measured in passes that hold no more than the largest
-of them. Leaves ``report.json``.
+of them. Several ranks share their batches out, which changes no number; what takes the whole model is the
+first one's alone. Leaves ``report.json``.
 """
 
 import json
-from dataclasses import fields
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from trenchcoat_api.decode_state import decode_state
+from trenchcoat_api.artifacts import ModelFacts
+from trenchcoat_api.decode_state import DecodeState, decode_state
 
 from trenchcoat_trainer.checkpoints.shards import load_rest_weights
 from trenchcoat_trainer.errors import BadInputError
@@ -24,31 +24,41 @@ from trenchcoat_trainer.models.artifacts import (
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.runtime.devices import choose_device
+from trenchcoat_trainer.runtime.ranks import joined
+from trenchcoat_trainer.runtime.sharing import Sharing, shared_out
 from trenchcoat_trainer.stages.evaluate.crossing import Ledger, Pass, Place, cross
-from trenchcoat_trainer.stages.evaluate.plan import make_plan
+from trenchcoat_trainer.stages.evaluate.gathering import Scores, Shares, gather, load_scores, save_scores
+from trenchcoat_trainer.stages.evaluate.plan import EvaluationPlan, make_plan
 from trenchcoat_trainer.stages.evaluate.report import REPORT, Results, facts, report
 from trenchcoat_trainer.stages.evaluate.samples import take_samples, why_no_samples
 from trenchcoat_trainer.stages.evaluate.saved import SavedStates
-from trenchcoat_trainer.stages.evaluate.scores import Score, score
+from trenchcoat_trainer.stages.evaluate.scores import score
 from trenchcoat_trainer.stages.evaluate.sets import EvaluationSet, passes
-from trenchcoat_trainer.stages.evaluate.states import Begin, hold
+from trenchcoat_trainer.stages.evaluate.states import Begin, HiddenStates, hold
 from trenchcoat_trainer.stages.evaluate.tasks import check_harness, run_tasks, why_no_tasks
 from trenchcoat_trainer.stages.evaluate.variants import ADAPTED, Source
 
 __all__ = ["REPORT", "run"]
-SCORES = "scores"
-_FIELDS = [field.name for field in fields(Score)]
 
 
-@torch.no_grad()
 def run(context: StageContext) -> None:
     """Measure and write the artifact.
 
     Raises:
         BadInputError: there is no held-out text.
-        PreemptedError: a stop was requested; what was saved stays, and the next start goes on.
+        PreemptedError: a stop was requested on any rank; what was saved stays, and the next start goes on.
     """
-    config, device = load_student_config(context), choose_device(context)
+    device = choose_device(context)
+    with (
+        joined(context.rank, context.world_size, device, context.stop),
+        shared_out(context) as sharing,
+        torch.no_grad(),
+    ):
+        _run(context, device, sharing)
+
+
+def _run(context: StageContext, device: torch.device, sharing: Sharing) -> None:
+    config = load_student_config(context)
     model = context.manifest(context.artifacts.tokenize).facts.model
     if model is None:
         raise BadInputError("the manifest of tokenize has no facts of the model: run the tokenize stage anew")
@@ -66,17 +76,33 @@ def run(context: StageContext) -> None:
     if ADAPTED in variants:
         adapters["adaptedTeacher"] = adapted_teacher_adapters(context)
     source = Source(variants, adapters, decode.equal_window, embeddings, device)
-    scores, shares = measure(context, config, plan.sets, source, head)
+    scores, shares = measure(context, config, plan.sets, source, head, sharing)
+    sharing.wait_for_all("measured")  # and nobody writes what is not complete any more
 
     del head, rest, embeddings, source  # the whole model takes their place
+    if sharing.is_first:
+        _write_report(context, device, model, plan, decode, (scores, shares))
+    sharing.wait_for_all("complete")
+
+
+def _write_report(
+    context: StageContext,
+    device: torch.device,
+    model: ModelFacts,
+    plan: EvaluationPlan,
+    decode: DecodeState,
+    measured: tuple[Scores, Shares],
+) -> None:
+    """Measure what takes the whole model, and write the artifact; one rank alone."""
     if no_samples := why_no_samples(context.spec, model, device):
         plan.left_out.append(no_samples)
     samples = [] if no_samples else take_samples(context, device)
     if why_not := why_no_tasks(context.spec, model, device):
         plan.left_out.append(why_not)
-    tasks = {} if why_not else run_tasks(context, [variant.name for variant in variants], device)
+    forms = [variant.name for variant in (*plan.variants, *plan.parts)]
+    tasks = {} if why_not else run_tasks(context, forms, device)
 
-    found = Results(plan, scores, shares, decode, tasks, samples)
+    found = Results(plan, *measured, decode, tasks, samples)
     context.writer.write(REPORT, json.dumps(report(found), indent=1).encode())
     context.writer.finish(facts(context.spec, found))
 
@@ -87,8 +113,12 @@ def measure(
     sets: list[EvaluationSet],
     source: Source,
     head: dict[str, torch.Tensor],
-) -> tuple[dict[Place, Score], dict[str, float]]:
+    sharing: Sharing,
+) -> tuple[Scores, Shares]:
     """Measure every set, pass by pass; passes that an earlier attempt finished are not run again.
+
+    The batches of a pass are dealt to the ranks one after another, over all its sets and forms, so that none
+    has more than one more than another.
 
     Args:
         context: the stage's context.
@@ -96,73 +126,58 @@ def measure(
         sets: what to measure on.
         source: what the variants are made of.
         head: ``model.norm.weight`` and ``lm_head.weight``, on the device to compute on.
+        sharing: this rank's place among all.
 
     Returns:
-        Scores by the names of variant and set, and the share of attention outside the window by layer.
+        Scores by the names of variant and set, and the share of attention outside the window by layer; of
+        all batches on the first rank alone.
 
     Raises:
         PreemptedError: a stop was requested.
     """
     tokens = context.spec.evaluate.batch_size * context.spec.data.sequence_length
     sizes = {item.name: item.batch_size(tokens) for item in sets}
-    batches = {item.name: -(-len(item.tokens) // sizes[item.name]) * len(item.forms) for item in sets}
+    batches = {item.name: -(-len(item.tokens) // sizes[item.name]) for item in sets}
+    runs = {item.name: len(context.crias) * batches[item.name] * len(item.forms) for item in sets}
     share = 1.0 if context.spec.evaluate.tasks is None else 0.5
-    ledger = Ledger(len(context.crias) * sum(batches.values()), share)
-    scores, shares = load_scores(context)
+    ledger = Ledger(context, sharing, sum(runs.values()), share)
+    scores, shares = load_scores(context.checkpoint)
     with SavedStates(context.checkpoint) as saved:
-        for group in passes(sets):
+        for number, group in enumerate(passes(sets)):
             if all((form, item.name) in scores for item in group for form in item.forms):
-                ledger.done += len(context.crias) * sum(batches[item.name] for item in group)
+                ledger.skip(sum(runs[item.name] for item in group))
                 continue
-            states = {
-                (form, item.name): hold(
-                    saved,
-                    f"{form}-{item.name}-{sizes[item.name]}",
-                    begin(item, sizes[item.name], source, config),
-                )
+            states: dict[Place, HiddenStates] = {}
+            dealt = 0
+            for item in group:
+                size = sizes[item.name]
+                for form in item.forms:
+                    due = sharing.own(dealt, batches[item.name])
+                    dealt += batches[item.name]
+                    states[form, item.name] = hold(
+                        saved, f"{form}-{item.name}-{size}", begin(item, size, due, source, config)
+                    )
+            own = Pass(group, states, has_shares=group[0] is sets[0])
+            cross(context, config, own, source, ledger)
+            found = {
+                (form, item.name): score(states[form, item.name], item, head, config, sizes[item.name])
                 for item in group
                 for form in item.forms
             }
-            own = Pass(group, states, has_shares=group[0] is sets[0])
-            cross(context, config, own, source, ledger)
-            for item in group:
-                for form in item.forms:
-                    place = (form, item.name)
-                    scores[place] = score(states[place], item, head, config, sizes[item.name])
-            shares |= own.shares
-            save_scores(context, scores, shares)
+            found, of_all = gather(context.checkpoint, sharing, number, (found, own.shares), ledger)
+            scores, shares = scores | found, shares | of_all
+            if sharing.is_first:
+                save_scores(context.checkpoint, scores, shares)
     return scores, shares
 
 
-def begin(item: EvaluationSet, size: int, source: Source, config: TrenchcoatLlamaConfig) -> Begin:
-    """What a set's states are before the first Cria, in batches of `size` sequences."""
+def begin(
+    item: EvaluationSet, size: int, numbers: range, source: Source, config: TrenchcoatLlamaConfig
+) -> Begin:
+    """What some of a set's states are before the first Cria, in batches of `size` sequences."""
     tokens = item.tokens.split(size)
     return Begin(
-        batches=len(tokens),
+        numbers=numbers,
         embed=lambda batch: F.embedding(tokens[batch], source.embeddings),
-        bytes=item.tokens.numel() * config.hidden_size * config.dtype.itemsize,
+        bytes=sum(tokens[batch].numel() for batch in numbers) * config.hidden_size * config.dtype.itemsize,
     )
-
-
-def load_scores(context: StageContext) -> tuple[dict[Place, Score], dict[str, float]]:
-    """What the passes that an earlier attempt finished have left."""
-    saved = context.checkpoint.load(SCORES)
-    if saved is None:
-        return {}, {}
-    tensors, state = saved
-    places: list[Any] = state["places"]
-    scores = {
-        (form, name): Score(**{field: tensors[f"{index}.{field}"] for field in _FIELDS})
-        for index, (form, name) in enumerate(places)
-    }
-    return scores, state["shares"]
-
-
-def save_scores(context: StageContext, scores: dict[Place, Score], shares: dict[str, float]) -> None:
-    """Keep what the passes so far have left."""
-    tensors = {
-        f"{index}.{field}": getattr(found, field)
-        for index, found in enumerate(scores.values())
-        for field in _FIELDS
-    }
-    context.checkpoint.save(tensors, {"places": list(scores), "shares": shares}, SCORES)

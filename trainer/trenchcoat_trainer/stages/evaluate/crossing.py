@@ -9,6 +9,7 @@ import torch
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.runtime.sharing import Sharing
 from trenchcoat_trainer.stages.evaluate.sets import EvaluationSet
 from trenchcoat_trainer.stages.evaluate.states import HiddenStates
 from trenchcoat_trainer.stages.evaluate.variants import Source, cria_of_each
@@ -31,14 +32,44 @@ class Pass:
     """The share of attention outside the window by layer, of the stitched student on the first batch."""
 
 
-@dataclass(slots=True)
 class Ledger:
-    """Batch-Crias done and to do, over all passes."""
+    """Batch-Crias done and to do, over all passes and ranks."""
 
-    total: int
-    share: float = 1.0
-    """What they are of the stage."""
-    done: int = 0
+    def __init__(self, context: StageContext, sharing: Sharing, total: int, share: float) -> None:
+        """`share` is what they are of the stage."""
+        self._progress = context.progress
+        self._sharing = sharing
+        self.total = total
+        self._share = share
+        self.done = self._tokens = 0
+
+    def skip(self, batches: int) -> None:
+        """Count what all ranks know to be done."""
+        self.resume(batches if self._sharing.is_first else 0)
+
+    def check(self) -> None:
+        """Raise PreemptedError where a stop was requested; nothing is left unsaved then."""
+        self._sharing.check()
+
+    def resume(self, batches: int) -> None:
+        """Count what an earlier attempt has done of this rank's share."""
+        self.done = self._sharing.add("batches", batches)
+
+    def count(self, tokens: int) -> None:
+        """Count a batch of so many tokens that has passed a Cria, and tell."""
+        self.done = self._sharing.add("batches", 1)
+        self._tell(self._sharing.add("tokens", tokens))
+
+    def tell(self) -> None:
+        """Tell what other ranks have done since."""
+        before, self.done = self.done, self._sharing.add("batches", 0)
+        if self.done != before:
+            self._tell(self._sharing.add("tokens", 0))
+
+    def _tell(self, tokens: int) -> None:
+        before, self._tokens = self._tokens, tokens
+        fraction = self._share * self.done / self.total
+        self._progress.update("evaluate", self.done, self.total, fraction=fraction, tokens=tokens - before)
 
 
 def cross(
@@ -48,7 +79,9 @@ def cross(
     source: Source,
     ledger: Ledger,
 ) -> None:
-    """Carry the states of one pass through all Crias, from where the last attempt stopped.
+    """Carry this rank's states of one pass through all Crias, from where the last attempt stopped.
+
+    A rank that has none, for there are fewer batches than ranks, reads no weights.
 
     Args:
         context: the stage's context.
@@ -61,19 +94,19 @@ def cross(
         PreemptedError: a stop was requested.
     """
     passed = _restore(own)
-    done = sum(map(sum, passed.values()))
-    ledger.done += done
-    if done:
+    counts = [count for counted in passed.values() for count in counted.values()]
+    ledger.resume(sum(counts))
+    if any(counts):
         logger.info("going on: %d of %d batches have passed their Crias", ledger.done, ledger.total)
-    for cria in context.crias[min(map(min, passed.values())) :]:
+    for cria in context.crias[min(counts, default=len(context.crias)) :]:
         for variant, model in cria_of_each(context, config, cria, source):
             for item in own.sets:
                 place = (variant.name, item.name)
                 if place not in own.states:
                     continue
-                due = [index for index, count in enumerate(passed[place]) if count <= cria.index]
+                due = [index for index, count in passed[place].items() if count <= cria.index]
                 for index, batch in zip(due, own.states[place].batches(due), strict=True):
-                    context.stop.check()
+                    ledger.check()
                     hidden = batch.to(source.device)
                     told: dict[str, float] = {}
                     is_first = item is own.sets[0] and index == 0
@@ -83,23 +116,16 @@ def cross(
                     passed[place][index] += 1
                     state = {"passed": passed[place][index], "shares": dict(told)}
                     own.states[place].update(index, model(hidden), state)
-                    ledger.done += 1
-                    context.progress.update(
-                        "evaluate",
-                        ledger.done,
-                        ledger.total,
-                        fraction=ledger.share * ledger.done / ledger.total,
-                        tokens=batch[..., 0].numel(),
-                    )
+                    ledger.count(batch[..., 0].numel())
 
 
-def _restore(own: Pass) -> dict[Place, list[int]]:
+def _restore(own: Pass) -> dict[Place, dict[int, int]]:
     """Begin all states, or go on with what was saved; return how many Crias each batch has passed."""
-    passed: dict[Place, list[int]] = {}
+    passed: dict[Place, dict[int, int]] = {}
     for place, states in own.states.items():
         found = states.restore()
-        passed[place] = [state["passed"] if state else 0 for state in found]
-        for state in found:
+        passed[place] = {batch: state["passed"] if state else 0 for batch, state in found.items()}
+        for state in found.values():
             own.shares |= state["shares"] if state else {}
     return passed
 

@@ -19,7 +19,10 @@ RANGES = 8
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Score:
-    """What one form of the model gave on one set, by sample (S) and range of positions (R)."""
+    """What one form of the model gave on one set, by sample (S) and range of positions (R).
+
+    All is 0 of a sample that is not measured here, so that scores of ranks add up, and exactly.
+    """
 
     nats: torch.Tensor
     """Negative log-likelihood of the tokens that count, fp64 [S, R]."""
@@ -27,6 +30,12 @@ class Score:
     """How many count, int32 [S, R]."""
     right: torch.Tensor
     """How many of a sample's are the most likely ones, int32 [S]."""
+
+    def __add__(self, other: "Score") -> "Score":
+        """Of the samples of both, which have none in common."""
+        return Score(
+            nats=self.nats + other.nats, tokens=self.tokens + other.tokens, right=self.right + other.right
+        )
 
     def value(self, metric: Metric) -> float:
         """The one number that is told."""
@@ -60,7 +69,7 @@ def score(
     config: TrenchcoatLlamaConfig,
     size: int,
 ) -> Score:
-    """Compare predictions with the tokens themselves.
+    """Compare predictions with the tokens themselves, of the samples whose states are held.
 
     Args:
         states: the residual stream after the last layer.
@@ -71,8 +80,10 @@ def score(
     """
     weight = head["lm_head.weight"]
     rows = max(1, LOGITS // weight.shape[0])
-    losses, hits = [], []
-    for hidden_BTE, (tokens_BT, counts_BT) in zip(states.batches(), measured.batches(size), strict=True):
+    losses = [torch.empty(0, device=weight.device)]  # a rank may hold none
+    hits = [torch.empty(0, dtype=torch.bool, device=weight.device)]
+    held = (batch for number, batch in enumerate(measured.batches(size)) if number in states.numbers)
+    for hidden_BTE, (tokens_BT, counts_BT) in zip(states.batches(), held, strict=True):
         follows_BT = counts_BT[:, 1:]
         hidden_NE = hidden_BTE[:, :-1][follows_BT].to(weight.device)
         targets_N = tokens_BT[:, 1:][follows_BT].to(weight.device)
@@ -84,11 +95,13 @@ def score(
     # Fetched once, at the end: the host would wait for the GPU each time.
     loss_N, hit_N = torch.cat(losses).cpu().double(), torch.cat(hits).cpu().int()
     samples, length = measured.tokens.shape
-    sample_N, position_N = measured.counts.nonzero(as_tuple=True)
+    is_held_S = torch.isin(torch.arange(samples) // size, torch.tensor(states.numbers, dtype=torch.int64))
+    sample_N, position_N = (measured.counts & is_held_S[:, None]).nonzero(as_tuple=True)
     place_N = sample_N * RANGES + position_N * RANGES // length
     tokens = torch.bincount(place_N, minlength=samples * RANGES)
     return Score(
-        nats=torch.bincount(place_N, loss_N, samples * RANGES).view(samples, RANGES),
+        # Of nothing it gives integers.
+        nats=torch.bincount(place_N, loss_N, samples * RANGES).double().view(samples, RANGES),
         tokens=tokens.int().view(samples, RANGES),
         right=torch.zeros(samples, dtype=torch.int32).index_add_(0, sample_N, hit_N),
     )

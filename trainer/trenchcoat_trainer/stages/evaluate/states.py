@@ -4,7 +4,7 @@ A node's disk would have to hold over a hundred gigabytes at 405B; the store, wh
 evaluation goes on from, takes them anyway. Of states in the store no more than a few batches are in memory.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,21 +22,26 @@ State = dict[str, Any]
 class Begin:
     """What states are before the first Cria."""
 
-    batches: int
+    numbers: Sequence[int]
+    """The batches that are held, of those of the set: counted from 0, in order."""
     embed: Callable[[int], torch.Tensor]
     """The embeddings of a batch, [sequences, tokens, hidden] on the CPU, by its number."""
     bytes: int
-    """Of all batches."""
+    """Of all that are held."""
 
 
 class HiddenStates(Protocol):
-    """The residual stream of every sequence, [sequences, tokens, hidden], updated Cria by Cria."""
+    """The residual stream of a rank's sequences, [sequences, tokens, hidden], updated Cria by Cria."""
 
-    def restore(self) -> list[State | None]:
-        """Return what an earlier attempt saved with each batch; None where it begins anew."""
+    @property
+    def numbers(self) -> Sequence[int]:
+        """The batches that are held, in order."""
+
+    def restore(self) -> dict[int, State | None]:
+        """Return what an earlier attempt saved with each batch, by number; None where it begins anew."""
 
     def batches(self, which: Sequence[int] | None = None) -> Iterator[torch.Tensor]:
-        """Yield the batches of these numbers, or all, on the CPU."""
+        """Yield the batches of these numbers, or all that are held, on the CPU."""
 
     def update(self, batch: int, hidden: torch.Tensor, state: State) -> None:
         """Let a batch be `hidden` from now on."""
@@ -54,20 +59,25 @@ class InMemory:
         self._saved = saved
         self._name = name
         self._begin = begin
-        self._held: list[torch.Tensor] = []
+        self._held: dict[int, torch.Tensor] = {}
 
-    def restore(self) -> list[State | None]:
+    @property
+    def numbers(self) -> Sequence[int]:
+        """Those that it began with: `HiddenStates.numbers`."""
+        return self._begin.numbers
+
+    def restore(self) -> dict[int, State | None]:
         """Load what was saved, and embed the rest: `HiddenStates.restore`."""
-        states: list[State | None] = []
-        for batch in range(self._begin.batches):
+        states: dict[int, State | None] = {}
+        for batch in self.numbers:
             found = self._saved.load(self._name, batch)
-            self._held.append(found[0] if found else self._begin.embed(batch))
-            states.append(found[1] if found else None)
+            self._held[batch] = found[0] if found else self._begin.embed(batch)
+            states[batch] = found[1] if found else None
         return states
 
     def batches(self, which: Sequence[int] | None = None) -> Iterator[torch.Tensor]:
         """Yield them: `HiddenStates.batches`."""
-        yield from (self._held[batch] for batch in _numbers(which, self._begin))
+        yield from (self._held[batch] for batch in (self.numbers if which is None else which))
 
     def update(self, batch: int, hidden: torch.Tensor, state: State) -> None:
         """Take it, and save it if its turn has come: `HiddenStates.update`."""
@@ -83,13 +93,18 @@ class Stored:
         self._name = name
         self._begin = begin
 
-    def restore(self) -> list[State | None]:
+    @property
+    def numbers(self) -> Sequence[int]:
+        """Those that it began with: `HiddenStates.numbers`."""
+        return self._begin.numbers
+
+    def restore(self) -> dict[int, State | None]:
         """Read what was saved with them, and no states: `HiddenStates.restore`."""
-        return [self._saved.state(self._name, batch) for batch in range(self._begin.batches)]
+        return {batch: self._saved.state(self._name, batch) for batch in self.numbers}
 
     def batches(self, which: Sequence[int] | None = None) -> Iterator[torch.Tensor]:
         """Yield them as they are read: `HiddenStates.batches`."""
-        yield from prefetch(self._read, _numbers(which, self._begin), AHEAD)
+        yield from prefetch(self._read, self.numbers if which is None else which, AHEAD)
 
     def update(self, batch: int, hidden: torch.Tensor, state: State) -> None:
         """Write it, waiting where too many are being written: `HiddenStates.update`."""
@@ -98,7 +113,3 @@ class Stored:
     def _read(self, batch: int) -> torch.Tensor:
         found = self._saved.load(self._name, batch)
         return found[0] if found else self._begin.embed(batch)
-
-
-def _numbers(which: Sequence[int] | None, begin: Begin) -> Iterable[int]:
-    return range(begin.batches) if which is None else which

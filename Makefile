@@ -84,7 +84,7 @@ unit: venv  ## tests without a cluster, under a minute; make test has the slow o
 
 explore: venv  ## the property tests ten times over, with other examples each time
 	for seed in $$(shuf -i 1-1000000 -n 10); do \
-	  $(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster --ignore tests/serving --ignore tests/versions --ignore tests/browser --ignore tests/release -m hypothesis --hypothesis-seed=$$seed; \
+	  $(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster --ignore tests/serving --ignore tests/versions --ignore tests/browser --ignore tests/release -m hypothesis --hypothesis-profile=explore --hypothesis-seed=$$seed; \
 	done
 
 lint: venv  ## ruff, mypy --strict on api, operator, plugin, reports, s3 and viewer, who may import whom, sizes

@@ -6,6 +6,7 @@ What tests start is on this machine: no proxy that a developer's environment nam
 import os
 import re
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,13 @@ from tests.components import wait_for_builds
 STARTERS = re.compile(r"\b(minio_server|control_plane|charts\.helm|gitops\.health|built_or_skip)\b")
 """What the files of such tests mention. One that is overlooked waits where it asks for the component."""
 FIXTURES = {"minio_server", "plane"}
+
+if find_spec("hypothesis"):  # not every environment that runs some of these tests has it
+    from hypothesis import settings
+
+    # Always the same examples, however long one takes on a busy machine; `make explore` has others each time.
+    settings.register_profile("explore", settings.get_profile("ci"), derandomize=False)
+    settings.load_profile("ci")
 
 for name in ("NO_PROXY", "no_proxy"):
     os.environ[name] = ",".join(filter(None, (os.environ.get(name), "localhost,127.0.0.0/8,127.0.0.1,::1")))

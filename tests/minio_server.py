@@ -3,9 +3,8 @@
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,8 +18,12 @@ from trenchcoat_trainer.runtime.processes import free_port
 from trenchcoat_trainer.store import S3Store
 
 from tests.components import built, skip_without
+from tests.waiting import until
 
 ACCESS_KEY, SECRET_KEY, BUCKET, REGION = "tester", "a-long-secret", "trenchcoat", "us-east-1"
+TAKEN, LISTENS = "port is already in use", "API: http"
+"""What MinIO prints."""
+TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -75,45 +78,58 @@ def running_minio(
 
     It speaks TLS where `folder` has certs/public.crt and certs/private.key. `settings` are MinIO's variables.
     """
-    port = free_port()
     keys = {"MINIO_ROOT_USER": ACCESS_KEY, "MINIO_ROOT_PASSWORD": SECRET_KEY}
     environment = os.environ | keys | (settings or {})
     certificate = folder / "certs" / "public.crt"
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(
-            [
-                program,
-                "server",
-                f"--address={host}:{port}",
-                "--console-address=127.0.0.1:0",
-                f"--certs-dir={folder / 'certs'}",
-                folder / "data",
-            ],
-            env=environment,
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        ca_bundle = certificate.read_text() if certificate.exists() else None
-        endpoint = f"{'https' if ca_bundle else 'http'}://{host}:{port}"
-        wait_until_ready(f"{endpoint}/minio/health/ready", server, folder / "log")
+    ca_bundle = certificate.read_text() if certificate.exists() else None
+    with ExitStack() as running:
+        for _ in range(TRIES):
+            # It cannot choose one for itself.
+            address = f"{host}:{free_port()}"
+            server = running.enter_context(_process(program, folder, address, environment))
+            endpoint = f"{'https' if ca_bundle else 'http'}://{address}"
+            if _is_ready(f"{endpoint}/minio/health/ready", server, folder / "log"):
+                break
+        else:
+            pytest.fail(f"MinIO finds every port taken: {(folder / 'log').read_text()}")
         minio = MinioServer(endpoint, ca_bundle)
         minio.store()._client.make_bucket(BUCKET)
         yield minio
+
+
+@contextmanager
+def _process(
+    program: str, folder: Path, address: str, environment: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    command = [program, "server", f"--address={address}", "--console-address=127.0.0.1:0"]
+    command += [f"--certs-dir={folder / 'certs'}", str(folder / "data")]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        yield server
     finally:
         server.terminate()
-        server.wait(10)
-
-
-def wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    http = urllib3.PoolManager(retries=False, timeout=1.0, cert_reqs="CERT_NONE")
-    for _ in range(300):
-        if server.poll() is not None:
-            pytest.fail(f"MinIO ended: {log.read_text()}")
         try:
-            if http.request("GET", url).status == 200:
-                return
+            server.wait(60)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def _is_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> bool:
+    """Whether it serves; False if another program has taken its port since that was found free."""
+    http = urllib3.PoolManager(retries=False, timeout=5.0, cert_reqs="CERT_NONE")
+
+    def became() -> str:
+        ended, said = server.poll() is not None, log.read_text()
+        if ended and TAKEN in said:
+            return TAKEN
+        assert not ended, f"MinIO ended: {said}"
+        try:
+            # Before this one has said that it listens, another test's server may be who answers.
+            return LISTENS if LISTENS in said and http.request("GET", url).status == 200 else ""
         except urllib3.exceptions.HTTPError:
-            pass
-        time.sleep(0.1)
-    pytest.fail(f"MinIO does not become ready: {log.read_text()}")
+            return ""
+
+    found: str = until(became, 180, f"MinIO is ready; see {log}")
+    return found == LISTENS

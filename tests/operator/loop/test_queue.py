@@ -122,5 +122,5 @@ def test_stop_wakes_who_waits() -> None:
     thread = threading.Thread(target=lambda: got.append(work.get()))
     thread.start()
     work.stop()
-    thread.join(5)
+    thread.join(120)
     assert got == [None]

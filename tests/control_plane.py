@@ -27,7 +27,7 @@ from tests.waiting import until
 
 REPO = Path(__file__).parents[1]
 CRD = yaml.safe_load((REPO / "crds" / "trenchcoat.dev_trenchcoats.yaml").read_text())
-_STOP_SECONDS = 10
+_STOP_SECONDS = 60
 Body = dict[str, Any]
 
 
@@ -49,12 +49,12 @@ class ControlPlane:
     def define(self) -> None:
         """Make the CustomResourceDefinition of Trenchcoats, and wait until they are served."""
         self.definitions.create_custom_resource_definition(CRD)
-        until(self.serves, 30, "Trenchcoats are served")
+        until(self.serves, 120, "Trenchcoats are served")
 
     def withdraw(self) -> None:
         """Delete the definition, and with it all Trenchcoats."""
         self.definitions.delete_custom_resource_definition(CRD["metadata"]["name"])
-        until(lambda: not self.serves(), 30, "Trenchcoats are not served any more")
+        until(lambda: not self.serves(), 120, "Trenchcoats are not served any more")
 
     def serves(self) -> bool:
         return _found(lambda: self.trenchcoats.list_cluster_custom_object(*_KIND))
@@ -80,7 +80,7 @@ class ControlPlane:
         """Make a namespace, ready for pods."""
         self.core.create_namespace({"metadata": {"name": name}})
         ready = lambda: self.core.read_namespaced_service_account("default", name)  # noqa: E731
-        until(lambda: _found(ready), 30, f"namespace {name} has its service account")
+        until(lambda: _found(ready), 120, f"namespace {name} has its service account")
 
 
 _KIND = ("trenchcoat.dev", "v1alpha1", "trenchcoats")
@@ -170,7 +170,7 @@ def control_plane(
         )
         authority = folder / "pki" / "apiserver.crt"
         until(
-            lambda: _ready(authority, port), 60, f"the API server is ready; see {folder}/kube-apiserver.log"
+            lambda: _ready(authority, port), 180, f"the API server is ready; see {folder}/kube-apiserver.log"
         )
         api = config.new_client_from_config(str(kubeconfig))
         common = [

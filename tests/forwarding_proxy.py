@@ -33,7 +33,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not self._allowed():
             return
         host, _, port = self.path.rpartition(":")
-        with socket.create_connection((host.strip("[]"), int(port)), 10) as there:
+        with socket.create_connection((host.strip("[]"), int(port)), 60) as there:
             self.send_response(200, "Connection established")
             self.end_headers()
             self._tunnel(there)
@@ -112,7 +112,7 @@ def forwarding(*, login: str = "", refuse: bool = False) -> Iterator[ForwardingP
             yield proxy
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(120)
             reader.join()
 
 

@@ -21,7 +21,7 @@ def helm() -> str:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([helm(), *arguments], capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run([helm(), *arguments], capture_output=True, text=True, check=False, timeout=300)
 
 
 def render(*options: str, chart: Path = CHART) -> subprocess.CompletedProcess[str]:

@@ -24,7 +24,7 @@ def health(objects: list[dict[str, Any]], folder: Path) -> list[dict[str, dict[s
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     answers: list[dict[str, dict[str, str]]] = json.loads(done.stdout)

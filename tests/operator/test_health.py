@@ -14,7 +14,7 @@ def test_each_path_has_its_own_answer(host: str) -> None:
     faults = {"/livez": "", "/healthz": "the definition is missing"}
     server = health.serve(0, {path: lambda path=path: faults[path] for path in faults})
     try:
-        http = urllib3.PoolManager(retries=False, timeout=5.0)
+        http = urllib3.PoolManager(retries=False, timeout=60.0)
 
         def ask(path: str) -> tuple[int, str]:
             answer = http.request("GET", f"http://{host}:{server.server_port}{path}")

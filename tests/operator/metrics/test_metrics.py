@@ -247,7 +247,7 @@ def test_errors_by_cause(error, cause):
 def test_prometheus_can_read_them_over_either_family_of_addresses(host):
     server, thread = endpoint.serve(0, filled().registry)
     try:
-        with urllib.request.urlopen(f"http://{host}:{server.server_port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{host}:{server.server_port}/metrics", timeout=60) as answer:
             text = answer.read().decode()
     finally:
         server.shutdown()

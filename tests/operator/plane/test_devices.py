@@ -13,7 +13,7 @@ from tests.control_plane import Body, ControlPlane, node
 from tests.minio_server import MinioServer
 from tests.operator.plane.runs import Run, condition, crias, namespace, operator
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 DRIVER, CLASS = "gpu.example.com", "gpus"
 HELD, PENDING, STARTING = ("Waiting", "Gpu"), ("Waiting", "Scheduler"), ("Starting", "")
@@ -65,20 +65,20 @@ def test_devices_less_those_that_claims_hold_are_given_to_crias(
     with operator(plane) as loop:
         run.begin()
         seen = loop.until(
-            run, lambda status: crias(status) == [STARTING, STARTING, HELD] and status, 40, "two have a GPU"
+            run, lambda status: crias(status) == [STARTING, STARTING, HELD] and status, 120, "two have a GPU"
         )
         assert seen["crias"][2]["message"] == "0 of 1 node have a free nvidia.com/gpu"
         loop.until(
             run,
             lambda _: [pod.spec.node_name for pod in run.pods()] == 2 * ["devices-1"],
-            20,
+            120,
             "both are placed",
         )
         plane.core.delete_namespaced_pod("other", where, grace_period_seconds=0)
         resources.delete_namespaced_resource_claim("direct", where)
-        loop.until(run, lambda status: crias(status) == 3 * [STARTING], 40, "the third has what it held")
+        loop.until(run, lambda status: crias(status) == 3 * [STARTING], 120, "the third has what it held")
         loop.until(
-            run, lambda _: all(pod.spec.node_name == "devices-1" for pod in run.pods()), 20, "it is placed"
+            run, lambda _: all(pod.spec.node_name == "devices-1" for pod in run.pods()), 120, "it is placed"
         )
         assert {job.metadata.annotations.get("trenchcoat.dev/expects-nodes") for job in run.jobs()} == {None}
     plane.delete("devices", where)
@@ -103,12 +103,14 @@ def test_stages_can_claim_devices_by_a_template(
         loop.until(
             run,
             lambda status: crias(status) == [STARTING, STARTING, PENDING],
-            60,
+            120,
             "two have devices, one waits",
         )
         resources.delete_resource_slice("devices-3")
         resources.create_resource_slice(resource_slice("devices-3", "gpu-0", "gpu-1", "gpu-2"))
-        loop.until(run, lambda status: crias(status) == 3 * [STARTING], 60, "the third has the one that came")
+        loop.until(
+            run, lambda status: crias(status) == 3 * [STARTING], 120, "the third has the one that came"
+        )
         claims = resources.list_namespaced_resource_claim(where).items
         held = {item.status.allocation.devices.results[0].device for item in claims}
         assert held == {"gpu-0", "gpu-1", "gpu-2"}
@@ -129,7 +131,7 @@ def test_where_nobody_can_tell_jobs_are_made_one_by_one(
             lambda status: (
                 sorted(crias(status)) == sorted([STARTING, STARTING, PENDING, *3 * [HELD]]) and status
             ),
-            60,
+            120,
             "two are placed, and one waits",
         )
         assert len(run.jobs()) == 3

@@ -18,7 +18,7 @@ from tests.operator.plane import kubelet
 from tests.operator.plane.runs import Run, condition, namespace, operator
 from tests.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 GPU = "nvidia.com/gpu"
 RANKS = 2
@@ -63,11 +63,11 @@ def ranks(run: Run, stage: str = "collect") -> list[Any]:
 
 def begun(loop: Any, run: Run, stage: str = "collect") -> list[Any]:
     """All ranks of a stage, once they run."""
-    loop.until(run, lambda _: len(ranks(run, stage)) == RANKS, 40, "both ranks have nodes")
+    loop.until(run, lambda _: len(ranks(run, stage)) == RANKS, 120, "both ranks have nodes")
     found = ranks(run, stage)
     for pod in found:
         kubelet.run(run.plane, pod)
-    loop.until(run, lambda status: row(status, stage)["state"] == "Running", 30, "it runs")
+    loop.until(run, lambda status: row(status, stage)["state"] == "Running", 120, "it runs")
     return found
 
 
@@ -122,13 +122,13 @@ def test_ranks_are_found_by_name_and_all_of_them_end_it(plane: ControlPlane, gan
 
         # What the cluster's DNS answers from; none of the pods is ready.
         expected = {f"{job}-0": "10.9.0.1", f"{job}-1": "10.9.0.2"}
-        until(lambda: names() == expected, 20, "addresses are told")
+        until(lambda: names() == expected, 120, "addresses are told")
 
         gang.complete("collect")
         kubelet.end(plane, first, {"stage": 0}, "Succeeded")
         kubelet.end(plane, second, {"stage": 0}, "Succeeded")
         status = loop.until(
-            gang, lambda status: outcomes(status) == ["Succeeded"] and status, 30, "its end is told"
+            gang, lambda status: outcomes(status) == ["Succeeded"] and status, 120, "its end is told"
         )
         assert collect(status)["state"] == "Succeeded"
         assert services(gang), "the stitch is to come"
@@ -146,13 +146,13 @@ def test_its_service_goes_when_no_gang_is_to_come(plane: ControlPlane, gang: Run
         loop.until(
             gang,
             lambda status: condition(status, "Succeeded").get("status") == "True",
-            30,
+            120,
             "all is complete",
         )
         assert services(gang), "its pods have not ended"
         for pod in pods:
             kubelet.end(plane, pod, {"stage": 0}, "Succeeded")
-        loop.until(gang, lambda _: not services(gang), 30, "the Service is gone")
+        loop.until(gang, lambda _: not services(gang), 120, "the Service is gone")
     plane.delete(gang.name, gang.namespace)
 
 
@@ -165,11 +165,11 @@ def test_of_one_that_fails_the_others_end_and_the_try_counts(
             first, second = begun(loop, gang)
             failed_at = kubelet.now()
             kubelet.end(plane, second, {"stage": 1}, "Failed", at=failed_at)
-            until(lambda pod=first: told_to_end(gang, pod), 30, "the other is told to end")
+            until(lambda pod=first: told_to_end(gang, pod), 120, "the other is told to end")
             message = loop.until(
                 gang,
                 lambda status: "are being stopped" in (said := collect(status).get("message", "")) and said,
-                20,
+                120,
                 "it is told",
             )
             assert "which failed" in message
@@ -177,10 +177,10 @@ def test_of_one_that_fails_the_others_end_and_the_try_counts(
             loop.until(
                 gang,
                 lambda status, number=number: outcomes(status)[:number] == ["Failed"] * number,
-                30,
+                120,
                 f"try {number} is judged",
             )
-        loop.until(gang, lambda status: collect(status)["state"] == "Failed", 30, "no try is left")
+        loop.until(gang, lambda status: collect(status)["state"] == "Failed", 120, "no try is left")
         # Where PyTorchJobs are not served kubectl would refuse to be asked for them.
         monkeypatch.setenv("PATH", str(Path(built_or_skip("kubernetes", "kubectl")).parent))
         kubectl = Kubectl([f"--kubeconfig={plane.kubeconfig}", f"--namespace={gang.namespace}"])
@@ -199,7 +199,7 @@ def test_evicted_in_part_it_starts_again_as_a_whole(plane: ControlPlane, gang: R
             plane.core.create_namespaced_pod_eviction(
                 second.metadata.name, gang.namespace, client.V1Eviction(metadata=metadata)
             )
-            loop.until(gang, lambda _, pod=first: told_to_end(gang, pod), 30, "the other is told to end")
+            loop.until(gang, lambda _, pod=first: told_to_end(gang, pod), 120, "the other is told to end")
             # The one that is left breaks off before it has heard of it.
             leave(gang, first, 1)
             leave(gang, second, 75)
@@ -216,10 +216,10 @@ def test_taken_back_as_kueue_does_the_same_job_goes_on(plane: ControlPlane, gang
         (job,) = (job.metadata.name for job in gang.jobs())
         batch.patch_namespaced_job(job, gang.namespace, {"spec": {"suspend": True}})
         for pod in pods:
-            until(lambda pod=pod: told_to_end(gang, pod), 30, "it is told to end")
+            until(lambda pod=pod: told_to_end(gang, pod), 120, "it is told to end")
         for pod in pods:
             leave(gang, pod, 75)
-        until(lambda: not gang.pods(), 30, "both are gone")
+        until(lambda: not gang.pods(), 120, "both are gone")
         batch.patch_namespaced_job(job, gang.namespace, {"spec": {"suspend": False}})
         again = begun(loop, gang)
         assert {pod.spec.hostname for pod in again} == {pod.spec.hostname for pod in pods}
@@ -238,18 +238,18 @@ def test_what_is_missing_is_told_at_once_and_the_other_kind_mends_it(plane: Cont
             lambda status: (
                 (found := condition(status, "Accepted")).get("reason") == "TrainingOperatorMissing" and found
             ),
-            30,
+            120,
             "it is told before the model is read",
         )
         assert told["status"] == "False"
         assert "kubectl apply" in told["message"]
         assert "spec.scheduling.distributed to IndexedJob" in told["message"]
-        loop.until(gang, lambda _: gang.jobs(), 20, "tokenize runs all the same")
+        loop.until(gang, lambda _: gang.jobs(), 120, "tokenize runs all the same")
         assert condition(gang.status(), "Stalled")["status"] == "False"
         for name in BEFORE:
             gang.complete(name)
         loop.until(
-            gang, lambda status: condition(status, "Stalled")["status"] == "True", 40, "then nothing goes on"
+            gang, lambda status: condition(status, "Stalled")["status"] == "True", 120, "then nothing goes on"
         )
         change = {"spec": {"scheduling": {"distributed": "IndexedJob"}}}
         plane.trenchcoats.patch_namespaced_custom_object(

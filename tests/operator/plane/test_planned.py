@@ -13,7 +13,7 @@ from tests.control_plane import ControlPlane, node
 from tests.minio_server import MinioServer
 from tests.operator.plane.runs import Run, condition, crias, namespace, operator
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 GPU = "nvidia.com/gpu"
 
@@ -50,7 +50,7 @@ def test_nothing_starts_that_cannot_fit_until_it_is_forced_or_larger_gpus_come(
             seen = loop.until(
                 waiting,
                 lambda status: condition(status, "Accepted").get("status") == "False" and status,
-                30,
+                120,
                 "refused",
             )
             accepted = condition(seen, "Accepted")
@@ -66,7 +66,7 @@ def test_nothing_starts_that_cannot_fit_until_it_is_forced_or_larger_gpus_come(
 
             forced.begin()
             loop.until(
-                forced, lambda status: ("Starting", "") in crias(status), 30, "one starts all the same"
+                forced, lambda status: ("Starting", "") in crias(status), 120, "one starts all the same"
             )
             assert condition(forced.status(), "Accepted")["status"] == "True"
 
@@ -74,10 +74,10 @@ def test_nothing_starts_that_cannot_fit_until_it_is_forced_or_larger_gpus_come(
             loop.until(
                 waiting,
                 lambda status: condition(status, "Accepted")["status"] == "True",
-                30,
+                120,
                 "GPUs are larger now",
             )
-            loop.until(waiting, lambda status: bool(waiting.jobs()), 30, "its Jobs are made")
+            loop.until(waiting, lambda status: bool(waiting.jobs()), 120, "its Jobs are made")
             assert plan_of(plane, waiting, tmp_path) == ExitCode.OK
             rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["stages"]}
             assert (rows["tokenize"]["complete"], rows["export"]["complete"]) == (1, 0)

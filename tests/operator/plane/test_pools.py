@@ -12,7 +12,7 @@ from tests.minio_server import MinioServer
 from tests.operator.plane.runs import Run, condition, crias, namespace, operator, policy
 from tests.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 GPU = "nvidia.com/gpu"
 PENDING, HELD = ("Waiting", "Scheduler"), ("Waiting", "Gpu")
@@ -43,7 +43,7 @@ def gate_all_pods(plane: ControlPlane, where: str) -> None:
         pod = {"metadata": {"name": "probe"}, "spec": {"containers": [{"name": "x", "image": "x"}]}}
         return bool(plane.core.create_namespaced_pod(where, pod, dry_run="All").spec.scheduling_gates)
 
-    until(gated, 30, "the policy is in force")
+    until(gated, 120, "the policy is in force")
 
 
 def test_where_no_node_has_a_gpu_one_job_waits_for_a_node_that_is_added_later(
@@ -55,7 +55,7 @@ def test_where_no_node_has_a_gpu_one_job_waits_for_a_node_that_is_added_later(
         seen = loop.until(
             run,
             lambda status: crias(status) == [PENDING, HELD, HELD] and status,
-            30,
+            120,
             "one waits for the scheduler",
         )
         [pod] = run.pods()
@@ -68,16 +68,16 @@ def test_where_no_node_has_a_gpu_one_job_waits_for_a_node_that_is_added_later(
         up = "pod triggered scale-up: [{gpu-pool 0->1 (max: 8)}]"
         say_as_autoscaler(plane, run.namespace, pod.metadata.name, "TriggeredScaleUp", up)
         told = f"TriggeredScaleUp: {up}"
-        loop.until(run, lambda status: told in status["crias"][0]["message"], 30, "its words are told")
+        loop.until(run, lambda status: told in status["crias"][0]["message"], 120, "its words are told")
 
         node(plane, "pool-1", {GPU: "1"})
         loop.until(
             run,
             lambda status: run.pods()[0].spec.node_name == "pool-1" and crias(status)[0][0] == "Starting",
-            30,
+            120,
             "its pod has the node",
         )
-        loop.until(run, lambda status: crias(status)[1:] == [HELD, HELD], 10, "the others wait for GPUs")
+        loop.until(run, lambda status: crias(status)[1:] == [HELD, HELD], 120, "the others wait for GPUs")
         assert len(run.jobs()) == 1, "a node is there now: no more is made than it takes"
     plane.delete("none", run.namespace)
     plane.core.delete_node("pool-1")
@@ -98,14 +98,14 @@ def test_a_pool_that_can_grow_is_asked_for_so_many_nodes_at_a_time(
                 lambda status: (
                     sorted(crias(status)) == sorted([("Starting", ""), *2 * [PENDING], *3 * [HELD]])
                 ),
-                30,
+                120,
                 "one has the GPU, two wait for nodes, three are not made",
             )
             assert len(run.jobs()) == 3
             stalled = loop.until(
                 run,
                 lambda status: (found := condition(status, "Stalled"))["status"] == "True" and found,
-                30,
+                120,
                 "its patience is over",
             )
             assert stalled["reason"] == "Unschedulable"
@@ -113,9 +113,9 @@ def test_a_pool_that_can_grow_is_asked_for_so_many_nodes_at_a_time(
 
             node(plane, "grows-2", {GPU: "2"})
             loop.until(
-                run, lambda status: crias(status).count(("Starting", "")) == 3, 30, "both have their nodes"
+                run, lambda status: crias(status).count(("Starting", "")) == 3, 120, "both have their nodes"
             )
-            loop.until(run, lambda status: crias(status).count(PENDING) == 2, 30, "two more wait")
+            loop.until(run, lambda status: crias(status).count(PENDING) == 2, 120, "two more wait")
             assert len(run.jobs()) == 5
             assert condition(run.status(), "Stalled")["status"] == "False"
     finally:
@@ -134,7 +134,7 @@ def test_a_pod_behind_scheduling_gates_is_told_to_be(plane: ControlPlane, server
         seen = loop.until(
             run,
             lambda status: (row := status.get("stages", [{}])[0]).get("waitingReason") == "Scheduler" and row,
-            40,
+            120,
             "it is told",
         )
         assert "its scheduling gates kueue.x-k8s.io/topology are to be lifted" in seen["message"]
@@ -148,7 +148,7 @@ def test_a_pod_behind_scheduling_gates_is_told_to_be(plane: ControlPlane, server
             loop.until(
                 run,
                 lambda status: status["stages"][0]["state"] == "Starting",
-                30,
+                120,
                 "the scheduler looks at it",
             )
         finally:

@@ -7,7 +7,7 @@ from tests.control_plane import Body, ControlPlane, node
 from tests.minio_server import MinioServer
 from tests.operator.plane.runs import Run, condition, crias, namespace, operator
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 GPU = "nvidia.com/gpu"
 REFUSED = ("Waiting", "Refused")
@@ -36,18 +36,20 @@ def test_gpus_that_a_quota_keeps_from_one_namespace_go_to_another(
     first.begin()
     try:
         with operator(plane) as loop:
-            seen = loop.until(first, lambda status: REFUSED in crias(status) and status, 30, "one is refused")
+            seen = loop.until(
+                first, lambda status: REFUSED in crias(status) and status, 120, "one is refused"
+            )
             message = next(row["message"] for row in seen["crias"] if row.get("waitingReason") == "Refused")
             assert "exceeded quota: team, requested: requests.nvidia.com/gpu=1" in message
             assert "raise the quota of the namespace" in message
             assert message in condition(seen, "CriasTrained")["message"]
-            loop.until(first, lambda _: len(first.jobs()) == 1, 40, "its Job is taken back")
+            loop.until(first, lambda _: len(first.jobs()) == 1, 120, "its Job is taken back")
             second.begin()
             loop.until(
-                second, lambda status: ("Starting", "") in crias(status), 30, "another namespace has the GPU"
+                second, lambda status: ("Starting", "") in crias(status), 120, "another namespace has the GPU"
             )
             assert [pod.spec.node_name for pod in second.pods()] == ["quota-1"]
-            told = loop.until(first, is_stalled, 10, "no pod of it runs: a person is told")
+            told = loop.until(first, is_stalled, 120, "no pod of it runs: a person is told")
             assert told["reason"] == "PodsRefused" and "exceeded quota: team" in told["message"]
 
             # The quota is raised, and there is a second node: what was refused has its pods a period later.
@@ -76,7 +78,7 @@ def test_what_a_limit_range_makes_of_a_pod_is_told_and_a_limit_of_its_own_mends_
     run = Run(plane, server, where, "limited")
     run.begin(done=())
     with operator(plane) as loop:
-        told = loop.until(run, is_stalled, 30, "it is told")
+        told = loop.until(run, is_stalled, 120, "it is told")
         assert told["reason"] == "PodsRefused"
         assert "must be less than or equal to cpu limit of 50m" in told["message"]
         assert "spec.pods.tokenize.resources" in told["message"] and "cpuLimit" in told["message"]
@@ -89,13 +91,13 @@ def test_what_a_limit_range_makes_of_a_pod_is_told_and_a_limit_of_its_own_mends_
             "limited",
             {"spec": {"pods": {"tokenize": {"resources": {"cpuLimit": "2"}}}}},
         )
-        loop.until(run, lambda _: run.pods(), 20, "its pod is made at once, for the spec is another")
+        loop.until(run, lambda _: run.pods(), 60, "its pod is made at once, for the spec is another")
         [pod] = run.pods()
         assert pod.spec.containers[0].resources.limits["cpu"] == "2"
         loop.until(
             run,
             lambda status: not is_stalled(status) or "waits for a node" in is_stalled(status)["message"],
-            30,
+            120,
             "nothing refuses it any more",
         )
     plane.delete("limited", where)
@@ -107,7 +109,7 @@ def test_an_operator_can_set_limits_for_all(plane: ControlPlane, server: MinioSe
     run = Run(plane, server, where, "metered")
     run.begin(done=())
     with operator(plane, pods=PodDefaults(cpu_limit="4", memory_limit="2Gi")) as loop:
-        loop.until(run, lambda _: run.pods(), 30, "its pod is made")
+        loop.until(run, lambda _: run.pods(), 120, "its pod is made")
         limits = run.pods()[0].spec.containers[0].resources.limits
         assert (limits["cpu"], limits["memory"]) == ("4", "2Gi")
     plane.delete("metered", where)

@@ -10,7 +10,7 @@ from tests.minio_server import MinioServer
 from tests.operator.plane.runs import Run, namespace, operator
 from tests.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 WORDS = r"cannot be deleted (AccessDenied): put a key that may delete objects into Secret 'minio'"
 
@@ -30,16 +30,16 @@ def test_the_run_goes_on_and_the_status_says_so(
     plane.core.patch_namespaced_secret("minio", where, {"data": secret})
     run.begin(done=tuple(name for name in run.artifacts if name != "export"))
     with operator(plane) as loop:
-        told = loop.until(run, lambda status: condition(status, "CleanedUp"), 30, "the refusal is told")
+        told = loop.until(run, lambda status: condition(status, "CleanedUp"), 120, "the refusal is told")
         assert told["status"] == "False" and told["reason"] == "StoreAccessDenied"
         assert WORDS in told["message"]
-        loop.until(run, lambda _: run.jobs(), 10, "the export is begun")
-        status = loop.until(run, lambda now: now if now.get("stage") == "export" else None, 10, "it is told")
+        loop.until(run, lambda _: run.jobs(), 120, "the export is begun")
+        status = loop.until(run, lambda now: now if now.get("stage") == "export" else None, 120, "it is told")
         assert condition(status, "Stalled")["status"] == "False"
         # With the right, and once it is time to ask again, what nobody reads goes.
         server.allow("keeper", f"{where}-kept", "GetObject", "PutObject", "DeleteObject")
         monkeypatch.setattr(refusals, "DELETE_RETRY_SECONDS", 0.0)
-        loop.until(run, lambda status: not condition(status, "CleanedUp"), 60, "it is deleted")
+        loop.until(run, lambda status: not condition(status, "CleanedUp"), 120, "it is deleted")
         collect = run.artifacts["collect"]
-        until(lambda: not server.store().exists(collect.manifest_path), 10, "collect's manifest is gone")
-        loop.until(run, lambda _: not server.store().exists(collect.prefix + "data"), 30, "its objects go")
+        until(lambda: not server.store().exists(collect.manifest_path), 120, "collect's manifest is gone")
+        loop.until(run, lambda _: not server.store().exists(collect.prefix + "data"), 120, "its objects go")

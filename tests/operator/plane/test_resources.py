@@ -6,7 +6,7 @@ from tests.control_plane import ControlPlane, node
 from tests.minio_server import MinioServer
 from tests.operator.plane.runs import Run, namespace, operator
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 GPU = "nvidia.com/gpu"
 
@@ -33,7 +33,7 @@ def test_fast_networks_huge_pages_and_accounts_of_ones_own(plane: ControlPlane, 
             loop.until(
                 run,
                 lambda _: [pod.spec.node_name for pod in run.pods()] == ["fast"],
-                40,
+                120,
                 "it has the node with all of it, though another has more GPUs",
             )
         (pod,) = run.pods()

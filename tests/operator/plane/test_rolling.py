@@ -9,7 +9,7 @@ from tests.control_plane import Body, ControlPlane, node
 from tests.minio_server import BUCKET, MinioServer
 from tests.operator.plane.runs import Run, condition, crias, namespace, operator
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 GPU = "nvidia.com/gpu"
 
@@ -56,33 +56,33 @@ def test_each_cria_begins_when_the_one_before_has_left_its_inputs_which_go_once_
     run = chain
     with operator(plane) as loop:
         run.begin(done=("tokenize", "shard"))
-        seen = loop.until(run, lambda status: made(run) == {"cria-00"} and status, 30, "the first Cria")
+        seen = loop.until(run, lambda status: made(run) == {"cria-00"} and status, 120, "the first Cria")
         assert crias(seen)[1:] == [(State.BLOCKED, "")] * 2
         assert "waits for collect" in seen["crias"][1]["message"]
 
         run.complete("collect-01")  # Cria 0 goes on
-        seen = loop.until(run, lambda status: "cria-01" in made(run) and status, 30, "the second Cria")
+        seen = loop.until(run, lambda status: "cria-01" in made(run) and status, 120, "the second Cria")
         assert collection(seen)["message"].startswith("1 of 2 boundaries made"), collection(seen)
         assert condition(seen, "ActivationsReady")["status"] == "False"
         assert made(run) == {"cria-00", "cria-01"}
 
         run.complete("collect-02")
         run.complete("cria-01")
-        loop.until(run, lambda status: "cria-02" in made(run), 30, "the third Cria")
+        loop.until(run, lambda status: "cria-02" in made(run), 120, "the third Cria")
         assert stored(run, "collect-01"), "Cria 0 still compares itself with it"
 
         run.complete("cria-00")
-        loop.until(run, lambda status: not stored(run, "collect-01"), 30, "the first boundary to go")
+        loop.until(run, lambda status: not stored(run, "collect-01"), 120, "the first boundary to go")
         assert stored(run, "collect-02")
 
         run.complete("cria-02")
         seen = loop.until(
             run,
             lambda status: not stored(run, "collect-02") and condition(status, "CriasTrained") and status,
-            30,
+            120,
             "the second boundary to go",
         )
-        seen = loop.until(run, lambda status: not collection(status).get("bytes") and status, 30, "no bytes")
+        seen = loop.until(run, lambda status: not collection(status).get("bytes") and status, 120, "no bytes")
         assert condition(seen, "ActivationsReady")["status"] == "True"
         assert condition(seen, "CriasTrained")["status"] == "True"
         assert not [name for name in made(run) if name.startswith("collect")]
@@ -97,7 +97,7 @@ def test_no_boundary_is_made_anew_that_is_there_though_it_was_missed_a_moment_ag
     with operator(plane) as loop:
         loop.miss(run, "collect-01", "collect-02")
         run.begin(done=("tokenize", "shard", "cria-00", "collect-01", "cria-01", "collect-02"))
-        loop.until(run, lambda status: made(run), 30, "a Job")
+        loop.until(run, lambda status: made(run), 120, "a Job")
         assert made(run) == {"cria-02"}
 
 

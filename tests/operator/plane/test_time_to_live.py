@@ -13,7 +13,7 @@ from tests.minio_server import MinioServer
 from tests.operator.plane.runs import Run, namespace, operator, policy
 from tests.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 JOBS = {"apiGroups": ["batch"], "apiVersions": ["v1"], "resources": ["jobs"]}
 
@@ -47,16 +47,16 @@ def test_a_failure_is_remembered_though_a_policy_has_jobs_deleted_at_their_end(
         made = batch.create_namespaced_job(where, job, dry_run="All")
         return made.spec.ttl_seconds_after_finished == 0
 
-    until(in_force, 30, "the policy is in force")
+    until(in_force, 120, "the policy is in force")
     run = Run(plane, server, where, "short-lived")
     run.begin(done=())
     with operator(plane) as loop:
-        loop.until(run, lambda _: run.pods(), 30, "its pod is made")
+        loop.until(run, lambda _: run.pods(), 120, "its pod is made")
         [pod] = run.pods()
         loop.until(
             run,
             lambda _: run.jobs()[0].spec.ttl_seconds_after_finished is None,
-            10,
+            120,
             "its time to live is taken away",
         )
         failed = ended(pod, ExitCode.BAD_INPUT)
@@ -64,19 +64,19 @@ def test_a_failure_is_remembered_though_a_policy_has_jobs_deleted_at_their_end(
         row = loop.until(
             run,
             lambda status: (row := status["stages"][0])["state"] == "Failed" and row,
-            30,
+            120,
             "its failure is told",
         )
         assert row["attempt"] == 1
         time.sleep(3)  # the TTL controller would long have deleted it
-        loop.until(run, lambda status: status["stages"][0]["state"] == "Failed", 5, "it stays so")
+        loop.until(run, lambda status: status["stages"][0]["state"] == "Failed", 120, "it stays so")
         [job] = run.jobs()
         assert job.metadata.name.endswith("-1") and not job.metadata.deletion_timestamp
         batch.delete_namespaced_job(job.metadata.name, where, propagation_policy="Background")
         loop.until(
             run,
             lambda status: status["stages"][0]["attempt"] == 2,
-            30,
+            120,
             "a person who deletes it asks for another",
         )
     plane.delete("short-lived", where)

@@ -12,7 +12,7 @@ from tests.control_plane import ControlPlane, node
 from tests.minio_server import ACCESS_KEY, SECRET_KEY, MinioServer
 from tests.operator.plane.runs import Run, condition, crias, namespace, operator
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 GPU = "waits.example/gpu"
 HELD = ("Waiting", "Gpu")
@@ -28,11 +28,11 @@ def test_who_waits_for_gpus_is_told_alike_everywhere(
     try:
         with operator(plane) as loop:
             first.begin()
-            loop.until(first, lambda told: crias(told)[1:] == [HELD, HELD], 30, "one has the GPU")
+            loop.until(first, lambda told: crias(told)[1:] == [HELD, HELD], 120, "one has the GPU")
             second.begin()
-            loop.until(second, lambda told: crias(told) == [HELD] * 3, 30, "the others wait")
+            loop.until(second, lambda told: crias(told) == [HELD] * 3, 120, "the others wait")
             seen = loop.until(
-                first, lambda told: "2 of 2" in told["waiting"] and told, 30, "its place is told"
+                first, lambda told: "2 of 2" in told["waiting"] and told, 120, "its place is told"
             )
     finally:
         plane.core.delete_node("waits-1")

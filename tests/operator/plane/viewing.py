@@ -73,7 +73,7 @@ def viewer(plane: ControlPlane, folder: Path, **settings: str) -> Iterator[Serve
     with (folder / "viewer.log").open("w") as log:
         program = [sys.executable, "-m", "trenchcoat_viewer"]
         process = subprocess.Popen(program, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        pool = urllib3.PoolManager(retries=False, timeout=30)
+        pool = urllib3.PoolManager(retries=False, timeout=120)
         server = Server(f"http://127.0.0.1:{port}", pool)
 
         def answers() -> bool:
@@ -84,11 +84,11 @@ def viewer(plane: ControlPlane, folder: Path, **settings: str) -> Iterator[Serve
                 return False
 
         try:
-            until(answers, 60, "the viewer answers")
+            until(answers, 120, "the viewer answers")
             yield server
         finally:
             process.terminate()
-            assert process.wait(timeout=20) in (0, -15)
+            assert process.wait(timeout=120) in (0, -15)
 
 
 def token(plane: ControlPlane, account: str, where: str, audience: str = "") -> str:

@@ -27,7 +27,7 @@ def tell(arguments):
 def wait(arguments):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     print("waits", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 
 def save(arguments):
     stopped = []
@@ -58,7 +58,7 @@ folder = Path(sys.argv[1])
 with ForkServer(["forked_programs"], folder / "server.log") as server, (folder / "out").open("wb") as output:
     process = server.start("forked_programs:save", [], environment={}, output=output)
     print(server.pid, process.pid, flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -125,7 +125,7 @@ def test_what_a_program_raises_ends_it_alone(server: ForkServer, tmp_path: Path)
 def test_signals_reach_it(server: ForkServer, tmp_path: Path) -> None:
     asked, killed = Started(server, "wait", tmp_path), Started(server, "wait", tmp_path / "again")
     for started in (asked, killed):
-        until(lambda started=started: started.told == ["waits"], 30, "both wait")
+        until(lambda started=started: started.told == ["waits"], 120, "both wait")
         assert started.process.poll() is None
     asked.process.send_signal(signal.SIGTERM)
     assert asked.process.wait() == 75
@@ -145,18 +145,18 @@ def test_a_server_that_dies_is_started_anew_and_takes_its_processes_with_it(
     server: ForkServer, tmp_path: Path
 ) -> None:
     orphan = Started(server, "wait", tmp_path)
-    until(lambda: orphan.told == ["waits"], 30, "it waits")
+    until(lambda: orphan.told == ["waits"], 120, "it waits")
     os.kill(server.pid, signal.SIGKILL)
     assert orphan.process.wait() == -signal.SIGKILL
-    until(lambda: is_gone(orphan.process.pid), 30, "it ends with its server")
+    until(lambda: is_gone(orphan.process.pid), 120, "it ends with its server")
     assert Started(server, "tell", tmp_path).process.wait() == 66
 
 
 def test_processes_are_asked_to_end_when_the_server_ends(programs: str, tmp_path: Path) -> None:
     with ForkServer([programs], tmp_path / "server.log") as server:
         started = Started(server, "save", tmp_path)
-        until(lambda: started.told == ["waits"], 30, "it waits")
-    until(lambda: started.told == ["waits", "saved"], 30, "it ends as one that was asked to")
+        until(lambda: started.told == ["waits"], 120, "it waits")
+    until(lambda: started.told == ["waits", "saved"], 120, "it ends as one that was asked to")
 
 
 def test_nothing_goes_on_when_who_asked_is_killed(programs: str, tmp_path: Path) -> None:
@@ -164,10 +164,10 @@ def test_nothing_goes_on_when_who_asked_is_killed(programs: str, tmp_path: Path)
     asker = subprocess.Popen([sys.executable, "-c", ASKER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert asker.stdout is not None
     server, process = map(int, asker.stdout.readline().split())
-    until(lambda: (tmp_path / "out").read_text() == "waits\n", 30, "it waits")
+    until(lambda: (tmp_path / "out").read_text() == "waits\n", 120, "it waits")
     asker.kill()
     asker.wait()
-    until(lambda: is_gone(process) and is_gone(server), 30, "both end")
+    until(lambda: is_gone(process) and is_gone(server), 120, "both end")
     assert (tmp_path / "out").read_text() == "waits\nsaved\n"
 
 

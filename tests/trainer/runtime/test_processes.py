@@ -17,14 +17,14 @@ from tests.waiting import until
 
 # What listens says so by a file of this name, for a signal that comes earlier ends it.
 DEAF = "import pathlib, signal, time; signal.signal(signal.SIGTERM, lambda *_: None); "
-DEAF += "pathlib.Path('deaf').touch(); [time.sleep(0.05) for _ in range(1200)]"
+DEAF += "pathlib.Path('deaf').touch(); [time.sleep(0.05) for _ in range(12000)]"
 
 
 def python(program: str, folder: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([sys.executable, "-S", "-c", program], cwd=folder)
 
 
-def end(ranks: RankProcesses, seconds: float = 30) -> int:
+def end(ranks: RankProcesses, seconds: float = 300) -> int:
     deadline = time.monotonic() + seconds
     try:
         while time.monotonic() < deadline:
@@ -64,8 +64,8 @@ def test_of_several_exit_codes_the_one_that_tells_most_counts(codes, told, tmp_p
 
 
 def test_when_one_fails_the_others_are_told_to_end(tmp_path: Path) -> None:
-    ranks = RankProcesses([python(leave(66), tmp_path), python("import time; time.sleep(60)", tmp_path)])
-    assert end(ranks, seconds=10) == 66
+    ranks = RankProcesses([python(leave(66), tmp_path), python("import time; time.sleep(600)", tmp_path)])
+    assert end(ranks, seconds=300) == 66
 
 
 def test_who_waits_for_one_that_failed_is_killed_and_not_the_one_to_be_told_of(
@@ -73,16 +73,16 @@ def test_who_waits_for_one_that_failed_is_killed_and_not_the_one_to_be_told_of(
 ) -> None:
     monkeypatch.setattr(processes, "AFTER_FAILURE_SECONDS", 0.3)
     deaf = python(DEAF, tmp_path)
-    until((tmp_path / "deaf").exists, 30, "it ignores signals")
-    assert end(RankProcesses([python(leave(1), tmp_path), deaf]), seconds=10) == 1
+    until((tmp_path / "deaf").exists, 120, "it ignores signals")
+    assert end(RankProcesses([python(leave(1), tmp_path), deaf]), seconds=300) == 1
     assert deaf.returncode == -signal.SIGKILL
 
 
 def test_who_still_saves_when_another_has_is_let_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """How long that may take is for the pod's grace period to say."""
     monkeypatch.setattr(processes, "AFTER_FAILURE_SECONDS", 0.1)
-    slow = python(DEAF.replace("1200", "20"), tmp_path)
-    until((tmp_path / "deaf").exists, 30, "it ignores signals")
+    slow = python(DEAF.replace("12000", "20"), tmp_path)
+    until((tmp_path / "deaf").exists, 120, "it ignores signals")
     assert end(RankProcesses([python(leave(75), tmp_path), slow])) == 75
     assert slow.returncode == 0
 
@@ -159,5 +159,5 @@ def test_a_rank_that_a_signal_ended_is_told_as_a_shell_does() -> None:
 def test_a_wish_to_stop_ends_ranks_that_have_just_begun() -> None:
     stop = StopRequest()
     stop.requested = True
-    command = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
+    command = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
     assert run_ranks(command, 2, stop=stop) == ExitCode.TERMINATED

@@ -45,7 +45,7 @@ class Told:
 
     def record(self, point: Point) -> None:
         if self._answers is not None:
-            self._answers.wait(30)
+            self._answers.wait(300)
         if self._fault:
             raise RuntimeError(self._fault)
         self.points.append(point)

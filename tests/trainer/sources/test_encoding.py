@@ -164,7 +164,7 @@ def test_workers_end_when_their_parent_is_killed(teacher_folder: Path, tmp_path:
     assert len(workers) == 2
     parent.kill()
     parent.wait()
-    until(lambda: not any(running(pid) for pid in workers), 20, "workers end with their parent")
+    until(lambda: not any(running(pid) for pid in workers), 120, "workers end with their parent")
 
 
 def running(pid: int) -> bool:

@@ -75,7 +75,7 @@ def run_ranks(spec: TrenchcoatSpec, folder: Path, stops: list[StopRequest]) -> l
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(60)
+        process.join(600)
     return [process.exitcode for process in ranks]
 
 
@@ -224,7 +224,7 @@ def test_the_next_objects_are_computed_while_one_is_written(
         if group < LAST_GROUP:
             with begun:
                 later = (group + 1) * BATCHES_PER_OBJECT + 1
-                assert begun.wait_for(lambda: batches >= later, timeout=30), path
+                assert begun.wait_for(lambda: batches >= later, timeout=300), path
         write(path, data)
 
     monkeypatch.setattr(Pipeline, "go_on", counting_go_on)

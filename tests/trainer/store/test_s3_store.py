@@ -67,7 +67,7 @@ def test_a_port_where_nothing_listens_fails_soon() -> None:
     began = time.monotonic()
     with pytest.raises(StoreError, match=r"spec\.store\.endpoint http://127\.0\.0\.1:9 cannot be reached"):
         unreachable("http://127.0.0.1:9").check()
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
 
 
 def test_a_host_that_does_not_exist_is_told() -> None:

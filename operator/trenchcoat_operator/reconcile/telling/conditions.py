@@ -29,7 +29,7 @@ _OF_STAGE = {
 
 GIVEN_UP = "GivenUp"
 """Of a stage that failed and that the run goes on without."""
-NOT_NEEDED = "NotNeeded"
+NOT_NEEDED_REASON = "NotNeeded"
 """Of activations that are not collected, for nothing reads them."""
 NOTHING_TO_COLLECT = "no Cria has anything to train, so nothing reads activations: none are collected"
 
@@ -121,11 +121,11 @@ def _of_stages(stages: list[StageStatus], built: Graph) -> Verdicts:
         row = by_name.get(stage.value)
         if row is None:
             if stage is Stage.COLLECT:
-                result[kind] = Verdict("True", NOT_NEEDED, NOTHING_TO_COLLECT)
+                result[kind] = Verdict("True", NOT_NEEDED_REASON, NOTHING_TO_COLLECT)
             continue
         reason = row.source.value if row.source else row.state.value
         if row.name == Stage.COLLECT and row.state is State.SUCCEEDED and not row.source:
-            reason = NOT_NEEDED
+            reason = NOT_NEEDED_REASON
         result[kind] = Verdict(_yes(row.state is State.SUCCEEDED), reason, row.message)
         if row.name == Stage.STITCH and row.waiting_reason is WaitingReason.GATE:
             result[kind] = Verdict("False", gate.REASON, row.message)

@@ -114,6 +114,11 @@ class _Cria:
         return max(0.0, (self.now - self.began).total_seconds())
 
     @property
+    def fraction(self) -> float:
+        """How much of it its report tells to be done, 0 to 1."""
+        return self.report.fraction if self.report else 0.0
+
+    @property
     def eta(self) -> float | None:
         """Seconds that it tells it has left, while it runs; None where it told none."""
         return self.report.eta_seconds if self.report and self.item.state is State.RUNNING else None
@@ -130,9 +135,9 @@ class _Cria:
 
     def will_take(self) -> float | None:
         """Seconds of the Job of one that runs; None where it told nothing to go by."""
-        if self.report is None or self.eta is None or self.report.fraction >= 1:
+        if self.eta is None or self.fraction >= 1:
             return None
-        paced = self.eta / (1 - self.report.fraction)
+        paced = self.eta / (1 - self.fraction)
         return max(paced, self.elapsed + self.eta) if self.item.attempt == 1 else paced
 
     def whole(self, each: float) -> float:
@@ -150,6 +155,8 @@ def _seconds_per_layer(crias: Sequence[_Cria]) -> float | None:
     made = [seconds / cria.layers for cria in crias if (seconds := cria.took()) is not None]
     if made:
         return fmean(made)
-    told = [cria for cria in crias if cria.will_take() is not None]
-    likely = [cria for cria in told if cria.report and cria.report.fraction >= _ENOUGH] or told
-    return fmean((cria.will_take() or 0.0) / cria.layers for cria in likely) if likely else None
+    told = [
+        (cria.fraction, seconds / cria.layers) for cria in crias if (seconds := cria.will_take()) is not None
+    ]
+    likely = [each for fraction, each in told if fraction >= _ENOUGH] or [each for _, each in told]
+    return fmean(likely) if likely else None

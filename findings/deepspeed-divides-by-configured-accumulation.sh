@@ -13,7 +13,8 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install -q torch==2.13.0 numpy setuptools wheel packaging ninja psutil py-cpuinfo
+"$folder/venv/bin/pip" install -q torch==2.13.0 numpy==2.4.6 setuptools==84.2.1 \
+  wheel==0.48.0 packaging==26.3 ninja==1.13.2 psutil==7.2.2 py-cpuinfo==9.0.0
 DS_BUILD_OPS=0 DS_ACCELERATOR=cpu "$folder/venv/bin/pip" install -q --no-build-isolation deepspeed==0.19.8
 cat > "$folder/show.py" <<'PY'
 import sys

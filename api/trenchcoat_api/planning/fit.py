@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trenchcoat_api import texts
-from trenchcoat_api.phases import job_stages
+from trenchcoat_api.phases import job_stages, rolls
 from trenchcoat_api.planning.memory import Need, gpu_need
 from trenchcoat_api.planning.outline import Outline
 from trenchcoat_api.stages import Stage
@@ -62,8 +62,8 @@ def _fits(outline: Outline, stage: Stage, memory: int, **changes: Any) -> bool:
 def _of_cria(outline: Outline, stage: Stage, memory: int) -> str:
     smaller: dict[str, Any] = {"transfer": {"micro_batch_size": 1}, "cria_lora": {"micro_batch_size": 1}}
     fields = "spec.transfer.microBatchSize and spec.criaLora.microBatchSize to 1"
-    if stage is Stage.EVALUATE:
-        smaller, fields = {"evaluate": {"batch_size": 1}}, "spec.evaluate.batchSize to 1"
+    if stage is not Stage.CRIA:
+        smaller, fields = {stage.value: {"batch_size": 1}}, f"spec.{stage}.batchSize to 1"
     if _fits(outline, stage, memory, **smaller):
         return f"set {fields}"
     for changes, words in (({}, ""), (smaller, f", and {fields}")):
@@ -85,6 +85,8 @@ def _largest_cria(outline: Outline, stage: Stage, memory: int, changes: dict[str
 
 
 def _of_collection(outline: Outline, stage: Stage, memory: int) -> str:
+    if rolls(outline.spec):
+        return _of_cria(outline, stage, memory)
     remedy = _more_nodes(outline, stage, memory, "collect", {"batch_size": 1}) or _larger(outline)
     if _fits(outline, Stage.CRIA, memory):
         remedy += "; or set spec.collect.strategy to Rolling, for which a Cria's GPU will do"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from trenchcoat_api.evaluation_states import memory_bytes
+from trenchcoat_api.phases import rolls
 from trenchcoat_api.planning.outline import Outline
 from trenchcoat_api.planning.sizes import (
     FP32,
@@ -19,7 +20,8 @@ from trenchcoat_api.planning.sizes import (
 from trenchcoat_api.planning.storage import text_facts
 from trenchcoat_api.selection import SEQUENCES, TOKENS
 from trenchcoat_api.spec import Objective
-from trenchcoat_api.stages import DISTRIBUTED, Stage
+from trenchcoat_api.stage_size import stage_size
+from trenchcoat_api.stages import Stage
 
 CONTEXT = 600_000_000
 """Of the CUDA context and the libraries: taken, not measured."""
@@ -68,24 +70,21 @@ def gpu_need(outline: Outline, stage: Stage) -> Need | None:
 
 def gpus_of(outline: Outline, stage: Stage) -> int:
     """GPUs of a stage, of one Cria alone."""
-    spec = outline.spec
-    if stage is Stage.COLLECT:
-        return spec.collect.nodes * spec.collect.gpus_per_node
-    if stage in (Stage.STITCH, Stage.ADAPT):
-        return spec.stitch.nodes * spec.stitch.gpus_per_node
-    return 1 if stage in (Stage.SELECT, Stage.CRIA, Stage.EVALUATE) else 0
+    return stage_size(outline.spec, stage).gpus
 
 
 def ranks_of(outline: Outline, stage: Stage) -> int:
     """Processes that share a stage; one for each GPU, or for each pod where it takes none."""
-    if stage not in DISTRIBUTED:
-        return 1
-    part = outline.spec.collect if stage is Stage.COLLECT else outline.spec.stitch
-    return part.nodes * max(1, part.gpus_per_node)
+    return stage_size(outline.spec, stage).ranks
 
 
 def collected_layers(outline: Outline) -> int:
-    """Layers that the collection runs on its slowest rank: none behind the last boundary."""
+    """Layers that the collection runs on its slowest rank: none behind the last boundary.
+
+    Where it rolls, a Job of its own makes one boundary, if the Cria whose place that was is complete.
+    """
+    if rolls(outline.spec):
+        return outline.longest_cria
     return -(-outline.crias[-1].first // ranks_of(outline, Stage.COLLECT))
 
 
@@ -245,11 +244,10 @@ def host_need(outline: Outline, stage: Stage) -> Need:
     embedding = embedding_parameters(facts) * outline.item
     layer = outline.layer_bytes
     matrix = facts.hidden_size * facts.intermediate_size * (stored + outline.item)
-    parts: dict[str, float] = {"process": HOST_BASE}
+    processes = stage_size(outline.spec, stage).processes_per_node
+    parts: dict[str, float] = {"process": HOST_BASE * processes}
     match stage:
         case Stage.COLLECT:
-            processes = max(1, outline.spec.collect.gpus_per_node)
-            parts["process"] = HOST_BASE * processes
             parts["reading"] = processes * max(matrix, embedding_parameters(facts) * (stored + outline.item))
             parts["objects"] = processes * PENDING * max(OBJECT, outline.length * facts.hidden_size * 2)
         case Stage.SELECT:
@@ -258,8 +256,6 @@ def host_need(outline: Outline, stage: Stage) -> Need:
             parts["reading"] = max(layer, embedding)
             parts["objects"] = READ_AHEAD * max(OBJECT, outline.length * facts.hidden_size * outline.item)
         case Stage.STITCH | Stage.ADAPT:
-            processes = max(1, outline.spec.stitch.gpus_per_node)
-            parts["process"] = HOST_BASE * processes
             parts["reading"] = max(2 * layer, 2 * embedding)
         case Stage.EVALUATE:
             parts["reading"] = 2 * embedding + layer

@@ -9,6 +9,7 @@ from trenchcoat_api.layer_kinds import wide_count
 from trenchcoat_api.phases import adapter_epochs, transfer_epochs
 from trenchcoat_api.planning.plan import Plan, StagePlan
 from trenchcoat_api.spec import Distributed, Form, TrenchcoatSpec
+from trenchcoat_api.stage_size import stage_size
 from trenchcoat_api.stages import DISTRIBUTED, Stage
 
 
@@ -40,7 +41,7 @@ def stage_table(plan: Plan, spec: TrenchcoatSpec) -> Table:
 
 def _runs_as(row: StagePlan, spec: TrenchcoatSpec, plan: Plan) -> str:
     if row.name in DISTRIBUTED:
-        return _gang(spec, (spec.collect if row.name is Stage.COLLECT else spec.stitch).nodes)
+        return _gang(spec, stage_size(spec, row.name).nodes)
     if row.name is Stage.CRIA:
         return f"{row.jobs} Jobs, {plan.parallel_crias} at a time"
     return "Job"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_api.stage_size import stage_size
 from trenchcoat_api.stages import DISTRIBUTED, Stage
 from trenchcoat_api.status import TRAINING_OPERATOR_MISSING, ConditionType, State, WaitingReason
 from trenchcoat_api.status import Work as Row
@@ -41,7 +42,7 @@ def contender(trenchcoat: Trenchcoat, held: int, stage: Stage, jobs: int, since:
         since: Since when the first of them waits, as it stands in the status.
     """
     created = trenchcoat.metadata.creation_timestamp
-    count, gpus = graph.size(trenchcoat.spec, stage)
+    count, gpus = stage_size(trenchcoat.spec, stage)
     return Contender(
         name=f"{trenchcoat.metadata.namespace}/{trenchcoat.metadata.name}",
         created_at=datetime.fromisoformat(created) if created else _EPOCH,
@@ -59,12 +60,7 @@ def contender(trenchcoat: Trenchcoat, held: int, stage: Stage, jobs: int, since:
 
 def held_gpus(trenchcoat: Trenchcoat, children: tuple[Child, ...]) -> int:
     """GPUs of Jobs and PyTorchJobs that are made and not over."""
-    total = 0
-    for child in children:
-        if child.holding:
-            count, gpus = graph.size(trenchcoat.spec, child.stage)
-            total += count * gpus
-    return total
+    return sum(stage_size(trenchcoat.spec, child.stage).gpus for child in children if child.holding)
 
 
 def _waits_for_gpu(row: Row) -> bool:
@@ -110,7 +106,7 @@ def wishes(trenchcoat: Trenchcoat) -> tuple[Wish, ...]:
         if row.name == Stage.CRIA or not _waits_for_gpu(row):
             continue
         stage = Stage(row.name)
-        if graph.size(trenchcoat.spec, stage)[1] > 0:
+        if stage_size(trenchcoat.spec, stage).gpus > 0:
             result.append(Wish(stage, 1, 1, contender(trenchcoat, 0, stage, 1, row.waiting_since)))
     return tuple(result)
 

@@ -8,10 +8,11 @@ from trenchcoat_api import boundaries
 from trenchcoat_api.artifacts import Artifact, Artifacts, Manifest
 from trenchcoat_api.boundaries import with_boundaries
 from trenchcoat_api.crias import CriaRange, cria_ranges
-from trenchcoat_api.phases import may_go_without, rolls
+from trenchcoat_api.phases import may_go_without
 from trenchcoat_api.phases import without_adapted_teacher as without
 from trenchcoat_api.pods import PodOverrides
 from trenchcoat_api.spec import TrenchcoatSpec
+from trenchcoat_api.stage_size import stage_size
 from trenchcoat_api.stages import DISTRIBUTED, INPUTS, WITHOUT_ADAPTED_TEACHER, Stage
 
 INTERMEDIATE = (Stage.COLLECT, Stage.SHARD)
@@ -139,28 +140,13 @@ def _works(spec: TrenchcoatSpec, artifacts: list[Artifact]) -> tuple[Work, ...]:
     for artifact in artifacts:
         inputs = tuple(boundaries.inputs_of(artifact, made, waits_for(artifact.stage)))
         reads = tuple(boundaries.read_by(artifact, made))
-        pods, gpus = size(spec, artifact.stage)
+        pods, gpus = stage_size(spec, artifact.stage)
         is_gang = artifact.stage in DISTRIBUTED and artifact.boundary is None
         work = Work(artifact, inputs, reads, pods, gpus, is_gang)
         if artifact.boundary is not None:
             work = replace(work, maker=boundaries.maker(artifact, made))
         works.append(work)
     return tuple(works)
-
-
-def size(spec: TrenchcoatSpec, stage: Stage) -> tuple[int, int]:
-    """Pods of one Job or PyTorchJob of a stage, and GPUs of each."""
-    match stage:
-        case Stage.COLLECT if rolls(spec):
-            return 1, 1
-        case Stage.COLLECT:
-            return spec.collect.nodes, spec.collect.gpus_per_node
-        case Stage.STITCH | Stage.ADAPT:
-            return spec.stitch.nodes, spec.stitch.gpus_per_node
-        case Stage.SELECT | Stage.CRIA | Stage.EVALUATE:
-            return 1, 1
-        case _:
-            return 1, 0
 
 
 def needed(built: Graph, manifests: Container[str], deleted: Container[str]) -> set[str]:

@@ -60,6 +60,16 @@ def test_what_is_not_known_is_not_refused() -> None:
     assert misfits(outline(layersPerCria=30), lambda stage: None) == []
 
 
+def test_where_collection_rolls_it_needs_no_more_than_one_cria() -> None:
+    """A boundary that is missing is one of the operator's Jobs, whatever the plan's stages are."""
+    rolling = outline("llama-3.1-405b", **GANGS, collect__strategy="Rolling")
+    assert misfits(rolling, lambda stage: H100, [Stage.COLLECT, Stage.CRIA]) == []
+    (found,) = misfits(rolling, lambda stage: 50_000_000_000, [Stage.COLLECT])
+    most = int(re.search(r"spec.layersPerCria to at most (\d+)", found.remedy)[1])  # type: ignore[index]
+    smaller = outline("llama-3.1-405b", **GANGS, collect__strategy="Rolling", layersPerCria=most)
+    assert misfits(smaller, lambda stage: 50_000_000_000, [Stage.COLLECT]) == []
+
+
 def test_stages_without_gpus_need_none() -> None:
     found = refused(H100, collect__gpusPerNode=0, stitch__gpusPerNode=0)
     assert Stage.COLLECT not in found and Stage.STITCH not in found

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from trenchcoat_api.artifacts import Artifact
 from trenchcoat_api.boundaries import by_stage, inputs_of, read_by
-from trenchcoat_api.phases import rolls
 from trenchcoat_api.spec import TrenchcoatSpec
+from trenchcoat_api.stage_size import stage_size
 from trenchcoat_api.stages import Stage
 
 _ROOM = 0.8
@@ -25,13 +25,7 @@ class Machine:
 
     def workers(self, stage: Stage, spec: TrenchcoatSpec) -> int:
         """Processes of one stage: as many as the spec's pods have GPUs, but no more than fit here."""
-        if stage is Stage.COLLECT and not rolls(spec):
-            wanted = spec.collect.nodes * max(1, spec.collect.gpus_per_node)
-        elif stage in (Stage.STITCH, Stage.ADAPT):
-            wanted = spec.stitch.nodes * max(1, spec.stitch.gpus_per_node)
-        else:
-            return 1
-        return max(1, min(wanted, self.gpus or self.cores))
+        return max(1, min(stage_size(spec, stage).ranks, self.gpus or self.cores))
 
     def parallel_crias(self, need: int) -> int:
         """Crias to train at one time: one a CPU core, or as many as fit beside one another on every GPU.

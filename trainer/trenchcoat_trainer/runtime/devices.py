@@ -6,9 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import torch
-from trenchcoat_api.phases import rolls
-from trenchcoat_api.spec import TrenchcoatSpec
-from trenchcoat_api.stages import Stage
+from trenchcoat_api.stage_size import stage_size
 
 from trenchcoat_trainer.errors import StageError
 from trenchcoat_trainer.runtime.context import StageContext
@@ -54,7 +52,7 @@ def choose_device(context: StageContext) -> torch.device:
     """
     device, found = any_device(context.rank), usable_gpus()
     is_meant = os.environ.get(ENV_DEVICE) == "cpu" or (context.folder is not None and not found)
-    if device.type == "cpu" and not is_meant and _gpus_given(context.spec, context.artifact.stage):
+    if device.type == "cpu" and not is_meant and stage_size(context.spec, context.artifact.stage).gpus:
         raise StageError(
             f"{context.artifact.name} was given a GPU for each of its processes, but number "
             f"{_local_rank(context.rank, found)} of this pod finds {found} that can be used: see to the "
@@ -66,10 +64,3 @@ def choose_device(context: StageContext) -> torch.device:
 
 def _local_rank(rank: int, found: int) -> int:
     return int(os.environ.get("LOCAL_RANK", rank % max(found, 1)))
-
-
-def _gpus_given(spec: TrenchcoatSpec, stage: Stage) -> int:
-    """GPUs of each of the stage's pods, as the operator asks for them."""
-    if stage is Stage.COLLECT and not rolls(spec):
-        return spec.collect.gpus_per_node
-    return spec.stitch.gpus_per_node if stage in (Stage.STITCH, Stage.ADAPT) else 1

@@ -6,6 +6,7 @@ from trenchcoat_api.artifacts import Artifacts
 from trenchcoat_api.planning.fit import explain, misfits
 from trenchcoat_api.planning.plan import Plan
 from trenchcoat_api.planning.rates import labelled_memory
+from trenchcoat_api.stage_size import stage_size
 from trenchcoat_api.stages import Stage
 
 from trenchcoat_operator.gpus import contenders
@@ -52,7 +53,7 @@ def _memory(look: Look, plan: Plan) -> Callable[[Stage], int | None]:
 def _of_nodes(look: Look, capacity: Capacity, stage: Stage) -> int | None:
     """The largest of the nodes that may ever run the stage's pods; None where one of them does not tell."""
     spec = look.trenchcoat.spec
-    gpus = graph.size(spec, stage)[1]
+    gpus = stage_size(spec, stage).gpus_per_node
     if not gpus or graph.overrides(spec, stage).resource_claim_template_name:
         return None
     resource = spec.scheduling.gpu_resource

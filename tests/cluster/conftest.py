@@ -82,7 +82,7 @@ def alone(environment: Environment) -> Iterator[None]:
     where = ("-n", "trenchcoat-system")
     selector = ("-l", "app.kubernetes.io/name=trenchcoat")
     environment.command("kubectl", *where, "scale", "--replicas=0", "deployment", *selector)
-    environment.command("kubectl", *where, "wait", "--for=delete", "--timeout=60s", "pods", *selector)
+    environment.command("kubectl", *where, "wait", "--for=delete", "--timeout=120s", "pods", *selector)
     yield
     environment.command("kubectl", *where, "scale", "--replicas=1", "deployment", *selector)
-    environment.command("kubectl", *where, "rollout", "status", "--timeout=120s", "deployment", *selector)
+    environment.command("kubectl", *where, "rollout", "status", "--timeout=300s", "deployment", *selector)

@@ -46,6 +46,7 @@ def read(environment: Environment, name: str) -> Body:
     objects = CustomObjectsApi(_connected(environment))
     where = ("trenchcoat.dev", "v1alpha1", environment.namespace, "trenchcoats")
     body: Body = objects.get_namespaced_custom_object(*where, name)
+    body.setdefault("status", {})  # nobody may have told anything yet, however far its pods are
     return body
 
 
@@ -54,7 +55,7 @@ def apply(environment: Environment, body: Body) -> None:
 
 
 def delete(environment: Environment, name: str) -> None:
-    environment.kubectl("delete", "trenchcoat", name, "--ignore-not-found", "--wait=true", "--timeout=120s")
+    environment.kubectl("delete", "trenchcoat", name, "--ignore-not-found", "--wait=true", "--timeout=300s")
 
 
 def wait(
@@ -101,6 +102,17 @@ def row(body: Body, stage: str) -> Body:
     """The row of a stage in the status; empty while there is none."""
     rows = body.get("status", {}).get("stages", [])
     return next((row for row in rows if row["name"] == stage), {})
+
+
+def crias(body: Body) -> list[Body]:
+    """The rows of Crias in the status; none while it has none."""
+    rows: list[Body] = body.get("status", {}).get("crias", [])
+    return rows
+
+
+def cria(body: Body, index: int) -> Body:
+    """The row of a Cria; empty while there is none."""
+    return next((row for row in crias(body) if row["index"] == index), {})
 
 
 def pods(environment: Environment, name: str, *selectors: str) -> list[Body]:

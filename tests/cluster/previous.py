@@ -33,4 +33,4 @@ def remove_today(environment: Environment) -> None:
     """Take the release away, and every Trenchcoat with the definition."""
     environment.command("kubectl", "delete", "trenchcoats", "--all", "--all-namespaces", "--timeout=120s")
     environment.command("helm", "uninstall", RELEASE, "--namespace", RELEASE_NAMESPACE, "--wait")
-    environment.kubectl("delete", "crd", "trenchcoats.trenchcoat.dev", "--timeout=60s")
+    environment.kubectl("delete", "crd", "trenchcoats.trenchcoat.dev", "--timeout=120s")

@@ -75,7 +75,7 @@ def test_a_mended_secret_goes_on_by_itself(store: Environment):
             store,
             "mended",
             lambda body: condition(body, "Accepted").get("reason") == "SecretNotFound",
-            timeout=60,
+            timeout=120,
         )
         secret = store.get("secret", "minio")
         secret["metadata"] = {"name": "later"}

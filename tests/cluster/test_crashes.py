@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from typing import Any
 
-import pytest
 from demo.environment import Environment
 from demo.watch import condition
 from trenchcoat_api import constants
@@ -76,7 +75,6 @@ def is_told(status: Body, pods: list[Body]) -> bool:
     )
 
 
-@pytest.mark.timeout(300)
 def test_operators_that_die_after_every_write_come_to_the_end_and_run_nothing_twice(
     environment: Environment, alone: None
 ) -> None:
@@ -104,7 +102,7 @@ def test_operators_that_die_after_every_write_come_to_the_end_and_run_nothing_tw
                 told = is_told(seen["status"], pods(environment, NAME)) and play.stored() == LEFT
                 return seen if told else None
 
-            seen = until(everything_told, 60, "all is told and deleted", most=OFTEN)
+            seen = until(everything_told, 120, "all is told and deleted", most=OFTEN)
             assert condition(seen, "Succeeded")["status"] == "True", seen["status"]
             assert condition(seen, "Stalled")["status"] == "False"
             assert deaths >= 25

@@ -40,7 +40,7 @@ def without_training_operator(store: Environment) -> Iterator[Environment]:
     store.command("kubectl", "scale", "--replicas=0", *where)
     yield store
     store.command("kubectl", "scale", "--replicas=1", *where)
-    store.command("kubectl", "rollout", "status", "--timeout=120s", *where)
+    store.command("kubectl", "rollout", "status", "--timeout=300s", *where)
 
 
 def ranks(environment: Environment) -> list[Body]:
@@ -106,6 +106,6 @@ def test_a_whole_run_goes_on_after_the_end_of_any_rank(without_training_operator
         def no_service() -> bool:
             return not cluster.get("services", "-l", f"trenchcoat.dev/name={NAME}")["items"]
 
-        until(no_service, 30, "no gang is to come, and the Service is gone")
+        until(no_service, 120, "no gang is to come, and the Service is gone")
     finally:
         delete(cluster, NAME)

@@ -64,7 +64,7 @@ def test_without_kueue_a_person_is_told(store: Environment):
         pytest.skip("this cluster was kept and has Kueue already")
     apply(store, queued("no-kueue"))
     try:
-        store.kubectl("wait", "--for=condition=Stalled", "trenchcoat/no-kueue", "--timeout=30s")
+        store.kubectl("wait", "--for=condition=Stalled", "trenchcoat/no-kueue", "--timeout=120s")
         said = condition(store.get("trenchcoat", "no-kueue"), "Stalled")
         assert (said["reason"], "install it" in said["message"]) == ("KueueMissing", True)
         assert not pods(store, "no-kueue")
@@ -84,7 +84,7 @@ def kueue(store: Environment) -> Environment:
 def test_a_queue_that_is_not_there_is_told_in_kueues_words(kueue: Environment):
     apply(kueue, queued("no-queue", queue="nowhere"))
     try:
-        kueue.kubectl("wait", "--for=condition=Stalled", "trenchcoat/no-queue", "--timeout=30s")
+        kueue.kubectl("wait", "--for=condition=Stalled", "trenchcoat/no-queue", "--timeout=120s")
         said = condition(kueue.get("trenchcoat", "no-queue"), "Stalled")
         assert said["reason"] == "QueueInadmissible"
         assert "LocalQueue nowhere doesn't exist" in said["message"]
@@ -109,7 +109,7 @@ def test_a_queue_named_default_takes_jobs_that_name_none_and_kueues_words_are_to
             row = next(iter(read(kueue, "by-default").get("status", {}).get("stages", [])), {})
             return row if row.get("waitingReason") == "Queue" and "Kueue: " in row["message"] else None
 
-        row = until(told, 40, "Kueue's words are told")
+        row = until(told, 120, "Kueue's words are told")
         # Kueue says what is amiss a moment after it has made the Workload.
         assert "in LocalQueue default" in row["message"] or "nowhere" in row["message"], row
         assert not pods(kueue, "by-default")
@@ -324,7 +324,7 @@ def log_of(environment: Environment, job: dict[str, Any]) -> str:
 def at_work(kueue: Environment) -> Iterator[Environment]:
     """A Trenchcoat whose Crias are being trained, on GPUs that nobody of those before holds any more."""
     gangs = "trenchcoat.dev/name in (gang-pytorchjob, gang-indexedjob)"
-    kueue.kubectl("wait", "--for=delete", "pod", "-l", gangs, "--timeout=60s")
+    kueue.kubectl("wait", "--for=delete", "pod", "-l", gangs, "--timeout=120s")
     apply(kueue, queued("paused", seed=1, scheduling__workloadPriorityClassName="batch"))
     try:
         wait(kueue, "paused", two_at_work, timeout=12 * MINUTES)
@@ -359,7 +359,7 @@ def test_suspend_belongs_to_kueue_and_a_paused_run_leaves_the_queue(at_work: Env
         120,
         "Kueue holds no quota for it, and no pod is there",
     )
-    until(lambda: used_gpus(at_work) == 0, 30, "Kueue counts none")
+    until(lambda: used_gpus(at_work) == 0, 120, "Kueue counts none")
 
     at_work.kubectl("patch", "trenchcoat", "paused", "--type=merge", "-p", '{"spec":{"suspend":false}}')
     wait(at_work, "paused", lambda body: len(running(body)) == GPUS, timeout=6 * MINUTES)

@@ -134,7 +134,7 @@ def test_kubectl_get_shows_how_it_went(store: Environment, run):
     table = store.kubectl("get", "tc")
     assert re.search(r"NAME\s+STAGE\s+CRIAS\s+LOSS\s+PROGRESS\s+ETA\s+SUCCEEDED\s+AGE", table)
     assert re.search(r"tiny\s+\S+\s+6/6\s+.*100%.*True", table)
-    store.kubectl("wait", "--for=condition=Succeeded", "trenchcoat/tiny", "--timeout=5s")
+    store.kubectl("wait", "--for=condition=Succeeded", "trenchcoat/tiny", "--timeout=60s")
 
 
 def test_stages_run_with_no_rights_at_all(store: Environment, run):

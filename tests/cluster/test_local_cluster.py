@@ -20,4 +20,4 @@ def test_what_ends_on_a_node_starts_again(environment: Environment) -> None:
     # Kubelet, which does end by itself, would come back without its claim to have a GPU.
     (before,) = running("kube-proxy", "node-2")
     os.kill(before, signal.SIGKILL)
-    assert len(until(lambda: running("kube-proxy", "node-2") - {before}, 20, "it starts again")) == 1
+    assert len(until(lambda: running("kube-proxy", "node-2") - {before}, 120, "it starts again")) == 1

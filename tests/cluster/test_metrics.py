@@ -34,7 +34,7 @@ def test_a_trenchcoat_has_series_as_long_as_it_lives(store: Environment):
         )
         # They follow the status.
         accepted = {"condition": "Accepted", **place}
-        until(lambda: of(scrape(store), "trenchcoat_condition", **accepted) == [1.0], 10, "it is accepted")
+        until(lambda: of(scrape(store), "trenchcoat_condition", **accepted) == [1.0], 120, "it is accepted")
         samples = scrape(store)
         assert of(samples, "trenchcoat_progress_ratio", **place)[0] > 0
         assert of(samples, "trenchcoat_stored_bytes", **place)[0] > 0
@@ -54,6 +54,6 @@ def test_a_trenchcoat_has_series_as_long_as_it_lives(store: Environment):
         delete(store, "measured")
     until(
         lambda: all(sample.labels.get("name") != "measured" for sample in scrape(store)),
-        30,
+        120,
         "its series go with it",
     )

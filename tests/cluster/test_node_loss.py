@@ -12,7 +12,18 @@ from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
 
 from tests.cluster.conftest import NAME as CLUSTER_NAME
-from tests.cluster.objects import Body, apply, delete, even_if_stalled, events, example, pods, row, wait
+from tests.cluster.objects import (
+    Body,
+    apply,
+    cria,
+    delete,
+    even_if_stalled,
+    events,
+    example,
+    pods,
+    row,
+    wait,
+)
 from tests.waiting import until
 
 NAME = "bereaved"
@@ -152,14 +163,11 @@ def test_a_cria_on_a_lost_node_goes_on_elsewhere_from_its_checkpoint(
         assert on_the_node(store, "cria")
         machine.lose()
 
-        def cria(body: Body) -> Body:
-            return body["status"]["crias"][index]
-
         body = even_if_stalled(
-            store, NAME, lambda body: cria(body)["state"] == "Succeeded", timeout=8 * MINUTES
+            store, NAME, lambda body: cria(body, index).get("state") == "Succeeded", timeout=8 * MINUTES
         )
-        assert cria(body)["node"] == "node-1"
-        assert cria(body)["lastFailure"].startswith("Preempted: ")
+        assert cria(body, index)["node"] == "node-1"
+        assert cria(body, index)["lastFailure"].startswith("Preempted: ")
         assert "NodeLost" in reasons(store)
         assert went_on(store, index)
 
@@ -171,5 +179,5 @@ def went_on(environment: Environment, index: int) -> bool:
         found = pods(environment, NAME, "trenchcoat.dev/stage=cria", f"trenchcoat.dev/cria={index}")
         return [pod for pod in found if pod["status"]["phase"] == "Succeeded"]
 
-    (pod,) = until(ended, MINUTES, "its pod ends")
+    (pod,) = until(ended, 2 * MINUTES, "its pod ends")
     return "going on from step" in environment.kubectl("logs", pod["metadata"]["name"], "--tail=-1")

@@ -45,16 +45,16 @@ def test_a_node_that_restarts_costs_no_try(store: Environment) -> None:
         tries = {"maxAttempts": 1}
         apply(store, example(NAME, data__tokens=TOKENS, scheduling=tries, pods={"tokenize": there}))
         try:
-            first = until(lambda: running(store), 90, "a pod runs on the node")
+            first = until(lambda: running(store), 120, "a pod runs on the node")
             machine("kill-node")
             machine("start-node")
             even_if_stalled(store, NAME, lambda body: row(body, "tokenize").get("attempt") == 2, timeout=120)
             said = ended(store, first)
             print(f"of the pod of a node that restarted its kubelet says: {said}")
             assert (said["reason"], said["exitCode"]) in (("Unknown", 255), ("ContainerStatusUnknown", 137))
-            until(lambda: running(store, first), 90, "its next pod runs")
+            until(lambda: running(store, first), 120, "its next pod runs")
             body = even_if_stalled(
-                store, NAME, lambda body: row(body, "tokenize").get("state") == "Running", timeout=60
+                store, NAME, lambda body: row(body, "tokenize").get("state") == "Running", timeout=120
             )
             tokenize = row(body, "tokenize")
             assert tokenize["lastFailure"].startswith("Preempted: ")

@@ -51,7 +51,7 @@ def steered(store: Environment):
 
 def test_suspend_stops_and_resume_goes_on(steered: Environment):
     assert plugin(steered, "suspend", "steered") == "trenchcoat/steered suspended\n"
-    wait(steered, "steered", lambda body: not pods(steered, "steered"), timeout=90)
+    wait(steered, "steered", lambda body: not pods(steered, "steered"), timeout=120)
     assert "Suspended" in plugin(steered, "status", "steered")
     assert plugin(steered, "suspend", "steered") == "trenchcoat/steered is suspended already\n"
     steered.kubectl("patch", "trenchcoat", "steered", "--type=merge", "-p", '{"spec":{"pods":null}}')

@@ -4,7 +4,6 @@ import json
 import time
 from collections import Counter
 
-import pytest
 from demo.environment import Environment
 from demo.watch import condition
 from trenchcoat_operator.kubernetes.client import Cluster
@@ -20,7 +19,6 @@ from tests.waiting import OFTEN, until
 NAME = "reads"
 
 
-@pytest.mark.timeout(120)
 def test_a_look_reads_a_trenchcoat_anew_only_when_a_newer_one_is_known(
     environment: Environment, alone: None
 ) -> None:
@@ -36,7 +34,7 @@ def test_a_look_reads_a_trenchcoat_anew_only_when_a_newer_one_is_known(
                 operator.step(key)
                 return row(read(environment, NAME), "tokenize").get("state") == "Running"
 
-            until(runs, 60, "its first pod runs", most=OFTEN)
+            until(runs, 120, "its first pod runs", most=OFTEN)
             quiet = 0
             while quiet < 5:  # until there is nothing to tell
                 before = asked["patch", "trenchcoats/status"]

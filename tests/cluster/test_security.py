@@ -150,7 +150,7 @@ def test_a_secret_that_it_may_not_read_is_told(scoped: Environment):
     model = {"source": "hf://somebody/gated", "tokenSecretRef": {"name": "hf", "key": "token"}}
     other = example("secretive", model=model)
     in_served(scoped, "apply", "-f", "-", stdin=json.dumps(other))
-    in_served(scoped, "wait", "--for=condition=Stalled", "trenchcoat/secretive", "--timeout=60s")
+    in_served(scoped, "wait", "--for=condition=Stalled", "trenchcoat/secretive", "--timeout=120s")
     said = condition(get(scoped, "trenchcoat", "secretive"), "Stalled")
     assert said["reason"] == "SecretForbidden"
     assert "spec.model.tokenSecretRef" in said["message"] and "rbac.secretNames" in said["message"]

@@ -47,7 +47,7 @@ def wait_for_start(environment: Environment, *others: str, name: str = "late") -
                 return str(pod["metadata"]["name"])
         return None
 
-    found: str = until(started, 90, "a pod starts")
+    found: str = until(started, 120, "a pod starts")
     return found
 
 
@@ -114,12 +114,12 @@ def test_an_evicted_pod_is_followed_by_another_before_its_job_would_make_one(sto
             def another() -> bool:
                 return any(pod["metadata"]["name"] != first for pod in pods(store, name, selector))
 
-            until(another, 60, "another pod is made")
+            until(another, 120, "another pod is made")
             took = time.monotonic() - began
             print(f"from the end of an evicted pod to the next: {took:.1f} s")
             assert took < JOB_BACK_OFF
             assert jobs_of(store, name) == {1: "Failed", 2: ""}
-            told = until(lambda: row(read(store, name), "tokenize").get("lastFailure"), 30, "it is told")
+            told = until(lambda: row(read(store, name), "tokenize").get("lastFailure"), 120, "it is told")
             assert told.startswith("Preempted: the cluster ended")
         finally:
             delete(store, name)
@@ -172,18 +172,18 @@ def test_a_stage_that_ended_is_told_from_the_sidecar_that_goes_on(store: Environ
     for name in ("shipped", "misled"):
         until(lambda name=name: stage_is_over(store, name), 120, f"the stage of {name} has ended")
     operate(store)
-    body = wait(store, "shipped", lambda body: row(body, "tokenize").get("state") == "Succeeded", timeout=90)
+    body = wait(store, "shipped", lambda body: row(body, "tokenize").get("state") == "Succeeded", timeout=120)
     selector = "trenchcoat.dev/stage=tokenize"
-    until(lambda: not pods(store, "shipped", selector), 90, "its pod and the sidecar are gone")
+    until(lambda: not pods(store, "shipped", selector), 120, "its pod and the sidecar are gone")
     body = wait(
-        store, "shipped", lambda body: row(body, "tokenize")["attempts"][0].get("outcome"), timeout=30
+        store, "shipped", lambda body: row(body, "tokenize")["attempts"][0].get("outcome"), timeout=120
     )
     (attempt,) = row(body, "tokenize")["attempts"]
     assert attempt["outcome"] == "Succeeded"
     assert "lastFailure" not in row(body, "tokenize")
 
     failed = even_if_stalled(
-        store, "misled", lambda body: row(body, "tokenize").get("state") == "Failed", timeout=90
+        store, "misled", lambda body: row(body, "tokenize").get("state") == "Failed", timeout=120
     )
     assert row(failed, "tokenize")["lastFailure"].startswith("InvalidInput: ")
 
@@ -192,7 +192,7 @@ def test_a_stage_that_ended_is_told_from_the_sidecar_that_goes_on(store: Environ
         found = pods(store, "misled", "trenchcoat.dev/stage=tokenize")
         return all(pod["status"]["phase"] == "Failed" for pod in found)
 
-    until(no_pod_runs, 90, "the sidecar has ended, too")
+    until(no_pod_runs, 120, "the sidecar has ended, too")
     told = [event["message"] for event in events(store, "misled") if event["reason"] == "Stopped"]
     assert any("a-shipper" in message for message in told)
 
@@ -219,9 +219,9 @@ def test_a_worker_told_to_end_while_it_waits_for_its_master_does_so_at_once(envi
     apply(environment, a_gang_without_its_master(environment.trainer_image))
     try:
         # To wait for the state of a pod that is not there yet is an error at once.
-        environment.kubectl("wait", "--for=create", "pod/bereft-worker-0", "--timeout=60s")
+        environment.kubectl("wait", "--for=create", "pod/bereft-worker-0", "--timeout=120s")
         jsonpath = "jsonpath={.status.initContainerStatuses[0].state.running}"
-        environment.kubectl("wait", f"--for={jsonpath}", "pod/bereft-worker-0", "--timeout=90s")
+        environment.kubectl("wait", f"--for={jsonpath}", "pod/bereft-worker-0", "--timeout=120s")
         began = time.monotonic()
         environment.kubectl("delete", "pod", "bereft-worker-0", "--wait=true", "--timeout=150s")
         assert time.monotonic() - began < AT_ONCE

@@ -163,7 +163,7 @@ def test_an_operator_is_not_put_off_by_the_definition_of_the_next(store: Environ
             store,
             "ahead",
             lambda body: row(body, "tokenize").get("state") in ("Running", "Succeeded"),
-            timeout=90,
+            timeout=120,
         )
         assert body["spec"]["brandNew"] == 3
     finally:

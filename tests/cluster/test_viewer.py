@@ -76,7 +76,7 @@ def bearer(environment: Environment, account: str) -> dict[str, str]:
 def test_each_sees_what_they_may_get_and_others_see_nothing(viewer: Environment, run: Body):
     reader, stranger = bearer(viewer, READER), bearer(viewer, STRANGER)
     path = f"/runs/{viewer.namespace}/{SHOWN}"
-    pool = urllib3.PoolManager(retries=False, timeout=60)  # the first page has its libraries loaded
+    pool = urllib3.PoolManager(retries=False, timeout=120)  # the first page has its libraries loaded
     with viewer.forwarded(RELEASE_NAMESPACE, VIEWER, PORT) as address:
 
         def get(where: str, headers: dict[str, str] | None = None) -> tuple[int, str]:

@@ -16,7 +16,7 @@ from tests.control_plane import ControlPlane, control_plane
 from tests.operator.simulation import BASE
 from tests.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 NAMESPACE = "ml"
 SOON = 60

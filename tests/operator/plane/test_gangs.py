@@ -18,7 +18,7 @@ from tests.operator.plane import kubelet
 from tests.operator.plane.runs import Run, condition, namespace, operator
 from tests.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 GPU = "nvidia.com/gpu"
 RANKS = 2
@@ -134,7 +134,7 @@ def test_ranks_are_found_by_name_and_all_of_them_end_it(plane: ControlPlane, gan
         assert services(gang), "the stitch is to come"
     plane.delete(gang.name, gang.namespace)
     # The garbage collector looks for kinds that are new to it every 30 s.
-    until(lambda: not services(gang), 75, "the Service goes with its Trenchcoat")
+    until(lambda: not services(gang), 120, "the Service goes with its Trenchcoat")
 
 
 def test_its_service_goes_when_no_gang_is_to_come(plane: ControlPlane, gang: Run) -> None:

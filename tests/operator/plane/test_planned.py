@@ -13,7 +13,7 @@ from tests.control_plane import ControlPlane, node
 from tests.minio_server import MinioServer
 from tests.operator.plane.runs import Run, condition, crias, namespace, operator
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 GPU = "nvidia.com/gpu"
 

@@ -13,7 +13,7 @@ from tests.operator.plane import kubelet
 from tests.operator.plane.runs import Run, crias, namespace, operator
 from tests.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 GPU = "nvidia.com/gpu"
 JOB_BACK_OFF = 10.0
@@ -225,7 +225,7 @@ def test_a_stage_that_ended_is_told_from_the_sidecar_that_goes_on(
             found = plane.core.read_namespaced_pod(pod.metadata.name, run.namespace)
             return found.metadata.deletion_timestamp is not None
 
-        loop.until(run, told_to_end, 90, "its pod is told to end")
+        loop.until(run, told_to_end, 120, "its pod is told to end")
         assert time.monotonic() - began >= beside.SIDECAR_GRACE.total_seconds() - 1
         kubelet.end(plane, pod, {"stage": code, "a-shipper": 143}, "Failed")
         kubelet.remove(plane, pod)

@@ -12,7 +12,7 @@ from tests.minio_server import MinioServer
 from tests.operator.plane.runs import Run, condition, crias, namespace, operator, policy
 from tests.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 GPU = "nvidia.com/gpu"
 PENDING, HELD = ("Waiting", "Scheduler"), ("Waiting", "Gpu")

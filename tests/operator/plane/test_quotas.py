@@ -7,7 +7,7 @@ from tests.control_plane import Body, ControlPlane, node
 from tests.minio_server import MinioServer
 from tests.operator.plane.runs import Run, condition, crias, namespace, operator
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 GPU = "nvidia.com/gpu"
 REFUSED = ("Waiting", "Refused")
@@ -58,7 +58,7 @@ def test_gpus_that_a_quota_keeps_from_one_namespace_go_to_another(
             )
             node(plane, "quota-2", {GPU: "4"})
             loop.until(
-                first, lambda status: crias(status).count(("Starting", "")) == 3, 90, "all have their pods"
+                first, lambda status: crias(status).count(("Starting", "")) == 3, 180, "all have their pods"
             )
             assert {row["attempt"] for row in first.status()["crias"]} == {1}, "what was refused was no try"
             assert not is_stalled(first.status())

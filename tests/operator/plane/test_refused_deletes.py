@@ -10,7 +10,7 @@ from tests.minio_server import MinioServer
 from tests.operator.plane.runs import Run, namespace, operator
 from tests.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 WORDS = r"cannot be deleted (AccessDenied): put a key that may delete objects into Secret 'minio'"
 

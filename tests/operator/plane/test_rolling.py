@@ -9,7 +9,7 @@ from tests.control_plane import Body, ControlPlane, node
 from tests.minio_server import BUCKET, MinioServer
 from tests.operator.plane.runs import Run, condition, crias, namespace, operator
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 GPU = "nvidia.com/gpu"
 

@@ -13,7 +13,7 @@ from tests.minio_server import MinioServer
 from tests.operator.plane.runs import Run, namespace, operator, policy
 from tests.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 JOBS = {"apiGroups": ["batch"], "apiVersions": ["v1"], "resources": ["jobs"]}
 

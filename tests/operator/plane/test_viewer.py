@@ -11,7 +11,7 @@ from tests.operator.plane.viewing import person, rights, token, viewer
 from tests.operator.simulation import BASE
 from tests.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from tests.control_plane import ControlPlane, node
 from tests.minio_server import ACCESS_KEY, SECRET_KEY, MinioServer
 from tests.operator.plane.runs import Run, condition, crias, namespace, operator
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 GPU = "waits.example/gpu"
 HELD = ("Waiting", "Gpu")

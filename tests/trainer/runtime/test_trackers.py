@@ -19,7 +19,7 @@ for client in ("tensorboardX", "mlflow"):
     pytest.importorskip(client, reason=f"{client} is not installed: make test-tracking")
 from mlflow.tracking import MlflowClient  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 
 def run(stage: Stage, file: Path, folder: Path, cria: int | None = None) -> None:

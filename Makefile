@@ -70,7 +70,7 @@ release: venv  ## wheels, sdists, chart, images, SBOMs, checksums, into build/re
 version: venv  ## write VERSION=1.2.3 into pyproject.toml and wherever else it stands
 	$(PYTHON) hack/release --set-version $(VERSION)
 
-test-tracking: venv  ## a real server of MLflow and TensorBoard's own reader; not part of make test (1 GB once)
+test-tracking: venv  ## real servers of MLflow and trackio, TensorBoard's own reader; not part of make test (1 GB once)
 	hack/python-env tracking
 	hack/python-env tracking-server
 	.venv-tracking/bin/python -m pytest tests/trainer/runtime/test_trackers.py tests/cluster/test_tracking.py

@@ -1,9 +1,10 @@
-"""What reads what trackers were told: MLflow's own server, and TensorBoard's own reader."""
+"""What reads what trackers were told: MLflow's and trackio's own servers, and TensorBoard's own reader."""
 
 import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,12 @@ print(json.dumps(told))
 """
 
 
+SHOW = """
+import sys, trackio
+trackio.show(host=sys.argv[1], server_port=int(sys.argv[2]), open_browser=False, block_thread=True)
+"""
+
+
 @contextmanager
 def mlflow_server(folder: Path, host: str = "127.0.0.1") -> Iterator[str]:
     """MLflow's own server, on SQLite; its URL, at an address of this machine."""
@@ -31,19 +38,45 @@ def mlflow_server(folder: Path, host: str = "127.0.0.1") -> Iterator[str]:
     where = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder)]
     command = [SERVERS / "python", "-m", "mlflow", "server", *where, "--workers", "1"]
     command += ["--host", host, "--port", str(port)]
-    with (folder / "mlflow.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    with _serving(command, dict(os.environ), folder / "mlflow.log", f"{url}/health"):
+        yield url
+
+
+@contextmanager
+def trackio_server(folder: Path, token: str, host: str = "127.0.0.1") -> Iterator[str]:
+    """trackio's own server, which keeps its files in a folder; its URL, at an address of this machine.
+
+    It is in the same package as the client.
+    """
+    url = f"http://{host}:{(port := free_port())}"
+    environment = os.environ | {
+        "TRACKIO_DIR": str(folder / "trackio"),
+        "TRACKIO_WRITE_TOKEN": token,
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [sys.executable, "-c", SHOW, host, str(port)]
+    with _serving(command, environment, folder / "trackio.log", f"{url}/version"):
+        yield url
+
+
+@contextmanager
+def _serving(command: list[Any], environment: dict[str, str], output: Path, asked: str) -> Iterator[None]:
+    """Run a server, whose output goes to a file, and wait until it answers."""
+    with output.open("w") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
 
     def answers() -> bool:
-        assert process.poll() is None, (folder / "mlflow.log").read_text()
+        assert process.poll() is None, output.read_text()
         try:
-            return urllib3.request("GET", f"{url}/health", retries=False, timeout=5).status == 200
+            return urllib3.request("GET", asked, retries=False, timeout=5).status == 200
         except urllib3.exceptions.HTTPError:
             return False
 
     try:
-        until(answers, 120, "MLflow answers")
-        yield url
+        until(answers, 120, f"{asked} answers")
+        yield
     finally:
         # Its workers, too; they would wait for clients that keep their connections.
         os.killpg(process.pid, signal.SIGKILL)

@@ -59,6 +59,7 @@ ENV_HF_EXPORT_TOKEN = "TRENCHCOAT_HF_EXPORT_TOKEN"  # noqa: S105  (that may writ
 ENV_MLFLOW_TOKEN = "MLFLOW_TRACKING_TOKEN"  # noqa: S105  (MLflow's own names)
 ENV_MLFLOW_USER = "MLFLOW_TRACKING_USERNAME"
 ENV_MLFLOW_PASSWORD = "MLFLOW_TRACKING_PASSWORD"  # noqa: S105
+ENV_TRACKIO_TOKEN = "TRACKIO_WRITE_TOKEN"  # noqa: S105  (trackio's own name)
 BASIC_AUTH_USER, BASIC_AUTH_PASSWORD = "username", "password"  # keys of kubernetes.io/basic-auth
 
 # A child's name is NAME-STAGE[-NN]-KEY8-ATTEMPT, and its pods' names must stay within 63 characters.

@@ -21,7 +21,7 @@ SETTINGS = {
     "viewer/trenchcoat_viewer/settings.py": "viewer.yaml",
 }
 """What reads variables that the chart sets, and the template that does."""
-VARIABLE = re.compile(r"(TRENCHCOAT|AWS|HF|MLFLOW)_[A-Z0-9_]+")
+VARIABLE = re.compile(r"(TRENCHCOAT|AWS|HF|MLFLOW|TRACKIO)_[A-Z0-9_]+")
 
 CAMEL = re.compile(r"(?:[A-Z][a-z]+)+")
 CONDITION_STATUS = ("True", "False", "Unknown")

@@ -223,7 +223,11 @@ def test_a_token_is_in_no_key():
 
 
 def test_who_is_told_of_losses_is_in_no_key():
-    told = {"tensorBoard": True, "mlflow": {"uri": "https://mlflow.example/of/us"}}
+    told = {
+        "tensorBoard": True,
+        "mlflow": {"uri": "https://mlflow.example/of/us"},
+        "trackio": {"uri": "https://trackio.example", "tokenSecretRef": {"name": "trackio", "key": "token"}},
+    }
     assert keys() == keys("spec.tracking", told)
 
 

@@ -27,7 +27,7 @@ from trenchcoat_api.spec.stages import (
     OtherText,
     Tasks,
 )
-from trenchcoat_api.spec.tracking import MLflow, Tracking
+from trenchcoat_api.spec.tracking import MLflow, Tracking, Trackio
 from trenchcoat_api.spec.training import (
     CriaLora,
     LongSequences,
@@ -80,6 +80,7 @@ __all__ = [
     "Store",
     "Tasks",
     "Tracking",
+    "Trackio",
     "Transfer",
     "TrenchcoatSpec",
     "WebIdentity",

@@ -39,14 +39,33 @@ class MLflow(Camel):
     )
 
 
+class Trackio(Camel):
+    """A server of trackio that somebody runs; none of it is on a hub."""
+
+    uri: TrackingServer = Field(description="The server, such as https://trackio.example:7860.")
+    project: str = Field(
+        default="trenchcoat",
+        description="The project, made where there is none.",
+        min_length=1,
+        max_length=200,
+    )
+    token_secret_ref: SecretKeyRef = Field(
+        description="The server's write token, in the Trenchcoat's own namespace; it takes nothing without."
+    )
+
+
 class Tracking(Camel):
     """Trackers; the stages' image must have their clients (the extra `tracking`)."""
 
     rules = (
         Rule(
-            cel="self.tensorBoard || has(self.mlflow)",
-            holds=lambda tracking: tracking.tensor_board or tracking.ml_flow is not None,
-            message="no tracker is named: set tensorBoard, name a server in mlflow, or remove tracking",
+            cel="self.tensorBoard || has(self.mlflow) || has(self.trackio)",
+            holds=lambda tracking: (
+                tracking.tensor_board or tracking.ml_flow is not None or tracking.trackio is not None
+            ),
+            message=(
+                "no tracker is named: set tensorBoard, name a server in mlflow or trackio, or remove tracking"
+            ),
             field="tensorBoard",
         ),
     )
@@ -56,4 +75,7 @@ class Tracking(Camel):
     )
     ml_flow: MLflow | None = Field(
         default=None, alias="mlflow", description="A server of MLflow that stages tell their losses."
+    )
+    trackio: Trackio | None = Field(
+        default=None, description="A server of trackio that stages tell their losses."
     )

@@ -119,6 +119,9 @@ def _of_trackers(tracking: Tracking | None) -> list[dict[str, Any]]:
             _from_secret(constants.ENV_MLFLOW_USER, basic.name, constants.BASIC_AUTH_USER),
             _from_secret(constants.ENV_MLFLOW_PASSWORD, basic.name, constants.BASIC_AUTH_PASSWORD),
         ]
+    if tracking is not None and tracking.trackio is not None:
+        token = tracking.trackio.token_secret_ref
+        result.append(_from_secret(constants.ENV_TRACKIO_TOKEN, token.name, token.key))
     return result
 
 

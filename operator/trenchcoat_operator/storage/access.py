@@ -154,6 +154,9 @@ def _of_trackers(trenchcoat: Trenchcoat) -> Iterator[tuple[str, str, str]]:
     if mlflow is not None and (basic := mlflow.basic_auth_secret_ref) is not None:
         for key in (constants.BASIC_AUTH_USER, constants.BASIC_AUTH_PASSWORD):
             yield "spec.tracking.mlflow.basicAuthSecretRef", basic.name, key
+    if tracking is not None and tracking.trackio is not None:
+        token = tracking.trackio.token_secret_ref
+        yield "spec.tracking.trackio.tokenSecretRef", token.name, token.key
 
 
 def _mounted(trenchcoat: Trenchcoat) -> Iterator[tuple[str, str]]:

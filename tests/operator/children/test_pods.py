@@ -165,29 +165,35 @@ def test_the_token_of_the_exports_destination_goes_to_the_export_alone_by_refere
 
 
 @pytest.mark.parametrize(
-    ("credentials", "expected"),
+    ("trackers", "expected"),
     [
-        ({}, {}),
+        ({"mlflow": {}}, {}),
         (
-            {"tokenSecretRef": {"name": "mlflow", "key": "token"}},
+            {"mlflow": {"tokenSecretRef": {"name": "mlflow", "key": "token"}}},
             {"MLFLOW_TRACKING_TOKEN": {"name": "mlflow", "key": "token"}},
         ),
         (
-            {"basicAuthSecretRef": {"name": "mlflow"}},
+            {"mlflow": {"basicAuthSecretRef": {"name": "mlflow"}}},
             {
                 "MLFLOW_TRACKING_USERNAME": {"name": "mlflow", "key": "username"},
                 "MLFLOW_TRACKING_PASSWORD": {"name": "mlflow", "key": "password"},
             },
         ),
+        (
+            {"trackio": {"tokenSecretRef": {"name": "trackio", "key": "write"}}},
+            {"TRACKIO_WRITE_TOKEN": {"name": "trackio", "key": "write"}},
+        ),
     ],
 )
 def test_credentials_of_trackers_come_by_reference_alone(
-    credentials: dict[str, Any], expected: dict[str, Any]
+    trackers: dict[str, dict[str, Any]], expected: dict[str, Any]
 ) -> None:
-    tracking = {"mlflow": {"uri": "https://mlflow.example", **credentials}}
+    tracking = {
+        name: {"uri": "https://tracker.example", **credentials} for name, credentials in trackers.items()
+    }
     owner = trenchcoat(layersPerCria=12, tracking=tracking)
     env = pods.environment(owner.spec, Stage.CRIA, DEFAULTS)
-    told = {item["name"]: item for item in env if item["name"].startswith("MLFLOW")}
+    told = {item["name"]: item for item in env if item["name"].startswith(("MLFLOW", "TRACKIO"))}
     assert told == {
         name: {"name": name, "valueFrom": {"secretKeyRef": reference}} for name, reference in expected.items()
     }

@@ -142,21 +142,28 @@ def test_a_session_token_is_taken_where_the_secret_has_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reference", "lacks"),
+    ("tracker", "reference", "lacks"),
     [
         (
+            "mlflow",
             {"tokenSecretRef": {"name": "mlflow", "key": "token"}},
             "tokenSecretRef: Secret 'mlflow' has no key 'token'",
         ),
         (
+            "mlflow",
             {"basicAuthSecretRef": {"name": "mlflow"}},
             "basicAuthSecretRef: Secret 'mlflow' has no key 'username'",
+        ),
+        (
+            "trackio",
+            {"tokenSecretRef": {"name": "trackio", "key": "write"}},
+            "tokenSecretRef: Secret 'trackio' has no key 'write'",
         ),
     ],
 )
 def test_what_trackers_need_is_missed_before_a_pod_waits_for_it(
-    reference: dict[str, Any], lacks: str
+    tracker: str, reference: dict[str, Any], lacks: str
 ) -> None:
     stores = Stores(Api(), lambda *_: None)  # type: ignore[arg-type]
-    with pytest.raises(SecretError, match="spec.tracking.mlflow." + lacks):
-        stores.check_secrets(trenchcoat(tracking={"mlflow": {"uri": "https://mlflow.example", **reference}}))
+    with pytest.raises(SecretError, match=f"spec.tracking.{tracker}.{lacks}"):
+        stores.check_secrets(trenchcoat(tracking={tracker: {"uri": "https://tracker.example", **reference}}))

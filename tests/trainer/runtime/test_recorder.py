@@ -18,7 +18,7 @@ from trenchcoat_trainer.runtime.tracking.recorder import Recorder
 
 from tests.trainer.helpers.killing import write_spec
 
-SECRET = "a-token-of-mlflow"
+SECRET = "a-token-of-a-tracker"
 
 
 def progress(step: int) -> Progress:
@@ -67,10 +67,11 @@ def test_a_report_is_a_point_of_its_phase() -> None:
     }
 
 
+@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_TOKEN", "TRACKIO_WRITE_TOKEN"])
 def test_a_tracker_that_fails_is_told_of_without_secrets_and_leaves_the_others_alone(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    variable: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", SECRET)
+    monkeypatch.setenv(variable, SECRET)
     good, bad = Told("good"), Told("bad", fault=f"refused {SECRET}")
     with caplog.at_level(logging.WARNING):
         telling = Recorder([bad, good])
@@ -101,11 +102,17 @@ def test_a_tracker_that_does_not_answer_holds_up_no_step(
 def test_what_is_not_installed_is_named_with_what_brings_it(
     make_spec, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spec = make_spec(tracking={"tensorBoard": True, "mlflow": {"uri": "http://mlflow:5000"}})
+    spec = make_spec(
+        tracking={
+            "tensorBoard": True,
+            "mlflow": {"uri": "http://mlflow:5000"},
+            "trackio": {"uri": "http://trackio:7860", "tokenSecretRef": {"name": "trackio", "key": "token"}},
+        }
+    )
     file = write_spec(spec, tmp_path)
     code = run_program(Stage.TOKENIZE, file, cria=None, folder=tmp_path / "store", stop=StopRequest())
     assert code == ExitCode.BAD_INPUT
     assert (
-        "spec.tracking needs tensorboardX and mlflow" in caplog.text
+        "spec.tracking needs tensorboardX and mlflow and trackio" in caplog.text
         and "trainer/tracking.Dockerfile" in caplog.text
     )

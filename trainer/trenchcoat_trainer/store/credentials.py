@@ -12,6 +12,7 @@ from trenchcoat_api.constants import (
     ENV_MLFLOW_TOKEN,
     ENV_SECRET_KEY,
     ENV_SESSION_TOKEN,
+    ENV_TRACKIO_TOKEN,
 )
 
 from trenchcoat_trainer.errors import BadInputError
@@ -24,6 +25,7 @@ _SECRET = (
     ENV_HF_EXPORT_TOKEN,
     ENV_MLFLOW_TOKEN,
     ENV_MLFLOW_PASSWORD,
+    ENV_TRACKIO_TOKEN,
 )
 """An access key's own name is no secret, and may be a word that messages have anyway."""
 _SHORTEST = 4

@@ -1,1 +1,1 @@
-"""Trackers: what a stage reports goes on to TensorBoard's files and MLflow, by their own clients."""
+"""Trackers: what a stage reports goes on to TensorBoard's files, MLflow and trackio, by their own clients."""

@@ -118,6 +118,8 @@ def missing(trenchcoat: Trenchcoat) -> list[str]:
         needed.append("tensorboardX")
     if tracking is not None and tracking.ml_flow is not None:
         needed.append("mlflow")
+    if tracking is not None and tracking.trackio is not None:
+        needed.append("trackio")
     return [name for name in needed if importlib.util.find_spec(name) is None]
 
 
@@ -128,7 +130,7 @@ def open_recorder(trenchcoat: Trenchcoat, store: Store, artifact: Artifact) -> R
         BadInputError: a client is not installed.
     """
     spec = trenchcoat.spec
-    if spec.tracking is None or not (spec.tracking.tensor_board or spec.tracking.ml_flow):
+    if spec.tracking is None:
         return None
     if absent := missing(trenchcoat):
         raise BadInputError(
@@ -153,4 +155,8 @@ def open_recorder(trenchcoat: Trenchcoat, store: Store, artifact: Artifact) -> R
         from trenchcoat_trainer.runtime.tracking.mlflow_server import MLflow
 
         trackers.append(MLflow(spec.tracking.ml_flow, work))
+    if spec.tracking.trackio is not None:
+        from trenchcoat_trainer.runtime.tracking.trackio_server import Trackio
+
+        trackers.append(Trackio(spec.tracking.trackio, work))
     return Recorder(trackers)

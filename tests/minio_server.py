@@ -14,7 +14,7 @@ import urllib3
 from minio import MinioAdmin
 from minio.credentials import StaticProvider
 from trenchcoat_s3.connection import Address, Credentials
-from trenchcoat_trainer.runtime.processes import free_port
+from trenchcoat_trainer.runtime.ports import free_port
 from trenchcoat_trainer.store import S3Store
 
 from tests.components import built, skip_without

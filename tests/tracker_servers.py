@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import urllib3
-from trenchcoat_trainer.runtime.processes import free_port
+from trenchcoat_trainer.runtime.ports import free_port
 
 from tests.waiting import until
 

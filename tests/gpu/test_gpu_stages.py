@@ -15,7 +15,7 @@ from trenchcoat_api.artifacts import Artifacts, Manifest, Progress
 from trenchcoat_api.crias import cria_ranges
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.resource import Trenchcoat
-from trenchcoat_trainer.runtime.processes import free_port
+from trenchcoat_trainer.runtime.ports import free_port
 
 from tests.trainer.helpers.trainer_samples import make_config, make_documents, save_teacher
 from tests.waiting import until

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 from trenchcoat_api.spec import Attention, Form
-from trenchcoat_trainer.runtime.processes import free_port
+from trenchcoat_trainer.runtime.ports import free_port
 from trenchcoat_trainer.stages import export
 
 from tests.serving.exports import write_export

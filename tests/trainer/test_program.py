@@ -18,7 +18,7 @@ from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_trainer.cli import main
 from trenchcoat_trainer.errors import PreemptedError
-from trenchcoat_trainer.runtime.processes import free_port
+from trenchcoat_trainer.runtime.ports import free_port
 from trenchcoat_trainer.runtime.ranks import joined
 from trenchcoat_trainer.runtime.stop import StopRequest
 from trenchcoat_trainer.runtime.termination import write_termination_log

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import urllib3
-from trenchcoat_trainer.runtime.processes import free_port
+from trenchcoat_trainer.runtime.ports import free_port
 
 from tests.control_plane import ControlPlane, control_plane
 from tests.operator.simulation import BASE

@@ -13,7 +13,7 @@ from typing import Any
 import urllib3
 import yaml
 from kubernetes import client, utils
-from trenchcoat_trainer.runtime.processes import free_port
+from trenchcoat_trainer.runtime.ports import free_port
 
 from tests.charts.helm import template
 from tests.control_plane import ControlPlane

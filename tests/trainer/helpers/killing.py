@@ -23,7 +23,7 @@ import yaml
 from minio import Minio
 from trenchcoat_api.artifacts import Artifact, Manifest, StoredObject
 from trenchcoat_api.spec import TrenchcoatSpec
-from trenchcoat_trainer.runtime.processes import free_port
+from trenchcoat_trainer.runtime.ports import free_port
 from trenchcoat_trainer.store import FolderStore, Store, open_store
 
 TIMEOUT = 600.0

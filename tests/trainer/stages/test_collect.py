@@ -29,7 +29,7 @@ from trenchcoat_trainer.data import CriaData, TokenData, layout
 from trenchcoat_trainer.errors import BadInputError, PreemptedError
 from trenchcoat_trainer.runtime.context import Place
 from trenchcoat_trainer.runtime.opening import open_context
-from trenchcoat_trainer.runtime.processes import free_port
+from trenchcoat_trainer.runtime.ports import free_port
 from trenchcoat_trainer.runtime.stop import StopRequest
 from trenchcoat_trainer.stages import collect, shard, tokenize
 from trenchcoat_trainer.stages.collect.pipeline import Pipeline, split_layers

@@ -6,7 +6,6 @@ exit code is how a stage tells the operator what kind of failure it met.
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import IO, Protocol
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.stages import Stage
 
+from trenchcoat_trainer.runtime.ports import free_port
 from trenchcoat_trainer.runtime.stop import StopRequest
 
 AFTER_FAILURE_SECONDS = 10.0
@@ -200,11 +200,3 @@ def run_ranks(command: Sequence[str], count: int, *, stop: StopRequest) -> int:
         ranks.kill()
     # As a shell does: a program that a signal ended has 128 more.
     return code if code >= 0 else 128 - code
-
-
-def free_port() -> int:
-    """A TCP port of the loopback interface that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

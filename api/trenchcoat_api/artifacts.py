@@ -253,7 +253,7 @@ class Artifact:
 
 
 # What decides how a stage runs but not what it computes stays out of the keys.
-_HOW_IT_EVALUATES = {"enabled", "batch_size", "adapted_teacher"}
+_HOW_IT_EVALUATES = {"enabled", "nodes", "gpus_per_node", "batch_size", "adapted_teacher"}
 _SECRETS = {"token_secret_ref"}
 
 

@@ -3,6 +3,8 @@
 from trenchcoat_api.artifacts import DataFacts, ModelFacts
 from trenchcoat_api.decode_state import ITEM_BYTES
 from trenchcoat_api.spec import TrenchcoatSpec
+from trenchcoat_api.stage_size import stage_size
+from trenchcoat_api.stages import Stage
 
 IN_MEMORY_BYTES = 2 * 1024**3
 """States larger than this, of one set of sequences in one form of the model, are kept in the store."""
@@ -22,22 +24,34 @@ def pass_bytes(spec: TrenchcoatSpec, model: ModelFacts, data: DataFacts) -> int:
 
 
 def memory_bytes(spec: TrenchcoatSpec, model: ModelFacts, data: DataFacts) -> int:
-    """Bytes of the states that are in memory at a time, at most."""
-    each, batch = _token_bytes(spec, model), spec.evaluate.batch_size * spec.data.sequence_length
-    moving = (AHEAD + PENDING + 1) * max(batch, _longest(spec)) * each
-    passes = (
-        forms * tokens * each if tokens * each <= IN_MEMORY_BYTES else moving
+    """Bytes of the states that are in the memory of one rank at a time, at most."""
+    each = _token_bytes(spec, model)
+    moving = (AHEAD + PENDING + 1) * _batch(spec) * each
+    return max(
+        _share(spec, tokens, forms) * each if _share(spec, tokens) * each <= IN_MEMORY_BYTES else moving
         for tokens, forms in _sets(spec, data)
     )
-    return max(passes)
 
 
 def stored_bytes(spec: TrenchcoatSpec, model: ModelFacts, data: DataFacts) -> int:
     """Bytes of the states that are in the store alone, in the pass that has most of them."""
     each = _token_bytes(spec, model)
     return max(
-        tokens * forms * each if tokens * each > IN_MEMORY_BYTES else 0 for tokens, forms in _sets(spec, data)
+        tokens * forms * each if _share(spec, tokens) * each > IN_MEMORY_BYTES else 0
+        for tokens, forms in _sets(spec, data)
     )
+
+
+def _share(spec: TrenchcoatSpec, tokens: int, forms: int = 1) -> int:
+    """Tokens of a set, in so many forms, that one rank has at most: batches are dealt to the ranks."""
+    batch, ranks = _batch(spec), stage_size(spec, Stage.EVALUATE).ranks
+    own = -(-(-(-tokens // batch) * forms) // ranks)
+    return min(own * batch, tokens * forms)
+
+
+def _batch(spec: TrenchcoatSpec) -> int:
+    """Tokens of a batch, at most."""
+    return max(spec.evaluate.batch_size * spec.data.sequence_length, _longest(spec))
 
 
 def _longest(spec: TrenchcoatSpec) -> int:

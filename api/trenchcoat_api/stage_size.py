@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from trenchcoat_api.phases import rolls
 from trenchcoat_api.spec import TrenchcoatSpec
-from trenchcoat_api.stages import Stage
+from trenchcoat_api.stages import GANGS, Stage
 
 
 class StageSize(NamedTuple):
@@ -43,7 +43,14 @@ def stage_size(spec: TrenchcoatSpec, stage: Stage) -> StageSize:
             return StageSize(spec.collect.nodes, spec.collect.gpus_per_node)
         case Stage.STITCH | Stage.ADAPT:
             return StageSize(spec.stitch.nodes, spec.stitch.gpus_per_node)
-        case Stage.SELECT | Stage.CRIA | Stage.EVALUATE:
+        case Stage.EVALUATE:
+            return StageSize(spec.evaluate.nodes, spec.evaluate.gpus_per_node)
+        case Stage.SELECT | Stage.CRIA:
             return _ONE_GPU
         case Stage.TOKENIZE | Stage.SHARD | Stage.EXPORT:
             return _NO_GPU
+
+
+def is_gang(spec: TrenchcoatSpec, stage: Stage) -> bool:
+    """Whether a stage is run as a gang; an evaluation of one pod is a Job, on however many GPUs."""
+    return stage in GANGS or stage_size(spec, stage).nodes > 1

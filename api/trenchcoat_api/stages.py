@@ -22,7 +22,10 @@ class Stage(StrEnum):
 WITHOUT_ADAPTED_TEACHER = "--without-adapted-teacher"
 """Argument of the evaluate stage's program: evaluate as if the spec asked for no adapted teacher."""
 
-DISTRIBUTED = (Stage.COLLECT, Stage.STITCH, Stage.ADAPT)
+GANGS = (Stage.COLLECT, Stage.STITCH, Stage.ADAPT)
+"""The stages that are run as gangs, though one may be of a single pod."""
+
+DISTRIBUTED = (*GANGS, Stage.EVALUATE)
 """The stages that run as many ranks, on several nodes if need be."""
 
 INPUTS: dict[Stage, tuple[Stage, ...]] = {

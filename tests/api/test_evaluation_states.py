@@ -24,6 +24,20 @@ def test_at_405b_the_store_keeps_what_no_node_should():
     assert in_memory == 7 * 4096 * 16384 * 2
 
 
+def test_ranks_share_states_out_and_hold_in_memory_what_then_fits() -> None:
+    """100 batches of 4 sequences in 9 forms over 8 ranks: no more than 113 each, 13 of a form."""
+    spec = published(evaluate__batchSize=4, evaluate__gpusPerNode=4, evaluate__nodes=2)
+    assert stored_bytes(spec, LLAMA_405B, held_out(400)) == 0
+    assert memory_bytes(spec, LLAMA_405B, held_out(400)) == 113 * 4096 * 16384 * 2
+    assert pass_bytes(spec, LLAMA_405B, held_out(400)) == pass_bytes(published(), LLAMA_405B, held_out(400))
+    two = published(evaluate__batchSize=4, evaluate__gpusPerNode=2)
+    recall = 32 * 4 // 2  # of which half is just small enough, and half of the text is not
+    assert memory_bytes(two, LLAMA_405B, held_out(400)) == recall * 4096 * 16384 * 2
+    assert stored_bytes(two, LLAMA_405B, held_out(400)) == stored_bytes(
+        published(), LLAMA_405B, held_out(400)
+    )
+
+
 def test_where_little_is_held_out_recall_is_the_largest():
     assert pass_bytes(published(), LLAMA_405B, held_out(4)) == 32 * 4096 * 16384 * 2 * 4
 

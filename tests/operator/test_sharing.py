@@ -95,6 +95,7 @@ def test_gangs_and_crias_of_many_all_come_to_their_end(
             data={"tokens": 100_000 + number},
             collect={"nodes": nodes, "gpusPerNode": each},
             stitch={"nodes": nodes, "gpusPerNode": each},
+            evaluate={"nodes": nodes, "gpusPerNode": each},
         )
         for number, (nodes, each) in enumerate(gangs)
     ]

@@ -116,7 +116,7 @@ def _add_stage(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
             metavar="N",
             help="with spec.collect.strategy Rolling: store what leaves this Cria, by its layers alone",
         )
-    if stage in (*DISTRIBUTED, Stage.EVALUATE):
+    if stage in DISTRIBUTED:
         command.add_argument(
             "--processes",
             type=at_least_one,

@@ -1,5 +1,6 @@
 """What the evaluation measures: sets of sequences, forms of the model, passes over the weights."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from trenchcoat_api.decode_state import decode_state
@@ -7,6 +8,8 @@ from trenchcoat_api.evaluation_states import IN_MEMORY_BYTES
 from trenchcoat_api.phases import adapts_teacher, transfer_epochs
 from trenchcoat_api.planning.outline import Outline
 from trenchcoat_api.spec import Form
+from trenchcoat_api.stage_size import stage_size
+from trenchcoat_api.stages import Stage
 
 _TEACHER_AND_STUDENTS = 4
 """Teacher, untrained student, after LoRA by Cria, stitched."""
@@ -85,21 +88,61 @@ def _has_rival(outline: Outline, longest: int) -> bool:
     return bool(decode.student_layers) and decode.equal_window + 1 < longest
 
 
-def reads_of_weights(outline: Outline) -> int:
-    """How often the Crias' weights are read: sets share a pass that holds no more than the largest."""
-    sizes = [item.states for item in evaluation_sets(outline)]
-    passes, held = 0, 0
-    for size in sizes:
-        if passes and held + size <= max(sizes):
-            held += size
+def passes(outline: Outline) -> list[list[MeasuredSet]]:
+    """The sets by the readings of the Crias' weights: a pass holds no more than the largest set."""
+    sets = evaluation_sets(outline)
+    largest = max((item.states for item in sets), default=0)
+    found: list[list[MeasuredSet]] = []
+    for item in sets:
+        if found and sum(other.states for other in found[-1]) + item.states <= largest:
+            found[-1].append(item)
         else:
-            passes, held = passes + 1, size
-    return passes
+            found.append([item])
+    return found
+
+
+def reads_of_weights(outline: Outline) -> int:
+    """How often the Crias' weights are read, by all ranks together: by each in every pass that it is in."""
+    ranks = stage_size(outline.spec, Stage.EVALUATE).ranks
+    return sum(
+        min(ranks, sum(batches(outline, item) * item.forms for item in group)) for group in passes(outline)
+    )
+
+
+def batch_sequences(outline: Outline, item: MeasuredSet) -> int:
+    """Sequences of a set that are run at once."""
+    tokens = outline.spec.evaluate.batch_size * outline.length
+    return min(max(1, tokens // item.length), item.sequences)
+
+
+def batches(outline: Outline, item: MeasuredSet) -> int:
+    """Batches of a set in one form of the model."""
+    return -(-item.sequences // batch_sequences(outline, item))
+
+
+def longest_share(outline: Outline, group: list[MeasuredSet], cost: Callable[[MeasuredSet], float]) -> float:
+    """What the rank that has most to do of a pass takes, where a batch of a set takes `cost`.
+
+    Batches are dealt one after another, over all sets and forms.
+    """
+    counts = [batches(outline, item) * item.forms for item in group]
+    shares = [0.0] * min(stage_size(outline.spec, Stage.EVALUATE).ranks, sum(counts))
+    dealt = 0
+    for item, count in zip(group, counts, strict=True):
+        all_have, more = divmod(count, len(shares))
+        for place in range(len(shares)):
+            shares[(dealt + place) % len(shares)] += (all_have + (place < more)) * cost(item)
+        dealt += count
+    return max(shares)
 
 
 def stored_states(outline: Outline) -> int:
     """Bytes of all states that are in the store alone: read and written once for every Cria."""
     each = outline.facts.hidden_size * outline.item
-    return each * sum(
-        item.states for item in evaluation_sets(outline) if item.states // item.forms * each > IN_MEMORY_BYTES
-    )
+    ranks = stage_size(outline.spec, Stage.EVALUATE).ranks
+    found = 0
+    for item in evaluation_sets(outline):
+        own = -(-batches(outline, item) // ranks) * batch_sequences(outline, item)
+        if min(own, item.sequences) * item.length * each > IN_MEMORY_BYTES:
+            found += item.states * each
+    return found

@@ -258,8 +258,9 @@ def host_need(outline: Outline, stage: Stage) -> Need:
         case Stage.STITCH | Stage.ADAPT:
             parts["reading"] = max(2 * layer, 2 * embedding)
         case Stage.EVALUATE:
-            parts["reading"] = 2 * embedding + layer
-            parts["hidden states"] = memory_bytes(outline.spec, facts, text_facts(outline))
+            parts["reading"] = processes * (2 * embedding + layer)
+            states = memory_bytes(outline.spec, facts, text_facts(outline))
+            parts["hidden states"] = processes * states
         case Stage.EXPORT:
             parts["files"] = 3 * min(outline.spec.export.max_shard_bytes, facts.parameters * outline.item)
             parts["reading"] = max(layer, 2 * embedding)

@@ -9,8 +9,8 @@ from trenchcoat_api.layer_kinds import wide_count
 from trenchcoat_api.phases import adapter_epochs, transfer_epochs
 from trenchcoat_api.planning.plan import Plan, StagePlan
 from trenchcoat_api.spec import Distributed, Form, TrenchcoatSpec
-from trenchcoat_api.stage_size import stage_size
-from trenchcoat_api.stages import DISTRIBUTED, Stage
+from trenchcoat_api.stage_size import is_gang, stage_size
+from trenchcoat_api.stages import Stage
 
 
 def tables(plan: Plan, spec: TrenchcoatSpec) -> Iterator[Table]:
@@ -40,7 +40,7 @@ def stage_table(plan: Plan, spec: TrenchcoatSpec) -> Table:
 
 
 def _runs_as(row: StagePlan, spec: TrenchcoatSpec, plan: Plan) -> str:
-    if row.name in DISTRIBUTED:
+    if is_gang(spec, row.name):
         return _gang(spec, stage_size(spec, row.name).nodes)
     if row.name is Stage.CRIA:
         return f"{row.jobs} Jobs, {plan.parallel_crias} at a time"

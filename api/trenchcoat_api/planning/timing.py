@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from trenchcoat_api.phases import adapter_epochs, job_stages, rolls, transfer_epochs
-from trenchcoat_api.planning.evaluation import evaluation_sets, reads_of_weights, stored_states
+from trenchcoat_api.planning.evaluation import (
+    MeasuredSet,
+    batch_sequences,
+    batches,
+    longest_share,
+    passes,
+    stored_states,
+)
 from trenchcoat_api.planning.memory import (
     GRAPH_BYTES,
     GRAPH_LIMIT,
@@ -280,17 +287,19 @@ def _step(outline: Outline, fleet: Fleet, stitch: Stitch, multiple: int) -> floa
 
 
 def _evaluate(outline: Outline, fleet: Fleet) -> float:
+    """Every rank reads all weights in each pass, and carries its share of the batches through them."""
     rate, facts = fleet.kind.passes.forward, outline.facts
-    most = outline.spec.evaluate.batch_size * outline.length
-    computing = 0.0
-    for item in evaluation_sets(outline):
-        size = min(max(1, most // item.length), item.sequences)
-        batches = -(-item.sequences // size) * item.forms
-        computing += batches * facts.layers * layer_seconds(rate, outline, size, item.length)
-        logits = 2.0 * embedding_parameters(facts) * item.sequences * item.length * item.forms
-        computing += logits / (rate.tflops * 1e12)
-    reading = _store(fleet, reads_of_weights(outline) * weight_bytes(outline))
-    moving = _store(fleet, 2 * len(outline.crias) * stored_states(outline))
+
+    def batch_seconds(item: MeasuredSet) -> float:
+        layer = layer_seconds(rate, outline, batch_sequences(outline, item), item.length)
+        tokens = item.sequences * item.length / batches(outline, item)
+        return facts.layers * layer + 2.0 * embedding_parameters(facts) * tokens / (rate.tflops * 1e12)
+
+    taken = passes(outline)
+    computing = sum(longest_share(outline, group, batch_seconds) for group in taken)
+    reading = _store(fleet, len(taken) * weight_bytes(outline))
+    moved = 2 * len(outline.crias) * stored_states(outline)
+    moving = _store(fleet, moved / ranks_of(outline, Stage.EVALUATE))
     return fleet.kind.start_seconds + reading + max(computing, moving)
 
 

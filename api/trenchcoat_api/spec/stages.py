@@ -98,6 +98,13 @@ class Evaluate(Camel):
     """Evaluation on held-out text: the teacher and the student after every stage, by one code."""
 
     enabled: bool = Field(default=True, description="Whether to evaluate.")
+    nodes: int = Field(
+        default=1,
+        description="Pods; several are a gang, which shares the sequences out. No number changes.",
+        ge=1,
+        le=1000,
+    )
+    gpus_per_node: int = Field(default=1, description="GPUs of each pod; 0 runs on CPUs.", ge=0, le=64)
     batch_size: int = Field(
         default=4,
         description=(

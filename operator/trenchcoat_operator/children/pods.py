@@ -15,6 +15,7 @@ from trenchcoat_operator.works.graph import Work
 USER = 65532
 _TOKEN = "token"  # noqa: S105  (the file that the kubelet writes it to)
 _SINGLE_GPU = (Stage.CRIA, Stage.EVALUATE)
+"""Stages of one GPU, unless the spec says otherwise."""
 _PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
 _LOST_NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
@@ -42,6 +43,8 @@ def affinity(spec: TrenchcoatSpec, work: Work) -> dict[str, Any]:
     """
     wanted = graph.overrides(spec, work.stage).affinity
     if work.stage not in (*_SINGLE_GPU, Stage.SELECT):  # select is over too soon to stand beside it
+        return wanted
+    if work.pods * work.gpus != 1:
         return wanted
     stages = [stage.value for stage in _SINGLE_GPU]
     beside = {"matchExpressions": [{"key": constants.LABEL_STAGE, "operator": "In", "values": stages}]}

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stage_size import stage_size
-from trenchcoat_api.stages import DISTRIBUTED, Stage
+from trenchcoat_api.stages import GANGS, Stage
 from trenchcoat_api.status import TRAINING_OPERATOR_MISSING, ConditionType, State, WaitingReason
 from trenchcoat_api.status import Work as Row
 
@@ -42,18 +42,18 @@ def contender(trenchcoat: Trenchcoat, held: int, stage: Stage, jobs: int, since:
         since: Since when the first of them waits, as it stands in the status.
     """
     created = trenchcoat.metadata.creation_timestamp
-    count, gpus = stage_size(trenchcoat.spec, stage)
+    size = stage_size(trenchcoat.spec, stage)
     return Contender(
         name=f"{trenchcoat.metadata.namespace}/{trenchcoat.metadata.name}",
         created_at=datetime.fromisoformat(created) if created else _EPOCH,
         held=held,
         demand=Demand(
             resource=trenchcoat.spec.scheduling.gpu_resource,
-            pods=jobs * count,
-            gpus=gpus,
-            placement=placement(trenchcoat, stage, gpus),
+            pods=jobs * size.nodes,
+            gpus=size.gpus_per_node,
+            placement=placement(trenchcoat, stage, size.gpus_per_node),
         ),
-        gang=stage in DISTRIBUTED,
+        gang=stage in GANGS or size.gpus > 1,  # one pod of several GPUs would starve beside smaller ones
         since=datetime.fromisoformat(since) if since else None,
     )
 

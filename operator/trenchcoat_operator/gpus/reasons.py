@@ -29,10 +29,11 @@ def why_not_more(capacity: Capacity, asking: Contender, kept_for: str, others: i
         )
     wanted = f"a free {demand.resource}"
     if asking.gang:
-        each = (
-            f" with {demand.gpus} {demand.resource} each" if demand.gpus > 1 else f" with a {demand.resource}"
-        )
-        wanted = f"room for {demand.pods} pods{each} at once"
+        each = f"{demand.gpus} {demand.resource}" if demand.gpus > 1 else f"a {demand.resource}"
+        if demand.pods == 1:
+            wanted = f"room for a pod with {each}"
+        else:
+            wanted = f"room for {demand.pods} pods with {each}{' each' * (demand.gpus > 1)} at once"
         if never:
             largest = max(node.allocatable.get(demand.resource, 0) for node in admitting)
             return (
@@ -45,6 +46,8 @@ def why_not_more(capacity: Capacity, asking: Contender, kept_for: str, others: i
         return f"free {demand.resource} are kept for Trenchcoat {kept_for}, whose gang has waited longest"
     if others:
         return f"free {demand.resource} go first to Trenchcoats that hold fewer"
+    if asking.gang and demand.pods == 1:
+        return f"waits for {wanted}: no node has as many free"
     if asking.gang:
         now_free = sum(
             count // demand.gpus

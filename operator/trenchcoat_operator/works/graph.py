@@ -12,8 +12,8 @@ from trenchcoat_api.phases import may_go_without
 from trenchcoat_api.phases import without_adapted_teacher as without
 from trenchcoat_api.pods import PodOverrides
 from trenchcoat_api.spec import TrenchcoatSpec
-from trenchcoat_api.stage_size import stage_size
-from trenchcoat_api.stages import DISTRIBUTED, INPUTS, WITHOUT_ADAPTED_TEACHER, Stage
+from trenchcoat_api.stage_size import is_gang, stage_size
+from trenchcoat_api.stages import INPUTS, WITHOUT_ADAPTED_TEACHER, Stage
 
 INTERMEDIATE = (Stage.COLLECT, Stage.SHARD)
 """Stages whose artifacts nobody needs once those of the stages after them are there."""
@@ -141,8 +141,8 @@ def _works(spec: TrenchcoatSpec, artifacts: list[Artifact]) -> tuple[Work, ...]:
         inputs = tuple(boundaries.inputs_of(artifact, made, waits_for(artifact.stage)))
         reads = tuple(boundaries.read_by(artifact, made))
         pods, gpus = stage_size(spec, artifact.stage)
-        is_gang = artifact.stage in DISTRIBUTED and artifact.boundary is None
-        work = Work(artifact, inputs, reads, pods, gpus, is_gang)
+        together = is_gang(spec, artifact.stage) and artifact.boundary is None
+        work = Work(artifact, inputs, reads, pods, gpus, together)
         if artifact.boundary is not None:
             work = replace(work, maker=boundaries.maker(artifact, made))
         works.append(work)

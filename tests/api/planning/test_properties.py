@@ -5,9 +5,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trenchcoat_api.planning import storage
-from trenchcoat_api.planning.evaluation import reads_of_weights
+from trenchcoat_api.planning.evaluation import batches, longest_share, passes, reads_of_weights
 from trenchcoat_api.planning.fit import misfits
-from trenchcoat_api.planning.memory import gpu_need, host_need
+from trenchcoat_api.planning.memory import gpu_need, host_need, ranks_of
 from trenchcoat_api.planning.outline import Outline
 from trenchcoat_api.planning.plan import Given, make_plan
 from trenchcoat_api.planning.rates import Rates
@@ -31,6 +31,8 @@ changes = st.fixed_dictionaries(
         "collect__nodes": st.integers(1, 3),
         "collect__gpusPerNode": st.integers(0, 8),
         "evaluate__recallSamples": st.sampled_from([0, 8]),
+        "evaluate__nodes": st.integers(1, 3),
+        "evaluate__gpusPerNode": st.integers(0, 8),
         "retention": st.sampled_from(["Keep", "DeleteIntermediate"]),
         "dtype": st.sampled_from(["bfloat16", "float32"]),
     }
@@ -84,7 +86,8 @@ def test_longer_crias_need_more_of_a_gpu_and_fewer_boundaries(
     long = made(name, fields, layersPerCria=min(layers + added, short.facts.layers))
     for stage in (Stage.CRIA, Stage.EVALUATE):
         ours, theirs = gpu_need(short, stage), gpu_need(long, stage)
-        assert ours is not None and theirs is not None and ours.total <= theirs.total
+        assert (ours is None) == (theirs is None)
+        assert ours is None or theirs is None or ours.total <= theirs.total
     assert storage.activation_bytes(short) >= storage.activation_bytes(long)
 
 
@@ -107,6 +110,20 @@ def test_more_nodes_never_need_more_of_a_gpu(name: str, fields: dict[str, Any], 
             continue  # one rank alone gathers nothing
         assert (before is None) == (after is None)
         assert before is None or after is None or after.total <= before.total
+
+
+@TRIES
+@given(names, changes, st.integers(1, 64))
+def test_ranks_of_the_evaluation_have_about_as_much_to_do(
+    name: str, fields: dict[str, Any], nodes: int
+) -> None:
+    outline = made(name, fields, evaluate__nodes=nodes)
+    ranks = ranks_of(outline, Stage.EVALUATE)
+    for group in passes(outline):
+        counts = [(item.length, batches(outline, item) * item.forms) for item in group]
+        share = longest_share(outline, group, lambda item: float(item.length))
+        assert share * ranks >= sum(length * count for length, count in counts) * (1 - 1e-9)
+        assert share <= sum(length * -(-count // ranks) for length, count in counts)
 
 
 @TRIES

@@ -28,7 +28,7 @@ def owner(distributed: Distributed | None, *, nodes: int = 3, gpus: int = 1, **s
         layersPerCria=12,
         collect=gang,
         stitch=gang,
-        evaluate={"adaptedTeacher": "always"},
+        evaluate={"adaptedTeacher": "always", **gang},
         scheduling=scheduling,
         **spec,
     )
@@ -73,6 +73,20 @@ def test_either_kind_runs_as_many_pods_with_the_same_programs(stage: Stage, gpus
     one, other = container(pytorch), container(indexed)
     assert {**one, "env": [], "name": ""} == {**other, "env": [], "name": ""}
     assert [item for item in other["env"] if item in one["env"]] == one["env"]
+
+
+@pytest.mark.parametrize("distributed", Distributed)
+def test_an_evaluation_of_one_pod_is_a_job_on_however_many_gpus(distributed: Distributed) -> None:
+    one, eight = (made(owner(distributed, nodes=1, gpus=gpus), Stage.EVALUATE) for gpus in (1, 8))
+    for body in (one, eight):
+        child = views.child(ChildKind.JOB, body, "", ())
+        assert body["kind"] == "Job" and child is not None and not child.gang
+    assert "--processes" not in container(one)["args"]
+    assert container(eight)["args"][-2:] == ["--processes", "8"]
+    assert container(eight)["resources"]["limits"] == {"nvidia.com/gpu": "8"}
+    pods = [body["spec"]["template"]["spec"] for body in (one, eight)]
+    assert ["affinity" in pod for pod in pods] == [True, False], "only single GPUs stand beside Crias"
+    assert "/dev/shm" in {mount["mountPath"] for mount in container(eight)["volumeMounts"]}
 
 
 def test_ranks_meet_at_the_first_pod_under_the_headless_service() -> None:

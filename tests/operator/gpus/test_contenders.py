@@ -2,7 +2,8 @@
 
 import pytest
 from trenchcoat_api.resource import Trenchcoat
-from trenchcoat_operator.gpus.contenders import wishes
+from trenchcoat_api.stages import Stage
+from trenchcoat_operator.gpus.contenders import contender, wishes
 
 from tests.operator import world
 from tests.operator.simulation import trenchcoat
@@ -29,3 +30,19 @@ def waiting_cria(accepted: str, reason: str) -> Trenchcoat:
 )
 def test_who_can_start_nothing_waits_for_none(accepted: str, reason: str, stands: bool) -> None:
     assert bool(wishes(waiting_cria(accepted, reason))) == stands
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "pods", "gpus", "together"),
+    [
+        ({}, 1, 1, False),
+        ({"gpusPerNode": 2}, 1, 2, True),
+        ({"nodes": 3}, 3, 1, True),
+        ({"nodes": 3, "gpusPerNode": 0}, 3, 0, False),
+    ],
+)
+def test_an_evaluation_on_several_gpus_waits_for_all_of_them(
+    evaluate: dict[str, int], pods: int, gpus: int, together: bool
+) -> None:
+    asking = contender(trenchcoat(evaluate=evaluate), 0, Stage.EVALUATE, 1, NOW)
+    assert (asking.demand.pods, asking.demand.gpus, asking.gang) == (pods, gpus, together)

@@ -112,9 +112,7 @@ def test_what_no_node_could_ever_take_is_told_apart_from_what_waits() -> None:
     assert grant(Capacity(), asks(1)).never
     wide = grant(full, gang(1, 2))
     assert wide.never
-    assert wide.reason.startswith(
-        f"the cluster has no room for 1 pods with 2 {GPU} each at once: 2 nodes with"
-    )
+    assert wide.reason.startswith(f"the cluster has no room for a pod with 2 {GPU}: 2 nodes with")
     assert grant(full, gang(3, 1)).never
     assert not grant(full, gang(2, 1)).never
 

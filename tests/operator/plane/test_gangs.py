@@ -40,8 +40,9 @@ def gang(plane: ControlPlane, server: MinioServer, request: pytest.FixtureReques
         layersPerCria=12,
         collect={"nodes": RANKS, "gpusPerNode": 1},
         stitch={"nodes": RANKS, "gpusPerNode": 1},
+        evaluate={"nodes": RANKS, "gpusPerNode": 1},
         scheduling={"distributed": "IndexedJob", "maxAttempts": 2},
-        pods={stage: {"nodeSelector": {"for": name}} for stage in ("collect", "stitch")},
+        pods={stage: {"nodeSelector": {"for": name}} for stage in ("collect", "stitch", "evaluate")},
     )
     for each in nodes:
         plane.core.delete_node(each)
@@ -138,11 +139,11 @@ def test_ranks_are_found_by_name_and_all_of_them_end_it(plane: ControlPlane, gan
 
 
 def test_its_service_goes_when_no_gang_is_to_come(plane: ControlPlane, gang: Run) -> None:
-    """The artifact is seen to be complete a moment before its Job is."""
-    gang.begin(done=[name for name in gang.artifacts if name != "stitch"])
+    """The evaluation's, which is the last; the artifact is seen to be complete a moment before its Job is."""
+    gang.begin(done=[name for name in gang.artifacts if name != "evaluate"])
     with operator(plane) as loop:
-        pods = begun(loop, gang, "stitch")
-        gang.complete("stitch")
+        pods = begun(loop, gang, "evaluate")
+        gang.complete("evaluate")
         loop.until(
             gang,
             lambda status: condition(status, "Succeeded").get("status") == "True",

@@ -12,6 +12,8 @@ from trenchcoat_api.planning.storage import artifact_bytes
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_trainer.cli import main
 from trenchcoat_trainer.local.planning import read_model
+from trenchcoat_trainer.runtime.cores import usable_cores
+from trenchcoat_trainer.runtime.devices import usable_gpus
 from trenchcoat_trainer.runtime.inputs import read_manifest
 from trenchcoat_trainer.store import open_store
 
@@ -25,7 +27,7 @@ WINDOW = {
     "attention": {"form": "window", "window": 8, "firstTokens": 1},
     "criaLora": {"epochs": 0},
     "stitch": {"batchSize": 4, "learningRate": "1e-2"},
-    "evaluate": {"lengthMultiples": [2], "recallSamples": 4},
+    "evaluate": {"lengthMultiples": [2], "recallSamples": 4, "nodes": 2},
     "export": {"enabled": False},
 }
 """A student whose Crias have nothing to train."""
@@ -58,6 +60,8 @@ def test_a_run_trains_the_adapted_teacher_and_collects_nothing_that_nobody_reads
     assert "adapted on the same tokens" in told and "to adapted teacher" in told
     assert "collect" not in told
     assert told.index("stitch: complete") < told.index("adapt: started") < told.index("evaluate: started")
+    ranks = min(2, usable_gpus() or usable_cores())
+    assert len(list((tmp_path / "store" / "logs").glob("evaluate*.log"))) == ranks
 
 
 def test_a_run_goes_on_without_an_adapted_teacher_that_cannot_be_trained(

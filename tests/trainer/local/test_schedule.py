@@ -78,6 +78,9 @@ def test_ranks_fit_the_machine():
     assert Machine(gpus=2, cores=16).workers(Stage.COLLECT, spec) == 2
     assert Machine(gpus=0, cores=4).workers(Stage.COLLECT, spec) == 4
     assert Machine(gpus=8, cores=16).workers(Stage.CRIA, spec) == 1
+    assert Machine(gpus=8, cores=16).workers(Stage.EVALUATE, spec) == 1
+    spec = trenchcoat("spec.evaluate", {"nodes": 2, "gpusPerNode": 8}).spec
+    assert Machine(gpus=8, cores=16).workers(Stage.EVALUATE, spec) == 8
     spec = trenchcoat("spec.stitch", {"nodes": 2, "gpusPerNode": 2}).spec
     assert Machine(gpus=8, cores=16).workers(Stage.ADAPT, spec) == 4
 

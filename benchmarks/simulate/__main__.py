@@ -30,6 +30,7 @@ from measuring import Seen, Watcher, busy, off, span_of
 from picture import gantt, table, waits
 from playing import CHECKPOINT_SECONDS, Api, Bar, Player, Script
 from rival import Rival
+from trenchcoat_api.stages import Stage
 
 RESULTS = Path(__file__).with_name("results")
 CRIAS = 14
@@ -53,12 +54,15 @@ def main() -> None:
     parser.add_argument(
         "--gpus", type=int, nargs="*", default=[1, 4, 14, 24], help="sizes of the Crias' pool"
     )
+    parser.add_argument(
+        "--evaluate-gpus", type=int, default=1, help="GPUs of the evaluation, on one node: 8 is the example's"
+    )
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1], help="of losses and tenants")
     parser.add_argument("--undisturbed", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER")
     wanted = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # all that was started ends, too
-    durations, arms = Durations.planned(), []
+    durations, arms = Durations.planned(wanted.evaluate_gpus), []
     for seed in ([None] if wanted.undisturbed else []) + wanted.seeds:
         for gpus in wanted.gpus:
             kinds = [TRENCHCOAT, RIVAL, ARGO, *([] if seed is None else [ARGO_RESUMES])]
@@ -74,7 +78,10 @@ def main() -> None:
 
 def simulate(made: Cluster, durations: Durations, arms: list[Arm]) -> list[dict[str, Any]]:
     """All at once; what they have in common is the control plane, the operator and this machine."""
-    bodies = {arm.name: body(arm.name, made.endpoint) for arm in arms if arm.kind == TRENCHCOAT}
+    evaluate_gpus = durations.gpus(Stage.EVALUATE)
+    bodies = {
+        arm.name: body(arm.name, made.endpoint, evaluate_gpus) for arm in arms if arm.kind == TRENCHCOAT
+    }
     for arm in arms:
         arm.set_up(made)
     scripts = {arm.name: Script(arm, made, durations, bodies.get(arm.name)) for arm in arms}

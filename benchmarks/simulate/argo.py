@@ -13,7 +13,7 @@ from typing import Any
 
 from arms import POOL, Arm, job
 from cluster import Cluster
-from durations import ON_CRIAS, Durations
+from durations import Durations
 from rival import LOOK_SECONDS, ORDER
 from trenchcoat_api.stages import INPUTS, Stage
 
@@ -66,8 +66,9 @@ def workflow(arm: Arm, durations: Durations) -> dict[str, Any]:
 
 def _job(arm: Arm, durations: Durations, name: str, stage: Stage) -> dict[str, Any]:
     pods = durations.pods(stage)
-    pool = "crias" if stage in ON_CRIAS else "gang"
-    body = job(arm, name, pool, durations.gpus(stage), queue="ours", pods=pods, parallel=pods)
+    body = job(
+        arm, name, durations.pool(stage), durations.gpus(stage), queue="ours", pods=pods, parallel=pods
+    )
     return {"apiVersion": "batch/v1", "kind": "Job", **body}
 
 

@@ -25,7 +25,7 @@ from trenchcoat_api import constants
 from trenchcoat_api.artifacts import Artifact, Artifacts
 from trenchcoat_api.crias import cria_ranges
 from trenchcoat_api.resource import Trenchcoat
-from trenchcoat_api.stages import DISTRIBUTED, Stage
+from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.runtime.pace import Pace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "operator"))
@@ -113,8 +113,8 @@ class Script:
             identity = job if cria is None else f"{name}-{int(cria):02d}"
         name = stage.value if cria is None else f"{stage.value}-{int(cria):02d}"
         seconds = self._durations.seconds[stage] / self.arm.scale
-        pool = "gang" if stage in DISTRIBUTED else "crias"
-        return Work(identity, name, seconds, self._durations.pods(stage), self._durations.gpus(stage), pool)
+        took, pool = self._durations, self._durations.pool(stage)
+        return Work(identity, name, seconds, took.pods(stage), took.gpus(stage), pool)
 
     @property
     def resumes(self) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from arms import ARGO, ARGO_RESUMES, NODE_GPUS, RIVAL, TRENCHCOAT
 from disturbing import BACK_AFTER, losses
-from durations import GANG_NODES, GPUS_PER_NODE, ON_CRIAS, Durations
+from durations import GANG_NODES, GPUS_PER_NODE, Durations
 from playing import CHECKPOINT_SECONDS
 from rival import ORDER
 from trenchcoat_api.stages import INPUTS, Stage
@@ -49,7 +49,7 @@ def tasks(durations: Durations, kind: str) -> dict[str, Task]:
         for name in names[stage]:
             found[name] = Task(
                 durations.seconds[stage],
-                "crias" if stage in ON_CRIAS else "gang",
+                durations.pool(stage),
                 durations.pods(stage),
                 durations.gpus(stage),
                 [other for item in before for other in names[item]],

@@ -7,18 +7,10 @@ import time
 
 from arms import Arm, job
 from cluster import Cluster
-from durations import Durations
+from durations import PLAYED, Durations
 from trenchcoat_api.stages import Stage
 
-ORDER = (
-    Stage.TOKENIZE,
-    Stage.COLLECT,
-    Stage.SHARD,
-    Stage.CRIA,
-    Stage.STITCH,
-    Stage.EVALUATE,
-    Stage.EXPORT,
-)
+ORDER = PLAYED
 LOOK_SECONDS = 0.2
 
 
@@ -51,7 +43,7 @@ class Rival(threading.Thread):
         batch = client.BatchV1Api(self._made.plane.api)
         pods = self._durations.crias if stage is Stage.CRIA else self._durations.pods(stage)
         parallel = min(pods, self._arm.gpus) if stage is Stage.CRIA else pods
-        pool = "crias" if stage in (Stage.CRIA, Stage.EVALUATE) else "gang"
+        pool = self._durations.pool(stage)
         gpus = self._durations.gpus(stage)
         body = job(self._arm, stage.value, pool, gpus, queue="ours", pods=pods, parallel=parallel)
         batch.create_namespaced_job(self._arm.name, body)

@@ -102,7 +102,7 @@ class Evaluate(Camel):
         default=1,
         description="Pods; several are a gang, which shares the sequences out. No number changes.",
         ge=1,
-        le=1000,
+        le=100,  # or names of pods could be longer than 63 characters
     )
     gpus_per_node: int = Field(default=1, description="GPUs of each pod; 0 runs on CPUs.", ge=0, le=64)
     batch_size: int = Field(

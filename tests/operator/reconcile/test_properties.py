@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.spec import Distributed
-from trenchcoat_api.stages import Stage
+from trenchcoat_api.stages import DISTRIBUTED, Stage
 from trenchcoat_api.status import State, TrenchcoatStatus
 from trenchcoat_operator.children import names, specs
 from trenchcoat_operator.model.observed import Child, ChildPhase, Pod, StoreView
@@ -271,9 +271,18 @@ def test_names_stay_within_a_pods(stage: Stage) -> None:
     longest = Trenchcoat.from_object(world.merged(BASE, {"metadata": {"name": "a" * 32}}))
     for artifact in world.artifacts_of(longest.spec, 12).values():
         if artifact.stage is stage:
-            # The longest suffix is the training-operator's: -worker-999; a Job's pods get six characters.
+            # The longest suffix is the training operator's; a Job's pods get six characters.
             name = names.child_name("a" * 32, artifact, 99)
-            assert len(name + ("-worker-999" if stage in (Stage.COLLECT, Stage.STITCH) else "-abcde")) <= 63
+            assert (
+                len(name + (f"-worker-{most_nodes(stage) - 2}" if stage in DISTRIBUTED else "-abcde")) <= 63
+            )
+
+
+def most_nodes(stage: Stage) -> int:
+    """Of a stage that may have several: the first is the master, and workers are counted from 0."""
+    field = Stage.STITCH if stage is Stage.ADAPT else stage
+    schema = type(getattr(trenchcoat().spec, field.value)).model_json_schema()
+    return int(schema["properties"]["nodes"]["maximum"])
 
 
 @given(

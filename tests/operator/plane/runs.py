@@ -124,6 +124,12 @@ class Run:
         return list(batch.list_namespaced_job(self.namespace, label_selector=label).items)
 
 
+def row(status: Body, stage: str) -> Body:
+    """The row of a stage; empty while there is none."""
+    found: Body = next((item for item in status.get("stages", []) if item["name"] == stage), {})
+    return found
+
+
 def condition(status: Body, kind: str) -> Body:
     found: Body = next((item for item in status.get("conditions", []) if item["type"] == kind), {})
     return found
@@ -143,6 +149,23 @@ def namespace(plane: ControlPlane, name: str) -> str:
     }
     plane.core.create_namespaced_secret(name, {"metadata": {"name": "minio"}, "stringData": data})
     return name
+
+
+def quota(plane: ControlPlane, where: str, **hard: str) -> None:
+    """A quota named team, which counts already; dots in its resources as __.
+
+    Until its controller has told what is used, it refuses every pod, whatever there is room for.
+    """
+    names = {name.replace("__", "."): count for name, count in hard.items()}
+    plane.core.create_namespaced_resource_quota(
+        where, {"metadata": {"name": "team"}, "spec": {"hard": names}}
+    )
+
+    def counts() -> bool:
+        told = plane.core.read_namespaced_resource_quota("team", where).status
+        return told.hard == names and bool(told.used)
+
+    until(counts, 120, "the quota counts")
 
 
 def policy(plane: ControlPlane, where: str, what: Body, change: str) -> None:

@@ -12,6 +12,7 @@ from kubernetes import client
 from tests.control_plane import Body, ControlPlane, node
 from tests.minio_server import MinioServer
 from tests.operator.plane.runs import Run, condition, crias, namespace, operator
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +62,11 @@ def test_devices_less_those_that_claims_hold_are_given_to_crias(
     claims = [{"name": "gpu", "resourceClaimName": "direct"}]
     other = {"metadata": {"name": "other"}, "spec": {"containers": [container], "resourceClaims": claims}}
     plane.core.create_namespaced_pod(where, other)
+
+    def is_held() -> bool:
+        return resources.read_namespaced_resource_claim("direct", where).status.allocation is not None
+
+    until(is_held, 120, "the other pod's device is allocated")
     run = Run(plane, server, where, "devices")
     with operator(plane) as loop:
         run.begin()

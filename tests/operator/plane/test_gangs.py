@@ -15,7 +15,7 @@ from tests.components import built_or_skip
 from tests.control_plane import Body, ControlPlane, node
 from tests.minio_server import MinioServer
 from tests.operator.plane import kubelet
-from tests.operator.plane.runs import Run, condition, namespace, operator
+from tests.operator.plane.runs import Run, condition, namespace, operator, row
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -68,12 +68,7 @@ def begun(loop: Any, run: Run, stage: str = "collect") -> list[Any]:
     found = ranks(run, stage)
     for pod in found:
         kubelet.run(run.plane, pod)
-    loop.until(run, lambda status: row(status, stage)["state"] == "Running", 120, "it runs")
-    return found
-
-
-def row(status: Body, stage: str) -> Body:
-    found: Body = next((item for item in status.get("stages", []) if item["name"] == stage), {})
+    loop.until(run, lambda status: row(status, stage).get("state") == "Running", 120, "it runs")
     return found
 
 
@@ -181,7 +176,7 @@ def test_of_one_that_fails_the_others_end_and_the_try_counts(
                 120,
                 f"try {number} is judged",
             )
-        loop.until(gang, lambda status: collect(status)["state"] == "Failed", 120, "no try is left")
+        loop.until(gang, lambda status: collect(status).get("state") == "Failed", 120, "no try is left")
         # Where PyTorchJobs are not served kubectl would refuse to be asked for them.
         monkeypatch.setenv("PATH", str(Path(built_or_skip("kubernetes", "kubectl")).parent))
         kubectl = Kubectl([f"--kubeconfig={plane.kubeconfig}", f"--namespace={gang.namespace}"])
@@ -250,7 +245,10 @@ def test_what_is_missing_is_told_at_once_and_the_other_kind_mends_it(plane: Cont
         for name in BEFORE:
             gang.complete(name)
         loop.until(
-            gang, lambda status: condition(status, "Stalled")["status"] == "True", 120, "then nothing goes on"
+            gang,
+            lambda status: condition(status, "Stalled").get("status") == "True",
+            120,
+            "then nothing goes on",
         )
         change = {"spec": {"scheduling": {"distributed": "IndexedJob"}}}
         plane.trenchcoats.patch_namespaced_custom_object(

@@ -9,7 +9,7 @@ import pytest
 
 from tests.control_plane import ControlPlane, node
 from tests.minio_server import MinioServer
-from tests.operator.plane.runs import Run, condition, crias, namespace, operator, policy
+from tests.operator.plane.runs import Run, condition, crias, namespace, operator, policy, row
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -104,7 +104,7 @@ def test_a_pool_that_can_grow_is_asked_for_so_many_nodes_at_a_time(
             assert len(run.jobs()) == 3
             stalled = loop.until(
                 run,
-                lambda status: (found := condition(status, "Stalled"))["status"] == "True" and found,
+                lambda status: (found := condition(status, "Stalled")).get("status") == "True" and found,
                 120,
                 "its patience is over",
             )
@@ -117,7 +117,9 @@ def test_a_pool_that_can_grow_is_asked_for_so_many_nodes_at_a_time(
             )
             loop.until(run, lambda status: crias(status).count(PENDING) == 2, 120, "two more wait")
             assert len(run.jobs()) == 5
-            assert condition(run.status(), "Stalled")["status"] == "False"
+            loop.until(
+                run, lambda status: condition(status, "Stalled").get("status") == "False", 120, "it goes on"
+            )
     finally:
         plane.delete("grows", run.namespace)
         plane.core.delete_node("grows-1")
@@ -133,7 +135,7 @@ def test_a_pod_behind_scheduling_gates_is_told_to_be(plane: ControlPlane, server
     with operator(plane) as loop:
         seen = loop.until(
             run,
-            lambda status: (row := status.get("stages", [{}])[0]).get("waitingReason") == "Scheduler" and row,
+            lambda status: (found := row(status, "tokenize")).get("waitingReason") == "Scheduler" and found,
             120,
             "it is told",
         )
@@ -147,7 +149,7 @@ def test_a_pod_behind_scheduling_gates_is_told_to_be(plane: ControlPlane, server
         try:
             loop.until(
                 run,
-                lambda status: status["stages"][0]["state"] == "Starting",
+                lambda status: row(status, "tokenize").get("state") == "Starting",
                 120,
                 "the scheduler looks at it",
             )

@@ -7,7 +7,7 @@ from trenchcoat_api.status import State
 
 from tests.control_plane import Body, ControlPlane, node
 from tests.minio_server import BUCKET, MinioServer
-from tests.operator.plane.runs import Run, condition, crias, namespace, operator
+from tests.operator.plane.runs import Run, condition, crias, namespace, operator, row
 
 pytestmark = pytest.mark.slow
 
@@ -45,8 +45,7 @@ def stored(run: Run, name: str) -> list[str]:
 
 
 def collection(status: Body) -> Body:
-    row: Body = next((row for row in status.get("stages", []) if row["name"] == "collect"), {})
-    return row
+    return row(status, "collect")
 
 
 @pytest.mark.parametrize("chain", ["rolling"], indirect=True)
@@ -127,7 +126,7 @@ def test_a_run_that_changes_its_strategy_when_the_crias_are_trained_collects_not
                     and condition(status, "CriasTrained").get("status") == "True"
                     and status
                 ),
-                30,
+                120,
                 "the Crias are found",
             )
             assert condition(seen, "ActivationsReady")["reason"] == "NotNeeded"

@@ -10,7 +10,7 @@ from trenchcoat_api.exitcodes import ExitCode
 
 from tests.control_plane import Body, ControlPlane
 from tests.minio_server import MinioServer
-from tests.operator.plane.runs import Run, namespace, operator, policy
+from tests.operator.plane.runs import Run, namespace, operator, policy, row
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -61,21 +61,21 @@ def test_a_failure_is_remembered_though_a_policy_has_jobs_deleted_at_their_end(
         )
         failed = ended(pod, ExitCode.BAD_INPUT)
         plane.core.patch_namespaced_pod_status(pod.metadata.name, where, failed)
-        row = loop.until(
+        failure = loop.until(
             run,
-            lambda status: (row := status["stages"][0])["state"] == "Failed" and row,
+            lambda status: (found := row(status, "tokenize")).get("state") == "Failed" and found,
             120,
             "its failure is told",
         )
-        assert row["attempt"] == 1
+        assert failure["attempt"] == 1
         time.sleep(3)  # the TTL controller would long have deleted it
-        loop.until(run, lambda status: status["stages"][0]["state"] == "Failed", 120, "it stays so")
+        loop.until(run, lambda status: row(status, "tokenize").get("state") == "Failed", 120, "it stays so")
         [job] = run.jobs()
         assert job.metadata.name.endswith("-1") and not job.metadata.deletion_timestamp
         batch.delete_namespaced_job(job.metadata.name, where, propagation_policy="Background")
         loop.until(
             run,
-            lambda status: status["stages"][0]["attempt"] == 2,
+            lambda status: row(status, "tokenize").get("attempt") == 2,
             120,
             "a person who deletes it asks for another",
         )

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from trenchcoat_api.base import Camel
 from trenchcoat_api.spec import DType
+from trenchcoat_api.stages import Stage
 
 Positive = Annotated[float, Field(gt=0, lt=1e18, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, lt=1e18, allow_inf_nan=False)]
@@ -58,6 +59,9 @@ class Passes(Camel):
     )
     layerwise: PassRate
     block: PassRate
+    evaluate: PassRate | None = Field(
+        default=None, description="A layer of any form of the model, with scores; like forward if null."
+    )
     end_to_end: PassRate
     end_to_end_alone: PassRate
 
@@ -65,6 +69,11 @@ class Passes(Camel):
     def through(self) -> PassRate:
         """Of the epoch of attention transfer that runs a Cria to its end, for the next one."""
         return self.transfer_through or self.transfer
+
+    @property
+    def evaluation(self) -> PassRate:
+        """Of a layer in the evaluation."""
+        return self.evaluate or self.forward
 
 
 class Kind(Camel):
@@ -75,7 +84,14 @@ class Kind(Camel):
     memory_bytes: int = Field(gt=0, description="Memory of one.")
     dtype: DType = DType.BFLOAT16
     start_seconds: NotNegative = Field(description="From a pod's start to the first step, without reading.")
+    stage_start_seconds: dict[Stage, NotNegative] = Field(
+        default_factory=dict, description="The same by stage, where that is known: all that is not steps."
+    )
     passes: Passes
+
+    def start(self, stage: Stage) -> float:
+        """Seconds of a Job that neither steps nor reading take."""
+        return self.stage_start_seconds.get(stage, self.start_seconds)
 
 
 class StoreRate(Camel):

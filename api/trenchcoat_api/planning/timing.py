@@ -87,8 +87,13 @@ def times(outline: Outline, fleet: Fleet) -> Times:
     return Times(tuple(found), max(finished.values()), finished)
 
 
+def stage_seconds(outline: Outline, fleet: Fleet, stage: Stage) -> float:
+    """The one Job of a stage that is not the Crias'."""
+    return _SECONDS[stage](outline, fleet)
+
+
 def _single(outline: Outline, fleet: Fleet, stage: Stage) -> StageTime:
-    seconds = _SECONDS[stage](outline, fleet)
+    seconds = stage_seconds(outline, fleet, stage)
     return StageTime(stage, seconds, seconds, seconds * gpus_of(outline, stage))
 
 
@@ -127,32 +132,34 @@ def _store(fleet: Fleet, size: float) -> float:
 
 def _tokenize(outline: Outline, fleet: Fleet) -> float:
     tokens = (outline.sequences + outline.held_out) * outline.length
-    return fleet.kind.start_seconds + tokens / fleet.rates.text.tokens_per_second
+    return fleet.kind.start(Stage.TOKENIZE) + tokens / fleet.rates.text.tokens_per_second
 
 
 def _collect(outline: Outline, fleet: Fleet) -> float:
-    """Ranks compute one batch after another, each its layers; all are busy but at the ends."""
-    spec, ranks = outline.spec, ranks_of(outline, Stage.COLLECT)
-    stored = weight_bytes(outline) / ranks
-    start = fleet.kind.start_seconds + _store(fleet, stored)
+    ranks = ranks_of(outline, Stage.COLLECT)
+    start = fleet.kind.start(Stage.COLLECT) + _store(fleet, weight_bytes(outline) / ranks)
     if not outline.boundaries:
         return start
-    size = min(spec.collect.batch_size, outline.sequences)
+    writing = _store(fleet, -(-outline.boundaries // ranks) * outline.boundary_bytes)
+    return start + max(collect_seconds(outline, fleet), writing)
+
+
+def collect_seconds(outline: Outline, fleet: Fleet) -> float:
+    """Ranks compute one batch after another, each its layers; all are busy but at the ends."""
+    size = min(outline.spec.collect.batch_size, outline.sequences)
     batches = -(-outline.sequences // size)
     each = layer_seconds(fleet.kind.passes.forward, outline, size, outline.length)
-    computing = (batches + ranks - 1) * collected_layers(outline) * each
-    writing = _store(fleet, -(-outline.boundaries // ranks) * outline.boundary_bytes)
-    return start + max(computing, writing)
+    return (batches + ranks_of(outline, Stage.COLLECT) - 1) * collected_layers(outline) * each
 
 
 def _shard(outline: Outline, fleet: Fleet) -> float:
-    return fleet.kind.start_seconds + _store(fleet, 2 * weight_bytes(outline))
+    return fleet.kind.start(Stage.SHARD) + _store(fleet, 2 * weight_bytes(outline))
 
 
 def _select(outline: Outline, fleet: Fleet) -> float:
     each = layer_seconds(fleet.kind.passes.forward, outline, 1, outline.length)
     computing = SEQUENCES * outline.facts.layers * each
-    return fleet.kind.start_seconds + max(computing, _store(fleet, weight_bytes(outline)))
+    return fleet.kind.start(Stage.SELECT) + max(computing, _store(fleet, weight_bytes(outline)))
 
 
 def _packed(outline: Outline, batch_size: int) -> int:
@@ -187,7 +194,7 @@ def boundary_seconds(outline: Outline, fleet: Fleet, layers: int) -> float:
     rate = fleet.kind.passes.through if transfer_epochs(outline.spec) else fleet.kind.passes.forward
     computing = batches * layers * layer_seconds(rate, outline, size, outline.length)
     weights = layers * layer_parameters(outline.facts) * outline.model.stored_bytes
-    start = fleet.kind.start_seconds + _store(fleet, weights)
+    start = fleet.kind.start(Stage.CRIA) + _store(fleet, weights)
     return start + max(computing, _store(fleet, 2 * outline.boundary_bytes))
 
 
@@ -219,7 +226,7 @@ def lora_seconds(outline: Outline, fleet: Fleet, layers: int) -> float:
 def cria_seconds(outline: Outline, fleet: Fleet, layers: int) -> float:
     """One Cria's Job."""
     weights = layers * layer_parameters(outline.facts) * outline.model.stored_bytes
-    start = fleet.kind.start_seconds + _store(fleet, weights)
+    start = fleet.kind.start(Stage.CRIA) + _store(fleet, weights)
     if not outline.boundaries and len(outline.crias) > 1:
         return start
     computing = transfer_seconds(outline, fleet, layers) + lora_seconds(outline, fleet, layers)
@@ -236,11 +243,11 @@ def cria_reads(outline: Outline) -> float:
 
 
 def _stitch(outline: Outline, fleet: Fleet) -> float:
-    return _end_to_end(outline, fleet, outline.spec.stitch.epochs)
+    return _end_to_end(outline, fleet, Stage.STITCH)
 
 
 def _adapt(outline: Outline, fleet: Fleet) -> float:
-    return _end_to_end(outline, fleet, adapter_epochs(outline.spec))
+    return _end_to_end(outline, fleet, Stage.ADAPT)
 
 
 def busy_ranks(outline: Outline) -> int:
@@ -249,17 +256,22 @@ def busy_ranks(outline: Outline) -> int:
     return min(ranks_of(outline, Stage.STITCH), -(-stitch.batch_size // stitch.micro_batch_size))
 
 
-def _end_to_end(outline: Outline, fleet: Fleet, epochs: int) -> float:
-    """Every rank reads its share of the weights; then every step takes as many turns as the ranks need."""
+def _end_to_end(outline: Outline, fleet: Fleet, stage: Stage) -> float:
+    """Every rank reads its share of the weights before the steps."""
     stored = weight_bytes(outline) / ranks_of(outline, Stage.STITCH)
-    start = fleet.kind.start_seconds + _store(fleet, stored)
+    return fleet.kind.start(stage) + _store(fleet, stored) + end_to_end_seconds(outline, fleet, stage)
+
+
+def end_to_end_seconds(outline: Outline, fleet: Fleet, stage: Stage) -> float:
+    """All steps of the stitch, or of the adapted teacher; each takes as many turns as the ranks need."""
     stitch = outline.spec.stitch
+    epochs = stitch.epochs if stage is Stage.STITCH else adapter_epochs(outline.spec)
     steps = epochs * -(-outline.sequences // stitch.batch_size)
     long = round(float(stitch.long_sequences.share) * steps)
     seconds = (steps - long) * _step(outline, fleet, stitch, 1)
     if long:
         seconds += long * _step(outline, fleet, stitch, stitch.long_sequences.multiple)
-    return start + seconds
+    return seconds
 
 
 def long_step_cost(outline: Outline, fleet: Fleet, multiple: int) -> float:
@@ -287,8 +299,12 @@ def _step(outline: Outline, fleet: Fleet, stitch: Stitch, multiple: int) -> floa
 
 
 def _evaluate(outline: Outline, fleet: Fleet) -> float:
+    return fleet.kind.start(Stage.EVALUATE) + evaluation_seconds(outline, fleet)
+
+
+def evaluation_seconds(outline: Outline, fleet: Fleet) -> float:
     """Every rank reads all weights in each pass, and carries its share of the batches through them."""
-    rate, facts = fleet.kind.passes.forward, outline.facts
+    rate, facts = fleet.kind.passes.evaluation, outline.facts
 
     def batch_seconds(item: MeasuredSet) -> float:
         layer = layer_seconds(rate, outline, batch_sequences(outline, item), item.length)
@@ -300,12 +316,12 @@ def _evaluate(outline: Outline, fleet: Fleet) -> float:
     reading = _store(fleet, len(taken) * weight_bytes(outline))
     moved = 2 * len(outline.crias) * stored_states(outline)
     moving = _store(fleet, moved / ranks_of(outline, Stage.EVALUATE))
-    return fleet.kind.start_seconds + reading + max(computing, moving)
+    return reading + max(computing, moving)
 
 
 def _export(outline: Outline, fleet: Fleet) -> float:
     size = weight_bytes(outline) + artifact_bytes(outline, Stage.EXPORT)
-    return fleet.kind.start_seconds + _store(fleet, size)
+    return fleet.kind.start(Stage.EXPORT) + _store(fleet, size)
 
 
 _SECONDS: dict[Stage, Callable[[Outline, Fleet], float]] = {

@@ -8,7 +8,7 @@ from trenchcoat_api.planning.memory import CONTEXT, gpu_need
 from trenchcoat_api.planning.model import PlannedModel
 from trenchcoat_api.planning.outline import Outline
 from trenchcoat_api.planning.rates import Rates
-from trenchcoat_api.planning.timing import Fleet, lora_seconds, transfer_seconds
+from trenchcoat_api.planning.timing import Fleet, lora_seconds, times, transfer_seconds
 from trenchcoat_api.stages import Stage
 
 from tests.api.planning.models import model, outline, published
@@ -138,6 +138,38 @@ def test_an_epoch_that_leaves_the_next_boundary_runs_without_graphs() -> None:
     assert a_step(2) - a_step(1) == pytest.approx(4.14, rel=0.05)
 
 
-def test_rates_without_that_pass_take_transfers() -> None:
+def test_rates_without_those_passes_take_others() -> None:
     kind = RATES.kinds["h200-141gb"]
     assert kind.passes.model_copy(update={"transfer_through": None}).through == kind.passes.transfer
+    assert kind.passes.model_copy(update={"evaluate": None}).evaluation == kind.passes.forward
+
+
+POD = 13.0
+"""Seconds by which a Job starts later than a stage that `trenchcoat run` forks: 15 to 2."""
+
+
+def test_a_run_of_smollm2_takes_what_was_measured() -> None:
+    """benchmarks/whole_run, one H200: each stage within a fifth, and all of them.
+
+    Two Crias ran side by side on the one GPU; the plan has one for each. Tokenize is left out: it read a text
+    of its own speed, with more processes than it could use.
+    """
+    file = BENCHMARKS / "whole_run/results/smollm2_h200.json"
+    spans = json.loads(file.read_text())["runs"][0]["stages"]
+    small = {
+        "data__tokens": 1_000_000, "data__sequenceLength": 1024, "data__heldOutTokens": 131_072,
+        "layersPerCria": 15, "collect__batchSize": 16, "transfer__epochs": 1, "transfer__microBatchSize": 8,
+        "criaLora__epochs": 1, "criaLora__objective": "block", "criaLora__microBatchSize": 8,
+        "stitch__batchSize": 8, "stitch__microBatchSize": 8,
+        "evaluate__batchSize": 16, "evaluate__adaptedTeacher": "never",
+    }  # fmt: skip
+    found = Outline.of(published(**small), model("smollm2-135m"))
+    told = {
+        time.stage.value: time.job - POD
+        for time in times(found, Fleet(RATES.kinds["h200-141gb"], RATES, 2)).stages
+    }
+    seen = {stage: spans[stage][1] - spans[stage][0] for stage in ("collect", "stitch", "evaluate")}
+    seen["cria"] = max(spans["cria-00"][1], spans["cria-01"][1]) - spans["cria-00"][0]
+    assert {stage: told[stage] for stage in seen} == {
+        stage: pytest.approx(seconds, rel=0.2) for stage, seconds in seen.items()
+    }

@@ -86,7 +86,8 @@ def test_the_manifest_and_the_last_progress_tell_the_same(make_spec, tmp_path: P
     artifact = Artifacts(spec).tokenize
     manifest = read_manifest(spec, tmp_path, "tokenize")
     listed = {entry.path.removeprefix(artifact.prefix) for entry in store.list(artifact.prefix)}
-    assert listed == {item.path for item in manifest.objects} | {"manifest.json", "progress.json"}
+    told = {"manifest.json", "progress.json", "paces.json"}
+    assert listed == {item.path for item in manifest.objects} | told
     progress = json.loads(store.read(artifact.progress_path))
     assert progress["fraction"] == 1
     assert progress["step"] == progress["steps"] == 100

@@ -14,6 +14,7 @@ from trenchcoat_api.stages import DISTRIBUTED, WITHOUT_ADAPTED_TEACHER, Stage
 
 from trenchcoat_trainer.local.command import add_run, at_least_one
 from trenchcoat_trainer.local.planning import add_plan
+from trenchcoat_trainer.local.rates import add_rates
 from trenchcoat_trainer.reporting.command import add_report
 from trenchcoat_trainer.runtime.processes import run_ranks, stage_arguments
 from trenchcoat_trainer.runtime.stop import StopRequest
@@ -81,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_plan(commands)
+    add_rates(commands)
     add_run(commands)
     add_report(commands)
     for stage in Stage:

@@ -86,7 +86,7 @@ class Killer:
             place = "checkpoint" if "/checkpoint/" in path else "object"
             if path.endswith("/manifest.json"):
                 place = "manifest"
-            if path.endswith(("/progress.json", "/clock.json")) or "/artifacts/" not in path:
+            if path.endswith(("/progress.json", "/clock.json", "/paces.json")) or "/artifacts/" not in path:
                 place = "other"
             self.point(f"{place}: before")
             with original(store, path) as target:

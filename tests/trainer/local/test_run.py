@@ -8,7 +8,9 @@ from trenchcoat_api.artifacts import Artifacts
 from trenchcoat_api.crias import cria_ranges
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.planning.outline import Outline
+from trenchcoat_api.planning.rates import Rates
 from trenchcoat_api.planning.storage import artifact_bytes
+from trenchcoat_api.planning.timing import Fleet, times
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_trainer.cli import main
 from trenchcoat_trainer.local.planning import read_model
@@ -89,7 +91,31 @@ def test_a_run_goes_on_without_an_adapted_teacher_that_cannot_be_trained(
     assert (tmp_path / "store" / "trenchcoat" / evaluations[0].manifest_path).exists()
 
 
-def test_a_run_leaves_the_bytes_that_were_planned(make_spec, tmp_path: Path) -> None:
+def tells_its_rates(
+    spec: TrenchcoatSpec, folder: Path, outline: Outline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By what `trenchcoat rates` prints of a run, a plan of it has no stage that takes less than it took."""
+    capsys.readouterr()
+    command = ["rates", str(write_spec(spec, folder)), "--store", str(folder / "store")]
+    assert main([*command, "--name", "here"]) == ExitCode.OK
+    file = folder / "rates.yaml"
+    file.write_text(capsys.readouterr().out)
+    rates = Rates.load(file)
+    name, kind = rates.kind(None)
+    assert (name, kind.dtype) == ("here", spec.dtype)
+    store = open_store(spec, folder / "store")
+    took: dict[str, list[float]] = {}
+    for artifact in Artifacts(spec).all(list(outline.crias)):
+        took.setdefault(artifact.stage, []).append(read_manifest(store, artifact).seconds)
+    told = {time.stage: time.job for time in times(outline, Fleet(kind, rates, 1)).stages}
+    assert told.keys() == took.keys()
+    for stage, seconds in took.items():
+        assert told[stage] > sum(seconds) / len(seconds) * 0.99, stage
+
+
+def test_a_run_leaves_the_bytes_that_were_planned(
+    make_spec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Tensors of every stage within 2%; what else stands beside them is no part of the plan."""
     short = {"epochs": 1, "batchSize": 4, "microBatchSize": 4}
     spec = make_spec(
@@ -112,6 +138,7 @@ def test_a_run_leaves_the_bytes_that_were_planned(make_spec, tmp_path: Path) -> 
     assert {stage: artifact_bytes(planned, stage) for stage in left} == {
         stage: pytest.approx(size, rel=0.02) for stage, size in left.items()
     }
+    tells_its_rates(spec, tmp_path, planned, capsys)
     # The Crias have read what was collected: as after a chain of them, nothing is collected for nobody.
     (tmp_path / "store" / "trenchcoat" / Artifacts(spec).collect.manifest_path).unlink()
     assert run(spec, tmp_path)[0] == ExitCode.OK

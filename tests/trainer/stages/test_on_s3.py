@@ -69,7 +69,8 @@ def test_the_stages_run_on_s3_as_in_a_folder(
             for entry in context.store.list(context.artifact.prefix)
         }
         manifest = cria.manifest(context.artifact)
-        assert listed == {item.path for item in manifest.objects} | {"manifest.json", "progress.json"}, stage
+        told = {"manifest.json", "progress.json", "paces.json"}
+        assert listed == {item.path for item in manifest.objects} | told, stage
 
 
 def test_no_object_lies_below_the_name_of_another(

@@ -50,7 +50,7 @@ def open_context(
     chosen = _choose(spec, crias, stage, cria)
     artifact = _artifact(artifacts, stage, crias, chosen)
     place = place or Place.from_environment()
-    clock = Clock(store, artifact)
+    clock = Clock(store, artifact, ranks=place.world_size)
     return StageContext(
         spec=spec,
         store=store,

@@ -127,6 +127,7 @@ class ProgressReporter:
         self._tokens += tokens
         now = time.monotonic()
         self._pace.note(now, self._fraction)
+        self._clock.paces.note(phase, self._fraction, now)
         is_last = 0 < steps <= step
         pause = EVERY_SECONDS_VERSIONED if self._store.keeps_versions else EVERY_SECONDS
         if now - self._reported_at < pause and not is_last:

@@ -20,6 +20,7 @@ from trenchcoat_api.artifacts import (
     Manifest,
     StoredObject,
 )
+from trenchcoat_api.paces import paces_path
 from trenchcoat_api.stored import ObjectList, StoreChecksum
 
 from trenchcoat_trainer.errors import NotFoundError, StoreError
@@ -158,6 +159,8 @@ class ArtifactWriter:
             completed_at=datetime.now(UTC),
             seconds=self._clock.seconds,
         )
+        paces = self._clock.paces.told(self._clock.ranks).model_dump_json(by_alias=True, indent=1)
+        self._store.write(paces_path(artifact), paces.encode())
         without = None if lists else {"lists"}
         document = manifest.model_dump_json(by_alias=True, exclude_none=True, indent=1, exclude=without)
         self._store.write(artifact.manifest_path, document.encode())

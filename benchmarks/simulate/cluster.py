@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 from minio import Minio
-from trenchcoat_trainer.runtime.processes import free_port
+from trenchcoat_trainer.runtime.ports import free_port
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))

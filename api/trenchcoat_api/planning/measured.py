@@ -28,7 +28,7 @@ from trenchcoat_api.planning.timing import (
     transfer_seconds,
 )
 from trenchcoat_api.spec import Objective
-from trenchcoat_api.stages import Stage
+from trenchcoat_api.stages import DISTRIBUTED, Stage
 
 _FAST = 1e-9
 """Steps this many times as long take no time: what is left of a plan's seconds is reading and writing."""
@@ -122,8 +122,8 @@ def _as_ran(outline: Outline, ran: Sequence[Ran]) -> Outline:
         stage = item.artifact.stage
         if item.paces.ranks == ranks_of(outline, stage):
             continue
-        field = {Stage.COLLECT: "collect", Stage.STITCH: "stitch", Stage.ADAPT: "stitch"}.get(stage)
-        if field is not None:
+        if stage in DISTRIBUTED:
+            field = Stage.STITCH.value if stage is Stage.ADAPT else stage.value
             own = getattr(spec, field).model_copy(update={"nodes": item.paces.ranks, "gpus_per_node": 1})
             spec = spec.model_copy(update={field: own})
     return replace(outline, spec=spec)

@@ -146,7 +146,8 @@ def test_a_stage_that_is_not_there_keeps_what_is_known() -> None:
 
 def test_as_many_ranks_count_as_there_were() -> None:
     """A machine of one GPU runs by one process what the spec wants on 8."""
-    of = outline("llama-3.2-1b", collect__gpusPerNode=8, stitch__gpusPerNode=8, **SMALL)
+    eight = {f"{stage}__gpusPerNode": 8 for stage in ("collect", "stitch", "evaluate")}
+    of = outline("llama-3.2-1b", **eight, **SMALL)
     alone = replace(of, spec=outline("llama-3.2-1b", **SMALL).spec)
     fitted = fit(of, run(alone, machine()), KNOWN, name="mine")
     assert fitted.rates.kinds["mine"].passes.end_to_end == KNOWN.kinds["h200-141gb"].passes.end_to_end

@@ -84,6 +84,8 @@ class ProgressReporter:
         """The first loss named in each update of this phase."""
         self.listener: Callable[[Progress], None] | None = None
         """Told of each report."""
+        self.forecast: Callable[[], float | None] | None = None
+        """Seconds left, asked for at each report, where a stage can tell them better than its pace does."""
         self._bar = _Bar(artifact.name) if sys.stdout.isatty() and not silent else None
 
     def go_on(self, phase: str, curve: dict[str, Any]) -> None:
@@ -155,7 +157,7 @@ class ProgressReporter:
             losses=losses,
             curve=self.curve.formatted(),
             tokens_per_second=self._tokens_per_second(),
-            eta_seconds=self._pace.left(),
+            eta_seconds=self.forecast() if self.forecast is not None else self._pace.left(),
             gpu_memory_bytes=_peak_gpu_memory(),
             saved_fraction=self._saved_fraction,
             updated_at=datetime.now(UTC),

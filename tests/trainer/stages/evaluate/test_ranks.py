@@ -18,6 +18,7 @@ from trenchcoat_trainer.runtime.context import Place, StageContext
 from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.runtime.sharing import Sharing
 from trenchcoat_trainer.stages.evaluate import REPORT, crossing
+from trenchcoat_trainer.stages.evaluate.course import Course
 from trenchcoat_trainer.stages.evaluate.crossing import Ledger, Pass
 from trenchcoat_trainer.stages.evaluate.saved import SavedStates
 from trenchcoat_trainer.stages.evaluate.scores import score
@@ -134,7 +135,13 @@ def test_a_rank_without_batches_reads_no_weights(spec, stitched_store, tmp_path,
     with SavedStates(context.checkpoint) as saved:
         states = hold(saved, "teacher", Begin(range(0), embed=lambda _: pytest.fail("it embeds"), bytes=0))
         own = Pass([text], {("teacher", text.name): states}, has_shares=False)
-        crossing.cross(context, config, own, None, Ledger(context, Sharing(context), 1, 1.0))
+        crossing.cross(
+            context,
+            config,
+            own,
+            None,
+            Ledger(context, Sharing(context), [text], Course(None, [], context.crias, 1)),
+        )
         head = {"model.norm.weight": torch.ones(64), "lm_head.weight": torch.ones(300, 64)}
         found = score(states, text, head, config, size=2)
     assert found.nats.dtype == torch.float64

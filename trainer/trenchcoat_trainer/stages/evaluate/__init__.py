@@ -26,6 +26,7 @@ from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.runtime.devices import choose_device
 from trenchcoat_trainer.runtime.ranks import joined
 from trenchcoat_trainer.runtime.sharing import Sharing, shared_out
+from trenchcoat_trainer.stages.evaluate.course import Course, costs
 from trenchcoat_trainer.stages.evaluate.crossing import Ledger, Pass, Place, cross
 from trenchcoat_trainer.stages.evaluate.gathering import Scores, Shares, gather, load_scores, save_scores
 from trenchcoat_trainer.stages.evaluate.plan import EvaluationPlan, make_plan
@@ -76,7 +77,12 @@ def _run(context: StageContext, device: torch.device, sharing: Sharing) -> None:
     if ADAPTED in variants:
         adapters["adaptedTeacher"] = adapted_teacher_adapters(context)
     source = Source(variants, adapters, decode.equal_window, embeddings, device)
-    scores, shares = measure(context, config, plan.sets, source, head, sharing)
+    cost = costs(context, model, config.keep_softmax_layers or (), on_gpu=device.type == "cuda")
+    course = Course(cost, variants, context.crias, _batch_tokens(context))
+    ledger = Ledger(context, sharing, plan.sets, course)
+    context.progress.forecast = ledger.left
+    scores, shares = measure(context, config, plan.sets, source, head, ledger)
+    context.progress.forecast = None
     sharing.wait_for_all("measured")  # and nobody writes what is not complete any more
 
     del head, rest, embeddings, source  # the whole model takes their place
@@ -113,7 +119,7 @@ def measure(
     sets: list[EvaluationSet],
     source: Source,
     head: dict[str, torch.Tensor],
-    sharing: Sharing,
+    ledger: Ledger,
 ) -> tuple[Scores, Shares]:
     """Measure every set, pass by pass; passes that an earlier attempt finished are not run again.
 
@@ -126,7 +132,7 @@ def measure(
         sets: what to measure on.
         source: what the variants are made of.
         head: ``model.norm.weight`` and ``lm_head.weight``, on the device to compute on.
-        sharing: this rank's place among all.
+        ledger: counts what is done.
 
     Returns:
         Scores by the names of variant and set, and the share of attention outside the window by layer; of
@@ -135,40 +141,57 @@ def measure(
     Raises:
         PreemptedError: a stop was requested.
     """
-    tokens = context.spec.evaluate.batch_size * context.spec.data.sequence_length
-    sizes = {item.name: item.batch_size(tokens) for item in sets}
-    batches = {item.name: -(-len(item.tokens) // sizes[item.name]) for item in sets}
-    runs = {item.name: len(context.crias) * batches[item.name] * len(item.forms) for item in sets}
-    share = 1.0 if context.spec.evaluate.tasks is None else 0.5
-    ledger = Ledger(context, sharing, sum(runs.values()), share)
+    sharing, tokens, groups = ledger.sharing, _batch_tokens(context), passes(sets)
+    dealt = [_deal(group, tokens, sharing) for group in groups]
     scores, shares = load_scores(context.checkpoint)
+    for group, numbers in zip(groups, dealt, strict=True):
+        for item in group:
+            for form in item.forms:
+                ledger.course.expect(form, item, numbers[form, item.name])
     with SavedStates(context.checkpoint) as saved:
-        for number, group in enumerate(passes(sets)):
+        for number, (group, numbers) in enumerate(zip(groups, dealt, strict=True)):
             if all((form, item.name) in scores for item in group for form in item.forms):
-                ledger.skip(sum(runs[item.name] for item in group))
+                ledger.skip(group, numbers)
                 continue
             states: dict[Place, HiddenStates] = {}
-            dealt = 0
             for item in group:
-                size = sizes[item.name]
+                size = item.batch_size(tokens)
                 for form in item.forms:
-                    due = sharing.own(dealt, batches[item.name])
-                    dealt += batches[item.name]
+                    due = numbers[form, item.name]
                     states[form, item.name] = hold(
                         saved, f"{form}-{item.name}-{size}", begin(item, size, due, source, config)
                     )
             own = Pass(group, states, has_shares=group[0] is sets[0])
             cross(context, config, own, source, ledger)
-            found = {
-                (form, item.name): score(states[form, item.name], item, head, config, sizes[item.name])
-                for item in group
-                for form in item.forms
-            }
+            found: Scores = {}
+            for item in group:
+                for form in item.forms:
+                    place = (form, item.name)
+                    found[place] = score(states[place], item, head, config, item.batch_size(tokens))
+                    ledger.course.scored(item, numbers[place])
+            ledger.scored()
             found, of_all = gather(context.checkpoint, sharing, number, (found, own.shares), ledger)
             scores, shares = scores | found, shares | of_all
             if sharing.is_first:
                 save_scores(context.checkpoint, scores, shares)
     return scores, shares
+
+
+def _batch_tokens(context: StageContext) -> int:
+    """About how many a batch has."""
+    return context.spec.evaluate.batch_size * context.spec.data.sequence_length
+
+
+def _deal(group: list[EvaluationSet], tokens: int, sharing: Sharing) -> dict[Place, range]:
+    """The numbers of this rank's batches of a pass."""
+    numbers: dict[Place, range] = {}
+    dealt = 0
+    for item in group:
+        count = item.batch_count(tokens)
+        for form in item.forms:
+            numbers[form, item.name] = sharing.own(dealt, count)
+            dealt += count
+    return numbers
 
 
 def begin(

@@ -10,6 +10,7 @@ from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaCo
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.runtime.sharing import Sharing
+from trenchcoat_trainer.stages.evaluate.course import Course
 from trenchcoat_trainer.stages.evaluate.sets import EvaluationSet
 from trenchcoat_trainer.stages.evaluate.states import HiddenStates
 from trenchcoat_trainer.stages.evaluate.variants import Source, cria_of_each
@@ -35,40 +36,56 @@ class Pass:
 class Ledger:
     """Batch-Crias done and to do, over all passes and ranks."""
 
-    def __init__(self, context: StageContext, sharing: Sharing, total: int, share: float) -> None:
-        """`share` is what they are of the stage."""
+    def __init__(
+        self, context: StageContext, sharing: Sharing, sets: Sequence[EvaluationSet], course: Course
+    ) -> None:
+        """`course` has how far this rank is."""
         self._progress = context.progress
-        self._sharing = sharing
-        self.total = total
-        self._share = share
+        self.sharing = sharing
+        self.course = course
+        self.total = course.passings(sets)
+        self._share = 1.0 if context.spec.evaluate.tasks is None else 0.5
+        """What they are of the stage."""
         self.done = self._tokens = 0
 
-    def skip(self, batches: int) -> None:
-        """Count what all ranks know to be done."""
-        self.resume(batches if self._sharing.is_first else 0)
+    def skip(self, sets: Sequence[EvaluationSet], numbers: Mapping[Place, Sequence[int]]) -> None:
+        """Count a pass that all ranks know to be done, and of which this one would have had these batches."""
+        for item in sets:
+            for form in item.forms:
+                self.course.skip(form, item, numbers[form, item.name])
+        self.resume(self.course.passings(sets) if self.sharing.is_first else 0)
 
     def check(self) -> None:
         """Raise PreemptedError where a stop was requested; nothing is left unsaved then."""
-        self._sharing.check()
+        self.sharing.check()
 
     def resume(self, batches: int) -> None:
         """Count what an earlier attempt has done of this rank's share."""
-        self.done = self._sharing.add("batches", batches)
+        self.done = self.sharing.add("batches", batches)
 
     def count(self, tokens: int) -> None:
         """Count a batch of so many tokens that has passed a Cria, and tell."""
-        self.done = self._sharing.add("batches", 1)
-        self._tell(self._sharing.add("tokens", tokens))
+        self.done = self.sharing.add("batches", 1)
+        self._tell(self.sharing.add("tokens", tokens))
 
     def tell(self) -> None:
         """Tell what other ranks have done since."""
-        before, self.done = self.done, self._sharing.add("batches", 0)
+        before, self.done = self.done, self.sharing.add("batches", 0)
         if self.done != before:
-            self._tell(self._sharing.add("tokens", 0))
+            self._tell(self.sharing.add("tokens", 0))
+
+    def scored(self) -> None:
+        """Tell that a pass is scored."""
+        self._tell(self.sharing.add("tokens", 0))
+
+    def left(self) -> float | None:
+        """Seconds until the stage is done; what follows is taken to take as long as its share says."""
+        left = self.course.left()
+        return None if left is None else left + (1 / self._share - 1) * (self.course.spent + left)
 
     def _tell(self, tokens: int) -> None:
         before, self._tokens = self._tokens, tokens
-        fraction = self._share * self.done / self.total
+        fraction = self._share * self.course.share
         self._progress.update("evaluate", self.done, self.total, fraction=fraction, tokens=tokens - before)
 
 
@@ -97,6 +114,9 @@ def cross(
     counts = [count for counted in passed.values() for count in counted.values()]
     ledger.resume(sum(counts))
     if any(counts):
+        for item in own.sets:
+            for form in (variant for variant, name in passed if name == item.name):
+                ledger.course.resume(form, item, passed[form, item.name])
         logger.info("going on: %d of %d batches have passed their Crias", ledger.done, ledger.total)
     for cria in context.crias[min(counts, default=len(context.crias)) :]:
         for variant, model in cria_of_each(context, config, cria, source):
@@ -116,6 +136,7 @@ def cross(
                     passed[place][index] += 1
                     state = {"passed": passed[place][index], "shares": dict(told)}
                     own.states[place].update(index, model(hidden), state)
+                    ledger.course.ran(variant.name, item, index, cria)
                     ledger.count(batch[..., 0].numel())
 
 

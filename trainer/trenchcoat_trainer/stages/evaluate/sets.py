@@ -48,6 +48,10 @@ class EvaluationSet:
         """Sequences in a batch of about so many tokens, at least 1."""
         return max(1, tokens // self.length)
 
+    def batch_count(self, tokens: int) -> int:
+        """How many such batches it has."""
+        return -(-len(self.tokens) // self.batch_size(tokens))
+
     def batches(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield token ids, int64 [batch, T], and which of them count, bool [batch, T]."""
         for tokens, counts in zip(self.tokens.split(size), self.counts.split(size), strict=True):

@@ -8,7 +8,8 @@ import re
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,14 @@ class Environment:
                     raise DemoError(
                         f"service/{service} in namespace {namespace} cannot be reached: is it deployed?"
                     )
-                yield f"127.0.0.1:{found[1]}"
+                # It tells of every connection, and stands still where nobody reads what it tells.
+                reader = threading.Thread(target=_read_on, args=(forward.stdout,))
+                reader.start()
+                try:
+                    yield f"127.0.0.1:{found[1]}"
+                finally:
+                    forward.terminate()
+                    reader.join()
             finally:
                 forward.terminate()
 
@@ -106,6 +114,11 @@ class Environment:
         data = self.get("secret", STORE_SECRET)["data"]
         access, secret = (base64.b64decode(data[key]).decode() for key in ("accessKey", "secretKey"))
         return access, secret
+
+
+def _read_on(lines: Iterable[str] | None) -> None:
+    for _ in lines or ():
+        pass
 
 
 def local(namespace: str, *, name: str = "trenchcoat", gpus: str = "1,1") -> Environment:

@@ -212,30 +212,23 @@ class Stage:
 
     def play(self, artifacts: dict[str, Artifact]) -> str:
         """Let the pods of one running Job or PyTorchJob come to a good end; returns the artifact's name."""
-        running = self.node.running()
-        if not running:
-            return ""
-        first = min(running, key=lambda pod: pod.metadata.name)
-        return self._end([pod for pod in running if work_of(pod) == work_of(first)], artifacts)
+        works = self._whole_works()
+        return self._end(works[min(works)], artifacts) if works else ""
 
-    def play_all(self, artifacts: dict[str, dict[str, Artifact]], gang: int) -> list[tuple[str, str]]:
-        """The same with all of them, each by the artifacts of its own Trenchcoat.
-
-        Args:
-            artifacts: Of every Trenchcoat, by its name.
-            gang: Pods of a collection, which end together.
+    def play_all(self, artifacts: dict[str, dict[str, Artifact]]) -> list[tuple[str, str]]:
+        """The same with all of them, each by the artifacts of its own Trenchcoat, by their names.
 
         Returns:
             The Trenchcoat and the artifact of each Job or PyTorchJob that ended.
         """
-        works: dict[tuple[str, ...], list[client.V1Pod]] = {}
+        return [(work[0], self._end(pods, artifacts[work[0]])) for work, pods in self._whole_works().items()]
+
+    def _whole_works(self) -> dict[tuple[str, str, str], list[client.V1Pod]]:
+        """Running pods by their work, where all of them run: those of a gang end together, or not yet."""
+        works: dict[tuple[str, str, str], list[client.V1Pod]] = {}
         for pod in self.node.running():
             works.setdefault(work_of(pod), []).append(pod)
-        return [
-            (name, self._end(pods, artifacts[name]))
-            for (name, stage, _), pods in works.items()
-            if stage != "collect" or len(pods) == gang
-        ]
+        return {work: pods for work, pods in works.items() if len(pods) == size_of_gang(pods[0])}
 
     def _end(self, pods: list[client.V1Pod], artifacts: dict[str, Artifact]) -> str:
         _, stage, cria = work_of(pods[0])
@@ -251,6 +244,12 @@ def work_of(pod: client.V1Pod) -> tuple[str, str, str]:
     labels = pod.metadata.labels
     cria = labels.get(constants.LABEL_CRIA, "")
     return labels[constants.LABEL_NAME], labels[constants.LABEL_STAGE], cria
+
+
+def size_of_gang(pod: client.V1Pod) -> int:
+    """How many pods work together, this one included, as the training operator or ours has told it."""
+    told = {item.name: item.value for item in pod.spec.containers[0].env or []}
+    return int(told.get("PET_NNODES") or 1)
 
 
 @contextlib.contextmanager

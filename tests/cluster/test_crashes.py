@@ -68,7 +68,9 @@ def is_told(status: Body, pods: list[Body]) -> bool:
     last GPU seconds, which are written some seconds later where nothing else changes.
     """
     attempts = [item for row in (*status["stages"], *status["crias"]) for item in row.get("attempts", [])]
-    ran = [pod["status"]["containerStatuses"][0]["state"]["terminated"] for pod in pods if gpus_of(pod)]
+    ran = [pod["status"]["containerStatuses"][0]["state"].get("terminated") for pod in pods if gpus_of(pod)]
+    if None in ran:
+        return False
     counted = status.get("accountedAt", "")  # like all times of Kubernetes, it sorts as text
     return {item.get("outcome") for item in attempts} == {"Succeeded"} and all(
         item["finishedAt"] <= max(counted, item["startedAt"]) for item in ran
@@ -83,15 +85,18 @@ def test_operators_that_die_after_every_write_come_to_the_end_and_run_nothing_tw
         body = play.trenchcoat(NAME, store__endpoint=f"http://{address}", retention="DeleteIntermediate")
         artifacts = play.artifacts(body)
         apply(environment, body)
-        deaths = still = 0
+        deaths = 0
         try:
-            while still < 200:
+
+            def is_over() -> bool:
+                nonlocal deaths
                 if dies(Mortal(api), environment.namespace):
-                    deaths, still = deaths + 1, 0
-                    continue
-                if condition(read(environment, NAME), "Succeeded").get("status") == "True":
-                    break
-                still = 0 if play.play(artifacts) else still + 1
+                    deaths += 1
+                    return False
+                play.play(artifacts)
+                return condition(read(environment, NAME), "Succeeded").get("status") == "True"
+
+            until(is_over, 600, "it has succeeded", most=OFTEN)
 
             def everything_told() -> Body | None:
                 nonlocal deaths

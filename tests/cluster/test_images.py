@@ -49,7 +49,7 @@ def test_programs_start_as_a_user_whom_the_image_does_not_know(environment: Envi
     apply(environment, {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec})
     try:
         ended = "--for=jsonpath={.status.containerStatuses[0].state.terminated}"
-        environment.kubectl("wait", ended, f"pod/{name}", "--timeout=120s")
+        environment.kubectl("wait", ended, f"pod/{name}", "--timeout=300s")
         said = environment.kubectl("logs", name)
         assert "Traceback" not in said, said
         assert "trenchcoat" in said.splitlines()[-1]
@@ -69,7 +69,7 @@ def test_nothing_is_compiled_when_a_program_starts(environment: Environment, ima
     apply(environment, {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec})
     try:
         ended = "--for=jsonpath={.status.containerStatuses[0].state.terminated}"
-        environment.kubectl("wait", ended, f"pod/{name}", "--timeout=120s")
+        environment.kubectl("wait", ended, f"pod/{name}", "--timeout=300s")
         said = environment.kubectl("logs", name)
         assert said.startswith("["), said
         assert json.loads(said) == []

@@ -19,10 +19,10 @@ def until(found: Callable[[], Any], timeout: float, what: str, *, most: float = 
     """
     deadline = time.monotonic() + timeout
     pause = OFTEN
-    while time.monotonic() < deadline:
-        result = found()
-        if result:
-            return result
+    while not (result := found()):
+        # After a look: of a machine that stood still meanwhile it is asked once more.
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {timeout:.0f} s")
         time.sleep(pause)
         pause = min(pause * 1.1, most)
-    raise AssertionError(f"{what}: not within {timeout:.0f} s")
+    return result

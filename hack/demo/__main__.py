@@ -109,7 +109,7 @@ def prepare(arguments: argparse.Namespace, console: Console) -> Environment:
 
 def apply_example(environment: Environment, *, by_operator: bool) -> str:
     """Apply examples/tiny.yaml anew and return the Trenchcoat's name."""
-    environment.kubectl("delete", "trenchcoat", "tiny", "--ignore-not-found", "--wait=true", "--timeout=120s")
+    environment.kubectl("delete", "trenchcoat", "tiny", "--ignore-not-found", "--wait=true", "--timeout=300s")
     environment.kubectl("apply", "-f", "-", stdin=example(by_operator=by_operator))
     return "tiny"
 

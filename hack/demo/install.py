@@ -31,7 +31,7 @@ def install_operator(
         strings: Values that are strings whatever they look like, as for `helm --set-string`.
     """
     words = ["helm", "upgrade", "--install", release, str(chart)]
-    words += ["--namespace", RELEASE_NAMESPACE, "--create-namespace", "--wait", "--timeout", "3m"]
+    words += ["--namespace", RELEASE_NAMESPACE, "--create-namespace", "--wait", "--timeout", "10m"]
     for value, image in (("image", environment.operator_image), ("trainerImage", environment.trainer_image)):
         words += image_values(value, image)
     for setting in settings:

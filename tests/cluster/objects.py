@@ -68,8 +68,7 @@ def wait(
 ) -> Body:
     """Poll a Trenchcoat until a predicate holds; fails at once when it stalls otherwise."""
     deadline = time.monotonic() + timeout
-    body: Body = {}
-    while time.monotonic() < deadline:
+    while True:
         body = read(environment, name)
         watch(body)
         if until(body):
@@ -77,10 +76,10 @@ def wait(
         stalled = condition(body, "Stalled")
         expected = condition(body, "Accepted").get("status") == "False"
         assert expected or stalled.get("status") != "True", f"{name} stalled: {stalled.get('message')}"
+        assert time.monotonic() < deadline, (
+            f"{name} did not get there in {timeout:.0f} s: {json.dumps(body['status'], indent=1)}"
+        )
         time.sleep(1)
-    raise AssertionError(
-        f"{name} did not get there in {timeout:.0f} s: {json.dumps(body.get('status'), indent=1)}"
-    )
 
 
 def even_if_stalled(

@@ -12,6 +12,7 @@ from demo.install import CHART, RELEASE, RELEASE_NAMESPACE, image_values
 from tests.cluster.conftest import NAME as CLUSTER
 from tests.cluster.objects import Body, apply, delete, example
 from tests.cluster.security import process_facts
+from tests.waiting import until
 
 sys.path.insert(0, str(REPO / "hack" / "cluster"))
 
@@ -20,13 +21,15 @@ from local_cluster import images, lifecycle
 VIEWER = f"{RELEASE}-viewer"
 PORT = 8090
 SHOWN = "seen-by-one"
+SOON = 240
+"""Seconds; what somebody was found to have no right to is not asked again for a while."""
 READER, STRANGER = "viewer-reader", "viewer-stranger"
 
 
 def upgrade(environment: Environment, *words: str) -> None:
     """Change the release's values, and wait until what they ask for is ready."""
     command = ("helm", "upgrade", RELEASE, str(CHART), "--namespace", RELEASE_NAMESPACE)
-    environment.command(*command, "--reset-then-reuse-values", "--wait", "--timeout", "3m", *words)
+    environment.command(*command, "--reset-then-reuse-values", "--wait", "--timeout", "10m", *words)
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +86,10 @@ def test_each_sees_what_they_may_get_and_others_see_nothing(viewer: Environment,
             answer = pool.request("GET", f"http://{address}{where}", headers=headers, redirect=False)
             return answer.status, answer.data.decode()
 
-        status, page = get(path, reader)
-        assert status == 200 and f"<h1>{SHOWN}</h1>" in page
-        assert path.lstrip("/") in get("/", reader)[1]
+        # The viewer may not have heard of the run yet, nor the API server of the rights to it.
+        until(lambda: get(path, reader)[0] == 200, SOON, "the reader sees it")
+        assert f"<h1>{SHOWN}</h1>" in get(path, reader)[1]
+        until(lambda: path.lstrip("/") in get("/", reader)[1], SOON, "it is listed")
         status, listed = get("/", stranger)
         assert status == 200 and "There is no Trenchcoat that" in listed
         assert SHOWN not in listed and "runs/" not in listed

@@ -34,7 +34,7 @@ def deploy(layout: Layout, namespace: str, *, kueue: bool = False) -> None:
         _apply(layout, "minio", minio(layout))
     with step("wait for MinIO and its bucket", 10):
         _rolled_out(layout, "minio", "minio")
-        kubectl(layout, "wait", "-n", "minio", "job/bucket", "--for=condition=Complete", "--timeout=120s")
+        kubectl(layout, "wait", "-n", "minio", "job/bucket", "--for=condition=Complete", "--timeout=300s")
     with step("wait for the training operator"):
         _rolled_out(layout, "kubeflow", "training-operator")
         _wait_for_webhook(layout, _probe())
@@ -57,11 +57,11 @@ def _wait_for_webhook(layout: Layout, probe: dict[str, Any]) -> None:
     """Ready is not yet reachable: a webhook gets a certificate of its own making."""
     text = json.dumps(probe)
     create = ("create", "--dry-run=server", "-o", "name", "-f", "-")
-    wait_for("webhook", lambda: bool(kubectl(layout, *create, stdin=text, check=False)), seconds=120)
+    wait_for("webhook", lambda: bool(kubectl(layout, *create, stdin=text, check=False)), seconds=300)
 
 
 def _rolled_out(layout: Layout, namespace: str, name: str) -> None:
-    kubectl(layout, "rollout", "status", "-n", namespace, f"deployment/{name}", "--timeout=120s")
+    kubectl(layout, "rollout", "status", "-n", namespace, f"deployment/{name}", "--timeout=300s")
 
 
 def _apply(layout: Layout, name: str, kustomization: dict[str, Any]) -> None:

@@ -59,7 +59,7 @@ def up(layout: Layout, gpus: Sequence[int]) -> Layout:
         manifest = (HACK / "coredns.yaml").read_text()
         manifest = manifest.replace("IMAGE", images.tag("coredns")).replace("ADDRESS", layout.network.dns)
         kubectl(layout, "apply", "-f", "-", stdin=manifest)
-        kubectl(layout, "rollout", "status", "-n", "kube-system", "daemonset/coredns", "--timeout=90s")
+        kubectl(layout, "rollout", "status", "-n", "kube-system", "daemonset/coredns", "--timeout=300s")
     return layout
 
 
@@ -224,7 +224,7 @@ def _start_control_plane(layout: Layout, outer: int) -> None:
     def ready() -> bool:
         return kubectl(layout, "get", "--raw=/readyz", check=False) == "ok"
 
-    wait_for("API server", ready, seconds=90, log=layout.logs / "kube-apiserver.log")
+    wait_for("API server", ready, seconds=300, log=layout.logs / "kube-apiserver.log")
     for command in (config.controller_manager(layout), config.scheduler(layout)):
         namespaces.serve(outer, command, layout.logs / f"{command[0]}.log", _path())
 
@@ -254,7 +254,7 @@ def _start_containerd(node: Node, inner: int, *, fresh: bool) -> None:
     ctr = ["ctr", "--address", str(node.socket), "--namespace", "k8s.io"]
     node.socket.unlink(missing_ok=True)
     namespaces.serve(inner, ["containerd", f"--config={node.state}/containerd.toml"], log, _path())
-    wait_for(f"containerd of {node.name}", lambda: succeeds([*ctr, "version"]), seconds=60, log=log)
+    wait_for(f"containerd of {node.name}", lambda: succeeds([*ctr, "version"]), seconds=300, log=log)
     if fresh:
         # A new cluster on kept images: the old cluster's containers are not its own.
         if old := run([*ctr, "containers", "ls", "-q"]).split():
@@ -277,7 +277,7 @@ def _wait_ready(node: Node, since: str) -> None:
         return is_ready and heartbeat != since
 
     log = node.cluster.logs / node.name / "kubelet.log"
-    wait_for(f"{node.name} Ready", ready, seconds=90, log=log)
+    wait_for(f"{node.name} Ready", ready, seconds=300, log=log)
 
 
 def claim_gpus(layout: Layout, gpus: Sequence[int]) -> None:

@@ -84,7 +84,7 @@ def create(marker: str, role: str, ready: Path, log: Path, parent: int | None = 
     """Make namespaces, nested in those of `parent` if given, and return the pid of their process 1."""
     ready.unlink(missing_ok=True)
     spawn(parent, [*UNSHARE, sys.executable, str(INIT), role, marker, str(ready)], log)
-    wait_for(f"namespaces of {marker}", ready.exists, seconds=20, log=log)
+    wait_for(f"namespaces of {marker}", ready.exists, seconds=120, log=log)
     pid = inside(marker)
     if pid is None:
         raise Failure(f"process 1 of {marker} died; see {log}")
@@ -108,7 +108,7 @@ def _end(pids: Sequence[int], everyone: Sequence[int], what: str) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    wait_for(f"end of {what}", lambda: not any(map(_alive, everyone)), seconds=30)
+    wait_for(f"end of {what}", lambda: not any(map(_alive, everyone)), seconds=120)
 
 
 def _alive(pid: int) -> bool:
@@ -126,7 +126,7 @@ def cgroup_folders(name: str) -> list[Path]:
 
 def remove_cgroups(name: str) -> None:
     """Remove a cgroup and those below it, deepest first, as soon as the last process in each is gone."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     for folder in cgroup_folders(name):
         for below in [*(Path(at) for at, _, _ in os.walk(folder, topdown=False))]:
             while below.exists():

@@ -16,6 +16,13 @@ from kubernetes.config import new_client_from_config
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny.yaml"
 Body = dict[str, Any]
+SMALL_EVALUATION = {
+    "evaluate__enabled": True,
+    "evaluate__lengthMultiples": [],
+    "evaluate__recallSamples": 0,
+    "evaluate__samples": 0,
+}
+"""Held-out text alone."""
 
 
 def example(name: str, **changes: Any) -> Body:
@@ -132,6 +139,19 @@ def log_of(environment: Environment, pod: Body) -> str:
     except ApiException:
         return ""  # its container is not there yet, or not any more
     return str(answer.data.decode())
+
+
+def jobs_of(environment: Environment, name: str, stage: str) -> list[Body]:
+    """The Jobs of a stage, the latest last."""
+    found = environment.get("jobs", "-l", f"trenchcoat.dev/name={name},trenchcoat.dev/stage={stage}")["items"]
+    return sorted(found, key=lambda job: str(job["metadata"]["creationTimestamp"]))
+
+
+def ranks_that_completed(environment: Environment, job: Body) -> int:
+    """How many processes of a Job have logged, in all of its pods, that their stage is complete."""
+    stage = job["metadata"]["labels"]["trenchcoat.dev/stage"]
+    log = environment.kubectl("logs", f"job/{job['metadata']['name']}", "--all-pods=true", "--tail=-1")
+    return log.count(f"{stage}: complete")
 
 
 def gpus_of(pod: Body) -> int:

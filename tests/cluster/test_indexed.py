@@ -1,6 +1,7 @@
 """A whole run without a training operator: its gangs are Indexed Jobs, whose ranks meet by the cluster's DNS.
 
-A rank is killed, and later a pod evicted: all of them go on from the checkpoint.
+A rank of the stitch is killed, and later a pod evicted: all of them go on from the checkpoint. The evaluation
+is a gang as well.
 """
 
 import json
@@ -11,7 +12,20 @@ from collections.abc import Iterator
 import pytest
 from demo.environment import Environment
 
-from tests.cluster.objects import Body, apply, delete, example, log_of, pods, row, succeeded, wait
+from tests.cluster.objects import (
+    SMALL_EVALUATION,
+    Body,
+    apply,
+    delete,
+    example,
+    jobs_of,
+    log_of,
+    pods,
+    ranks_that_completed,
+    row,
+    succeeded,
+    wait,
+)
 from tests.waiting import until
 
 NAME = "indexed"
@@ -25,7 +39,8 @@ SMALL = {
     "layersPerCria": 6,
     "transfer__epochs": 1,
     "criaLora__epochs": 0,
-    "evaluate__enabled": False,
+    **SMALL_EVALUATION,
+    "evaluate__nodes": RANKS,
     "export__enabled": False,
     "seed": 14,
     "stitch__epochs": 5,
@@ -97,9 +112,12 @@ def test_a_whole_run_goes_on_after_the_end_of_any_rank(without_training_operator
         assert stitch["attempt"] == 3
         outcomes = [item.get("outcome", "") for item in stitch["attempts"]]
         assert outcomes[0] == "Failed" and outcomes.count("Failed") == 1, outcomes
-        jobs = cluster.get("jobs", "-l", f"trenchcoat.dev/name={NAME},trenchcoat.dev/stage=stitch")["items"]
-        last = max(jobs, key=lambda job: job["metadata"]["creationTimestamp"])
+        last = jobs_of(cluster, NAME, "stitch")[-1]
         assert last["spec"]["completionMode"] == "Indexed"
+        assert row(body, "evaluate")["attempt"] == 1
+        (evaluation,) = jobs_of(cluster, NAME, "evaluate")
+        assert evaluation["spec"]["completionMode"] == "Indexed"
+        assert ranks_that_completed(cluster, evaluation) == RANKS
         log = cluster.kubectl("logs", f"job/{last['metadata']['name']}", "--all-pods=true", "--tail=-1")
         assert "going on from step" in log
 

@@ -11,7 +11,19 @@ from demo.results import collect_results, download, load_and_generate, summarize
 from local_cluster import lifecycle
 
 from tests.cluster.conftest import NAME
-from tests.cluster.objects import apply, delete, example, gpus_of, pods, row, succeeded, wait
+from tests.cluster.objects import (
+    SMALL_EVALUATION,
+    apply,
+    delete,
+    example,
+    gpus_of,
+    jobs_of,
+    pods,
+    ranks_that_completed,
+    row,
+    succeeded,
+    wait,
+)
 from tests.cluster.security import forms, holders, process_facts, stored_texts, texts
 
 GPUS = 2
@@ -230,6 +242,8 @@ test_indexed.py looks at how its collect came about.
                 "stitch__batchSize": 8,
                 "stitch__gpusPerNode": 2,
                 "scheduling__distributed": "IndexedJob",
+                **SMALL_EVALUATION,
+                "evaluate__gpusPerNode": 2,
             },
         ),
     ],
@@ -237,7 +251,10 @@ test_indexed.py looks at how its collect came about.
 def test_a_pod_of_several_gpus_runs_a_process_for_each(
     store: Environment, run, two_gpus_each, stage: str, changes: dict[str, object]
 ) -> None:
-    """Two pods of two: four ranks that meet through the training operator's variables, or through ours."""
+    """Two pods of two: four ranks that meet through the training operator's variables, or through ours.
+
+    The evaluation behind the stitch is one pod of two ranks.
+    """
     name, seen = f"wide-{stage}", dict[str, tuple[str, ...]]()
 
     def watch(body) -> None:
@@ -249,10 +266,15 @@ def test_a_pod_of_several_gpus_runs_a_process_for_each(
     def made(body) -> bool:
         return row(body, stage).get("state") == "Succeeded"
 
-    apply(store, example(name, **FEW, **changes))
+    apply(store, example(name, **(FEW | changes)))
     try:
         done = row(wait(store, name, made, timeout=600, watch=watch), stage)
         assert (done["source"], done["attempt"]) == ("Computed", 1)
         assert sorted(seen.values()) == [("0", "1"), ("2", "3")], seen
+        if changes.get("evaluate__enabled"):
+            wait(store, name, succeeded, timeout=600)
+            (evaluation,) = jobs_of(store, name, "evaluate")
+            assert evaluation["spec"]["completionMode"] == "NonIndexed"
+            assert ranks_that_completed(store, evaluation) == 2
     finally:
         delete(store, name)

@@ -4,6 +4,7 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -198,9 +199,12 @@ def test_progress_is_reported_now_and_then_and_at_the_end(
     store: FolderStore, artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = []
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
     monkeypatch.setattr(store, "write", lambda path, data: written.append((path, json.loads(data))))
     reporter = ProgressReporter(store, artifact, Clock(store, artifact))
     for step in range(1, 101):
+        clock.now += 0.005
         reporter.update("transfer", step, 100, fraction=step / 200, losses={"transfer": 1 / step}, tokens=10)
     reports = [body for path, body in written if path == artifact.progress_path]
     assert [body["step"] for body in reports] == [1, 100]
@@ -208,6 +212,26 @@ def test_progress_is_reported_now_and_then_and_at_the_end(
     assert reports[-1]["fraction"] == 0.5
     assert reports[-1]["tokensPerSecond"] > 0
     assert reports[-1]["etaSeconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("keeps_versions", "seconds"),
+    [(False, [0, 1, 2, 4, 7, 10, 13, 16]), (True, [0, 1, 2, 4, 8, 16, 32, 64, 124, 184])],
+)
+def test_the_first_reports_come_soon_and_later_ones_at_intervals(
+    store: FolderStore, artifact, monkeypatch: pytest.MonkeyPatch, keeps_versions: bool, seconds: list[int]
+) -> None:
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(store, "keeps_versions", keeps_versions, raising=False)
+    reporter = ProgressReporter(store, artifact, Clock(store, artifact))
+    told = []
+    reporter.listener = lambda report: told.append((clock.now - 1000, report.eta_seconds))
+    for second in range(seconds[-1] + 1):
+        clock.now = 1000.0 + second
+        reporter.update("collect", second, 400, fraction=second / 400)
+    assert [at for at, _ in told] == seconds
+    assert told[1][1] == pytest.approx(399)  # a stage that takes 400 s says so after one
 
 
 def test_a_new_phase_begins_a_new_curve(

@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 EVERY_SECONDS = 3.0
 EVERY_SECONDS_VERSIONED = 60.0
 """Where every report stays: a day of the others would be 28,800 versions of one object."""
+FIRST_SECONDS = 1.0
+"""Between the first two reports. A later pause is as long as all before it, up to the above: a stage of a few
+seconds, and one that may report once a minute, tell early how long they will take."""
 RATE_SECONDS = 30.0
 CURVE_POINTS = 32
 
@@ -73,7 +76,8 @@ class ProgressReporter:
         self._artifact = artifact
         self._clock = clock
         self._silent = silent
-        self._reported_at = -math.inf
+        self._reported: tuple[float, float] | None = None
+        """When the first report was made, and the latest."""
         self._rates: deque[tuple[float, int]] = deque()
         self._tokens = 0
         self._phase = ""
@@ -131,10 +135,11 @@ class ProgressReporter:
         self._pace.note(now, self._fraction)
         self._clock.paces.note(phase, self._fraction, now)
         is_last = 0 < steps <= step
+        first, latest = self._reported or (now, -math.inf)
         pause = EVERY_SECONDS_VERSIONED if self._store.keeps_versions else EVERY_SECONDS
-        if now - self._reported_at < pause and not is_last:
+        if now - latest < min(pause, max(FIRST_SECONDS, latest - first)) and not is_last:
             return
-        self._reported_at = now
+        self._reported = first, now
         self._rates.append((now, self._tokens))
         while now - self._rates[0][0] > RATE_SECONDS and len(self._rates) > 2:
             self._rates.popleft()

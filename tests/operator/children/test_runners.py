@@ -28,7 +28,7 @@ def owner(distributed: Distributed | None, *, nodes: int = 3, gpus: int = 1, **s
         layersPerCria=12,
         collect=gang,
         stitch=gang,
-        evaluate={"adaptedTeacher": "always", **gang},
+        evaluate={"adaptedTeacher": "always", **gang, "nodes": min(nodes, 100)},
         scheduling=scheduling,
         **spec,
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from demo.environment import Environment
+from demo.watch import condition
 from trenchcoat_api.resource import Trenchcoat
 
 from tests.cluster.held import held
@@ -34,6 +35,10 @@ def tokenize_is(*states: str):
     return lambda body: row(body, "tokenize").get("state") in states
 
 
+def is_suspended(body) -> bool:
+    return condition(body, "Succeeded").get("reason") == "Suspended"
+
+
 def one_of_its_own(name: str, tokens: int, **changes):
     """A Trenchcoat whose tokenize stage no other test has in the store."""
     return example(name, data__tokens=tokens, **changes)
@@ -52,6 +57,7 @@ def steered(store: Environment):
 def test_suspend_stops_and_resume_goes_on(steered: Environment):
     assert plugin(steered, "suspend", "steered") == "trenchcoat/steered suspended\n"
     wait(steered, "steered", lambda body: not pods(steered, "steered"), timeout=120)
+    wait(steered, "steered", is_suspended, timeout=120)
     assert "Suspended" in plugin(steered, "status", "steered")
     assert plugin(steered, "suspend", "steered") == "trenchcoat/steered is suspended already\n"
     steered.kubectl("patch", "trenchcoat", "steered", "--type=merge", "-p", '{"spec":{"pods":null}}')

@@ -15,7 +15,8 @@ from trenchcoat_api import constants
 from tests.cluster import previous
 from tests.cluster.conftest import NAME as CLUSTER
 from tests.cluster.conftest import REPO
-from tests.cluster.objects import apply, delete, events, example, pods, row, succeeded, wait
+from tests.cluster.held import UNTIL_GO, Gate, prepared
+from tests.cluster.objects import Body, apply, delete, events, example, pods, row, succeeded, wait
 
 NAME = "upgraded"
 CRD = "trenchcoats.trenchcoat.dev"
@@ -55,13 +56,18 @@ def upgraded(store: Environment):
     """A run that the previous release began and this one finished."""
     before = previous.with_images(store, CLUSTER)
     previous.install(before)
+    with prepared(store, "until-upgraded", UNTIL_GO) as settings:
+        yield from run_through(store, settings)
+
+
+def run_through(store: Environment, held_back: Body):
     body = example(
         NAME,
         store__prefix="upgrade",
         data__tokens=16384,
         data__heldOutTokens=4096,
         layersPerCria=6,
-        transfer__epochs=5,  # so that they go on for longer than the upgrade takes
+        pods={"cria": held_back},  # until the upgrade is over
         collect={"nodes": 1, "gpusPerNode": 1, "batchSize": 8},
         stitch__nodes=1,
         evaluate={"enabled": False},
@@ -76,7 +82,13 @@ def upgraded(store: Environment):
         at_upgrade = dict(witness.jobs)
         install_operator(store)
         since = datetime.now(UTC)
-        done = wait(store, NAME, succeeded, timeout=900, watch=witness)
+        let_go = Gate(store, NAME, "trenchcoat.dev/stage=cria")
+
+        def watch(body: Body) -> None:
+            witness(body)
+            let_go(body)
+
+        done = wait(store, NAME, succeeded, timeout=900, watch=watch)
         yield done, old, at_upgrade, since, witness
     finally:
         delete(store, NAME)

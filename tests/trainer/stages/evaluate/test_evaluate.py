@@ -27,7 +27,7 @@ from trenchcoat_trainer.runtime.context import Place
 from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.stages import cria as training
 from trenchcoat_trainer.stages import evaluate
-from trenchcoat_trainer.stages.evaluate import states
+from trenchcoat_trainer.stages.evaluate import crossing, states
 from trenchcoat_trainer.stages.stitch.engine import next_token_loss
 
 from tests.trainer.helpers.trainer_samples import StopAfter
@@ -235,8 +235,19 @@ def test_passes_that_were_finished_are_not_run_again(context, open_training, tra
     again = open_training(training_spec, Stage.EVALUATE, trained="stitched_store")
     measured.clear()
     monkeypatch.setattr(evaluate, "score", noting)
-    evaluate.run(again)
+    of_each, made = crossing.cria_of_each, []
+
+    def noting_forms(*args):
+        for variant, model in of_each(*args):
+            made.append(variant.name)
+            yield variant, model
+
+    with monkeypatch.context() as patched:
+        patched.setattr(crossing, "cria_of_each", noting_forms)
+        evaluate.run(again)
     assert set(measured) == {"text-256", "copy-40", "association-64", "induction-64"}
+    # Parts of the student's attention are measured on the first set alone, and are not made for others.
+    assert {"teacher", "stitched"} < set(made) and not any(name.startswith("without") for name in made)
     undisturbed = open_training(training_spec, Stage.EVALUATE, store="other", trained="stitched_store")
     evaluate.run(undisturbed)
     assert again.manifest(again.artifact).facts == undisturbed.manifest(undisturbed.artifact).facts

@@ -118,8 +118,9 @@ def cross(
             for form in (variant for variant, name in passed if name == item.name):
                 ledger.course.resume(form, item, passed[form, item.name])
         logger.info("going on: %d of %d batches have passed their Crias", ledger.done, ledger.total)
+    wanted = {form for (form, _), counted in passed.items() if counted}
     for cria in context.crias[min(counts, default=len(context.crias)) :]:
-        for variant, model in cria_of_each(context, config, cria, source):
+        for variant, model in cria_of_each(context, config, cria, source, wanted):
             for item in own.sets:
                 place = (variant.name, item.name)
                 if place not in own.states:

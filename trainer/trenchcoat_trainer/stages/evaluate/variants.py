@@ -1,7 +1,7 @@
 """The forms of the model that are compared: the teacher, and the student after every stage and in parts."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -95,13 +95,19 @@ WEIGHTS = ("teacher", "adaptedTeacher", "criaLora", "stitched")
 
 
 def cria_of_each(
-    context: StageContext, config: TrenchcoatLlamaConfig, cria: CriaRange, source: Source
+    context: StageContext,
+    config: TrenchcoatLlamaConfig,
+    cria: CriaRange,
+    source: Source,
+    wanted: Collection[str],
 ) -> Iterator[tuple[Variant, CriaModel]]:
-    """Yield one Cria in the form of each variant in turn; one set of weights is held."""
+    """Yield one Cria in the form of each variant that is wanted, by name; one set of weights is held."""
     weights = load_cria_weights(context, cria, source.device)
     untrained, trained = untrained_parameters(context, config, cria), trained_parameters(context, cria)
     for name in WEIGHTS:
-        variants = [variant for variant in source.variants if variant.weights == name]
+        variants = [item for item in source.variants if item.weights == name and item.name in wanted]
+        if not variants and name == "adaptedTeacher":
+            continue  # its adapters are in no other's weights
         over_all = source.adapters.get(name)
         kept: Tensors = {}
         if name == "adaptedTeacher" and over_all:  # the student's stand on the weights without them

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import IO
 
+import pytest
 from trenchcoat_api.exitcodes import ExitCode
+from trenchcoat_trainer import cli
 
 from tests.waiting import until
 
@@ -72,3 +74,21 @@ def test_ctrl_c_leaves_no_traceback(tmp_path: Path) -> None:
         _, told = command.communicate()
     assert command.returncode == 128 + signal.SIGINT
     assert "Traceback" not in told and "ended at once" in told
+
+
+def test_ranks_are_told_to_do_without_the_adapted_teacher_as_the_command_was(monkeypatch) -> None:
+    """Else they would look for its adapters, which are not there."""
+    started: list[tuple[list[str], int]] = []
+    monkeypatch.setattr(cli, "run_ranks", lambda command, count, **_: started.append((command, count)) or 0)
+    words = ["evaluate", "--spec", "a.yaml", "--processes", "2"]
+    for more in ([], ["--without-adapted-teacher"]):
+        assert cli.main([*words, *more]) == ExitCode.OK
+        command, count = started.pop()
+        parsed = cli.build_parser().parse_args(command[command.index("evaluate") :])
+        assert (count, parsed.processes, parsed.without_adapted_teacher) == (2, 1, bool(more))
+
+
+def test_several_processes_for_what_leaves_one_cria_are_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["collect", "--spec", "a.yaml", "--cria", "1", "--processes", "2"]
+    assert cli.main(words) == ExitCode.BAD_INPUT
+    assert "--processes cannot be used with --cria" in capfd.readouterr().err

@@ -138,11 +138,19 @@ def _run_stage(arguments: argparse.Namespace) -> int:
     stop = StopRequest()
     stop.listen()
     if arguments.processes > 1:
+        if arguments.cria is not None:
+            logging.getLogger(__name__).error(
+                "--processes cannot be used with --cria: one process makes what leaves a Cria; leave it out"
+            )
+            return int(ExitCode.BAD_INPUT)
+        command = stage_arguments(
+            arguments.stage,
+            arguments.spec,
+            store=arguments.store,
+            without_adapted_teacher=arguments.without_adapted_teacher,
+        )
         program = [sys.executable, "-m", "trenchcoat_trainer"]
-        command = [*program, *stage_arguments(arguments.stage, arguments.spec, store=arguments.store)]
-        if arguments.without_adapted_teacher:
-            command.append(WITHOUT_ADAPTED_TEACHER)
-        return run_ranks(command, arguments.processes, stop=stop)
+        return run_ranks([*program, *command], arguments.processes, stop=stop)
     # Idle threads of torch would otherwise spin: where processes share cores, that makes each several times
     # slower. Set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

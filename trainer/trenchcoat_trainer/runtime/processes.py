@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from trenchcoat_api.exitcodes import ExitCode
-from trenchcoat_api.stages import Stage
+from trenchcoat_api.stages import WITHOUT_ADAPTED_TEACHER, Stage
 
 from trenchcoat_trainer.runtime.ports import free_port
 from trenchcoat_trainer.runtime.stop import StopRequest
@@ -31,7 +31,12 @@ _PROGRAMS = {Stage.ADAPT: Stage.STITCH}
 
 
 def stage_arguments(
-    stage: Stage, spec_file: Path, *, store: Path | None, cria: int | None = None
+    stage: Stage,
+    spec_file: Path,
+    *,
+    store: Path | None,
+    cria: int | None = None,
+    without_adapted_teacher: bool = False,
 ) -> list[str]:
     """The arguments of the command `trenchcoat` for one process of a stage."""
     arguments = [stage.value, "--spec", str(spec_file)]
@@ -39,6 +44,8 @@ def stage_arguments(
         arguments += ["--store", str(store)]
     if cria is not None:
         arguments += ["--cria", str(cria)]
+    if without_adapted_teacher:
+        arguments.append(WITHOUT_ADAPTED_TEACHER)
     return arguments
 
 

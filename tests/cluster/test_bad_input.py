@@ -8,6 +8,7 @@ from demo.inputs import client
 from demo.watch import condition
 
 from tests.cluster.objects import apply, delete, events, example, gpus_of, pods, wait
+from tests.waiting import until
 
 NOT_A_LLAMA = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": 2, "vocab_size": 100}
 
@@ -62,7 +63,11 @@ def test_told_and_not_started(store: Environment, name, changes, message):
         assert re.search(message, accepted["message"]), accepted
         assert condition(body, "Stalled")["status"] == "True"
         assert condition(body, "Succeeded")["status"] == "False"
-        assert any(re.search(message, event.get("message", "")) for event in events(store, name))
+        until(
+            lambda: any(re.search(message, event.get("message", "")) for event in events(store, name)),
+            120,
+            "an event says so, too",
+        )
         assert sum(gpus_of(pod) for pod in pods(store, name)) == 0
     finally:
         delete(store, name)

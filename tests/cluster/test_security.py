@@ -97,6 +97,8 @@ def scoped(environment: Environment) -> Iterator[Environment]:
     enforce_restricted(environment, SERVED)
     where = ("kubectl", "-n", RELEASE_NAMESPACE, "scale", f"deployment/{RELEASE}")
     environment.command(*where, "--replicas=0")
+    gone = ("wait", "--for=delete", "--timeout=120s", "pods", "-l", f"app.kubernetes.io/instance={RELEASE}")
+    environment.command("kubectl", "-n", RELEASE_NAMESPACE, *gone)
     try:
         settings = (f"watchNamespaces={{{SERVED}}}", "crds.enabled=false", "rbac.secretNames={minio}")
         settings += ("countGpus=false", f"fullnameOverride={SCOPED}")
@@ -138,7 +140,7 @@ def test_for_one_namespace_it_works(scoped: Environment, store: Environment):
     copy = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "minio"}, "data": secret["data"]}
     in_served(scoped, "apply", "-f", "-", stdin=json.dumps(copy))
     in_served(scoped, "apply", "-f", "-", stdin=json.dumps(example("served", data__tokens=16384)))
-    in_served(scoped, "wait", "--for=condition=Accepted", "trenchcoat/served", "--timeout=120s")
+    in_served(scoped, "wait", "--for=condition=Accepted", "trenchcoat/served", "--timeout=300s")
     rows = {row["name"]: row for row in get(scoped, "trenchcoat", "served")["status"]["stages"]}
     assert rows["tokenize"]["state"] == "Succeeded"
     log = scoped.command("kubectl", "-n", RELEASE_NAMESPACE, "logs", f"deployment/{SCOPED}", "--tail=-1")

@@ -1,9 +1,11 @@
-"""A pod of trainer/tracking.Dockerfile tells MLflow's server and writes TensorBoard's files into MinIO.
+"""A pod of trainer/tracking.Dockerfile tells MLflow and trackio, and writes TensorBoard's files into MinIO.
 
 Apart from `make test`: `make test-tracking` installs what reads them.
 """
 
+import json
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Iterator
@@ -15,11 +17,12 @@ from demo.inputs import client
 
 from tests.cluster.conftest import NAME as CLUSTER
 from tests.cluster.objects import apply, delete, example, pods, wait
-from tests.tracker_servers import mlflow_server, read_events
+from tests.tracker_servers import mlflow_server, read_events, trackio_server
 
-for module in ("tensorboardX", "mlflow"):
+for module in ("tensorboardX", "mlflow", "trackio"):
     pytest.importorskip(module, reason=f"{module} is not installed: make test-tracking")
 from mlflow.tracking import MlflowClient
+from trackio.remote_client import RemoteClient
 
 sys.path.insert(0, str(REPO / "hack" / "cluster"))
 
@@ -74,9 +77,25 @@ def crias_done(body: dict) -> bool:
     return bool(states) and set(states) == {"Succeeded"}
 
 
-def test_losses_of_pods_reach_mlflow_and_tensorboard(store: Environment, image: str, tmp_path: Path):
-    with mlflow_server(tmp_path, address_for(store)) as url:
-        tracking = {"tensorBoard": True, "mlflow": {"uri": url, "experiment": "students"}}
+def test_losses_of_pods_reach_all_trackers(store: Environment, image: str, tmp_path: Path):
+    token, host = secrets.token_urlsafe(), address_for(store)
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "trackio", "namespace": store.namespace},
+        "stringData": {"token": token},
+    }
+    store.kubectl("apply", "-f", "-", stdin=json.dumps(secret))
+    with mlflow_server(tmp_path, host) as url, trackio_server(tmp_path, token, host) as trackio_url:
+        tracking = {
+            "tensorBoard": True,
+            "mlflow": {"uri": url, "experiment": "students"},
+            "trackio": {
+                "uri": trackio_url,
+                "project": "students",
+                "tokenSecretRef": {"name": "trackio", "key": "token"},
+            },
+        }
         settings = {stage: {"image": image} for stage in STAGES}
         apply(store, example(NAME, tracking=tracking, pods=settings, **SMALL))
         try:
@@ -85,6 +104,11 @@ def test_losses_of_pods_reach_mlflow_and_tensorboard(store: Environment, image: 
             assert pod["spec"]["containers"][0]["image"] == image
         finally:
             delete(store, NAME)
+            store.kubectl("delete", "secret", "trackio", "-n", store.namespace)
+        trackio = RemoteClient(trackio_url)
+        known = trackio.predict(api_name="/get_runs_for_project", project="students")
+        (of_cria,) = (run["id"] for run in known if run["name"] == f"{NAME} cria-01")
+        rows = trackio.predict(api_name="/get_logs", project="students", run_id=of_cria)
         mlflow = MlflowClient(tracking_uri=url)
         experiment = mlflow.get_experiment_by_name("students")
         runs = {run.info.run_name: run for run in mlflow.search_runs([experiment.experiment_id])}
@@ -93,6 +117,8 @@ def test_losses_of_pods_reach_mlflow_and_tensorboard(store: Environment, image: 
     final = {name: value for name, value in told.data.metrics.items() if name.startswith("final/")}
     (row,) = (row for row in body["status"]["crias"] if row["index"] == 1)
     assert pytest.approx(float(row["loss"]), rel=1e-3) in final.values(), (row, final)
+    (last,) = (values for values in rows if any(name.startswith("final/") for name in values))
+    assert {name: last[name] for name in final} == pytest.approx(final)
 
     with store.store_address() as address:
         bucket = client(store, address)

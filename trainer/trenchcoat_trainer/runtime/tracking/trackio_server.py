@@ -25,7 +25,8 @@ class Trackio:
     """Tells a server by the client that trackio's own runs use.
 
     Not by such a run itself: it keeps what was not taken in a file and its failures to itself, and sends the
-    environment's token of the hub there, to have a name for who runs it.
+    environment's token of the hub there, to have a name for who runs it
+    (findings/trackio-tells-the-hub-of-self-hosted-runs.sh).
     """
 
     name = "trackio"

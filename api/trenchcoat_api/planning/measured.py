@@ -7,6 +7,7 @@ neither steps nor reading account for of a Job is its start.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import geometric_mean
 from typing import Any
 
 import yaml
@@ -16,7 +17,15 @@ from trenchcoat_api.paces import CPU, Paces
 from trenchcoat_api.phases import job_stages, rolls, transfer_epochs
 from trenchcoat_api.planning.memory import ranks_of
 from trenchcoat_api.planning.outline import Outline
-from trenchcoat_api.planning.rates import Kind, Passes, PassRate, Rates, RatesError, TextRate
+from trenchcoat_api.planning.rates import (
+    Kind,
+    Passes,
+    PassRate,
+    Rates,
+    RatesError,
+    TextRate,
+    by_products,
+)
 from trenchcoat_api.planning.timing import (
     Fleet,
     collect_seconds,
@@ -53,7 +62,7 @@ class Fitted:
 
     rates: Rates
     like: str
-    """The kind whose proportions they have."""
+    """The kind whose proportions they have; of a CPU, the proportions of its products alone."""
     missing: tuple[Stage, ...]
     """Stages that the run has not left, whose rates are that kind's."""
 
@@ -74,11 +83,14 @@ def fit(outline: Outline, ran: Sequence[Ran], rates: Rates, *, name: str, like: 
     if not ran:
         raise RatesError("no artifact of this run tells how fast it was made: run it anew with this version")
     device = next((item.paces.device for item in ran if item.paces.device != CPU), CPU)
-    like, base = rates.kind(like or _kind_of(device, rates))
+    asked, (like, base) = like, rates.kind(like or _kind_of(device, rates))
+    if device == CPU and asked is None:
+        base = by_products(base)
     outline = _as_ran(outline, ran)
     kind = base.model_copy(
         update={
             "title": "CPU cores" if device == CPU else device,
+            "products": [] if device == CPU else base.products,
             "dtype": outline.spec.dtype,
             "passes": _passes(outline, ran, rates, base),
             "start_seconds": 0.0,
@@ -130,8 +142,9 @@ def _as_ran(outline: Outline, ran: Sequence[Ran]) -> Outline:
 
 
 def _passes(outline: Outline, ran: Sequence[Ran], rates: Rates, base: Kind) -> Passes:
-    """Each kind of pass as fast as it ran; those that did not keep what `base` tells."""
+    """Each kind of pass as fast as it ran; others are to those of `base` as these are on average."""
     spec, found = outline.spec, base.passes
+    factors: dict[str, float] = {}
     block = spec.cria_lora.objective is Objective.BLOCK
     through = rolls(spec) and transfer_epochs(spec) == 1
     alone = ranks_of(outline, Stage.STITCH) == 1
@@ -149,7 +162,9 @@ def _passes(outline: Outline, ran: Sequence[Ran], rates: Rates, base: Kind) -> P
 
         fixed, full = told(_FAST), told(1.0)
         if fixed < took and fixed < full:
-            found = found.model_copy(update={name: _scaled(rate, (took - fixed) / (full - fixed))})
+            factor = (took - fixed) / (full - fixed)
+            found = found.model_copy(update={name: _scaled(rate, factor)})
+            factors[name] = factors.get(name, 1.0) * factor
 
     refit("forward", Stage.COLLECT, "collect", lambda fleet, _: collect_seconds(outline, fleet))
     refit(
@@ -172,7 +187,13 @@ def _passes(outline: Outline, ran: Sequence[Ran], rates: Rates, base: Kind) -> P
             lambda fleet, item: end_to_end_seconds(outline, fleet, item.artifact.stage),
         )
     refit("evaluate", Stage.EVALUATE, "evaluate", lambda fleet, _: evaluation_seconds(outline, fleet))
-    return found
+    average = geometric_mean(factors.values()) if factors else 1.0
+    others = {
+        name: _scaled(rate, average)
+        for name, rate in found
+        if isinstance(rate, PassRate) and name not in factors
+    }
+    return found.model_copy(update=others)
 
 
 _INSTEAD = {"evaluate": "forward", "transfer_through": "transfer"}

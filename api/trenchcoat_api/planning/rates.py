@@ -94,6 +94,17 @@ class Kind(Camel):
         return self.stage_start_seconds.get(stage, self.start_seconds)
 
 
+def by_products(kind: Kind) -> Kind:
+    """As a CPU is taken to be: steps go by their matrix products, for nothing else was measured there.
+
+    On two cores a step of the demo's model on sequences of four times the length takes 1.2 times as long
+    where this tells 1, and 1.65 times where it tells 2.
+    """
+    alone = {"host_ms": 0.0, "attention_ms": {1: 0.0}}
+    passes = {name: rate.model_copy(update=alone) for name, rate in kind.passes if isinstance(rate, PassRate)}
+    return kind.model_copy(update={"passes": kind.passes.model_copy(update=passes)})
+
+
 class StoreRate(Camel):
     """The store's."""
 

@@ -10,7 +10,7 @@ from trenchcoat_api.artifacts import Artifacts, Manifest
 from trenchcoat_api.paces import Paces, PhasePace
 from trenchcoat_api.planning.measured import Ran, as_yaml, fit
 from trenchcoat_api.planning.outline import Outline
-from trenchcoat_api.planning.rates import Kind, Rates, RatesError
+from trenchcoat_api.planning.rates import Kind, PassRate, Rates, RatesError
 from trenchcoat_api.planning.timing import (
     Fleet,
     collect_seconds,
@@ -134,14 +134,43 @@ def test_rates_are_a_file_that_a_plan_reads(tmp_path: Path) -> None:
     assert told(of, read) == close(told(of, fitted.rates), 0.001)
 
 
-def test_a_stage_that_is_not_there_keeps_what_is_known() -> None:
+def test_what_a_run_does_not_tell_is_as_much_slower_as_the_rest() -> None:
     of = outline("llama-3.2-1b", **SMALL)
-    ran = [item for item in run(of, machine()) if item.artifact.stage is not Stage.EVALUATE]
+    slower = KNOWN.kinds["h200-141gb"]
+    known = {name: rate for name, rate in slower.passes if rate is not None}
+    passes = {name: thrice(rate) for name, rate in known.items()}
+    slower = slower.model_copy(update={"passes": slower.passes.model_copy(update=passes)})
+    ran = [item for item in run(of, slower) if item.artifact.stage is not Stage.EVALUATE]
     fitted = fit(of, ran, KNOWN, name="mine")
     assert fitted.missing == (Stage.EVALUATE,)
     kind = fitted.rates.kinds["mine"]
-    assert kind.passes.evaluate == KNOWN.kinds["h200-141gb"].passes.evaluate
+    for name, rate in known.items():  # block among them, which the run did not use either
+        assert getattr(kind.passes, name).tflops == pytest.approx(rate.tflops / 3, rel=0.001), name
     assert kind.start(Stage.EVALUATE) == min(kind.stage_start_seconds.values())
+
+
+def thrice(rate: PassRate) -> PassRate:
+    """Three times as slow."""
+    slow = {length: 3 * ms for length, ms in rate.attention_ms.items()}
+    return rate.model_copy(
+        update={"tflops": rate.tflops / 3, "attention_ms": slow, "host_ms": 3 * rate.host_ms}
+    )
+
+
+def test_on_a_cpu_steps_go_by_their_products() -> None:
+    """A host that launches kernels has no part in it: half the micro-batch takes half the time."""
+    of = outline("llama-3.2-1b", **SMALL)
+    ran = [
+        replace(item, paces=item.paces.model_copy(update={"device": "cpu"})) for item in run(of, machine())
+    ]
+    fitted = fit(of, ran, KNOWN, name="mine")
+    passes = fitted.rates.kinds["mine"].passes
+    assert passes.transfer.host_ms == passes.forward.host_ms == 0
+    half = outline("llama-3.2-1b", **(SMALL | {"stitch__microBatchSize": 4, "transfer__batchSize": 2}))
+    assert told(half, fitted.rates)[Stage.STITCH] == pytest.approx(told(of, fitted.rates)[Stage.STITCH])
+    assert told(of, fitted.rates) == close(
+        {item.artifact.stage: item.manifest.seconds + BETWEEN for item in ran}, 0.001
+    )
 
 
 def test_as_many_ranks_count_as_there_were() -> None:
@@ -150,7 +179,6 @@ def test_as_many_ranks_count_as_there_were() -> None:
     of = outline("llama-3.2-1b", **eight, **SMALL)
     alone = replace(of, spec=outline("llama-3.2-1b", **SMALL).spec)
     fitted = fit(of, run(alone, machine()), KNOWN, name="mine")
-    assert fitted.rates.kinds["mine"].passes.end_to_end == KNOWN.kinds["h200-141gb"].passes.end_to_end
     truth = times(alone, Fleet(machine(), KNOWN, 1))
     assert told(alone, fitted.rates) == close({time.stage: time.job for time in truth.stages}, 0.001)
 

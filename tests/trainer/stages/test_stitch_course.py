@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trenchcoat_api.planning.command import read_config
 from trenchcoat_api.planning.outline import Outline
-from trenchcoat_api.planning.rates import Kind, Rates
+from trenchcoat_api.planning.rates import Kind, Rates, by_products
 from trenchcoat_api.planning.timing import Fleet, long_step_cost
 from trenchcoat_api.resource import Trenchcoat
-from trenchcoat_trainer.stages.stitch.course import Course, by_products
+from trenchcoat_trainer.stages.stitch.course import Course
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 

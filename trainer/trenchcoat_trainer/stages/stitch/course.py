@@ -5,7 +5,7 @@ from typing import Self
 
 from trenchcoat_api.planning.model import PlannedModel
 from trenchcoat_api.planning.outline import Outline
-from trenchcoat_api.planning.rates import Kind, PassRate, Rates
+from trenchcoat_api.planning.rates import Rates, by_products
 from trenchcoat_api.planning.timing import Fleet, long_step_cost
 
 from trenchcoat_trainer.runtime.inputs import Inputs
@@ -39,14 +39,3 @@ class Course:
         short = self.steps - self.long_steps
         cost = min(done, short) + self.long_cost * max(0, done - short)
         return cost / (short + self.long_cost * self.long_steps)
-
-
-def by_products(kind: Kind) -> Kind:
-    """As a CPU is taken to be: steps go by their matrix products, for nothing else was measured there.
-
-    On two cores a step of the demo's model on sequences of four times the length takes 1.2 times as long
-    where this tells 1, and 1.65 times where it tells 2.
-    """
-    alone = {"host_ms": 0.0, "attention_ms": {1: 0.0}}
-    passes = {name: rate.model_copy(update=alone) for name, rate in kind.passes if isinstance(rate, PassRate)}
-    return kind.model_copy(update={"passes": kind.passes.model_copy(update=passes)})

@@ -4,7 +4,8 @@ import pytest
 import torch
 from trenchcoat_trainer.students import Heads
 from trenchcoat_trainer.students.window import naive
-from trenchcoat_trainer.students.window.attention import BLOCK, WindowAttention
+from trenchcoat_trainer.students.window.attention import WindowAttention
+from trenchcoat_trainer.students.window.blocks import BLOCK
 
 LENGTHS = [1, 63, 64, 65, 127, 128, 129]
 SIZES = [  # window, first tokens

@@ -1,6 +1,7 @@
 """Softmax over the first tokens and a sliding window by itself: full forward and decode, in plain torch.
 
-An exported checkpoint carries this file as ``student_attention.py``; it imports torch and ``stepping.py``.
+An exported checkpoint carries this file as ``student_attention.py``; it imports torch and
+its neighbours ``blocks.py``, ``flash.py`` and ``stepping.py``.
 
 The query at position i of a layer with window w and S first tokens gives softmax weights to the keys at
 
@@ -10,41 +11,26 @@ and to no other: a sliding window, and the first tokens as attention sinks (Stre
 Keys keep the teacher's own RoPE, and nothing is trained.  Decoding remembers S + w keys and values.
 
 Shape letters: B batch, H query heads, K key/value heads (K divides H), G = H / K, T tokens, D head dimension,
-S first tokens, R later keys at hand, N blocks of C queries, M = G C rows of a block, L keys that it looks
-at, U of them behind the first tokens.
+S first tokens, R later keys at hand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from .blocks import Pair
+from .blocks import attend as attend_in_blocks
+from .flash import attend as attend_by_flash
+from .flash import takes
 from .stepping import FixedWindow, Heads
-
-BLOCK = (64, 256)
-"""Fewest and most queries of a block; between them it is as long as the window."""
 
 Parameters = Mapping[str, torch.Tensor]
 """The trainable tensors of one layer by name: none."""
-
-
-class Pair(NamedTuple):
-    """Keys and values of the same tokens, each [B, K, tokens, D]."""
-
-    k: torch.Tensor
-    v: torch.Tensor
-
-    def part(self, start: int, stop: int) -> Pair:
-        """Return the tokens from `start` to before `stop`."""
-        return Pair(self.k[:, :, start:stop], self.v[:, :, start:stop])
-
-    def followed_by(self, *others: Pair) -> Pair:
-        """Return these tokens and then those of `others`."""
-        return Pair(*(torch.cat(tensors, 2) for tensors in zip(self, *others, strict=True)))
 
 
 @dataclass
@@ -141,7 +127,7 @@ class WindowAttention(FixedWindow):
             return self.decode(self.new_state(), heads, parameters, visible)
         q, k, v = _checked(heads)
         first = Pair(k, v).part(0, self.first_tokens)
-        return attend_in_blocks(q, first, Pair(k, v), 0, self.window, self.first_tokens)
+        return self._attend_all(q, first, Pair(k, v), 0)
 
     def new_state(self) -> WindowState:
         """Return what decoding remembers before the first token."""
@@ -207,17 +193,40 @@ class WindowAttention(FixedWindow):
         q, *new_tensors = heads
         new, old = Pair(*new_tensors), state.kept(Pair(*new_tensors))
         seen, total, first_tokens = state.tokens, state.tokens + q.shape[2], self.first_tokens
+        if not seen:
+            state.keys, state.values = (self._ring(x) for x in new)
+            return self._attend_all(q, new.part(0, first_tokens), new, 0)
         later = min(max(seen - first_tokens, 0), self.window)
         oldest = self.slot(seen) if seen > self._slots else first_tokens
         rest = old.part(oldest, first_tokens + later).followed_by(old.part(first_tokens, oldest), new)
         missing = new.part(0, max(first_tokens - seen, 0))
         first = old.part(0, min(seen, first_tokens)).followed_by(missing)
-
         slot_X = torch.arange(min(self._slots, total), device=q.device)
         held_X = self._held(slot_X, total)
         index_X = torch.where(held_X < seen, slot_X, held_X - seen + old.k.shape[2])
         state.keys, state.values = (x.index_select(2, index_X) for x in old.followed_by(new))
-        return attend_in_blocks(q, first, rest, seen - later, self.window, first_tokens)
+        return self._attend_all(q, first, rest, seen - later)
+
+    def _attend_all(
+        self, q: torch.Tensor, first: Pair, rest: Pair, start: int | torch.Tensor
+    ) -> torch.Tensor:
+        """Attend from the last tokens of `rest`: `blocks.attend`."""
+        if isinstance(start, int) and start == 0 and q.shape[2] <= self._slots:  # nothing is out of sight yet
+            return F.scaled_dot_product_attention(
+                q, *rest, is_causal=True, enable_gqa=q.shape[1] != rest.k.shape[1]
+            )
+        if takes(q, start, self.first_tokens):
+            return attend_by_flash(q, first, rest, start, self.window)
+        return attend_in_blocks(q, first, rest, start, self.window, self.first_tokens)
+
+    def _ring(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the slots after a prompt, given the keys or values of all its tokens."""
+        tokens = x.shape[2]
+        if tokens <= self._slots:
+            return x.clone()
+        turn = tokens - (tokens - self.first_tokens) % self.window  # where the ring's first slot was filled
+        parts = (slice(0, self.first_tokens), slice(turn, None), slice(tokens - self.window, turn))
+        return torch.cat([x[:, :, part] for part in parts], 2)
 
     def _held(self, slot: torch.Tensor, total: int | torch.Tensor) -> torch.Tensor:
         """Return the position that each slot holds after `total` tokens, its own where it is not taken."""
@@ -250,7 +259,7 @@ class WindowAttention(FixedWindow):
         start_B1 = after_B1 - at_hand
         rest = gather(start_B1 + count[:, :at_hand])
         order = order_BT[:, None, :, None].expand_as(q)
-        y = attend_in_blocks(q.gather(2, order), first, rest, start_B1, self.window, self.first_tokens)
+        y = self._attend_all(q.gather(2, order), first, rest, start_B1)
 
         slot_1X = count[:, : min(self._slots, state.tokens + new_tokens)]
         state.keys, state.values = gather(self._held(slot_1X, after_B1))
@@ -300,101 +309,3 @@ def _write(slots: torch.Tensor, index: torch.Tensor, x: torch.Tensor) -> torch.T
     if torch.is_grad_enabled() and (slots.requires_grad or x.requires_grad):
         return slots.scatter(2, index, x)
     return slots.scatter_(2, index, x)
-
-
-def attend_in_blocks(
-    q_BHTD: torch.Tensor,
-    first: Pair,
-    rest: Pair,
-    start: int | torch.Tensor,
-    window: int,
-    first_tokens: int,
-) -> torch.Tensor:
-    """Attend from the last T of `rest` to the first tokens and to the window; returns [B, H, T, D].
-
-    A block of queries looks at the first tokens and at the keys that any of its windows reaches.
-
-    Args:
-        q_BHTD: queries.
-        first: the first tokens, or as many as there are by the last query.
-        rest: the last R tokens, the queries' own at the end; those of them that are first tokens are seen in
-            `first` alone.
-        start: position of the first of `rest`, or [B, 1] where sequences differ; below 0 what is hidden.
-        window: w.
-        first_tokens: S.
-    """
-    batch, kv_heads, keys, _ = rest.k.shape
-    tokens = q_BHTD.shape[2]
-    if isinstance(start, int) and start == 0 and tokens == keys <= window:
-        return F.scaled_dot_product_attention(
-            q_BHTD, *rest, is_causal=True, enable_gqa=q_BHTD.shape[1] != kv_heads
-        )
-    window = min(window, keys)
-    length = min(tokens, max(BLOCK[0], min(window, BLOCK[1])))
-    blocks = -(-tokens // length)
-    padding = blocks * length - tokens
-    # The queries of a group are rows of one head, so that its keys need no repeating.
-    q_BHND = F.pad(q_BHTD, (0, 0, 0, padding)).unflatten(2, (blocks, length))
-    q_BNKMD = q_BHND.unflatten(1, (kv_heads, -1)).permute(0, 3, 1, 2, 4, 5).flatten(3, 4)
-    before = window - 1 - (keys - tokens)  # how far block 0 looks beyond `rest`, if above 0
-    k_BNKLD, v_BNKLD = (
-        _spans(of_first, of_rest, (before, padding), length, length + window - 1)
-        for of_first, of_rest in zip(first, rest, strict=True)
-    )
-    # Position of the first key of `rest` that each block looks at.
-    spans_BN = (torch.arange(blocks, device=q_BHTD.device) * length - before + start).view(-1, blocks)
-    if isinstance(start, int):  # after the early ones all blocks see alike, and share one mask
-        early = min(max(-(-(max(first_tokens - start, 0) + before) // length), 0), blocks)
-        # Filled on the device: a number that is copied to a GPU has the host wait for it.
-        lowest = torch.full((), max(start, first_tokens), device=q_BHTD.device)
-    else:
-        early, lowest = blocks, start.clamp_min(first_tokens)
-    rows = []
-    for some in (slice(0, early), slice(early, blocks)):
-        if some.start == some.stop:
-            continue
-        spans = spans_BN[:, some] if some.start == 0 and early else spans_BN[:, early : early + 1]
-        mask_BNCL = _seen(spans, lowest, length, window, first.k.shape[2])
-        mask_BNML = mask_BNCL.repeat(1, 1, q_BHTD.shape[1] // kv_heads, 1)
-        if spans.shape[1] > 1:
-            mask_BNML = mask_BNML.expand(batch, -1, -1, -1)
-        rows.append(
-            F.scaled_dot_product_attention(
-                *(x[:, some].flatten(0, 1) for x in (q_BNKMD, k_BNKLD, v_BNKLD)),
-                mask_BNML.flatten(0, 1)[:, None],
-            ).unflatten(0, (batch, -1))
-        )
-    y_BNKGCD = torch.cat(rows, dim=1).unflatten(3, (-1, length))
-    return y_BNKGCD.permute(0, 2, 3, 1, 4, 5).flatten(3, 4).flatten(1, 2)[:, :, :tokens]
-
-
-def _spans(
-    first_BKSD: torch.Tensor, rest_BKRD: torch.Tensor, padding: tuple[int, int], length: int, span: int
-) -> torch.Tensor:
-    """Cut what every block looks at, `span` keys of the rest behind the first tokens: [B, N, K, L, D]."""
-    padded_BKXD = F.pad(rest_BKRD, (0, 0, *padding))
-    blocks_BNKUD = padded_BKXD.unfold(2, span, length).permute(0, 2, 1, 4, 3)
-    first_BNKSD = first_BKSD[:, None].expand(-1, blocks_BNKUD.shape[1], -1, -1, -1)
-    return torch.cat([first_BNKSD, blocks_BNKUD], dim=3)
-
-
-def _seen(spans_BN: torch.Tensor, lowest: torch.Tensor, length: int, window: int, first: int) -> torch.Tensor:
-    """Return which keys each query of a block sees, bool [B, N, C, L]: the first tokens, then its span's.
-
-    Args:
-        spans_BN: position of the first key of every block's span.
-        lowest: position from which keys are seen in the span, a scalar or [B, 1].
-        length: C.
-        window: w.
-        first: how many first tokens are at hand.
-    """
-    row_C1 = torch.arange(length, device=spans_BN.device)[:, None]
-    column_U = torch.arange(length + window - 1, device=spans_BN.device)
-    query_BNC1 = spans_BN[..., None, None] + window - 1 + row_C1
-    within_CU = (column_U >= row_C1) & (column_U < row_C1 + window)
-    is_there_BNU = spans_BN[..., None] + column_U >= lowest[..., None]
-    # A hidden query sees itself alone: a row without any key would not be a number.
-    is_itself_CU = column_U == row_C1 + window - 1
-    of_span = (within_CU & is_there_BNU[..., None, :]) | (is_itself_CU & (query_BNC1 < 0))
-    of_first = torch.arange(first, device=spans_BN.device) <= query_BNC1
-    return torch.cat([of_first, of_span], dim=-1)

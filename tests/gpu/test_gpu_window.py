@@ -9,6 +9,7 @@ import torch
 from trenchcoat_api.spec import Attention, Form, Wide
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "trainer" / "students" / "window"))
+from trenchcoat_trainer.models.decoding_trenchcoat import PIECE, attend_from_one
 from trenchcoat_trainer.students import Heads
 from window_checks import attend_errors, decode, decode_error, make_heads, make_layer, make_visible, relative
 
@@ -135,3 +136,12 @@ def test_padded_prompts_have_the_logits_of_each_alone(student, side):
         for row, length in enumerate(lengths):
             alone = model.generate(make_ids(1, length).cuda(), **settings)[0, length:].tolist()
             assert said[row] == alone
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_attending_in_pieces_is_attending(batch):
+    q, k, v = (torch.randn(batch, 3, count, 64, device="cuda") for count in (4, 8 * PIECE, 8 * PIECE))
+    q, k, v = (4 * q).bfloat16(), k.bfloat16(), v.bfloat16()
+    seen = torch.rand(batch, 8 * PIECE, device="cuda") < 0.5
+    truth = attend_from_one(*(x.double().cpu() for x in (q, k, v)), seen.cpu())
+    assert relative(attend_from_one(q, k, v, seen), truth) < 1e-2

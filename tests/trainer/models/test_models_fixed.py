@@ -3,7 +3,12 @@
 import pytest
 import torch
 from trenchcoat_api.spec import Attention, Form, KeyMaps, Wide
-from trenchcoat_trainer.models.decoding_trenchcoat import FixedDecoder
+from trenchcoat_trainer.models.decoding_trenchcoat import (
+    PIECE,
+    FixedDecoder,
+    attend_from_one,
+    attend_in_pieces,
+)
 
 from tests.trainer.helpers.tiny_student import ATTENTION, make_student, make_teacher
 
@@ -137,3 +142,15 @@ def test_checkpointed_gradients_are_the_same():
         assert found[False].keys() == found[True].keys() and len(found[True]) > 10
         for name, gradient in found[False].items():
             torch.testing.assert_close(found[True][name], gradient, rtol=0, atol=1e-6)
+
+
+def test_attending_in_pieces_is_attending():
+    """What a GPU does in half precision, by products in double precision; tests/gpu has the real."""
+    draws = torch.Generator().manual_seed(1)
+    q, k, v = (
+        torch.randn(2, 3, count, 16, generator=draws, dtype=torch.float64)
+        for count in (4, 3 * PIECE, 3 * PIECE)
+    )
+    seen = torch.rand(2, 3 * PIECE, generator=draws) < 0.5
+    y = attend_in_pieces(q, k, v, seen[:, None, None], lambda a, b, out_dtype: torch.bmm(a, b))
+    torch.testing.assert_close(y, attend_from_one(q, k, v, seen), rtol=0, atol=1e-12)

@@ -7,18 +7,48 @@ An exported checkpoint carries this file; it imports torch alone.
     decoder.compile()
     tokens = decoder.generate(outputs.logits[:, -1:].argmax(-1), 200)
 
-Shape letters: B batch, H heads, K key/value heads, D head size, X tokens that there is room for, T tokens of
-the prompts, V vocabulary.
+Shape letters: B batch, H heads, K key/value heads, G heads of a group, D head size, X tokens that there is
+room for, S pieces of C tokens over batch and heads, T tokens of the prompts, V vocabulary.
 """
 
 import torch
 import torch.nn.functional as F
+
+PIECE = 256
+"""Keys that are looked at together where a GPU attends from one token."""
+
+
+def attend_from_one(q_BKGD, k_BKXD, v_BKXD, seen_BX):
+    """Attend from one token; returns [B, K, G, D].
+
+    On a GPU in pieces of the cache, for SDPA has one multiprocessor go through all keys of a group. Logits
+    and sums are fp32, as in SDPA.
+    """
+    mask = seen_BX[:, None, None]
+    if not q_BKGD.is_cuda or q_BKGD.dtype == torch.float32:
+        return F.scaled_dot_product_attention(q_BKGD, k_BKXD, v_BKXD, mask)
+    return attend_in_pieces(q_BKGD, k_BKXD, v_BKXD, mask, torch.bmm)
+
+
+def attend_in_pieces(q_BKGD, k_BKXD, v_BKXD, mask_B11X, bmm):
+    """Attend in pieces of `PIECE` keys, which divides X, by products `bmm(a, b, out_dtype=)`."""
+    batch, kv_heads, groups, size = q_BKGD.shape
+    pieces = k_BKXD.shape[2] // PIECE
+    k_SCD, v_SCD = (x.reshape(-1, PIECE, size) for x in (k_BKXD, v_BKXD))
+    q_SGD = q_BKGD[:, :, None].expand(-1, -1, pieces, -1, -1).reshape(-1, groups, size)
+    logits_SGC = bmm(q_SGD, k_SCD.transpose(1, 2), out_dtype=torch.float32) * size**-0.5
+    logits_BKGX = logits_SGC.view(batch, kv_heads, pieces, groups, PIECE).transpose(2, 3).flatten(3)
+    shares_BKGX = logits_BKGX.masked_fill(~mask_B11X, -torch.inf).softmax(-1).to(v_SCD.dtype)
+    shares_SGC = shares_BKGX.unflatten(3, (pieces, PIECE)).transpose(2, 3).reshape(-1, groups, PIECE)
+    y_SGD = bmm(shares_SGC, v_SCD, out_dtype=torch.float32)
+    return y_SGD.view(batch, kv_heads, pieces, groups, size).sum(2).to(q_BKGD.dtype)
 
 
 class FixedSoftmax:
     """A layer that keeps softmax: keys and values of all tokens, with room for those to come."""
 
     def __init__(self, layer, hidden_BT, more):
+        more += -(hidden_BT.shape[1] + more) % PIECE
         self.keys = F.pad(layer.keys, (0, 0, 0, more))  # [B, K, X, D]
         self.values = F.pad(layer.values, (0, 0, 0, more))
         self.seen = F.pad(~hidden_BT, (0, more), value=True)  # [B, X]
@@ -31,7 +61,7 @@ class FixedSoftmax:
         self.values.index_copy_(2, self.tokens, v)
         seen_BX = self.seen & (torch.arange(self.seen.shape[1], device=q.device) <= self.tokens)
         q_BKGD = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
-        y = F.scaled_dot_product_attention(q_BKGD, self.keys, self.values, seen_BX[:, None, None])
+        y = attend_from_one(q_BKGD, self.keys, self.values, seen_BX)
         self.tokens.add_(1)
         return y.reshape(q.shape)
 

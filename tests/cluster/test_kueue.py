@@ -208,7 +208,7 @@ def preempted(
         apply(kueue, urgent_job(kueue.trainer_image, seconds=20))
         body = wait(kueue, "queued", one_gave_way, timeout=3 * MINUTES, watch=story)
         (given_way,) = [row for row in waiting(body) if row["message"].startswith("Kueue: Preempted")]
-        kueue.kubectl("wait", "--for=condition=Complete", "job/urgent", "--timeout=180s")
+        kueue.kubectl("wait", "--for=condition=Complete", "job/urgent", "--timeout=300s")
         body = wait(kueue, "queued", succeeded, timeout=12 * MINUTES, watch=story)
         story.first = firsts.end()
         yield body, story, given_way
@@ -288,8 +288,12 @@ def test_a_gang_gives_way_as_a_whole_and_goes_on_as_the_same_try(
             return collect_row(body).get("message", "").startswith("Kueue: Preempted")
 
         wait(kueue, name, gave_way, timeout=2 * MINUTES)
-        kueue.kubectl("wait", "--for=condition=Complete", "job/more-urgent", "--timeout=180s")
-        assert not first & {pod["metadata"]["uid"] for pod in pods(kueue, name, selector)}
+        kueue.kubectl("wait", "--for=condition=Complete", "job/more-urgent", "--timeout=300s")
+        until(
+            lambda: not first & {pod["metadata"]["uid"] for pod in pods(kueue, name, selector)},
+            120,
+            "the gang's first pods are gone",
+        )
         body = wait(kueue, name, lambda body: collect_row(body)["state"] == "Succeeded", timeout=6 * MINUTES)
         row = collect_row(body)
         assert row["attempt"] == 1
@@ -350,7 +354,7 @@ def test_suspend_belongs_to_kueue_and_a_paused_run_leaves_the_queue(at_work: Env
     now = at_work.get("job", job["metadata"]["name"])
     assert now["spec"] == job["spec"]
 
-    assert used_gpus(at_work) > 0
+    until(lambda: used_gpus(at_work) > 0, 120, "Kueue counts some")
     at_work.kubectl("patch", "trenchcoat", "paused", "--type=merge", "-p", '{"spec":{"suspend":true}}')
     until(
         lambda: (

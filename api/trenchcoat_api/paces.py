@@ -18,7 +18,7 @@ class PhasePace(Camel):
 
     phase: str = Field(description="Its name.")
     share: float = Field(description="Share of the whole stage that it is.", ge=0, le=1)
-    timed: float = Field(description="Share of the whole stage whose time is known.", gt=0, le=1)
+    timed: float = Field(description="Share whose time is known, again where it was done again.", gt=0)
     seconds: float = Field(description="What that took.", ge=0)
 
     @property

@@ -100,7 +100,10 @@ def fit(outline: Outline, ran: Sequence[Ran], rates: Rates, *, name: str, like: 
     found = rates.model_copy(update={"text": _text(outline, ran, rates)})
     starts = _starts(outline, ran, Fleet(kind, found, 1))
     kind = kind.model_copy(
-        update={"start_seconds": min(starts.values()), "stage_start_seconds": dict(sorted(starts.items()))}
+        update={
+            "start_seconds": min(starts.values(), default=base.start_seconds),
+            "stage_start_seconds": dict(sorted(starts.items())),
+        }
     )
     kinds = {name: kind} | {key: value for key, value in rates.kinds.items() if key != name}
     left = tuple(stage for stage in job_stages(outline.spec) if stage not in starts)

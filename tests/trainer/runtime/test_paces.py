@@ -42,5 +42,16 @@ def test_another_attempt_goes_on_and_its_start_is_not_timed(tmp_path) -> None:
     assert phase.whole == pytest.approx(10.0)
 
 
+def test_what_is_done_again_and_again_does_not_slow_the_pace() -> None:
+    keeper = PaceKeeper()
+    for attempt in range(5):  # each killed before it saved
+        keeper.restore(keeper.state())
+        for step in range(1, 10):
+            keeper.note("stitch", step / 10, 1000.0 * attempt + step)
+    (phase,) = keeper.told(ranks=1).phases
+    assert phase.timed == pytest.approx(4.0)
+    assert phase.whole == pytest.approx(9.0)
+
+
 class _Artifact:
     checkpoint_prefix = "artifacts/stitch/0/checkpoint/"

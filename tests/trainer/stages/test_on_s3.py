@@ -10,9 +10,11 @@ from minio import Minio
 from minio.versioningconfig import ENABLED, SUSPENDED, VersioningConfig
 from safetensors.torch import load_file
 from trenchcoat_api.artifacts import Progress
+from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.checkpoints.shards import load_cria_weights, teacher_files
+from trenchcoat_trainer.cli import main
 from trenchcoat_trainer.data import CriaData
 from trenchcoat_trainer.errors import StoreError
 from trenchcoat_trainer.runtime import progress
@@ -23,6 +25,7 @@ from trenchcoat_trainer.stages import collect, shard, tokenize
 from trenchcoat_trainer.store.parts import Part, Span
 
 from tests.minio_server import ACCESS_KEY, BUCKET, SECRET_KEY, MinioServer
+from tests.trainer.helpers.killing import write_spec
 from tests.trainer.helpers.trainer_samples import make_documents
 
 
@@ -46,7 +49,7 @@ def spec(
 
 
 def test_the_stages_run_on_s3_as_in_a_folder(
-    spec: TrenchcoatSpec, tmp_path: Path, teacher_folder: Path
+    spec: TrenchcoatSpec, tmp_path: Path, teacher_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     contexts = {}
     for stage, module in ((Stage.TOKENIZE, tokenize), (Stage.SHARD, shard), (Stage.COLLECT, collect)):
@@ -71,6 +74,12 @@ def test_the_stages_run_on_s3_as_in_a_folder(
         manifest = cria.manifest(context.artifact)
         told = {"manifest.json", "progress.json", "paces.json"}
         assert listed == {item.path for item in manifest.objects} | told, stage
+    assert main(["rates", str(write_spec(spec, tmp_path)), "--name", "here"]) == ExitCode.OK
+    printed = capsys.readouterr()
+    assert "default: here" in printed.out
+    assert "of cria, stitch, adapt, evaluate, export this run tells no times" in printed.err.replace(
+        "\n", " "
+    )
 
 
 def test_no_object_lies_below_the_name_of_another(

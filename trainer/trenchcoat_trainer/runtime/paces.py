@@ -53,7 +53,7 @@ class PaceKeeper:
             PhasePace(
                 phase=name,
                 share=round(end - begun, 6),
-                timed=round(min(timed, 1.0), 6),
+                timed=round(timed, 6),
                 seconds=round(seconds, 3),
             )
             for name, (begun, end, timed, seconds) in self._phases.items()

@@ -7,6 +7,7 @@ its reports set to the seconds of processor that it takes; prints of each what w
 """
 
 import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import torch
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.program import run_program
+from trenchcoat_trainer.reporting.writing import ENV_REPORT
 from trenchcoat_trainer.runtime import progress
 from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.runtime.stop import StopRequest
@@ -40,6 +42,7 @@ def run(stage: Stage, spec: Path, folder: Path) -> list[tuple[float, float, floa
     progress.ProgressReporter._report = note
     clock = SimpleNamespace(monotonic=time.process_time)
     progress.time = course.time = clock
+    os.environ[ENV_REPORT] = "never"  # which the command draws once the stage is complete
     torch.set_num_threads(1)
     artifact = open_context(Trenchcoat.from_yaml(spec).spec, stage, folder=folder).artifact
     bucket = Trenchcoat.from_yaml(spec).spec.store.bucket

@@ -19,7 +19,7 @@ from trenchcoat_api import constants
 from trenchcoat_api.resource import Trenchcoat
 
 from tests.cluster.held import prepared
-from tests.cluster.objects import Body, apply, delete, example, log_of, pods, read, row, succeeded
+from tests.cluster.objects import Body, apply, cria, delete, example, log_of, pods, read, row, succeeded
 from tests.operator.world import artifacts_of
 from tests.waiting import until
 
@@ -45,7 +45,7 @@ SEQUENCES = 8
 """In an object of a boundary."""
 OBJECTS = BOUNDARIES * 24576 // 512 // SEQUENCES + CRIAS * 2
 """Of boundaries, and the maps and adapters of Crias."""
-KILLED = 137
+KILLED, KILLED_CRIA = 137, 1
 AS_IN_HOURS = f"""
 import trenchcoat_trainer.data.layout as layout
 import trenchcoat_trainer.runtime.training as training
@@ -53,6 +53,19 @@ layout.HIDDEN_BYTES = {SEQUENCES} * 512 * 64 * 4
 training.CHECKPOINT_SECONDS, training.CHECKPOINT_SHARE = 0.2, 1.0
 """
 """So that a run of minutes has as many objects and checkpoints as one of hours."""
+KILLED_ONCE = f"""
+import os, signal, sys
+from trenchcoat_trainer.runtime.checkpoint import Checkpoint
+save = Checkpoint.save
+def save_and_die(self, *arguments, **options):
+    is_first = not self.names()
+    save(self, *arguments, **options)
+    if is_first:
+        os.kill(os.getpid(), signal.SIGKILL)
+if " --cria {KILLED_CRIA} " in " ".join([*sys.orig_argv, ""]):
+    Checkpoint.save = save_and_die
+"""
+"""One Cria is killed as it has written its first checkpoint."""
 
 
 @dataclass
@@ -100,60 +113,6 @@ class Watched:
         self.most_bytes = max(self.most_bytes, sum(hidden.values()))
 
 
-class Killer:
-    """Kills a Cria in its collecting epoch, once; where it came too late, another one."""
-
-    def __init__(self, run: Watched) -> None:
-        self._run = run
-        self.cria = -1
-        """Which was killed in time."""
-        self.attempts_killed: dict[str, int] = {}
-        """Its pod's uid, or those that were killed too late, and its exit code."""
-
-    def look(self) -> None:
-        """Kill, if it is time."""
-        if self.cria >= 0:
-            return
-        environment = self._run.environment
-        for pod in pods(environment, self._run.name, "trenchcoat.dev/stage=cria"):
-            index = int(pod["metadata"]["labels"]["trenchcoat.dev/cria"])
-            known = pod["metadata"]["uid"] in self.attempts_killed
-            if known or pod["status"]["phase"] != "Running" or not self._collects(index):
-                continue
-            environment.kubectl("exec", pod["metadata"]["name"], "--", "sh", "-c", "kill -9 -1", check=False)
-            self.attempts_killed[pod["metadata"]["uid"]] = self._exit_code(pod)
-            is_late = f"collect-{index + 1:02d} is complete" in log_of(environment, pod)
-            if self.attempts_killed[pod["metadata"]["uid"]] == KILLED and not is_late:
-                self.cria = index
-
-    def _collects(self, index: int) -> bool:
-        """Whether it has a checkpoint and the next one's inputs are not complete, when last listed."""
-        run = self._run
-        boundary = run.artifacts.get(f"collect-{index + 1:02d}")
-        checkpoint = run.artifacts[f"cria-{index:02d}"].checkpoint_prefix + "state.safetensors"
-        has_checkpoint = checkpoint in run.listed
-        return boundary is not None and has_checkpoint and boundary.manifest_path not in run.listed
-
-    def _exit_code(self, pod: Body) -> int:
-        """Of a pod's program, once it has ended."""
-
-        def ended() -> list[int]:
-            selector = f"trenchcoat.dev/cria={pod['metadata']['labels']['trenchcoat.dev/cria']}"
-            found = pods(self._run.environment, self._run.name, selector)
-            own = [item for item in found if item["metadata"]["uid"] == pod["metadata"]["uid"]]
-            states = [item["state"] for item in own[0]["status"].get("containerStatuses", [])]
-            return [state["terminated"]["exitCode"] for state in states if "terminated" in state]
-
-        code: int = until(ended, 5 * MINUTES, "the killed Cria's pod ends")[0]
-        return code
-
-    def log_after(self) -> str:
-        """What the attempts after the killed one have logged."""
-        found = pods(self._run.environment, self._run.name, f"trenchcoat.dev/cria={self.cria}")
-        others = [pod for pod in found if pod["metadata"]["uid"] not in self.attempts_killed]
-        return "".join(log_of(self._run.environment, pod) for pod in others)
-
-
 @contextlib.contextmanager
 def fresh(environment: Environment, address: str, settings: Body, **changes: object) -> Iterator[Watched]:
     """A run with a part of the store of its own, cleared away afterwards."""
@@ -170,9 +129,9 @@ def fresh(environment: Environment, address: str, settings: Body, **changes: obj
         assert not list(store.remove_objects(BUCKET, [DeleteObject(str(item.object_name)) for item in left]))
 
 
-def watch(rolling: Watched, collected: Watched) -> Killer:
+def watch(rolling: Watched, collected: Watched) -> None:
     """Look at both until both have succeeded; tells what was seen."""
-    killer, began, took = Killer(rolling), time.monotonic(), dict[str, float]()
+    began, took = time.monotonic(), dict[str, float]()
     while len(took) < 2:
         assert time.monotonic() - began < 15 * MINUTES, (rolling.read(), collected.read())
         for run in (rolling, collected):
@@ -180,12 +139,22 @@ def watch(rolling: Watched, collected: Watched) -> Killer:
             run.look()
             if ended:
                 took[run.name] = time.monotonic() - began
-        killer.look()
         time.sleep(0.4)
     for run in (rolling, collected):
         most = f"{max(run.boundaries)} boundaries, {run.most_bytes} bytes at most"
         print(f"{run.name}: {most}, {took[run.name]:.0f} s, {len(run.boundaries)} looks")
-    return killer
+
+
+def ends_of(pod: Body) -> list[Body]:
+    """How its containers ended."""
+    states = [item["state"] for item in pod["status"]["containerStatuses"]]
+    return [state["terminated"] for state in states if "terminated" in state]
+
+
+def attempts(run: Watched, cria: int) -> list[Body]:
+    """The pods of a Cria, in the order of its attempts."""
+    found = pods(run.environment, run.name, "trenchcoat.dev/stage=cria", f"trenchcoat.dev/cria={cria}")
+    return sorted(found, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
 
 
 def test_a_chain_with_a_killed_cria_leaves_the_bytes_of_a_collection_and_no_boundary(
@@ -193,15 +162,24 @@ def test_a_chain_with_a_killed_cria_leaves_the_bytes_of_a_collection_and_no_boun
 ) -> None:
     with (
         prepared(store, "as-in-hours", AS_IN_HOURS) as settings,
+        prepared(store, "as-in-hours-killed", AS_IN_HOURS + KILLED_ONCE) as killed_once,
         store.store_address() as address,
-        fresh(store, address, settings, collect__strategy="Rolling") as rolling,
+        fresh(store, address, killed_once, collect__strategy="Rolling") as rolling,
         fresh(store, address, settings) as collected,
     ):
-        killer = watch(rolling, collected)
-        assert killer.cria >= 0, f"killed too late: {killer.attempts_killed}"
-        outcomes = [item["outcome"] for item in rolling.read()["status"]["crias"][killer.cria]["attempts"]]
-        assert (outcomes[0], outcomes[-1]) == ("Failed", "Succeeded")
-        assert "going on from step" in killer.log_after().partition("the next Cria may begin")[0]
+        watch(rolling, collected)
+        killed, second = attempts(rolling, KILLED_CRIA)
+        assert [item["exitCode"] for item in ends_of(killed)] == [KILLED]
+        assert "the next Cria may begin" not in log_of(store, killed)
+        assert "going on from step" in log_of(store, second).partition("the next Cria may begin")[0]
+        until(
+            lambda: (
+                [item.get("outcome") for item in cria(rolling.read(), KILLED_CRIA)["attempts"]]
+                == ["Failed", "Succeeded"]
+            ),
+            120,
+            "the first attempt failed",
+        )
 
         assert rolling.tensors == collected.tensors
         assert len(rolling.tensors) == OBJECTS

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 from demo.environment import Environment
 
+from tests.cluster.held import SLOWLY, Gate, prepared
 from tests.cluster.objects import (
     SMALL_EVALUATION,
     Body,
@@ -58,6 +59,13 @@ def without_training_operator(store: Environment) -> Iterator[Environment]:
     store.command("kubectl", "rollout", "status", "--timeout=300s", *where)
 
 
+@pytest.fixture
+def slowly(store: Environment) -> Iterator[Body]:
+    """Pods that are at work for a minute, unless they are let go: what is done to them comes in time."""
+    with prepared(store, "slow-stitch", SLOWLY) as settings:
+        yield settings
+
+
 def ranks(environment: Environment) -> list[Body]:
     """The pods of the stitch that run."""
     found = pods(environment, NAME, "trenchcoat.dev/stage=stitch")
@@ -78,13 +86,15 @@ def came_anew(environment: Environment, former: list[Body]) -> list[Body]:
         found = ranks(environment)
         return found if len(found) == RANKS and not known & {pod["metadata"]["uid"] for pod in found} else []
 
-    found: list[Body] = until(other, 120, "both ranks are there anew")
+    found: list[Body] = until(other, 240, "both ranks are there anew")
     return found
 
 
-def test_a_whole_run_goes_on_after_the_end_of_any_rank(without_training_operator: Environment) -> None:
+def test_a_whole_run_goes_on_after_the_end_of_any_rank(
+    without_training_operator: Environment, slowly: Body
+) -> None:
     cluster = without_training_operator
-    apply(cluster, example(NAME, **SMALL))
+    apply(cluster, example(NAME, **SMALL, pods={"stitch": slowly}))
     try:
         wait(cluster, NAME, lambda _: at_work(cluster), timeout=10 * MINUTES)
         first = ranks(cluster)
@@ -106,7 +116,8 @@ def test_a_whole_run_goes_on_after_the_end_of_any_rank(without_training_operator
         came_anew(cluster, second)
         print(f"from an eviction to the next try: {time.monotonic() - began:.1f} s")
 
-        body = wait(cluster, NAME, succeeded, timeout=8 * MINUTES)
+        let_go = Gate(cluster, NAME, "trenchcoat.dev/stage=stitch")
+        body = wait(cluster, NAME, succeeded, timeout=8 * MINUTES, watch=let_go)
         assert row(body, "collect")["attempt"] == 1
         stitch = row(body, "stitch")
         assert stitch["attempt"] == 3

@@ -90,7 +90,8 @@ class Course:
         self._costs, self._crias, self._tokens = costs, crias, tokens
         self._variants = {variant.name: variant for variant in variants}
         self._kinds: dict[str, _Kind] = {}
-        self._since = time.monotonic()
+        self._since: float | None = None
+        """When the latest note was made."""
 
     def expect(self, form: str, item: EvaluationSet, numbers: Iterable[int]) -> None:
         """Plan the batches of these numbers of a set, carried through all Crias by a form, and scored."""
@@ -131,7 +132,7 @@ class Course:
 
     @property
     def spent(self) -> float:
-        """Seconds that this attempt took so far."""
+        """Seconds of this attempt since its first note."""
         return sum(work.spent for work in self._kinds.values())
 
     def left(self) -> float | None:
@@ -144,13 +145,15 @@ class Course:
         return sum(work.remains * each if left is None else left for work, left in paces)
 
     def _note(self, kind: str, cost: float) -> None:
-        now, work = time.monotonic(), self._kinds[kind]
-        if not work.noted:
+        now, since, work = time.monotonic(), self._since, self._kinds[kind]
+        self._since = now
+        if since is not None and not work.noted:
             work.pace.note(0.0, work.done / work.expected)
         work.done += cost
+        if since is None:
+            return  # a start is no pace
         work.noted += cost
-        work.spent += now - self._since
-        self._since = now
+        work.spent += now - since
         work.pace.note(work.spent, work.done / work.expected)
 
     def _whole(self, form: str, item: EvaluationSet, numbers: Iterable[int]) -> Iterator[tuple[str, float]]:

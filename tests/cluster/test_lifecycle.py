@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 from demo.environment import CLUSTER
+from lanes.lane import members
 from local_cluster.layout import Layout
+
+from tests.waiting import until
 
 NAME = "trenchcoat-killed"
 
@@ -48,6 +51,8 @@ def test_a_start_killed_in_the_middle_is_cleaned_up(seconds):
     time.sleep(seconds)
     start.send_signal(signal.SIGKILL)
     start.wait()
+    # What it had just begun would go on beside the removal, and make more; daemons are in other sessions.
+    until(lambda: not members(start.pid), 400, "the programs that it had begun have ended")
     subprocess.run([str(CLUSTER), "--name", NAME, "down"], check=True)
     assert traces() == []
     assert links() == before

@@ -3,6 +3,7 @@
 import re
 import secrets
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,16 @@ from demo.results import collect_results, download, load_and_generate, summarize
 from local_cluster import lifecycle
 
 from tests.cluster.conftest import NAME
+from tests.cluster.held import prepared
 from tests.cluster.objects import (
     SMALL_EVALUATION,
+    Body,
     apply,
     delete,
     example,
     gpus_of,
     jobs_of,
+    log_of,
     pods,
     ranks_that_completed,
     row,
@@ -203,19 +207,19 @@ def two_gpus_each(store: Environment):
     lifecycle.claim_gpus(cluster, [1] * cluster.node_count)
 
 
-# Its launcher has a RANK too, that of the pod; LOCAL_RANK only the ranks have.
-RANKS = r"""
-for process in /proc/[0-9]*; do
-  variables=$(tr '\0' '\n' < $process/environ) 2>/dev/null
-  case "$variables" in *LOCAL_RANK=*) echo "$variables" | grep ^RANK= ;; esac
-done | sort -u
+TELL_RANK = """
+import os
+if "LOCAL_RANK" in os.environ:  # a pod's launcher has a RANK, too: that of the pod
+    print("rank", os.environ["RANK"], "is here", flush=True)
 """
+IS_HERE = re.compile(r"^rank (\d+) is here$", re.MULTILINE)
 
 
-def ranks_of(environment: Environment, pod: str) -> list[str]:
-    """The ranks that run in a pod just now."""
-    said = environment.kubectl("exec", pod, "--", "sh", "-c", RANKS, check=False)
-    return [line.removeprefix("RANK=") for line in said.splitlines()]
+@pytest.fixture
+def told(store: Environment) -> Iterator[Body]:
+    """Pods whose ranks say who they are."""
+    with prepared(store, "told", TELL_RANK) as settings:
+        yield settings
 
 
 FEW = {
@@ -249,28 +253,23 @@ test_indexed.py looks at how its collect came about.
     ],
 )
 def test_a_pod_of_several_gpus_runs_a_process_for_each(
-    store: Environment, run, two_gpus_each, stage: str, changes: dict[str, object]
+    store: Environment, run, two_gpus_each, told: Body, stage: str, changes: dict[str, object]
 ) -> None:
     """Two pods of two: four ranks that meet through the training operator's variables, or through ours.
 
     The evaluation behind the stitch is one pod of two ranks.
     """
-    name, seen = f"wide-{stage}", dict[str, tuple[str, ...]]()
-
-    def watch(body) -> None:
-        for pod in pods(store, name, f"trenchcoat.dev/stage={stage}"):
-            known = pod["metadata"]["name"]
-            if pod["status"]["phase"] == "Running" and len(seen.get(known, ())) < 2:
-                seen[known] = tuple(ranks_of(store, known))
+    name = f"wide-{stage}"
 
     def made(body) -> bool:
         return row(body, stage).get("state") == "Succeeded"
 
-    apply(store, example(name, **(FEW | changes)))
+    apply(store, example(name, **(FEW | changes), pods={stage: told}))
     try:
-        done = row(wait(store, name, made, timeout=600, watch=watch), stage)
+        done = row(wait(store, name, made, timeout=600), stage)
         assert (done["source"], done["attempt"]) == ("Computed", 1)
-        assert sorted(seen.values()) == [("0", "1"), ("2", "3")], seen
+        logs = [log_of(store, pod) for pod in pods(store, name, f"trenchcoat.dev/stage={stage}")]
+        assert sorted(sorted(IS_HERE.findall(log)) for log in logs) == [["0", "1"], ["2", "3"]]
         if changes.get("evaluate__enabled"):
             wait(store, name, succeeded, timeout=600)
             (evaluation,) = jobs_of(store, name, "evaluate")

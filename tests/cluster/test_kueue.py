@@ -19,6 +19,7 @@ from trenchcoat_operator.model.plan import Apply, Plan
 from trenchcoat_operator.storage.access import Stores
 
 from tests.cluster.conftest import NAME
+from tests.cluster.held import SLOWLY, Gate, prepared
 from tests.cluster.objects import apply, connect, delete, events, example, pods, read, succeeded, wait
 from tests.cluster.security import restricted_pod
 from tests.waiting import until
@@ -192,13 +193,25 @@ class Story:
 
 
 @pytest.fixture(scope="module")
+def slow(kueue: Environment) -> Iterator[dict[str, Any]]:
+    """Pods of Crias that are at work for minutes, unless they are let go."""
+    with prepared(kueue, "slow", SLOWLY) as settings:
+        yield {"cria": settings}
+
+
+@pytest.fixture(scope="module")
 def preempted(
-    kueue: Environment, tmp_path_factory: pytest.TempPathFactory
+    kueue: Environment, slow: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[dict[str, Any], Story, dict[str, Any]]]:
     """A run of three Crias on two GPUs; in the middle something urgent takes one GPU for a while."""
     story = Story(kueue, "queued")
     firsts = Firsts(kueue, tmp_path_factory.mktemp("watched"), "queued")
-    apply(kueue, queued("queued", scheduling__workloadPriorityClassName="batch"))
+    apply(kueue, queued("queued", scheduling__workloadPriorityClassName="batch", pods=slow))
+    let_go = Gate(kueue, "queued", "trenchcoat.dev/stage=cria")
+
+    def to_the_end(body: dict[str, Any]) -> None:
+        story(body)
+        let_go(body)
 
     def one_gave_way(body: dict[str, Any]) -> bool:
         return any(row["message"].startswith("Kueue: Preempted") for row in waiting(body))
@@ -209,7 +222,7 @@ def preempted(
         body = wait(kueue, "queued", one_gave_way, timeout=3 * MINUTES, watch=story)
         (given_way,) = [row for row in waiting(body) if row["message"].startswith("Kueue: Preempted")]
         kueue.kubectl("wait", "--for=condition=Complete", "job/urgent", "--timeout=300s")
-        body = wait(kueue, "queued", succeeded, timeout=12 * MINUTES, watch=story)
+        body = wait(kueue, "queued", succeeded, timeout=12 * MINUTES, watch=to_the_end)
         story.first = firsts.end()
         yield body, story, given_way
     finally:
@@ -325,11 +338,11 @@ def log_of(environment: Environment, job: dict[str, Any]) -> str:
 
 
 @pytest.fixture
-def at_work(kueue: Environment) -> Iterator[Environment]:
+def at_work(kueue: Environment, slow: dict[str, Any]) -> Iterator[Environment]:
     """A Trenchcoat whose Crias are being trained, on GPUs that nobody of those before holds any more."""
     gangs = "trenchcoat.dev/name in (gang-pytorchjob, gang-indexedjob)"
     kueue.kubectl("wait", "--for=delete", "pod", "-l", gangs, "--timeout=120s")
-    apply(kueue, queued("paused", seed=1, scheduling__workloadPriorityClassName="batch"))
+    apply(kueue, queued("paused", seed=1, scheduling__workloadPriorityClassName="batch", pods=slow))
     try:
         wait(kueue, "paused", two_at_work, timeout=12 * MINUTES)
         yield kueue

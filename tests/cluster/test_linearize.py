@@ -210,9 +210,10 @@ def two_gpus_each(store: Environment):
 TELL_RANK = """
 import os
 if "LOCAL_RANK" in os.environ:  # a pod's launcher has a RANK, too: that of the pod
-    print("rank", os.environ["RANK"], "is here", flush=True)
+    # At one stroke: print writes each of its words by itself here, and another rank's come between.
+    os.write(1, f"rank {os.environ['RANK']} is here\\n".encode())
 """
-IS_HERE = re.compile(r"^rank (\d+) is here$", re.MULTILINE)
+IS_HERE = re.compile(r"rank (\d+) is here\n")
 
 
 @pytest.fixture

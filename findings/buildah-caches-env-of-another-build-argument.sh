@@ -13,19 +13,9 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
-packages=(
-  buildah=1.28.2+ds1-3+deb12u1+b3
-  libassuan0=2.5.5-5
-  libdevmapper1.02.1=2:1.02.185-2
-  libgpg-error0=1.46-1
-  libgpgme11=1.18.0-3+deb12u1
-  libpcre2-8-0=10.42-1+deb12u2
-  libseccomp2=2.5.4-1+deb12u1
-  libselinux1=3.4-1+b6
-  libsubid4=1:4.13+dfsg1-1+deb12u2
-  libudev1=252.39-1~deb12u2
-)
-apt-get download -q "${packages[@]}" > log
+apt-get download -q buildah=1.28.2+ds1-3+deb12u1+b3 libassuan0=2.5.5-5 libdevmapper1.02.1=2:1.02.185-2 \
+  libgpg-error0=1.46-1 libgpgme11=1.18.0-3+deb12u1 libpcre2-8-0=10.42-1+deb12u2 libseccomp2=2.5.4-1+deb12u1 \
+  libselinux1=3.4-1+b6 libsubid4=1:4.13+dfsg1-1+deb12u2 libudev1=252.39-1~deb12u2 > log
 for package in *.deb; do dpkg -x "$package" tree; done
 export LD_LIBRARY_PATH=$folder/tree/usr/lib/x86_64-linux-gnu:$folder/tree/lib/x86_64-linux-gnu
 echo '{"default": [{"type": "insecureAcceptAnything"}]}' > policy.json

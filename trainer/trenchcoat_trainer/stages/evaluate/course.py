@@ -49,7 +49,7 @@ def costs(context: StageContext, model: ModelFacts, softmax: Collection[int], *,
     if on_gpu:
         rates = Rates.load()
         _, kind = rates.kind(spec.plan.gpu if spec.plan.gpu in rates.kinds else None)
-        outline, rate = Outline.of(spec, PlannedModel.of_facts(model, spec)), kind.passes.forward
+        outline, rate = Outline.of(spec, PlannedModel.of_facts(model, spec)), kind.passes.evaluation
 
         def planned(_: Variant, cria: CriaRange, sequences: int, length: int) -> float:
             return len(cria.layers) * layer_seconds(rate, outline, sequences, length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +24,26 @@ def write(file: Path) -> None:
     _picture(cases, file.with_suffix(".svg"))
 
 
-def _of(value: float, teacher: dict[str, Any], name: str, form: str) -> str:
-    told = format(value, form)
-    return f"{told} ({value / teacher[name]:.2f})" if teacher.get(name) else told
+def _of(found: dict[str, Any], teacher: dict[str, Any], name: str, form: str, unit: float = 1.0) -> str:
+    """A number in so many units, and in brackets what it is of the teacher's."""
+    told = format(found[name] / unit, form)
+    is_own = found is teacher or name not in teacher
+    return told if is_own else f"{told} ({found[name] / teacher[name]:.2f})"
+
+
+def _measured(cases: dict[Any, dict[str, dict[str, Any]]], name: str) -> Iterator[tuple[str, Any, Any]]:
+    """What has a number of this name: the row's first cells, what was found, and the teacher's beside it."""
+    for (shape, batch, context), models in sorted(cases.items(), key=_place):
+        for model, found in sorted(models.items(), key=lambda item: item[0] != "teacher"):
+            if name in found:
+                yield f"| {shape} | {batch} x {context:,} | {model} |", found, models.get("teacher", {})
 
 
 def _prefills(cases: dict[Any, dict[str, dict[str, Any]]]) -> str:
-    rows = [
-        "|---|---|---|---|---|---|---|---|",
-    ]
     rows = ["| shape | prompts | model | prefill, ms | peak GB |", "|---|---|---|---|---|"]
-    for (shape, batch, context), models in sorted(cases.items(), key=_place):
-        teacher = models.get("teacher", {})
-        for model, found in sorted(models.items(), key=lambda item: item[0] != "teacher"):
-            if "prefill_ms" not in found:
-                continue
-            ms = _of(found["prefill_ms"], teacher if model != "teacher" else {}, "prefill_ms", ".1f")
-            peak = _of(
-                found["prefill_peak_bytes"] / 1e9,
-                {"gb": teacher.get("prefill_peak_bytes", 0) / 1e9} if model != "teacher" else {},
-                "gb",
-                ".2f",
-            )
-            rows.append(f"| {shape} | {batch} x {context:,} | {model} | {ms} | {peak} |")
+    for head, found, teacher in _measured(cases, "prefill_ms"):
+        ms = _of(found, teacher, "prefill_ms", ".1f")
+        rows.append(f"{head} {ms} | {_of(found, teacher, 'prefill_peak_bytes', '.2f', 1e9)} |")
     return "\n".join(rows)
 
 
@@ -54,16 +52,11 @@ def _steps(cases: dict[Any, dict[str, dict[str, Any]]]) -> str:
         "| shape | sequences | model | step, ms | tokens/s | state, GB | moved, GB/s |",
         "|---|---|---|---|---|---|---|",
     ]
-    for (shape, batch, context), models in sorted(cases.items(), key=_place):
-        teacher = models.get("teacher", {})
-        for model, found in sorted(models.items(), key=lambda item: item[0] != "teacher"):
-            if "step_ms" not in found:
-                continue
-            ms = _of(found["step_ms"], teacher if model != "teacher" else {}, "step_ms", ".2f")
-            rows.append(
-                f"| {shape} | {batch} x {context:,} | {model} | {ms} | {found['tokens_per_second']:,.0f} "
-                f"| {found['state_bytes'] / 1e9:.3f} | {found['bytes_moved_per_second'] / 1e9:,.0f} |"
-            )
+    for head, found, teacher in _measured(cases, "step_ms"):
+        rows.append(
+            f"{head} {_of(found, teacher, 'step_ms', '.2f')} | {found['tokens_per_second']:,.0f} "
+            f"| {found['state_bytes'] / 1e9:.3f} | {found['bytes_moved_per_second'] / 1e9:,.0f} |"
+        )
     return "\n".join(rows)
 
 

@@ -6,7 +6,6 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
-from rich.markup import escape
 from trenchcoat_api.artifacts import Artifact, Artifacts, Manifest
 from trenchcoat_api.crias import cria_ranges
 from trenchcoat_api.exitcodes import ExitCode
@@ -20,8 +19,8 @@ from trenchcoat_api.spec import TrenchcoatSpec
 
 from trenchcoat_trainer.errors import CorruptObjectError, MissingInputError, NotFoundError, StageError
 from trenchcoat_trainer.local.planning import read_model
+from trenchcoat_trainer.reporting.command import fail
 from trenchcoat_trainer.store.base import Readable
-from trenchcoat_trainer.store.credentials import redact
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -52,18 +51,15 @@ def add_rates(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    errors = Console(stderr=True, soft_wrap=True)
     try:
         trenchcoat = Trenchcoat.from_yaml(arguments.file)
         outline, ran = read_run(trenchcoat.spec, arguments.store)
         known = Rates.load(arguments.rates)
         found = fit(outline, ran, known, name=arguments.name, like=arguments.like)
     except StageError as error:
-        errors.print(f"[bold red]error:[/] {escape(redact(str(error)))}", highlight=False)
-        return int(error.exit_code)
+        return fail(str(error), int(error.exit_code))
     except (InvalidTrenchcoatError, OSError, ValueError) as error:
-        errors.print(f"[bold red]error:[/] {escape(redact(str(error)))}", highlight=False)
-        return int(ExitCode.BAD_INPUT)
+        return fail(str(error), int(ExitCode.BAD_INPUT))
     head = (
         f"# By `trenchcoat rates`, of the run {trenchcoat.metadata.name}.\n"
         f"# What it does not tell is in proportion to {found.like}.\n"
@@ -71,7 +67,7 @@ def _run(arguments: argparse.Namespace) -> int:
     Printer().out(head + as_yaml(found.rates).rstrip("\n"), highlight=False)
     if found.missing:
         stages = ", ".join(stage.value for stage in found.missing)
-        errors.print(
+        Console(stderr=True, soft_wrap=True).print(
             f"[bold yellow]warning:[/] of {stages} this run tells no times: they are those of {found.like}",
             highlight=False,
         )

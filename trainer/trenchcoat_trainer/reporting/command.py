@@ -46,14 +46,15 @@ def _run(arguments: argparse.Namespace) -> int:
             output.parent.mkdir(parents=True, exist_ok=True)
             output.write_bytes(page)
     except StageError as error:
-        return _fail(str(error), int(error.exit_code))
+        return fail(str(error), int(error.exit_code))
     except (InvalidTrenchcoatError, OSError, ValueError) as error:
-        return _fail(str(error), int(ExitCode.BAD_INPUT))
+        return fail(str(error), int(ExitCode.BAD_INPUT))
     console.print(f"The report:\n  {output or store_path}", markup=False, highlight=False, soft_wrap=True)
     return int(ExitCode.OK)
 
 
-def _fail(message: str, code: int) -> int:
+def fail(message: str, code: int) -> int:
+    """Say on stderr why a command failed; returns its exit code."""
     Console(stderr=True).print(
         f"[bold red]error:[/] {escape(redact(message))}", highlight=False, soft_wrap=True
     )

@@ -113,14 +113,14 @@ class Recorder:
 def missing(trenchcoat: Trenchcoat) -> list[str]:
     """Clients that the spec's trackers need and that are not installed here."""
     tracking = trenchcoat.spec.tracking
-    needed = []
-    if tracking is not None and tracking.tensor_board:
-        needed.append("tensorboardX")
-    if tracking is not None and tracking.ml_flow is not None:
-        needed.append("mlflow")
-    if tracking is not None and tracking.trackio is not None:
-        needed.append("trackio")
-    return [name for name in needed if importlib.util.find_spec(name) is None]
+    if tracking is None:
+        return []
+    wanted = {
+        "tensorboardX": tracking.tensor_board,
+        "mlflow": tracking.ml_flow is not None,
+        "trackio": tracking.trackio is not None,
+    }
+    return [name for name, is_named in wanted.items() if is_named and importlib.util.find_spec(name) is None]
 
 
 def open_recorder(trenchcoat: Trenchcoat, store: Store, artifact: Artifact) -> Recorder | None:

@@ -15,10 +15,14 @@ DURATION = re.compile(
     r"^(?P<seconds>\d+\.\d+)s (?P<phase>setup|call|teardown) +(?P<test>\S.*)$", re.MULTILINE
 )
 """As pytest tells of its slowest tests."""
+FAILED = re.compile(r"^(?:FAILED|ERROR) \S*\.py\b.*$", re.MULTILINE)
+"""As pytest's summary tells of a test that failed, and why."""
 LONG = 10.0
 """Seconds from which on a step is worth a line."""
 MOST = 15
 """Lines of slowest tests for a lane."""
+WIDEST = 300
+"""Characters of why a test failed."""
 
 
 def table(ran: Sequence[Running], began: float) -> list[str]:
@@ -53,3 +57,9 @@ def minutes(seconds: float) -> str:
 def last_lines(log: Path, most: int) -> list[str]:
     """The end of a log."""
     return log.read_text(errors="replace").splitlines()[-most:]
+
+
+def failures(log: Path) -> list[str]:
+    """A line for each test that failed, the first one first."""
+    found = FAILED.findall(log.read_text(errors="replace"))
+    return [line if len(line) <= WIDEST else f"{line[:WIDEST]} ..." for line in dict.fromkeys(found)]

@@ -31,16 +31,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Beside a failure stands what the operator did: the cluster is gone by the time that somebody asks."""
+    """Beside a failure stands how things were: the cluster is gone by the time that somebody asks."""
     report = yield
     made = getattr(item, "funcargs", {}).get("environment")
     if report.failed and isinstance(made, Environment):
         where = ("-n", RELEASE_NAMESPACE, "-l", "app.kubernetes.io/name=trenchcoat")
-        try:
-            log = made.command("kubectl", "logs", *where, "--tail=60")
-        except DemoError as error:
-            log = f"cannot be read: {error}"
-        report.sections.append(("the operator's log", log))
+        for title, words in (
+            ("nodes, Trenchcoats and pods", ("get", "nodes,trenchcoats,pods", "-n", NAMESPACE, "-o", "wide")),
+            ("the latest events", ("events", "-n", NAMESPACE)),
+            ("the operator's log", ("logs", *where, "--tail=60")),
+        ):
+            try:
+                said = made.command("kubectl", *words)
+            except DemoError as error:
+                said = f"cannot be read: {error}"
+            report.sections.append((title, "\n".join(said.splitlines()[-60:])))
     return report
 
 

@@ -13,7 +13,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from lanes.lane import Lane, check, members
-from lanes.report import details, table
+from lanes.report import details, failures, table
 from lanes.runner import Run, Stopped
 from local_cluster import components, images
 
@@ -214,6 +214,21 @@ def test_the_longest_steps_and_tests_are_told(tmp_path: Path) -> None:
         (700.1, "call tests/cluster/test_node_loss.py::test_c[x y]"),
         (660.0, "setup tests/cluster/test_linearize.py::test_a"),
     ]
+
+
+def test_what_failed_is_told_in_a_line_each_the_first_one_first(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n\n@pytest.fixture\ndef broken():\n    raise OSError('no store')\n\n"
+        "def test_a():\n    raise AssertionError('stalled: ' + 300 * 'x')\n\n"
+        "def test_b(broken):\n    pass\n\ndef test_c():\n    print('FAILED to do')\n"
+    )
+    words = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "test_it.py")
+    made, _ = run(tmp_path, Lane("tests", (words,), env={"CI": "1"}))
+    assert made.go() == 1
+    first, second = failures(made.ran[0].log)
+    assert first.startswith("FAILED test_it.py::test_a - AssertionError: stalled: xxx")
+    assert first.endswith("x ...")
+    assert second == "ERROR test_it.py::test_b - OSError: no store"
 
 
 def test_the_table_has_every_lane_that_ran(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from trenchcoat_api.status import State, WaitingReason
 
 from trenchcoat_operator.model.observed import Child, ChildKind, Problem
 from trenchcoat_operator.reconcile.assessment import beside, placing, podless
-from trenchcoat_operator.reconcile.assessment.containers import held_up, pod_problem
+from trenchcoat_operator.reconcile.assessment.containers import held_up, pod_fault
 from trenchcoat_operator.reconcile.assessment.deadlines import deadline_of
 from trenchcoat_operator.reconcile.assessment.standing import Assessment
 from trenchcoat_operator.reconcile.look import Look
@@ -51,9 +51,12 @@ def at_work(base: Assessment, child: Child, look: Look) -> Assessment:
         pod = min(leaving, key=lambda pod: pod.name)
         message = f"the cluster ends pod {pod.name} on {pod.node}; it goes on elsewhere from its checkpoint"
         return replace(base, state=State.STARTING, message=message)
-    problem = pod_problem(child)
-    if problem is not None:
-        return replace(base, state=State.STARTING, message=problem.message, problem=problem)
+    fault = pod_fault(child)
+    if fault is not None:
+        told = replace(base, state=State.STARTING, message=fault.problem.message)
+        if fault.stalls_at is not None and look.now < fault.stalls_at:
+            return replace(told, look_at=fault.stalls_at)
+        return replace(told, problem=fault.problem)
     waits = held_up(child)
     if waits is not None:
         known = look.now >= waits.tell_at

@@ -18,12 +18,21 @@ _IMAGE_REASONS = {
     "RegistryUnavailable",
 }
 _CONTAINER_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
-
-
 _CRASHES = "CrashLoopBackOff"
 
 STARTING_GRACE = timedelta(seconds=60)
 """A pod that has a node may take so long to start its containers before anybody is told."""
+KUBELET_GRACE = timedelta(seconds=20)
+"""What a kubelet could not do at once it tries again after 10 to 15 s: what that mends is no stall."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What keeps a pod from starting."""
+
+    problem: Problem
+    stalls_at: datetime | None
+    """When nobody but a person will mend it; None where that is not known, and so at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +44,28 @@ class HeldUp:
     """When it has waited for so long that it is told."""
 
 
-def pod_problem(child: Child) -> Problem | None:
-    """What keeps a child's pods from starting and will keep them until somebody mends it."""
+def pod_fault(child: Child) -> Fault | None:
+    """What a child's pods tell of why they cannot start; None where they tell nothing."""
     for pod in sorted(child.pods, key=lambda pod: pod.name):
-        said = f"{pod.waiting_reason}: {pod.waiting_message or 'no message'}"
-        if pod.waiting_reason in _IMAGE_REASONS:
-            field = f"spec.pods.{graph.pods_of(child.stage)}.image"
-            remedy = f"set {field}, or the operator's trainerImage, to an image that the node can pull"
-            if pod.waiting_container:
-                remedy = "it is not of this operator's making: mend what adds it to pods"
-            return Problem("ImagePullFailed", short(f"{_subject(pod)}: {said}; {remedy}"))
-        if pod.waiting_reason in _CONTAINER_REASONS:
-            return Problem("ContainerConfigError", short(f"{_subject(pod)}: {said}"))
-        if pod.waiting_reason == _CRASHES:
-            remedy = f"`kubectl logs {pod.name} -c {pod.waiting_container}` says why"
-            return Problem("ContainerCrashes", short(f"{_subject(pod)}: {said}; {remedy}"))
+        problem = _of_pod(child, pod)
+        if problem is not None:
+            return Fault(problem, pod.scheduled_at + KUBELET_GRACE if pod.scheduled_at else None)
+    return None
+
+
+def _of_pod(child: Child, pod: Pod) -> Problem | None:
+    said = f"{pod.waiting_reason}: {pod.waiting_message or 'no message'}"
+    if pod.waiting_reason in _IMAGE_REASONS:
+        field = f"spec.pods.{graph.pods_of(child.stage)}.image"
+        remedy = f"set {field}, or the operator's trainerImage, to an image that the node can pull"
+        if pod.waiting_container:
+            remedy = "it is not of this operator's making: mend what adds it to pods"
+        return Problem("ImagePullFailed", short(f"{_subject(pod)}: {said}; {remedy}"))
+    if pod.waiting_reason in _CONTAINER_REASONS:
+        return Problem("ContainerConfigError", short(f"{_subject(pod)}: {said}"))
+    if pod.waiting_reason == _CRASHES:
+        remedy = f"`kubectl logs {pod.name} -c {pod.waiting_container}` says why"
+        return Problem("ContainerCrashes", short(f"{_subject(pod)}: {said}; {remedy}"))
     return None
 
 

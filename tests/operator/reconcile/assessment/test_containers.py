@@ -6,7 +6,12 @@ from datetime import UTC, datetime
 import pytest
 from trenchcoat_api.stages import Stage
 from trenchcoat_operator.model.observed import Child, ChildKind, Pod
-from trenchcoat_operator.reconcile.assessment.containers import STARTING_GRACE, held_up, pod_problem
+from trenchcoat_operator.reconcile.assessment.containers import (
+    KUBELET_GRACE,
+    STARTING_GRACE,
+    held_up,
+    pod_fault,
+)
 
 
 def child(*pods: Pod) -> Child:
@@ -36,15 +41,23 @@ def child(*pods: Pod) -> Child:
 )
 def test_pods_that_cannot_start(reason: str, expected: str) -> None:
     pod = Pod(name="p", phase="Pending", waiting_reason=reason, waiting_message="why")
-    problem = pod_problem(child(pod))
-    assert problem is not None
-    assert problem.reason == expected
-    assert "why" in problem.message
+    fault = pod_fault(child(pod))
+    assert fault is not None
+    assert fault.problem.reason == expected
+    assert "why" in fault.problem.message
+    assert fault.stalls_at is None
+
+
+def test_what_the_kubelet_tries_again_stalls_after_a_while() -> None:
+    """A registry that does not answer once, or a Secret that it could not read in time, is no stall."""
+    fault = pod_fault(child(replace(PENDING, waiting_reason="ErrImagePull")))
+    assert fault is not None
+    assert fault.stalls_at == SINCE + KUBELET_GRACE
 
 
 def test_pods_that_merely_start() -> None:
     pod = Pod(name="p", phase="Pending", waiting_reason="")
-    assert pod_problem(child(pod)) is None
+    assert pod_fault(child(pod)) is None
 
 
 def test_a_container_of_others_that_cannot_start_is_named_with_whose_it_is() -> None:
@@ -55,14 +68,14 @@ def test_a_container_of_others_that_cannot_start_is_named_with_whose_it_is() -> 
         waiting_message="why",
         waiting_container="mesh",
     )
-    problem = pod_problem(child(pod))
-    assert problem is not None
-    assert problem.message.startswith("pod p, container mesh: ErrImagePull: why")
-    assert "spec.pods" not in problem.message
-    crashes = pod_problem(child(replace(pod, waiting_reason="CrashLoopBackOff")))
+    fault = pod_fault(child(pod))
+    assert fault is not None
+    assert fault.problem.message.startswith("pod p, container mesh: ErrImagePull: why")
+    assert "spec.pods" not in fault.problem.message
+    crashes = pod_fault(child(replace(pod, waiting_reason="CrashLoopBackOff")))
     assert crashes is not None
-    assert crashes.reason == "ContainerCrashes"
-    assert "kubectl logs p -c mesh" in crashes.message
+    assert crashes.problem.reason == "ContainerCrashes"
+    assert "kubectl logs p -c mesh" in crashes.problem.message
 
 
 SINCE = datetime(2026, 1, 1, 12, tzinfo=UTC)

@@ -20,6 +20,7 @@ from minio import Minio
 from trenchcoat_api import constants
 from trenchcoat_api.artifacts import Artifact
 from trenchcoat_api.resource import Trenchcoat
+from urllib3.exceptions import HTTPError
 
 from tests.cluster.objects import connect, example
 from tests.operator import world
@@ -41,6 +42,7 @@ class FakeNode:
         self._core = client.CoreV1Api(api)
         self._leases = client.CoordinationV1Api(api)
         self.name, self.namespace, self.gpus = name, namespace, gpus
+        self._beaten = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._live, name=name, daemon=True)
 
@@ -113,17 +115,22 @@ class FakeNode:
             self._leases.create_namespaced_lease("kube-node-lease", body)
 
     def _live(self) -> None:
-        beaten = 0.0
         while not self._stop.is_set():
-            if time.monotonic() - beaten > 5:
-                self._beat()
-                beaten = time.monotonic()
-            for pod in self.pods():
-                if pod.metadata.deletion_timestamp:
-                    self._forget(pod)
-                elif pod.status.phase == "Pending":
-                    self._set(pod, "Running", {"running": {"startedAt": stamp()}})
+            try:
+                self._tend()
+            except (ApiException, HTTPError) as error:  # a kubelet goes on, too
+                print(f"{self.name} tries again: {error}", flush=True)
             self._stop.wait(0.1)
+
+    def _tend(self) -> None:
+        if time.monotonic() - self._beaten > 5:
+            self._beat()
+            self._beaten = time.monotonic()
+        for pod in self.pods():
+            if pod.metadata.deletion_timestamp:
+                self._forget(pod)
+            elif pod.status.phase == "Pending":
+                self._set(pod, "Running", {"running": {"startedAt": stamp()}})
 
     def pods(self) -> list[client.V1Pod]:
         """The pods that are bound to it."""

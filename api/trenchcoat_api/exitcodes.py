@@ -21,4 +21,4 @@ class ExitCode(IntEnum):
     PREEMPTED = 75
     """SIGTERM arrived; a checkpoint was written: retried free of charge."""
     TERMINATED = 143
-    """SIGTERM ended it before it had begun, so that nothing was lost: as `PREEMPTED`."""
+    """SIGTERM ended it before it had begun, so that nothing was lost: retried free of charge."""

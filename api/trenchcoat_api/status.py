@@ -67,9 +67,13 @@ class State(StrEnum):
     STARTING = "Starting"
     """Its Job is made; no pod runs yet."""
     RUNNING = "Running"
+    """Its pods run."""
     SUCCEEDED = "Succeeded"
+    """Its artifact is complete in the store."""
     FAILED = "Failed"
+    """It is not tried again by itself; the message says why."""
     SUSPENDED = "Suspended"
+    """Stopped: spec.suspend is true; in a report from the store, it has told nothing for minutes."""
 
 
 class Source(StrEnum):

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import speech
 import yaml
 
 REPO = Path(__file__).resolve().parents[2]
 CRD = REPO / "crds" / "trenchcoat.dev_trenchcoats.yaml"
 STATUS = REPO / "api" / "trenchcoat_api" / "status.py"
-OPERATOR = REPO / "operator" / "trenchcoat_operator"
+FAILURES = speech.OPERATOR / "reconcile" / "assessment" / "failures.py"
+MEANINGS = REPO / "hack" / "site" / "reasons.yaml"
 PRODUCT = ("api", "operator", "plugin", "reports", "s3", "serving", "trainer", "viewer")
 SETTINGS = {
     "operator/trenchcoat_operator/settings.py": "deployment.yaml",
@@ -22,11 +24,6 @@ SETTINGS = {
 }
 """What reads variables that the chart sets, and the template that does."""
 VARIABLE = re.compile(r"(TRENCHCOAT|AWS|HF|MLFLOW|TRACKIO)_[A-Z0-9_]+")
-
-CAMEL = re.compile(r"(?:[A-Z][a-z]+)+")
-CONDITION_STATUS = ("True", "False", "Unknown")
-GIVES_REASONS = ("Verdict", "Problem", "_failed")
-"""What is called with a reason in the operator's code, besides exceptions."""
 
 Row = tuple[str, ...]
 
@@ -71,8 +68,11 @@ def status() -> str:
         ("Source", "Where an artifact came from"),
     ):
         text += f"\n## {title}\n\n" + table(("name", "what it means"), members(STATUS, name))
-    text += "\n## Reasons of conditions\n\nWords that the operator puts into `reason`.\n\n"
-    text += table(("reason", "status"), reasons())
+    text += (
+        "\n## Reasons of conditions\n\nWords that the operator puts into `reason`. A stage's condition has "
+    )
+    text += "the stage's state, and once it is complete where its artifact came from.\n\n"
+    text += table(("reason", "what it means"), reasons())
     rows = [(path, kind, text) for path, kind, _, text in _fields(_schema("status"), "status")]
     return text + "\n## Fields\n\n" + table(("field", "type", "what it is"), rows)
 
@@ -94,32 +94,12 @@ def members(file: Path, name: str) -> list[Row]:
 
 
 def reasons() -> list[Row]:
-    """Words that the operator's code hands on as reasons, and with which status where that is told."""
-    found: dict[str, set[str]] = {}
-    for call in _calls():
-        name = call.func.id if isinstance(call.func, ast.Name) else ""
-        if name in GIVES_REASONS or name.endswith("Error"):
-            given = [*call.args[:2], *(item.value for item in call.keywords if item.arg == "reason")]
-            words = [word for item in given for word in _words(item)]
-            kinds = {word for word in words if word in CONDITION_STATUS}
-            for word in set(words).difference(CONDITION_STATUS):
-                if CAMEL.fullmatch(word):
-                    found.setdefault(word, set()).update(kinds)
-    for file in _files(("api", "operator")):  # and those that have a name in the code
-        for word in re.findall(
-            r'^(?:\w*REASON|GIVEN_UP|\w+_MISSING) = "(\w+)"', file.read_text(), re.MULTILINE
-        ):
-            found.setdefault(word, set())
-    failures = OPERATOR / "reconcile" / "assessment" / "failures.py"
-    for value, _ in members(failures, "FailureClass"):
-        found.setdefault(value.strip("`"), set())
+    """Words that stand as reasons in conditions; reasons.yaml has those that are plain words in the code."""
+    found = {f"`{word}`": text for word, text in yaml.safe_load(MEANINGS.read_text()).items()}
     for name in ("State", "Source"):  # conditions of a stage take these words from its row
-        for value, _ in members(STATUS, name):
-            found.setdefault(value.strip("`"), set())
-    return [
-        (f"`{reason}`", ", ".join(sorted(kinds)) or "as the condition")
-        for reason, kinds in sorted(found.items())
-    ]
+        found |= {word: text for word, text in members(STATUS, name) if word not in found}
+    found |= dict(members(FAILURES, "FailureClass"))
+    return sorted(found.items())
 
 
 def commands() -> str:
@@ -139,24 +119,23 @@ def commands() -> str:
 
 
 def chart_values() -> str:
-    """The table of the chart's README, which `make chart-docs` makes of values.yaml."""
+    """What the chart's README, which `make chart-docs` makes of values.yaml, says of each value."""
     readme = (REPO / "charts" / "trenchcoat" / "README.md").read_text()
-    rows = re.findall(r"^\|.*\|$", readme.partition("\n## Values\n")[2], re.MULTILINE)
-    return "# Values of the chart\n\nA misspelt value is refused.\n\n" + "\n".join(rows) + "\n"
+    values = readme.partition("\n## Values\n")[2].replace("\n### ", "\n## ")
+    return f"# Values of the chart\n\nA misspelt value is refused.\n{values}"
 
 
 def events() -> str:
     """Every event that the operator's code makes with a reason that stands there as a word."""
-    rows = set()
-    for call in _calls("Event"):
-        kinds, reasons_, message = (list(_words(item)) for item in call.args[:3])
-        reasons_ = [reason for reason in reasons_ if reason != "..."]
-        rows |= {(kind, f"`{reason}`", " / ".join(message)) for kind in kinds for reason in reasons_}
-    ordered = sorted(rows, key=lambda row: (row[1], row[0]))
+    rows = [
+        (kind, f"`{reason}`", "the condition's message" if message == "..." else message)
+        for kind, reason, message in sorted(speech.events(), key=lambda event: (event[1], event[0]))
+    ]
     return (
         "# Events\n\nWhat `kubectl describe trenchcoat` tells, one for each transition. `...` stands for "
-        "names and numbers. A condition that turns tells its own reason and message, a failed try the class "
-        "of its failure.\n\n" + table(("type", "reason", "message"), ordered)
+        "names, numbers and what the status says. Besides these, a condition that turns to what a person "
+        "must mend tells its own reason and message, and a failed try the class of its failure "
+        "([reasons](status.md#reasons-of-conditions)).\n\n" + table(("type", "reason", "message"), rows)
     )
 
 
@@ -189,7 +168,9 @@ def variables() -> str:
     rows = [(f"`{name}`", f"`{where}`", words or "-") for name, (where, words) in sorted(found.items())]
     return (
         "# Environment variables\n\nOf operator and viewer those that the chart sets, of stages those in "
-        "pods or in a shell.\n\n" + table(("variable", "read in", "what it is"), rows)
+        "pods or in a shell. All go through the proxies that `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and "
+        "`NO_PROXY` name ([proxies](../stores.md#proxies)).\n\n"
+        + table(("variable", "read in", "what it is"), rows)
     )
 
 
@@ -248,16 +229,9 @@ def _arguments(command: argparse.ArgumentParser) -> Iterator[Row]:
         )
         names = " or ".join(f"`{name}{' ' + str(value) if value else ''}`" for name in action.option_strings)
         text = (action.help or "").replace("%(default)s", str(action.default)).replace("%%", "%")
+        if action.choices:
+            text += f": {', '.join(action.choices)}"
         yield names or f"`{value}`", _sentence(text)
-
-
-def _calls(*names: str) -> Iterator[ast.Call]:
-    """Calls of these names in the operator's code; of all without any."""
-    for file in sorted(OPERATOR.rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text())):
-            called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else None
-            if called and (not names or (called in names and len(node.args) >= 4)):
-                yield node
 
 
 def _chart_value(variable: str, name: str) -> str:
@@ -270,29 +244,14 @@ def _chart_value(variable: str, name: str) -> str:
     return f"The chart's `{values[0]}`." if values else "Set by the chart."
 
 
-def _words(node: ast.expr) -> Iterator[str]:
-    """What an expression may say, with dots for what is known at run time alone."""
-    if isinstance(node, ast.Constant):
-        yield str(node.value)
-    elif isinstance(node, ast.IfExp):
-        yield from _words(node.body)
-        yield from _words(node.orelse)
-    elif isinstance(node, ast.JoinedStr):
-        parts = (str(item.value) if isinstance(item, ast.Constant) else "..." for item in node.values)
-        yield "".join(parts)
-    else:
-        yield "..."
-
-
 def _told(lines: list[str], number: int) -> str:
     """The comment at the end of a line, or the docstring below it."""
     comment = re.search(r"  # (?!noqa)(.*)$", lines[number])
     if comment:
         return comment.group(1)
-    noted = re.search(r"# noqa: \w+  \((.*)\)$", lines[number])
     below = "\n".join(lines[number + 1 : number + 8])
     docstring = re.match(r'\s*"""(.*?)"""', below, re.DOTALL)
-    return " ".join(docstring.group(1).split()) if docstring else noted.group(1) if noted else ""
+    return " ".join(docstring.group(1).split()) if docstring else ""
 
 
 def _comment_above(lines: list[str], number: int) -> str:
@@ -308,7 +267,9 @@ def _files(folders: tuple[str, ...]) -> list[Path]:
 
 
 def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", ")")) else ".") if text else ""
+    first = text.partition(" ")[0].rstrip(",")
+    begun = text if "." in first else text[:1].upper() + text[1:]  # a file's name is as it is
+    return begun + ("" if text.endswith((".", ")")) else ".") if text else ""
 
 
 def _cell(text: str) -> str:

@@ -13,6 +13,7 @@ from trenchcoat_kubectl import commands, planning, reporting
 from trenchcoat_kubectl.kubectl import Kubectl, PluginError
 
 INTERRUPTED = 130
+NAME = "name of the Trenchcoat"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,14 +62,14 @@ def build_parser() -> argparse.ArgumentParser:
         return made
 
     status = add("status", "show stages and Crias with bars; all Trenchcoats without a NAME", commands.status)
-    status.add_argument("name", nargs="?", metavar="NAME")
+    status.add_argument("name", nargs="?", metavar="NAME", help=NAME)
     status.add_argument("-w", "--watch", action="store_true", help="follow until it succeeds or stalls")
     status.add_argument(
         "-A", "--all-namespaces", action="store_true", help="of all namespaces, without a NAME"
     )
 
     logs = add("logs", "print the logs of what runs, or of one Cria or stage", commands.logs)
-    logs.add_argument("name", metavar="NAME")
+    logs.add_argument("name", metavar="NAME", help=NAME)
     logs.add_argument(
         "target", nargs="?", metavar="CRIA|STAGE", help="a Cria's number, or a stage such as collect"
     )
@@ -76,17 +77,17 @@ def build_parser() -> argparse.ArgumentParser:
     logs.add_argument("--tail", type=int, default=-1, metavar="N", help="only the last N lines")
 
     suspend = add("suspend", "stop all Jobs after a checkpoint, which frees their GPUs", commands.suspend)
-    suspend.add_argument("name", metavar="NAME")
+    suspend.add_argument("name", metavar="NAME", help=NAME)
 
     resume = add("resume", "go on from the last checkpoints", commands.resume)
-    resume.add_argument("name", metavar="NAME")
+    resume.add_argument("name", metavar="NAME", help=NAME)
 
     retry = add("retry", "start a failed Cria or stage again, with all its attempts", commands.retry)
-    retry.add_argument("name", metavar="NAME")
+    retry.add_argument("name", metavar="NAME", help=NAME)
     retry.add_argument("target", metavar="CRIA|STAGE", help="a Cria's number, or a stage such as collect")
 
     report = add("report", "write a report of a Trenchcoat, one HTML page, as it is now", reporting.report)
-    report.add_argument("name", metavar="NAME")
+    report.add_argument("name", metavar="NAME", help=NAME)
     report.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="where to write it (default: NAME-report.html)"
     )

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ sys.path.insert(0, str(TOP / "hack" / "site"))
 
 import commands  # noqa: E402
 import reference  # noqa: E402
+import speech  # noqa: E402
 
 PAGES = reference.pages()
 DOCUMENTS = sorted([*(TOP / "docs").glob("*.md"), TOP / "README.md", TOP / "CONTRIBUTING.md"])
@@ -84,6 +86,27 @@ def test_every_word_of_the_status_is_there() -> None:
     assert seen <= known, sorted(seen - known)
 
 
+def test_every_reason_of_a_condition_has_its_meaning() -> None:
+    """Those that the code has, and no others: no new word without one, none of a word that is gone."""
+    told = yaml.safe_load((TOP / "hack" / "site" / "reasons.yaml").read_text())
+    assert told.keys() == speech.reasons() - {failure.value for failure in FailureClass}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_nothing_is_listed_without_a_word_about_it(page: str) -> None:
+    rows = [line for line in PAGES[page].splitlines() if line.startswith("|")]
+    assert rows
+    assert [row for row in rows if re.search(r"\| *-? *\|$", row)] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_table_begins_with_its_header_alone(page: str) -> None:
+    """Where no empty line stands between two tables, the second is rows of the first."""
+    text = PAGES[page]
+    assert re.search(r"^\|[ -]+\|", text, re.MULTILINE)
+    assert re.findall(r"^\|.*\n(\|.*\|)\n\|[ -]+\|", text, re.MULTILINE) == []
+
+
 def condition_reasons(node: Any) -> Iterator[str]:
     if isinstance(node, dict):
         if {"type", "status", "reason"} <= node.keys() and node["type"] in {
@@ -101,6 +124,7 @@ def test_every_value_of_the_chart_is_there() -> None:
     page = PAGES["reference/chart-values.md"]
     for name in yaml.safe_load((TOP / "charts" / "trenchcoat" / "values.yaml").read_text()):
         assert f"| `{name}" in page
+        assert f"| `{name}`" in page or f"\n## {name}\n" in page
 
 
 def test_every_exit_code_label_and_variable_is_there() -> None:
@@ -124,14 +148,53 @@ def test_events_are_those_that_the_code_makes() -> None:
     page = PAGES["reference/events.md"]
     made = set()
     for file in (TOP / "operator").rglob("*.py"):
-        made |= set(re.findall(r'\bEvent\(\s*"(?:Normal|Warning)",\s*"(\w+)"', file.read_text()))
-    assert len(made) > 5 and all(f"`{reason}`" in page for reason in made)
+        made |= set(re.findall(r'"(?:Normal|Warning)",\s*"(\w+)"', file.read_text()))
+    assert {"Created", "GoesOn"} <= made
+    assert sorted(reason for reason in made if f"| `{reason}` |" not in page) == []
 
 
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
 def test_every_command_is_run_by_a_test_or_marked_as_not_run(page: Path) -> None:
     unknown = [command for command in commands.commands(page.read_text()) if commands.entry(command) is None]
     assert unknown == [], "say in hack/site/commands.yaml which test runs them, or why none does"
+
+
+PROGRAMS = {"trenchcoat": trenchcoat_parser, "kubectl trenchcoat": kubectl_parser}
+
+
+def calls(command: str) -> tuple[str, list[str]] | None:
+    """Which of our programs a command of the documentation calls, and its arguments; None for another one."""
+    words = shlex.split(command.removeprefix(".venv/bin/").removesuffix("\\"), comments=True)
+    while words and re.match(r"[A-Z_]+=", words[0]):
+        words.pop(0)
+    words = words[: words.index(">")] if ">" in words else words
+    for program in PROGRAMS:
+        count = len(program.split())
+        if " ".join(words[:count]) == program:
+            return program, words[count:]
+    return None
+
+
+def test_every_command_of_ours_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """The parsers take what the documentation shows, and the examples that it names are there."""
+    shown = [(page, command) for page in DOCUMENTS for command in commands.commands(page.read_text())]
+    ours = [(page.name, command, call) for page, command in shown if (call := calls(command))]
+    assert len(ours) > 25
+    for page, command, (program, arguments) in ours:
+        try:
+            PROGRAMS[program]().parse_args(arguments)
+        except SystemExit:
+            pytest.fail(f"{page}: {command}\n{capsys.readouterr().err}")
+        named = [word for word in arguments if word.startswith("examples/")]
+        assert all((TOP / word).is_file() for word in named), (page, command)
+
+
+def test_a_command_that_is_none_is_found() -> None:
+    program, arguments = calls("HF_TOKEN=... trenchcoat run FILE --stroe x   # no such option") or ("", [])
+    assert (program, arguments) == ("trenchcoat", ["run", "FILE", "--stroe", "x"])
+    with pytest.raises(SystemExit):
+        PROGRAMS[program]().parse_args(arguments)
+    assert calls("kubectl get trenchcoats") is None
 
 
 def test_what_is_said_to_be_tested_is() -> None:

@@ -17,7 +17,7 @@ from trenchcoat_trainer.store import open_store
 logger = logging.getLogger(__name__)
 
 ENV_REPORT = "TRENCHCOAT_REPORT"
-"""Whether a stage's program writes the run's report: not where this is `NEVER`."""
+"""Set to never where a stage's program shall not write the run's report at its end."""
 NEVER = "never"
 EVERY_SECONDS = 30.0
 SHARE = 0.02

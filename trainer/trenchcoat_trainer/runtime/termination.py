@@ -10,6 +10,7 @@ from trenchcoat_trainer.store.credentials import redact
 logger = logging.getLogger(__name__)
 
 ENV_TERMINATION_LOG = "TRENCHCOAT_TERMINATION_LOG"
+"""File for the sentence that a stage ends with, in place of /dev/termination-log."""
 DEFAULT_TERMINATION_LOG = Path("/dev/termination-log")
 # Kubernetes keeps this much of the file.
 TERMINATION_LOG_BYTES = 4096

@@ -22,6 +22,7 @@ from trenchcoat_trainer.runtime.cores import usable_cores
 from trenchcoat_trainer.runtime.in_order import in_order
 
 ENV_PROCESSES = "TRENCHCOAT_TOKENIZE_PROCESSES"
+"""Processes that encode text, in place of one for each CPU core at hand."""
 MAX_PROCESSES = 16
 """More do not help: reading and packing are left to one process."""
 PIECE_CHARACTERS = 1_000_000

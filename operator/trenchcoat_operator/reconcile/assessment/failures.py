@@ -19,17 +19,25 @@ class FailureClass(StrEnum):
     """Kinds of failures; the value is the reason in conditions and events."""
 
     BAD_INPUT = "InvalidInput"
+    """The model, the text or the spec cannot work: never tried again."""
     DIVERGED = "Diverged"
+    """The loss became NaN or passed its bound: never tried again."""
     OUT_OF_MEMORY = "OutOfMemory"
+    """The GPU or the container ran out of memory: never tried again."""
     EVICTED = "Evicted"
     """The pod used more than it asked for, or than it may: free of charge the first time alone."""
     PREEMPTED = "Preempted"
+    """The cluster ended the pod, or its node went away: tried again free of charge."""
     NODE_REFUSED = "NodeRefused"
     """The kubelet did not take the pod: free of charge, but not for ever."""
     STORE_UNAVAILABLE = "StoreUnavailable"
+    """The stage could not use the store: tried again, up to the limit."""
     DEADLINE_EXCEEDED = "DeadlineExceeded"
+    """It ran longer than spec.pods.STAGE.deadlineSeconds: tried again, up to the limit."""
     NO_MANIFEST = "NoManifest"
+    """Its pods ended well and left no artifact: tried again, up to the limit."""
     FAILED = "Failed"
+    """Anything that is none of the other classes: tried again, up to the limit."""
 
     @property
     def permanent(self) -> bool:

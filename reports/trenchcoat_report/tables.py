@@ -153,7 +153,7 @@ def comparison(run: Run, former: Sequence[Run]) -> Sheet | None:
     if not former:
         return None
     every = [run, *former]
-    titles = ["this run", *(f"{item.name}, {item.told_at:%Y-%m-%d %H:%M}" for item in former)]
+    titles = ["this run", *(f"{item.name}, {ended(item):%Y-%m-%d %H:%M}" for item in former)]
     rows = [(words, *(tell(item) for item in every)) for words, tell in _COMPARED]
     flat = [dict(_flat(spec_document(item)["spec"])) for item in every]
     fields = sorted({field for fields in flat for field in fields})

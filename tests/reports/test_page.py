@@ -216,6 +216,16 @@ def test_former_runs_stand_beside_with_what_differs_in_their_specs() -> None:
     assert render(samples.large(), former).count("former-5") == 0  # four at most
 
 
+def test_a_former_run_is_headed_by_when_it_ended() -> None:
+    """Of one on a cluster is told whenever somebody asks: that moment says nothing of it."""
+    asked_later = {"told_at": samples.BEGAN + timedelta(days=400)}
+    ended, going_on = (samples.large(complete=whole, name="x") for whole in (True, False))
+    sheet = comparison(samples.large(), [run.model_copy(update=asked_later) for run in (ended, going_on)])
+    assert sheet is not None
+    assert sheet.header[2].startswith("x, 2026-01-01 ")
+    assert sheet.header[3].startswith("x, 2027-02-05 ")
+
+
 def test_a_run_has_the_name_of_what_it_computes() -> None:
     spec = samples.large().spec
     assert run_id(spec) == run_id(spec.model_copy(update={"suspend": True, "retention": "Delete"}))

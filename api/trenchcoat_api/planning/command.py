@@ -84,7 +84,7 @@ def read_config(file: Path) -> PlannedModel:
 def tell(plan: Plan, spec: TrenchcoatSpec, arguments: argparse.Namespace, console: Console) -> int:
     """Print the plan; returns the exit code: that of bad input where a stage cannot fit, unless forced."""
     if arguments.output == "table":
-        for table in tables(plan, spec):
+        for table in tables(plan, spec, console.width):
             console.print(table)
         for note in plan.notes:
             console.print(f"[bold]note:[/] {escape(note)}", highlight=False)

@@ -13,9 +13,19 @@ from trenchcoat_api.stage_size import is_gang, stage_size
 from trenchcoat_api.stages import Stage
 
 
-def tables(plan: Plan, spec: TrenchcoatSpec) -> Iterator[Table]:
-    """The stages, what they need, the store, and what decoding will hold."""
-    yield stage_table(plan, spec)
+NARROW = 100
+"""On terminals below this what is complete is told below its key, so that both stay whole."""
+
+
+def tables(plan: Plan, spec: TrenchcoatSpec, width: int) -> Iterator[Table]:
+    """The stages, what they need, the store, and what decoding will hold.
+
+    Args:
+        plan: The plan.
+        spec: What was planned.
+        width: Columns of the terminal.
+    """
+    yield stage_table(plan, spec, narrow=width < NARROW)
     yield needs_table(plan)
     yield time_table(plan)
     yield store_table(plan)
@@ -24,17 +34,19 @@ def tables(plan: Plan, spec: TrenchcoatSpec) -> Iterator[Table]:
     yield decode_table(plan)
 
 
-def stage_table(plan: Plan, spec: TrenchcoatSpec) -> Table:
-    """What runs, on how many GPUs, and what it leaves."""
-    table = _table("Stages", "stage", "runs as", "GPUs", "leaves", "artifact", "")
+def stage_table(plan: Plan, spec: TrenchcoatSpec, *, narrow: bool) -> Table:
+    """What runs, on how many GPUs, and what it leaves; no key is broken, however narrow it is."""
+    table = _table("Stages", "stage", "runs as", "GPUs", "leaves", "artifact")
+    for column in (table.columns[0], table.columns[-1]):
+        column.no_wrap = True
     for row in plan.stages:
+        told = [part for part in (_keys(row), _complete(row)) if part]
         table.add_row(
             row.name.value,
             _runs_as(row, spec, plan),
             _gpus(row),
             _leaves(row, spec, plan),
-            _keys(row),
-            _complete(row),
+            ("\n" if narrow else ", ").join(told),
         )
     return table
 

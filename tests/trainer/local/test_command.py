@@ -16,9 +16,9 @@ from tests.trainer.helpers.killing import write_spec
 
 
 @pytest.fixture(autouse=True)
-def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Messages without broken lines."""
-    monkeypatch.setenv("COLUMNS", "500")
+def narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which breaks no message into lines: somebody looks for it, or copies what it names."""
+    monkeypatch.setenv("COLUMNS", "40")
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "many"])

@@ -3,13 +3,11 @@
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
 from trenchcoat_api.printing import Printer
 
 from trenchcoat_trainer.errors import BadInputError, StageError
+from trenchcoat_trainer.reporting.command import fail
 from trenchcoat_trainer.runtime.stop import StopRequest
-from trenchcoat_trainer.store.credentials import redact
 
 
 def add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -60,8 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
             stop=stop,
         )
     except (LocalRunError, StageError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(redact(str(error)))}", highlight=False)
-        return int(error.exit_code)
+        return fail(str(error), int(error.exit_code))
     if result.summary is not None:
         console.print(result.summary.render())
         if arguments.summary:

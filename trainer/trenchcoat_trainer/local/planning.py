@@ -5,8 +5,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
 from trenchcoat_api.artifacts import Artifact, Artifacts
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.planning.command import add_options, given, read_config, tell
@@ -18,7 +16,9 @@ from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
 from trenchcoat_api.spec import TrenchcoatSpec
 
 from trenchcoat_trainer.errors import BadInputError, StageError
-from trenchcoat_trainer.store.credentials import redact
+from trenchcoat_trainer.reporting.command import fail
+
+_BY_CONFIG = "a plan needs the model's config.json alone: --config FILE names one here"
 
 
 def add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -41,14 +41,12 @@ def _run(arguments: argparse.Namespace) -> int:
         outline = Outline.of(spec, model)
         plan = make_plan(outline, given(arguments, _in_store(outline, arguments)))
     except StageError as error:
-        console = Console(stderr=True)
-        console.print(f"[bold red]error:[/] {escape(redact(str(error)))}", highlight=False)
+        message = str(error)
         if arguments.config is None and not isinstance(error, BadInputError):
-            console.print("A plan needs the model's config.json alone: --config FILE names one here.")
-        return int(error.exit_code)
+            message += f"; {_BY_CONFIG}"
+        return fail(message, int(error.exit_code))
     except (InvalidTrenchcoatError, OSError, ValueError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(redact(str(error)))}", highlight=False)
-        return int(ExitCode.BAD_INPUT)
+        return fail(str(error), int(ExitCode.BAD_INPUT))
     return tell(plan, spec, arguments, Printer())
 
 

@@ -43,8 +43,7 @@ ALL_OBJECTS = "*"
 """Path of the one object that stands for all in a folded manifest; no object of a store has it."""
 LISTS = "manifest/"
 LIST_OBJECTS = 1024
-"""Objects in a list. Collection at 405B leaves 250,000 objects; a Cria needs those of two boundaries, the
-operator none."""
+"""Objects in a list. Collection at 405B leaves 250,000; a Cria needs some of them, the operator none."""
 
 
 class StoredObject(Camel):
@@ -52,9 +51,7 @@ class StoredObject(Camel):
 
     path: str = Field(description="Key of the object, relative to the artifact's folder.")
     size: int = Field(description="Bytes.", ge=0)
-    sha256: str | None = Field(
-        default=None, description="Of the content, in hex, computed as it was written."
-    )
+    sha256: str | None = Field(default=None, description="Of the content in hex, taken as it was written.")
     by_store: StoreChecksum | None = Field(default=None, description="In place of sha256.")
 
     @property
@@ -107,6 +104,10 @@ class Facts(Camel):
             "By number of decoder layer: the norm of the difference of the student's and the teacher's "
             "attention outputs after attention transfer, divided by the norm of the teacher's; cria alone."
         ),
+    )
+    layer_losses: dict[str, list[str]] = Field(
+        default_factory=dict,
+        description="Alike: attention transfer's loss at its first step, and that of the maps that it left.",
     )
     recall: RecallFacts | None = Field(default=None, description="Put into the text; stitch alone.")
     perplexities: list[Perplexity] = Field(default_factory=list, description="Results; evaluate alone.")

@@ -33,6 +33,9 @@ class LayerFigures(Camel):
 
     layer: int = Field(description="Counted from 0.")
     error: str = Field(default="", description="Relative error of its attention outputs after transfer.")
+    losses: list[str] = Field(
+        default_factory=list, description="Of attention transfer: at its first step, and at its best."
+    )
     outside: str = Field(
         default="",
         description=(

@@ -41,6 +41,7 @@ def layers(run: Run) -> Sheet | None:
     if model is None:
         return None
     measured, kinds = {item.layer: item for item in run.layers}, run.kinds()
+    has_losses = any(item.losses for item in run.layers)
     rows = []
     for layer in range(model.layers):
         item = measured.get(layer)
@@ -52,12 +53,14 @@ def layers(run: Run) -> Sheet | None:
         else:
             attends = f"{kind.form.value if kind.form else ''}, window {kind.window}"
         outside = float(item.outside) if item is not None and item.outside else None
+        losses_ = [f"{float(loss):.4g}" for loss in item.losses] if item is not None else []
         rows.append(
             (
                 str(layer),
                 str(layer // run.spec.layers_per_cria),
                 attends,
                 run.why(layer) or "-",
+                *((losses_ or ["-", "-"]) if has_losses else []),
                 f"{float(item.error):.4g}" if item is not None and item.error else "-",
                 "-" if outside is None else f"{1 - outside:.1%}",
                 "-" if outside is None else f"{outside:.1%}",
@@ -68,6 +71,7 @@ def layers(run: Run) -> Sheet | None:
         "Cria",
         "attends with",
         "why",
+        *(("loss before transfer", "after") if has_losses else ()),
         "error",
         "mass in the window",
         _OUTSIDE[run.spec.attention.form],

@@ -113,6 +113,7 @@ def large(*, complete: bool = True, name: str = "llama-405b", **spec: Any) -> Ru
             LayerFigures(
                 layer=layer,
                 error=f"{0.05 + 0.3 * layer / 126 + 0.03 * math.sin(layer):.4f}",
+                losses=[f"{90 + layer}", f"{9 + layer / 10:.1f}"],
                 outside=f"{0.5 + 0.3 * math.cos(layer / 9):.4f}" if complete else "",
             )
             for layer in layers

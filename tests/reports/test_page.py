@@ -146,10 +146,13 @@ def test_every_layer_says_what_it_attends_with_and_why() -> None:
     assert sheet is not None and len(sheet.rows) == 126
     assert sheet.rows[60][:4] == ("60", "6", "softmax, kept", "named in spec.attention.keepSoftmaxLayers")
     assert sheet.rows[61][2:4] == ("lolcats, window 64", "-")
-    window, linear = sheet.rows[61][5:]
+    assert sheet.header[4:6] == ("loss before transfer", "after")
+    assert sheet.rows[61][4:6] == ("151", "15.1") and sheet.rows[60][4:6] == ("-", "-")
+    window, linear = sheet.rows[61][7:]
     assert float(window.rstrip("%")) + float(linear.rstrip("%")) == pytest.approx(100, abs=0.1)
-    measured = layers(samples.small())
+    measured = layers(samples.small())  # of a version that kept losses of whole Crias alone
     assert measured is not None and all(row[4] != "-" and row[6] != "-" for row in measured.rows)
+    assert measured.header[4] == "error"
 
 
 def test_chosen_layers_say_their_score_and_place() -> None:

@@ -12,7 +12,6 @@ from trenchcoat_api.spec import Distributed, Form, TrenchcoatSpec
 from trenchcoat_api.stage_size import is_gang, stage_size
 from trenchcoat_api.stages import Stage
 
-
 NARROW = 100
 """On terminals below this what is complete is told below its key, so that both stay whole."""
 

@@ -73,6 +73,7 @@ def test_a_run_leaves_a_report_and_the_next_one_stands_beside_it(
     assert set(states.values()) == {(State.SUCCEEDED, Source.COMPUTED)}
     assert [item.layer for item in run.layers] == [0, 1, 2, 3, 4]
     assert all(item.error and 0 < float(item.outside) < 1 for item in run.layers)
+    assert all(float(after) <= float(before) for before, after in (item.losses for item in run.layers))
     assert run.curves["stitch"] and "spec.gates.maxPerplexityRatio" in page
     assert run.samples and {tuple(item.continuations) for item in run.samples} == {("teacher", "stitched")}
     assert "Side by side" in page

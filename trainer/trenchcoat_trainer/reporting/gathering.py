@@ -193,19 +193,22 @@ class Gatherer:
 
     def _layers(self, rows: Iterable["_Row"]) -> list[LayerFigures]:
         errors: dict[int, str] = {}
+        losses: dict[int, list[str]] = {}
         shares: Mapping[str, float] = {}
         for row in rows:
             if row.manifest is None:
                 continue
             errors |= {int(layer): error for layer, error in row.manifest.facts.layer_errors.items()}
+            losses |= {int(layer): both for layer, both in row.manifest.facts.layer_losses.items()}
             if row.artifact.stage is Stage.EVALUATE:
                 report = self._read_evaluation(row.artifact)
                 shares = next((report[name] for name in SHARES if name in report), {})
-        measured = sorted({*errors, *map(int, shares)})
+        measured = sorted({*errors, *losses, *map(int, shares)})
         return [
             LayerFigures(
                 layer=layer,
                 error=errors.get(layer, ""),
+                losses=losses.get(layer, []),
                 outside=f"{shares[str(layer)]:.4f}" if str(layer) in shares else "",
             )
             for layer in measured

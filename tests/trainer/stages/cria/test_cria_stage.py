@@ -54,6 +54,11 @@ def test_it_leaves_maps_adapters_and_losses(open_training, training_spec):
     errors = context.manifest(context.artifact).facts.layer_errors
     assert list(errors) == ["2", "3"]
     assert all(0 < float(error) < 1 for error in errors.values()), errors
+    by_layer = context.manifest(context.artifact).facts.layer_losses
+    assert list(by_layer) == ["2", "3"]
+    assert all(float(after) < float(before) for before, after in by_layer.values()), by_layer
+    means = [sum(float(both[place]) for both in by_layer.values()) / 2 for place in (0, 1)]
+    assert means == pytest.approx([losses["transferInitial"], losses["transfer"]], rel=1e-4)
     assert not context.store.exists(context.artifact.checkpoint_prefix + "state.safetensors")
 
 
@@ -92,6 +97,7 @@ def test_killed_at_any_step_it_ends_with_the_same_maps_and_adapters(
     assert all(torch.equal(whole[name], pieces[name]) for name in whole)
     facts = [context.manifest(context.artifact).facts for context in (undisturbed, killed)]
     assert facts[0].layer_errors == facts[1].layer_errors != {}
+    assert facts[0].layer_losses == facts[1].layer_losses != {}
 
 
 @pytest.mark.slow
@@ -137,6 +143,7 @@ def test_a_window_has_no_transfer_and_its_adapters_go_on_after_a_kill(
     assert float(facts.losses["lora"]) < float(facts.losses["loraInitial"])
     narrow, wider = (float(facts.layer_errors[layer]) for layer in ("2", "3"))
     assert 0 < narrow < 1 and 0 < wider < 1
+    assert facts.layer_losses == {}  # transfer has nothing to train
     whole = results(context)
     assert whole and all("lora" in name for name in whole), "there are no feature maps"
     pieces = results(run(open_training, spec, 1, store="killed", stops=(1, 2)))

@@ -168,6 +168,7 @@ def train_maps(
     maps, best = transfer.finish()
     if cursor.initial is not None:
         loop.losses.update(transferInitial=cursor.initial, transfer=best)
+        loop.facts["layerLosses"] = transfer.layer_losses()
     batches = loop.data.batches(
         epoch=settings.epochs, batch_size=settings.micro_batch_size, with_targets=False
     )
@@ -183,6 +184,10 @@ def facts_of(context: StageContext, loop: Loop) -> Facts:
         losses={name: format_loss(loss) for name, loss in loop.losses.items()},
         curve=context.progress.curve.formatted(),
         layer_errors={name: format_loss(error) for name, error in errors.items()},
+        layer_losses={
+            name: [format_loss(loss) for loss in both]
+            for name, both in loop.facts.get("layerLosses", {}).items()
+        },
     )
 
 

@@ -284,6 +284,12 @@ class TransferPhase:
                 parameter.requires_grad_(False)
         return self._best, sum(best) / max(len(best), 1)
 
+    def layer_losses(self) -> dict[str, tuple[float, float]]:
+        """Of each layer the first step's loss and the best, by number; none where nothing was compared."""
+        first = self._bound.first or []
+        losses = zip(self._layers, first, (schedule.best for schedule in self._schedules), strict=False)
+        return {str(layer): (before, best) for layer, before, best in losses if math.isfinite(best)}
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return maps, best maps and the optimiser's state."""
         return {

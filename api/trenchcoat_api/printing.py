@@ -1,9 +1,11 @@
 """What commands print on, and what becomes of them where that takes nothing more."""
 
+import argparse
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 from rich.console import Console
@@ -29,6 +31,19 @@ class Printer(Console):
         """Print as it is; errors as above."""
         with _told():
             super().out(*objects, **options)
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Have a command say its version, which a report of a fault should name."""
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and end")
+
+
+class _Version(argparse.Action):
+    """Looks it up when it is asked for: no stage should wait for that."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        Printer().out(f"{parser.prog} {version('trenchcoat')}", highlight=False)
+        parser.exit()
 
 
 @contextmanager

@@ -40,6 +40,13 @@ _UNITS = {"k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
 _BINARY = {f"{unit.upper()}i": 1024**power for power, unit in enumerate("kMGTP", 1)}
 
 
+def fault(error: Exception) -> str:
+    """What to tell of an error: of one of the system the file that it is about, and no number."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
 def quantity(text: str) -> int:
     """Bytes of a quantity as Kubernetes writes it, such as 512Mi or 64G (`strings.Bytes`)."""
     for unit, factor in {**_BINARY, **_UNITS}.items():

@@ -109,7 +109,8 @@ def commands() -> str:
 
     text = "# Commands\n"
     for parser in (trenchcoat(), kubectl()):
-        text += f"\n## {parser.prog}\n\n{parser.description}\n"
+        text += f"\n## {parser.prog}\n\n{parser.description}\n\n"
+        text += table(("argument", "what it is"), list(_arguments(parser)))
         for action in parser._actions:
             if isinstance(action, argparse._SubParsersAction):
                 for name, command in action.choices.items():
@@ -222,7 +223,7 @@ def _kind(field: dict[str, Any]) -> str:
 
 def _arguments(command: argparse.ArgumentParser) -> Iterator[Row]:
     for action in command._actions:
-        if isinstance(action, argparse._HelpAction):
+        if isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
             continue
         value = action.metavar or (
             action.dest.upper() if action.nargs != 0 and not action.option_strings else ""

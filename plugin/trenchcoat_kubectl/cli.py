@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from trenchcoat_api.planning.command import add_options
-from trenchcoat_api.printing import OutputError, Printer
+from trenchcoat_api.printing import OutputError, Printer, add_version
 
 from trenchcoat_kubectl import commands, planning, reporting
 from trenchcoat_kubectl.kubectl import Kubectl, PluginError
@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kubectl trenchcoat", description="Watch and steer linearizations.", parents=[common]
     )
+    add_version(parser)
     subcommands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, text: str, run: object) -> argparse.ArgumentParser:

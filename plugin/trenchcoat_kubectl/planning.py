@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from rich.console import Console
+from trenchcoat_api import texts
 from trenchcoat_api.artifacts import Artifact, Artifacts, DataFacts
 from trenchcoat_api.planning.command import given, read_config, tell
 from trenchcoat_api.planning.model import PlannedModel
@@ -24,7 +25,7 @@ def plan(arguments: Namespace, kubectl: Kubectl, console: Console) -> int:
     try:
         wanted = Trenchcoat.from_yaml(arguments.file)
     except (InvalidTrenchcoatError, OSError) as error:
-        raise PluginError(str(error)) from error
+        raise PluginError(texts.fault(error)) from error
     others = [read(body) for body in kubectl.get(RESOURCE)["items"]]
     try:
         model, data = _model(arguments, wanted, others)
@@ -33,7 +34,7 @@ def plan(arguments: Namespace, kubectl: Kubectl, console: Console) -> int:
         keys = {artifact.key for artifact in known}
         made = make_plan(outline, _as_nodes_tell(given(arguments, keys.__contains__), wanted, kubectl))
     except (OSError, ValueError) as error:
-        raise PluginError(str(error)) from error
+        raise PluginError(texts.fault(error)) from error
     code = tell(made, wanted.spec, arguments, console)
     if arguments.output == "table":
         console.print(told(known))

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import stat
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,20 @@ from trenchcoat_kubectl import cli, commands, planning
 from trenchcoat_kubectl.kubectl import Kubectl, PluginError, _documents
 
 from tests.plugin import samples
+
+
+def test_it_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert not ended.value.code
+    assert capsys.readouterr().out == f"kubectl trenchcoat {version('trenchcoat')}\n"
+
+
+def test_a_file_that_is_not_there_is_told_without_numbers(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert cli.main(["plan", str(tmp_path / "not-there.yaml")]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}/not-there.yaml: No such file or directory\n"
 
 
 @pytest.mark.parametrize("word", ["7", "07", "cria-07"])

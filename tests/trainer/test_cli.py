@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
@@ -25,6 +26,23 @@ def without(module: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", WITHOUT, module, *words], capture_output=True, text=True, check=False
     )
+
+
+def test_it_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert not ended.value.code
+    assert capsys.readouterr().out == f"trenchcoat {version('trenchcoat')}\n"
+
+
+@pytest.mark.parametrize("command", ["plan", "rates", "run"])
+def test_a_file_that_is_not_there_is_told_without_numbers(
+    command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "not-there.yaml"
+    assert cli.main([command, str(file)]) == ExitCode.BAD_INPUT
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {file}") and told.endswith(": No such file or directory\n")
 
 
 def test_what_is_missing_is_told_with_what_brings_it() -> None:

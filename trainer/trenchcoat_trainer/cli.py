@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trenchcoat_api.exitcodes import ExitCode
-from trenchcoat_api.printing import OutputError
+from trenchcoat_api.printing import OutputError, add_version
 from trenchcoat_api.stages import DISTRIBUTED, WITHOUT_ADAPTED_TEACHER, Stage
 
 from trenchcoat_trainer.local.command import add_run, at_least_one
@@ -80,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="trenchcoat", description="Linearize large Llama models, one Cria at a time."
     )
+    add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_plan(commands)
     add_rates(commands)

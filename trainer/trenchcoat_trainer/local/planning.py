@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from trenchcoat_api import texts
 from trenchcoat_api.artifacts import Artifact, Artifacts
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.planning.command import add_options, given, read_config, tell
@@ -46,7 +47,7 @@ def _run(arguments: argparse.Namespace) -> int:
             message += f"; {_BY_CONFIG}"
         return fail(message, int(error.exit_code))
     except (InvalidTrenchcoatError, OSError, ValueError) as error:
-        return fail(str(error), int(ExitCode.BAD_INPUT))
+        return fail(texts.fault(error), int(ExitCode.BAD_INPUT))
     return tell(plan, spec, arguments, Printer())
 
 

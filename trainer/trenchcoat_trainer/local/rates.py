@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
+from trenchcoat_api import texts
 from trenchcoat_api.artifacts import Artifact, Artifacts, Manifest
 from trenchcoat_api.crias import cria_ranges
 from trenchcoat_api.exitcodes import ExitCode
@@ -59,7 +60,7 @@ def _run(arguments: argparse.Namespace) -> int:
     except StageError as error:
         return fail(str(error), int(error.exit_code))
     except (InvalidTrenchcoatError, OSError, ValueError) as error:
-        return fail(str(error), int(ExitCode.BAD_INPUT))
+        return fail(texts.fault(error), int(ExitCode.BAD_INPUT))
     head = (
         f"# By `trenchcoat rates`, of the run {trenchcoat.metadata.name}.\n"
         f"# What it does not tell is in proportion to {found.like}.\n"

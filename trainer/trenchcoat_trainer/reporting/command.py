@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+from trenchcoat_api import texts
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.printing import Printer
 from trenchcoat_api.resource import InvalidTrenchcoatError, Trenchcoat
@@ -48,7 +49,7 @@ def _run(arguments: argparse.Namespace) -> int:
     except StageError as error:
         return fail(str(error), int(error.exit_code))
     except (InvalidTrenchcoatError, OSError, ValueError) as error:
-        return fail(str(error), int(ExitCode.BAD_INPUT))
+        return fail(texts.fault(error), int(ExitCode.BAD_INPUT))
     console.print(f"The report:\n  {output or store_path}", markup=False, highlight=False, soft_wrap=True)
     return int(ExitCode.OK)
 

@@ -16,6 +16,8 @@ import reference
 
 OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+([^)#\s]+)(?:#[^)]*)?\)")
 """Links to files of the repository that are no pages of the site."""
+NO_PROSE = ("#", "|", "!", "-", "```", "<")
+"""How paragraphs begin that are headings, tables, pictures, lists, blocks or comments."""
 HEAD = """# Trenchcoat
 
 > Linearize large Llamas on Kubernetes, one Cria at a time: an operator, and a command for one machine.
@@ -67,6 +69,6 @@ def line(name: str, path: str, texts: dict[str, str]) -> str:
     """One page."""
     body = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", texts[path].partition("\n")[2])
     paragraphs = (" ".join(part.split()) for part in body.split("\n\n"))
-    first = next((part for part in paragraphs if part and part[0] not in "#|!`-"), "")
+    first = next((part for part in paragraphs if part and not part.startswith(NO_PROSE)), "")
     sentence = re.split(r"(?<=\.)\s", first)[0].removesuffix(":")
     return f"- [{name}]({path}): {sentence}\n" if sentence else f"- [{name}]({path})\n"

@@ -188,7 +188,8 @@ def labels() -> str:
             name = line.partition(" = ")[0]
             words = _told(lines, number) or _comment_above(lines, number)
             rows.append((f"`{getattr(constants, name)}`", match.group(1).lower(), words))
-    return "# Labels and annotations\n\n" + table(("key", "kind", "what it holds"), rows)
+    head = "# Labels and annotations\n\nOf Jobs and pods, unless it says otherwise.\n\n"
+    return head + table(("key", "kind", "what it holds"), rows)
 
 
 def _schema(part: str) -> dict[str, Any]:

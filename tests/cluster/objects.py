@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -13,9 +14,12 @@ from demo.watch import condition
 from kubernetes.client import ApiClient, CoreV1Api, CustomObjectsApi
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config import new_client_from_config
+from urllib3 import Retry
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny.yaml"
 Body = dict[str, Any]
+LASTING = 15.0
+"""Seconds after which a stall will not pass by itself."""
 SMALL_EVALUATION = {
     "evaluate__enabled": True,
     "evaluate__lengthMultiples": [],
@@ -39,8 +43,11 @@ def example(name: str, **changes: Any) -> Body:
 
 
 def connect(environment: Environment) -> ApiClient:
-    """A client for the API server."""
-    return new_client_from_config(str(environment.kubeconfig))
+    """A client for the API server, which asks again where that could not answer, as kubelets do."""
+    client = new_client_from_config(str(environment.kubeconfig))
+    retries = Retry(total=6, backoff_factor=0.5, status_forcelist=(429, 500, 503, 504), raise_on_status=False)
+    client.rest_client.pool_manager.connection_pool_kw["retries"] = retries
+    return client
 
 
 @lru_cache
@@ -73,17 +80,28 @@ def wait(
     timeout: float,
     watch: Callable[[Body], None] = lambda body: None,
 ) -> Body:
-    """Poll a Trenchcoat until a predicate holds; fails at once when it stalls otherwise."""
+    """Poll a Trenchcoat until a predicate holds; fails soon when it stalls otherwise.
+
+    A stall that passes by itself should not have been told: it is a warning, with its reason.
+    """
     deadline = time.monotonic() + timeout
+    stalled_since: float | None = None
     while True:
         body = read(environment, name)
         watch(body)
         if until(body):
             return body
-        stalled = condition(body, "Stalled")
+        stalled, now = condition(body, "Stalled"), time.monotonic()
         expected = condition(body, "Accepted").get("status") == "False"
-        assert expected or stalled.get("status") != "True", f"{name} stalled: {stalled.get('message')}"
-        assert time.monotonic() < deadline, (
+        if expected or stalled.get("status") != "True":
+            stalled_since = None
+        elif stalled_since is None:
+            stalled_since = now
+            warnings.warn(f"{name} stalls: {stalled.get('reason')}: {stalled.get('message')}", stacklevel=2)
+        assert stalled_since is None or now - stalled_since < LASTING, (
+            f"{name} stalled: {stalled.get('message')}"
+        )
+        assert now < deadline, (
             f"{name} did not get there in {timeout:.0f} s: {json.dumps(body['status'], indent=1)}"
         )
         time.sleep(1)

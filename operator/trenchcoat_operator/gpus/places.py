@@ -9,6 +9,9 @@ from trenchcoat_operator.model.capacity import BoundPod, Capacity, Demand, Node,
 UNSCHEDULABLE_GRACE = timedelta(seconds=20)
 """The scheduler may find a node for a pod within this time before anybody is told."""
 
+SETTLING = timedelta(minutes=3)
+"""A node that has just started may have its GPUs after so long: their device plugin is a pod, too."""
+
 Free = dict[str, int]
 """Free GPUs by node."""
 
@@ -111,3 +114,18 @@ def could_ever_fit(nodes: tuple[Node, ...], demand: Demand, *, together: bool) -
     able = [node for node in nodes if admits(node, demand.placement, ever=True)]
     places = sum(node.allocatable.get(demand.resource, 0) // demand.gpus for node in able)
     return places >= (demand.pods if together else 1)
+
+
+def settled_by(nodes: Iterable[Node], demand: Demand, now: datetime) -> datetime | None:
+    """Until when nodes that could take the pods may still tell of GPUs, which they lose while they restart.
+
+    None where no such node has become ready, or ceased to be, a moment ago.
+    """
+    ends = [
+        node.ready_since + SETTLING
+        for node in nodes
+        if node.ready_since is not None
+        and not node.allocatable.get(demand.resource)
+        and admits(node, demand.placement, ever=True)
+    ]
+    return max((end for end in ends if end > now), default=None)

@@ -6,7 +6,15 @@ from datetime import datetime, timedelta
 from heapq import heapify, heappop, heappush
 
 from trenchcoat_operator.gpus import reasons
-from trenchcoat_operator.gpus.places import Free, Nodes, could_ever_fit, count_free, place, place_all
+from trenchcoat_operator.gpus.places import (
+    Free,
+    Nodes,
+    could_ever_fit,
+    count_free,
+    place,
+    place_all,
+    settled_by,
+)
 from trenchcoat_operator.model.capacity import Capacity, Contender, Demand
 
 
@@ -18,6 +26,8 @@ class Grant:
     reason: str = ""
     never: bool = False
     """No node of the cluster could ever take them, not even an empty one."""
+    never_from: datetime | None = None
+    """When that will be for certain, where a node has just restarted."""
     full: bool = False
     """Whether more would find no room, and it is nobody's turn but the asking one's."""
     nowhere: bool = False
@@ -54,6 +64,7 @@ def grant(capacity: Capacity, asking: Contender, now: datetime, patience: timede
         granted,
         reasons.why_not_more(capacity, asking, sharing.kept_for, others, never),
         never,
+        settled_by(capacity.nodes, demand, now) if never else None,
         full=not others and sharing.kept_for in ("", asking.name),
         nowhere=not could_ever_fit(capacity.nodes, demand, together=False),
         due=due,

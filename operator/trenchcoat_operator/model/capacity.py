@@ -56,6 +56,8 @@ class Node:
     taints: tuple[Taint, ...] = ()
     usable: bool = True
     """Whether it is ready and takes pods now."""
+    ready_since: datetime | None = None
+    """When it became ready, or ceased to be."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,8 +199,11 @@ def _extended(resources: Object) -> dict[str, int]:
 def node(body: Object) -> Node:
     """A node."""
     cordoned = (body.get("spec") or {}).get("unschedulable")
+    conditions = (body.get("status") or {}).get("conditions") or []
+    ready: Object = next((item for item in conditions if item.get("type") == "Ready"), {})
     return Node(
-        usable=not cordoned and _condition(body, "Ready") is not None,
+        usable=not cordoned and ready.get("status") == "True",
+        ready_since=moment(ready.get("lastTransitionTime")),
         name=body["metadata"]["name"],
         allocatable=_extended((body.get("status") or {}).get("allocatable") or {}),
         labels=body["metadata"].get("labels") or {},

@@ -25,6 +25,9 @@ def look_again(situation: Situation, status: TrenchcoatStatus, *, hurry: bool) -
         waits.append(poll)
     # Those that wait for GPUs are woken: a look of each, again and again, would be most of all work.
     shared = any(hold.waiting is WaitingReason.SHARED for hold in situation.released.held.values())
+    moments = [hold.look_at for hold in situation.released.held.values()]
+    moments += [assessment.look_at for assessment in situation.assessments]
+    waits += [max(0.5, (moment - look.now).total_seconds()) for moment in moments if moment is not None]
     if situation.released.start or shared:
         waits.append(poll)
     if not look.store_is_known:
@@ -34,8 +37,6 @@ def look_again(situation: Situation, status: TrenchcoatStatus, *, hurry: bool) -
     if usage.is_open(status, look):
         waits.append(usage.LAG.total_seconds())
     for assessment in situation.assessments:
-        if assessment.look_at is not None:
-            waits.append(max(0.5, (assessment.look_at - look.now).total_seconds()))
-        elif assessment.state in (State.STARTING, State.RUNNING):
+        if assessment.look_at is None and assessment.state in (State.STARTING, State.RUNNING):
             waits.append(poll)
     return min(waits, default=None)

@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
-from trenchcoat_operator.gpus.places import free, room_by, unplaced
+from trenchcoat_operator.gpus.places import SETTLING, free, room_by, settled_by, unplaced
 from trenchcoat_operator.model.capacity import BoundPod, Capacity, Demand, Node, Placement
 
 GPU = "nvidia.com/gpu"
@@ -55,3 +56,17 @@ def test_of_other_resources_that_no_node_has_the_scheduler_speaks() -> None:
     """A Job taken back for them would be made again at once, and again."""
     promised = (Demand(GPU, 1, 1, owner="ml/net"), Demand("rdma/hca", 1, 1, owner="ml/net"))
     assert unplaced(Capacity(nodes=TWO, promised=promised), GPU) == frozenset()
+
+
+def test_a_node_that_has_just_restarted_may_still_tell_of_its_gpus() -> None:
+    """A kubelet that starts knows of none until their device plugin has told it of them."""
+    demand, since = Demand(GPU, 1, 1), datetime(2026, 1, 1, tzinfo=UTC)
+    restarted, end = Node("a", {GPU: 0}, ready_since=since), since + SETTLING
+    settles = partial(settled_by, demand=demand)
+    assert settles([restarted], now=since + SETTLING / 2) == end
+    assert settles([restarted, replace(restarted, ready_since=since + SETTLING)], now=since) == end + SETTLING
+    assert settles([restarted], now=end) is None
+    assert settles([replace(restarted, allocatable={GPU: 1})], now=since) is None
+    assert settles([Node("unknown", {})], now=since) is None
+    elsewhere = replace(demand, placement=Placement(node_selector={"pool": "b"}))
+    assert settled_by([restarted], elsewhere, since) is None

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import groupby
 
 from trenchcoat_api.stages import Stage
@@ -27,6 +27,8 @@ class Hold:
     """What a person must mend."""
     place: str = ""
     """In the queue, such as 2 of 3."""
+    look_at: datetime | None = None
+    """When time alone makes a problem of it."""
 
 
 Holds = dict[str, Hold]
@@ -198,5 +200,6 @@ def _no_gpu(grant: sharing.Grant, pending: int) -> Hold:
     if pending:
         jobs = "1 Job waits" if pending == 1 else f"{pending} Jobs wait"
         return Hold(WaitingReason.GPU, f"{grant.reason}; {jobs} for nodes to be added", place=grant.place)
-    problem = Problem("Unschedulable", grant.reason) if grant.never else None
-    return Hold(WaitingReason.GPU, grant.reason, problem, grant.place)
+    certain = grant.never and grant.never_from is None
+    problem = Problem("Unschedulable", grant.reason) if certain else None
+    return Hold(WaitingReason.GPU, grant.reason, problem, grant.place, grant.never_from)

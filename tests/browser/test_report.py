@@ -5,42 +5,23 @@
 Pictures of it are left in build/browser, to be looked at.
 """
 
-import os
-import shutil
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page
 from trenchcoat_report.page import render
 
+from tests.browser.settings import PICTURES, WCAG
 from tests.reports import samples
 
-TOP = Path(__file__).parents[2]
-PICTURES = TOP / "build" / "browser"
 SIZES = {"desktop": (1100, 800), "phone": (360, 740)}
-WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 RUNS = {
     "6x2": samples.small,
     "14x9": samples.large,
     "14x9-going-on": lambda: samples.large(complete=False),
 }
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """Chromium without a window, and without a sandbox where root has none."""
-    program = os.environ.get("TRENCHCOAT_CHROMIUM") or shutil.which("chromium")
-    assert program, (
-        "there is no chromium: `make test-browser` installs Debian's, or name one in TRENCHCOAT_CHROMIUM"
-    )
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        started = playwright.chromium.launch(executable_path=program, args=arguments)
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,11 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page
 
-from tests.browser.test_report import PICTURES, WCAG, browser
+from tests.browser.settings import PICTURES, WCAG
 from tests.control_plane import ControlPlane, control_plane
 from tests.operator.plane.viewing import Server, person, rights, viewer
 from tests.reports import samples
 
-__all__ = ["browser"]
 KIND = ("trenchcoat.dev", "v1alpha1", "viewer-mine", "trenchcoats", "llama-405b")
 
 

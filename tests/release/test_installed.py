@@ -22,7 +22,7 @@ def wheel(made: Path) -> Path:
 def bare(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """`pip install trenchcoat`, without extras."""
     environment = new_environment(tmp_path_factory.mktemp("bare"))
-    install(environment, wheel(made))
+    install(environment, "--compile-bytecode", wheel(made))  # as pip does, and uv does not
     return environment
 
 
@@ -44,7 +44,7 @@ def megabytes(folder: Path) -> float:
 def test_without_extras_it_is_small_and_has_no_torch(bare: Environment) -> None:
     assert not (bare.packages / "torch").exists() and not (bare.packages / "numpy").exists()
     print(f"without extras: {megabytes(bare.packages):.0f} MB")
-    assert megabytes(bare.packages) < 45  # docs/installing.md says 35
+    assert megabytes(bare.packages) < 65  # docs/installing.md says 54
 
 
 def test_without_extras_it_plans(bare: Environment) -> None:

@@ -102,11 +102,29 @@ def passes(outline: Outline) -> list[list[MeasuredSet]]:
 
 
 def reads_of_weights(outline: Outline) -> int:
-    """How often the Crias' weights are read, by all ranks together: by each in every pass that it is in."""
+    """How often the Crias' weights are read, by all pods together: by each in every pass that it is in."""
+    each = stage_size(outline.spec, Stage.EVALUATE).processes_per_node
+    return sum(-(-ranks // each) for ranks in _busy_ranks(outline))
+
+
+def reads_of_trained(outline: Outline) -> int:
+    """How often what Crias have trained is read: by each rank in every pass that it is in."""
+    return sum(_busy_ranks(outline))
+
+
+def _busy_ranks(outline: Outline) -> list[int]:
+    """How many ranks have batches, in each pass; the first ones."""
     ranks = stage_size(outline.spec, Stage.EVALUATE).ranks
-    return sum(
+    return [
         min(ranks, sum(batches(outline, item) * item.forms for item in group)) for group in passes(outline)
-    )
+    ]
+
+
+def share_read(outline: Outline) -> float:
+    """What one rank reads of the weights in a pass, at most: those of a pod each read a layer at a time."""
+    each = stage_size(outline.spec, Stage.EVALUATE).processes_per_node
+    turns = sum(-(-len(cria.layers) // each) for cria in outline.crias)
+    return turns / sum(len(cria.layers) for cria in outline.crias)
 
 
 def batch_sequences(outline: Outline, item: MeasuredSet) -> int:

@@ -217,11 +217,14 @@ def _evaluate(outline: Outline) -> dict[str, float]:
     tokens = max(spec.evaluate.batch_size, longest) * outline.length
     maps = max(map_parameters(spec.attention, outline.kinds_of(cria), facts) for cria in outline.crias)
     merged = FP32 * facts.hidden_size * facts.heads * facts.head_dim
+    layers, embedding = outline.longest_cria * outline.layer_bytes, embedding_parameters(facts) * outline.item
+    if stage_size(spec, Stage.EVALUATE).processes_per_node > 1:
+        layers = max(layers, embedding)  # which one rank hands the others, before any layer
     rows = min(max(1, LOGITS // facts.vocab_size), tokens)
     logits = rows * facts.vocab_size * (3 * FP32 + outline.item)
     return {
-        "layers": outline.longest_cria * outline.layer_bytes,
-        "head": embedding_parameters(facts) * outline.item,
+        "layers": layers,
+        "head": embedding,
         "maps": FP32 * maps,
         "work space": max(_forward(outline, tokens), logits, merged),
         "context": CONTEXT,

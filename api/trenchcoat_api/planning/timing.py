@@ -16,6 +16,7 @@ from trenchcoat_api.planning.evaluation import (
     batches,
     longest_share,
     passes,
+    share_read,
     stored_states,
 )
 from trenchcoat_api.planning.memory import (
@@ -303,7 +304,7 @@ def _evaluate(outline: Outline, fleet: Fleet) -> float:
 
 
 def evaluation_seconds(outline: Outline, fleet: Fleet) -> float:
-    """Every rank reads all weights in each pass, and carries its share of the batches through them."""
+    """Every pod reads all weights in each pass; every rank carries its share of the batches through them."""
     rate, facts = fleet.kind.passes.evaluation, outline.facts
 
     def batch_seconds(item: MeasuredSet) -> float:
@@ -313,7 +314,7 @@ def evaluation_seconds(outline: Outline, fleet: Fleet) -> float:
 
     taken = passes(outline)
     computing = sum(longest_share(outline, group, batch_seconds) for group in taken)
-    reading = _store(fleet, len(taken) * weight_bytes(outline))
+    reading = _store(fleet, len(taken) * weight_bytes(outline) * share_read(outline))
     moved = 2 * len(outline.crias) * stored_states(outline)
     moving = _store(fleet, moved / ranks_of(outline, Stage.EVALUATE))
     return reading + max(computing, moving)

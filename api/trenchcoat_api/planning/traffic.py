@@ -1,7 +1,7 @@
 """Bytes that Jobs move from and to the store."""
 
 from trenchcoat_api.phases import adapter_epochs
-from trenchcoat_api.planning.evaluation import reads_of_weights, stored_states
+from trenchcoat_api.planning.evaluation import reads_of_trained, reads_of_weights, stored_states
 from trenchcoat_api.planning.outline import Outline
 from trenchcoat_api.planning.sizes import embedding_parameters, layer_parameters
 from trenchcoat_api.planning.storage import artifact_bytes, weight_bytes
@@ -27,7 +27,7 @@ def read_bytes(outline: Outline, stage: Stage) -> int:
             return weights + adapter_epochs(outline.spec) * tokens
         case Stage.EVALUATE:
             states = len(outline.crias) * stored_states(outline)
-            return reads_of_weights(outline) * (weights + crias) + states
+            return reads_of_weights(outline) * weights + reads_of_trained(outline) * crias + states
         case Stage.EXPORT:
             return weights + crias + artifact_bytes(outline, Stage.STITCH)
         case _:

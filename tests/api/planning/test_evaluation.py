@@ -9,9 +9,15 @@ from trenchcoat_api.planning.evaluation import (
     evaluation_sets,
     longest_share,
     passes,
+    reads_of_trained,
     reads_of_weights,
+    share_read,
+    stored_states,
 )
+from trenchcoat_api.planning.memory import gpu_need
 from trenchcoat_api.planning.plan import Given, StagePlan, make_plan
+from trenchcoat_api.planning.storage import artifact_bytes, weight_bytes
+from trenchcoat_api.planning.traffic import read_bytes
 from trenchcoat_api.stages import Stage
 
 from tests.api.planning.models import outline
@@ -42,19 +48,48 @@ def test_the_longest_share_is_that_of_batches_dealt_one_by_one(nodes: int, gpus:
         assert longest_share(found, group, cost) == pytest.approx(max(shares))
 
 
-def test_every_rank_reads_all_weights_and_no_number_of_them_is_faster_than_that() -> None:
-    one, eight, many = evaluation(), evaluation(gpusPerNode=8), evaluation(nodes=100, gpusPerNode=10)
-    assert (one.gpus, eight.gpus, many.gpus) == (1, 8, 1000)
-    assert one.gpu_memory_bytes == eight.gpu_memory_bytes
-    assert one.keys == eight.keys == many.keys
-    reading = 4 * outline().facts.parameters * 2 / Given().rates.store.bytes_per_second
-    assert one.seconds / 8 < eight.seconds < one.seconds / 2
-    assert reading < many.seconds < eight.seconds
-    # A rank that has no batch of a pass reads nothing in it.
-    assert reads_of_weights(outline(evaluate__gpusPerNode=8)) == 8 * len(passes(outline()))
-    assert reads_of_weights(outline(evaluate__nodes=100, evaluate__gpusPerNode=10)) < 1000 * len(
-        passes(outline())
+def test_every_pod_reads_all_weights_and_no_number_of_them_is_faster_than_that() -> None:
+    one, four, many = evaluation(), evaluation(nodes=4), evaluation(nodes=100)
+    assert (one.gpus, four.gpus, many.gpus) == (1, 4, 100)
+    assert one.gpu_memory_bytes == four.gpu_memory_bytes
+    assert one.keys == four.keys == many.keys
+    found = outline()
+    reading = len(passes(found)) * weight_bytes(found) / Given().rates.store.bytes_per_second
+    assert one.seconds / 4 < four.seconds < one.seconds / 2
+    assert reading < many.seconds < four.seconds
+    assert reads_of_weights(outline(evaluate__nodes=4)) == 4 * len(passes(found))
+    # A pod that has no batch of a pass reads nothing in it.
+    more = outline(evaluate__nodes=100, evaluate__gpusPerNode=10)
+    assert reads_of_weights(more) < 100 * len(passes(found))
+
+
+def test_the_ranks_of_a_pod_read_the_weights_once_for_all_of_them() -> None:
+    one, eight = outline(), outline(evaluate__gpusPerNode=8)
+    count = len(passes(one))
+    assert reads_of_weights(eight) == reads_of_weights(one) == count
+    assert reads_of_trained(eight) == 8 * reads_of_trained(one) == 8 * count
+    for ranks, found in ((1, one), (8, eight)):
+        states = len(found.crias) * stored_states(found)
+        trained = ranks * artifact_bytes(found, Stage.CRIA)
+        assert read_bytes(found, Stage.EVALUATE) == count * (weight_bytes(found) + trained) + states
+    assert reads_of_weights(outline(evaluate__nodes=3, evaluate__gpusPerNode=8)) == 3 * count
+    assert evaluation().gpu_memory_bytes == evaluation(gpusPerNode=8).gpu_memory_bytes
+
+
+@pytest.mark.parametrize(
+    ("layers", "gpus", "share"), [(9, 1, 1.0), (9, 8, 2 / 9), (9, 9, 1 / 9), (9, 64, 1 / 9), (6, 4, 2 / 6)]
+)
+def test_the_layers_of_a_cria_are_read_in_turns(layers: int, gpus: int, share: float) -> None:
+    found = outline("llama-3.1-405b", layersPerCria=layers, evaluate__gpusPerNode=gpus)
+    assert share_read(found) == pytest.approx(share)
+
+
+def test_a_gpu_of_several_holds_the_embedding_that_another_hands_it() -> None:
+    one, two = (
+        gpu_need(outline("llama-3.2-1b", layersPerCria=1, evaluate__gpusPerNode=gpus), Stage.EVALUATE).total
+        for gpus in (1, 2)
     )
+    assert one < two
 
 
 def test_a_pod_of_several_gpus_has_as_many_processes_on_its_host() -> None:

@@ -21,11 +21,17 @@ class Place:
 
     rank: int = 0
     world_size: int = 1
+    local_world_size: int = 1
+    """Processes of its pod, whose ranks follow one another; of every pod as many."""
 
     @classmethod
     def from_environment(cls) -> Self:
-        """As RANK and WORLD_SIZE say; without them, the only one."""
-        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        """As RANK, WORLD_SIZE and LOCAL_WORLD_SIZE say; without them, the only one."""
+        return cls(
+            int(os.environ.get("RANK", "0")),
+            int(os.environ.get("WORLD_SIZE", "1")),
+            int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        )
 
 
 @dataclass(kw_only=True)
@@ -42,5 +48,7 @@ class StageContext(Inputs):
     stop: StopRequest
     writer: ArtifactWriter
     checkpoint: Checkpoint
+    local_world_size: int = 1
+    """As `Place` has it."""
     folder: Path | None = None
     """The folder that stands for the store, where one does."""

@@ -60,6 +60,7 @@ def open_context(
         crias=crias,
         rank=place.rank,
         world_size=place.world_size,
+        local_world_size=place.local_world_size,
         progress=ProgressReporter(store, artifact, clock, silent=place.rank > 0),
         stop=stop or StopRequest(),
         writer=ArtifactWriter(store, artifact, clock),

@@ -1,4 +1,4 @@
-"""The processes of one stage: joining them, and passing a wish to stop between them."""
+"""The processes of one stage: joining them, and passing tensors and a wish to stop between them."""
 
 import os
 from collections.abc import Iterator
@@ -65,6 +65,11 @@ def tell_stop(stop: StopRequest) -> None:
 def told_stop(stop: StopRequest) -> bool:
     """Whether this rank, or one that has told, was asked to stop."""
     return stop.requested or (dist.is_initialized() and key_value_store().check([_STOP]))
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The memory of a contiguous tensor, to send or to receive: not every backend knows bfloat16."""
+    return tensor.view(-1).view(torch.uint8)
 
 
 def key_value_store() -> Store:

@@ -1,8 +1,9 @@
 """Ranks that share a list of work out: whose each item is, how much all have done, when all have come.
 
 None waits for another but where it says so, and then without end, looking whether it shall stop: a share may
-take longer than a collective operation would wait. What they know of one another stands in the key-value
-store of their process group, which the first rank holds.
+take longer than a collective operation would wait. So ranks of a pod meet here before each such operation.
+What they know of one another stands in the key-value store of their process group, which the first rank
+holds.
 """
 
 import logging
@@ -14,11 +15,13 @@ import torch.distributed as dist
 
 from trenchcoat_trainer.errors import PreemptedError, StageError
 from trenchcoat_trainer.runtime.context import StageContext
-from trenchcoat_trainer.runtime.ranks import key_value_store, tell_stop, told_stop
+from trenchcoat_trainer.runtime.ranks import JOIN_TIMEOUT, key_value_store, tell_stop, told_stop
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
+_GO_ON, _END = "go on", "end"
+_STOPPED = "another rank was asked to stop; what is done is saved, the next start goes on from it"
 LEAVE_SECONDS = 30.0
 """The first rank waits for the others to leave, at most so long: without its store they would fail."""
 
@@ -31,6 +34,12 @@ class Sharing:
         self.rank, self.world_size = context.rank, context.world_size
         self._stop = context.stop
         self._store = key_value_store() if self.world_size > 1 else dist.HashStore()
+        size = context.local_world_size if self.world_size > 1 else 1
+        first = self.rank - self.rank % size
+        self.pod = range(first, first + size)
+        """The ranks of this one's pod."""
+        self.pod_group = dist.new_subgroups(size, timeout=JOIN_TIMEOUT)[0] if size > 1 else None
+        """Their process group, for collective operations; None where it is alone."""
 
     @property
     def is_first(self) -> bool:
@@ -61,9 +70,7 @@ class Sharing:
             with self._reaching():
                 is_told = told_stop(self._stop)
             if is_told:
-                raise PreemptedError(
-                    "another rank was asked to stop; what is done is saved, the next start goes on from it"
-                )
+                raise PreemptedError(_STOPPED)
 
     def wait_for_all(self, place: str, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Wait until every rank has come to a place, whose name is used once.
@@ -82,6 +89,38 @@ class Sharing:
             meanwhile()
             time.sleep(POLL_SECONDS)
         meanwhile()
+
+    def meet(self, place: str, said: str, meanwhile: Callable[[], None] = lambda: None) -> list[str]:
+        """Wait until every rank of the pod has come to a place, from which all of them go on, or none does.
+
+        A collective operation may follow: no rank waits in it for one that was asked to stop in between.
+
+        Args:
+            place: its name, which a pod uses once.
+            said: what the others are told.
+            meanwhile: called again and again.
+
+        Returns:
+            What each rank of the pod has said, in order.
+
+        Raises:
+            PreemptedError: a stop was requested; every rank of the pod that has come raises it.
+            StageError: the first rank is gone.
+        """
+        self._arrive(place, said)
+        stops = False
+        while not (stops or self._are_at(place, self.pod)):
+            meanwhile()
+            time.sleep(POLL_SECONDS)
+            with self._reaching():
+                stops = told_stop(self._stop)
+        with self._reaching():
+            # The first to decide does so for all.
+            decided = self._store.compare_set(_key(place, self.pod), "", _END if stops else _GO_ON)
+            if decided.decode() == _GO_ON:
+                return [self._store.get(_key(place, rank)).decode() for rank in self.pod]
+        self._stop.check()
+        raise PreemptedError(_STOPPED)
 
     def leave(self, *, waits: bool) -> None:
         """Say that this rank needs the first one no longer; the last thing that it does.
@@ -102,9 +141,9 @@ class Sharing:
         while waits and not self._are_at("left", others) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
 
-    def _arrive(self, place: str) -> None:
+    def _arrive(self, place: str, said: str = "1") -> None:
         with self._reaching():
-            self._store.set(_key(place, self.rank), "1")
+            self._store.set(_key(place, self.rank), said)
 
     def _are_at(self, place: str, ranks: range) -> bool:
         with self._reaching():
@@ -138,5 +177,6 @@ def shared_out(context: StageContext) -> Iterator[Sharing]:
             logger.info("%s", error)
 
 
-def _key(place: str, rank: int) -> str:
-    return f"trenchcoat/{place}/{rank}"
+def _key(place: str, whose: int | range) -> str:
+    name = whose if isinstance(whose, int) else f"{whose.start} to {whose.stop - 1}"
+    return f"trenchcoat/{place}/{name}"

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from trenchcoat_api import evaluation_states
 from trenchcoat_api.artifacts import Facts
 from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.checkpoints.pod_weights import PodWeights
 from trenchcoat_trainer.checkpoints.shards import load_rest_weights
 from trenchcoat_trainer.data import TokenData
 from trenchcoat_trainer.errors import BadInputError, PreemptedError
@@ -281,6 +282,20 @@ def test_few_states_in_the_store_are_in_memory_at_a_time(open_training, training
     monkeypatch.setattr(states.Stored, "_read", reading)
     evaluate.run(context)
     assert 1 < most <= evaluation_states.AHEAD + evaluation_states.PENDING + 1
+
+
+def test_the_weights_of_one_cria_are_held_at_a_time(context, monkeypatch):
+    held, most, read = [], [], PodWeights.cria
+
+    def reading(own, cria):
+        most.append(sum(1 for array in held if array() is not None))
+        arrays = {name: tensor.numpy().copy() for name, tensor in read(own, cria).items()}
+        held.extend(weakref.ref(array) for array in arrays.values())
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    monkeypatch.setattr(PodWeights, "cria", reading)
+    evaluate.run(context)
+    assert len(most) > 3 and not any(most)
 
 
 @pytest.mark.parametrize("crias", [1, 2])

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from trenchcoat_api.crias import CriaRange
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.checkpoints.pod_weights import PodWeights
+from trenchcoat_trainer.checkpoints.shards import load_object
 from trenchcoat_trainer.models.artifacts import load_student_config
 from trenchcoat_trainer.runtime.context import Place, StageContext
 from trenchcoat_trainer.runtime.opening import open_context
@@ -31,6 +35,18 @@ from tests.waiting import until
 
 EVALUATE = "trenchcoat_trainer.stages.evaluate"
 IN_THE_STORE_ALONE = {f"{EVALUATE}.states.IN_MEMORY_BYTES": 0}
+READS = "reads"
+
+
+def noting_reads(inputs: Any, path: str, device: Any) -> dict[str, torch.Tensor]:
+    """In place of `load_object`: notes what of the teacher is read, by any rank."""
+    with (inputs.folder / READS).open("a") as file:
+        file.write(f"{path}\n")
+    return load_object(inputs, path, device)
+
+
+CHECKPOINTS = "trenchcoat_trainer.checkpoints"
+NOTING_READS = {f"{CHECKPOINTS}.{module}.load_object": noting_reads for module in ("pod_weights", "shards")}
 
 
 @pytest.fixture(scope="module")
@@ -55,29 +71,41 @@ def make(
 @pytest.fixture(scope="module")
 def alone(make: Callable[..., StageRunner]) -> StageRunner:
     """The evaluation by one process."""
-    runner = make({})
+    runner = make(NOTING_READS)
     assert runner.run()[0] == [0]
     return runner
+
+
+def of_one_pod(ranks: int) -> dict[str, str]:
+    """The variable of so many ranks that says so."""
+    return {"LOCAL_WORLD_SIZE": str(ranks)}
+
+
+def reads(runner: StageRunner) -> Counter[str]:
+    """How often each object of the teacher's weights was read."""
+    return Counter((runner.folder / READS).read_text().split())
 
 
 def report(runner: StageRunner) -> bytes:
     return runner.store.read(runner.artifact.prefix + REPORT)
 
 
-def ended(runner: StageRunner, ranks: int) -> list[int | None]:
-    """The exit codes of so many ranks, each of which ends by itself."""
-    processes = runner.start(world_size=ranks)
+def ended(runner: StageRunner, ranks: int, pod: int = 1) -> list[int | None]:
+    """The exit codes of so many ranks in pods of so many, each of which ends by itself."""
+    processes = runner.start(world_size=ranks, environment=of_one_pod(pod))
     for process in processes:
         process.join(TIMEOUT)
     return [process.exitcode for process in processes]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "settings"), [(2, {}), (3, IN_THE_STORE_ALONE)])
-def test_any_number_of_ranks_leaves_the_same_bytes(make, alone, ranks, settings):
-    runner = make(settings)
-    codes, _ = runner.run(world_size=ranks)
+@pytest.mark.parametrize(("ranks", "pods", "settings"), [(3, 1, IN_THE_STORE_ALONE), (4, 2, {})])
+def test_any_number_of_ranks_leaves_the_same_bytes(make, alone, ranks, pods, settings):
+    runner = make(settings | NOTING_READS)
+    codes, _ = runner.run(world_size=ranks, environment=of_one_pod(ranks // pods))
     assert codes == [0] * ranks
+    # A pod reads all weights in each pass, whatever its ranks.
+    assert reads(runner) == Counter({path: pods * times for path, times in reads(alone).items()})
     assert report(runner) == report(alone)
     assert results(runner.manifest()) == results(alone.manifest())
     assert not runner.leftovers()
@@ -101,13 +129,23 @@ def failing_after_a_pass(context: StageContext, config: Any, own: Pass, source: 
         raise RuntimeError("broken")
 
 
+class StoppedBeforeACria(PodWeights):
+    """In place of `PodWeights`: the second rank is told to end before it comes to a Cria with the first."""
+
+    def cria(self, cria: CriaRange) -> dict[str, torch.Tensor]:
+        if os.environ["RANK"] == "1" and cria.index == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().cria(cria)
+
+
 @pytest.mark.slow
 def test_killed_or_told_to_end_it_goes_on_with_another_number_of_ranks(make, alone):
     runner = make(IN_THE_STORE_ALONE)
-    codes, _ = runner.run(Kill("checkpoint: half", 20), world_size=3, killed_rank=2)
+    killing = Kill("checkpoint: half", 20)
+    codes, _ = runner.run(killing, world_size=3, killed_rank=2, environment=of_one_pod(3))
     assert codes[2] == -signal.SIGKILL
     runner.settings = IN_THE_STORE_ALONE | {f"{EVALUATE}.cross": stopped_after_a_pass}
-    assert ended(runner, 2) == [ExitCode.PREEMPTED] * 2
+    assert ended(runner, 2, pod=2) == [ExitCode.PREEMPTED] * 2
     assert runner.leftovers() and not runner.is_complete()
     runner.settings = {}
     assert runner.run(world_size=3)[0] == [0] * 3
@@ -124,6 +162,13 @@ def test_the_others_end_when_the_first_is_gone(make):
     assert not runner.is_complete()
 
 
+@pytest.mark.slow
+def test_the_others_of_a_pod_end_with_one_that_is_told_to(make):
+    runner = make({f"{EVALUATE}.PodWeights": StoppedBeforeACria})
+    assert ended(runner, 2, pod=2) == [ExitCode.PREEMPTED] * 2
+    assert not runner.is_complete()
+
+
 def test_a_rank_without_batches_reads_no_weights(spec, stitched_store, tmp_path, monkeypatch):
     def refuse(*_):
         pytest.fail("it reads a Cria's weights")
@@ -135,13 +180,9 @@ def test_a_rank_without_batches_reads_no_weights(spec, stitched_store, tmp_path,
     with SavedStates(context.checkpoint) as saved:
         states = hold(saved, "teacher", Begin(range(0), embed=lambda _: pytest.fail("it embeds"), bytes=0))
         own = Pass([text], {("teacher", text.name): states}, has_shares=False)
-        crossing.cross(
-            context,
-            config,
-            own,
-            None,
-            Ledger(context, Sharing(context), [text], Course(None, [], context.crias, 1)),
-        )
+        ledger = Ledger(context, Sharing(context), [text], Course(None, [], context.crias, 1))
+        weights = PodWeights(context, ledger.sharing, torch.device("cpu"), ledger.tell)
+        crossing.cross(context, config, own, SimpleNamespace(weights=weights), ledger)
         head = {"model.norm.weight": torch.ones(64), "lm_head.weight": torch.ones(300, 64)}
         found = score(states, text, head, config, size=2)
     assert found.nats.dtype == torch.float64

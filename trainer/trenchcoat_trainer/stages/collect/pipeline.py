@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 
 from trenchcoat_trainer.runtime.context import StageContext
-from trenchcoat_trainer.runtime.ranks import tell_stop, told_stop
+from trenchcoat_trainer.runtime.ranks import as_bytes, tell_stop, told_stop
 
 _STOP, _GO_ON = 0, 1
 
@@ -55,7 +55,7 @@ class Pipeline:
     def receive(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Hidden states from the rank before."""
         hidden = torch.empty(shape, dtype=dtype, device=self._device)
-        dist.recv(_as_bytes(hidden), self._rank - 1)
+        dist.recv(as_bytes(hidden), self._rank - 1)
         return hidden
 
     def send(self, hidden: torch.Tensor) -> None:
@@ -64,7 +64,7 @@ class Pipeline:
             return
         self._finish_sending()
         hidden = hidden.contiguous()
-        work = dist.isend(_as_bytes(hidden), self._rank + 1)
+        work = dist.isend(as_bytes(hidden), self._rank + 1)
         if work is not None:
             self._sent = (work, hidden)
 
@@ -78,8 +78,3 @@ class Pipeline:
         if self._sent is not None:
             self._sent[0].wait()
             self._sent = None
-
-
-def _as_bytes(hidden: torch.Tensor) -> torch.Tensor:
-    # Not every backend knows bfloat16.
-    return hidden.view(torch.uint8)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from trenchcoat_api.artifacts import ModelFacts
 from trenchcoat_api.decode_state import DecodeState, decode_state
 
-from trenchcoat_trainer.checkpoints.shards import load_rest_weights
+from trenchcoat_trainer.checkpoints.pod_weights import PodWeights
 from trenchcoat_trainer.errors import BadInputError
 from trenchcoat_trainer.models.artifacts import (
     adapted_teacher_adapters,
@@ -66,26 +66,29 @@ def _run(context: StageContext, device: torch.device, sharing: Sharing) -> None:
     check_harness(context.spec)
     decode = decode_state(context.spec, model)
     plan = make_plan(context, config, decode)
-    rest = load_rest_weights(context)
+    variants = (*plan.variants, *plan.parts)
+    adapters = {"stitched": stitch_adapters(context)}
+    if ADAPTED in variants:
+        adapters["adaptedTeacher"] = adapted_teacher_adapters(context)
+    cost = costs(context, model, config.keep_softmax_layers or (), on_gpu=device.type == "cuda")
+    course = Course(cost, variants, context.crias, _batch_tokens(context))
+    ledger = Ledger(context, sharing, plan.sets, course)
+    weights = PodWeights(context, sharing, device, ledger.tell)
+    rest = weights.rest()
     embeddings = rest["model.embed_tokens.weight"]
     head = {
         "model.norm.weight": rest["model.norm.weight"].to(device),
         "lm_head.weight": rest.get("lm_head.weight", embeddings).to(device),  # absent when tied
     }
-    variants = (*plan.variants, *plan.parts)
-    adapters = {"stitched": stitch_adapters(context)}
-    if ADAPTED in variants:
-        adapters["adaptedTeacher"] = adapted_teacher_adapters(context)
-    source = Source(variants, adapters, decode.equal_window, embeddings, device)
-    cost = costs(context, model, config.keep_softmax_layers or (), on_gpu=device.type == "cuda")
-    course = Course(cost, variants, context.crias, _batch_tokens(context))
-    ledger = Ledger(context, sharing, plan.sets, course)
+    del rest
+    source = Source(weights, variants, adapters, decode.equal_window, embeddings.cpu(), device)
+    del embeddings
     context.progress.forecast = ledger.left
     scores, shares = measure(context, config, plan.sets, source, head, ledger)
     context.progress.forecast = None
     sharing.wait_for_all("measured")  # and nobody writes what is not complete any more
 
-    del head, rest, embeddings, source  # the whole model takes their place
+    del head, source  # the whole model takes their place
     if sharing.is_first:
         _write_report(context, device, model, plan, decode, (scores, shares))
     sharing.wait_for_all("complete")

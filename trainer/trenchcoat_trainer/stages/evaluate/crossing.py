@@ -98,7 +98,8 @@ def cross(
 ) -> None:
     """Carry this rank's states of one pass through all Crias, from where the last attempt stopped.
 
-    A rank that has none, for there are fewer batches than ranks, reads no weights.
+    The ranks of a pod enter each Cria together, for they read its weights for one another: also one that has
+    no states, because there are fewer batches than ranks. A pod without any reads none.
 
     Args:
         context: the stage's context.
@@ -119,7 +120,8 @@ def cross(
                 ledger.course.resume(form, item, passed[form, item.name])
         logger.info("going on: %d of %d batches have passed their Crias", ledger.done, ledger.total)
     wanted = {form for (form, _), counted in passed.items() if counted}
-    for cria in context.crias[min(counts, default=len(context.crias)) :]:
+    first = source.weights.earliest(min(counts, default=len(context.crias)))
+    for cria in context.crias[first:]:
         for variant, model in cria_of_each(context, config, cria, source, wanted):
             for item in own.sets:
                 place = (variant.name, item.name)
@@ -139,6 +141,7 @@ def cross(
                     own.states[place].update(index, model(hidden), state)
                     ledger.course.ran(variant.name, item, index, cria)
                     ledger.count(batch[..., 0].numel())
+            del model  # else its weights are held while those of the next Cria are read
 
 
 def _restore(own: Pass) -> dict[Place, dict[int, int]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from trenchcoat_api.crias import CriaRange
 
-from trenchcoat_trainer.checkpoints.shards import load_cria_weights
+from trenchcoat_trainer.checkpoints.pod_weights import PodWeights
 from trenchcoat_trainer.models.adapters import adapted_weights, merge_adapters
 from trenchcoat_trainer.models.artifacts import (
     Adapters,
@@ -46,6 +46,8 @@ class Variant:
 class Source:
     """What Crias in the form of variants are made of, besides their own artifacts."""
 
+    weights: PodWeights
+    """Those of the teacher."""
     variants: tuple[Variant, ...]
     adapters: Mapping[str, Adapters]
     """Those over the whole model that stitching and adapting the teacher left, by `Variant.weights`."""
@@ -101,8 +103,13 @@ def cria_of_each(
     source: Source,
     wanted: Collection[str],
 ) -> Iterator[tuple[Variant, CriaModel]]:
-    """Yield one Cria in the form of each variant that is wanted, by name; one set of weights is held."""
-    weights = load_cria_weights(context, cria, source.device)
+    """Yield one Cria in the form of each variant that is wanted, by name; one set of weights is held.
+
+    All ranks of a pod come here for the same Crias in order, also one that wants nothing.
+    """
+    weights = source.weights.cria(cria)
+    if not wanted:
+        return
     untrained, trained = untrained_parameters(context, config, cria), trained_parameters(context, cria)
     for name in WEIGHTS:
         variants = [item for item in source.variants if item.weights == name and item.name in wanted]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from trenchcoat_trainer.models.artifacts import Tensors
+from trenchcoat_trainer.runtime.ranks import as_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +60,5 @@ def _scatter(parameter: nn.Parameter, weight: torch.Tensor | None, source: int) 
         whole = weight.to(own.device, own.dtype).flatten()
         if padding := own.numel() * dist.get_world_size() - weight.numel():
             whole = F.pad(whole, (0, padding))
-        parts = [_as_bytes(part) for part in whole.split(own.numel())]
-    dist.scatter(_as_bytes(own), parts, src=source)
-
-
-def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    # Not every backend knows bfloat16.
-    return tensor.view(torch.uint8)
+        parts = [as_bytes(part) for part in whole.split(own.numel())]
+    dist.scatter(as_bytes(own), parts, src=source)

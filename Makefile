@@ -78,6 +78,7 @@ test-tracking: venv  ## real servers of MLflow and trackio, TensorBoard's own re
 docs:  ## the documentation site, into build/site; fails where a link leads nowhere
 	@hack/python-env docs
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+	@echo "To read it, with its search: python3 -m http.server --directory build/site"
 
 unit: venv  ## tests without a cluster, under a minute; make test has the slow ones too
 	$(PYTHON) -m pytest -q -n auto tests --ignore tests/cluster --ignore tests/serving --ignore tests/versions --ignore tests/browser --ignore tests/release -m "not slow"

@@ -5,6 +5,7 @@ import secrets
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 from demo.environment import DemoError, Environment
@@ -12,7 +13,7 @@ from demo.results import collect_results, download, load_and_generate, summarize
 from local_cluster import lifecycle
 
 from tests.cluster.conftest import NAME
-from tests.cluster.held import prepared
+from tests.cluster.held import UNTIL_GO, Gate, prepared
 from tests.cluster.objects import (
     SMALL_EVALUATION,
     Body,
@@ -207,18 +208,19 @@ def two_gpus_each(store: Environment):
     lifecycle.claim_gpus(cluster, [1] * cluster.node_count)
 
 
-TELL_RANK = """
+TELL_RANK = f"""
 import os
 if "LOCAL_RANK" in os.environ:  # a pod's launcher has a RANK, too: that of the pod
     # At one stroke: print writes each of its words by itself here, and another rank's come between.
-    os.write(1, f"rank {os.environ['RANK']} is here\\n".encode())
-"""
+    os.write(1, f"rank {{os.environ['RANK']}} is here\\n".encode())
+    # The training operator deletes what still runs of a job whose first pod has ended, and its log with it.
+{indent(UNTIL_GO, 4 * " ")}"""
 IS_HERE = re.compile(r"rank (\d+) is here\n")
 
 
 @pytest.fixture
 def told(store: Environment) -> Iterator[Body]:
-    """Pods whose ranks say who they are."""
+    """Pods whose ranks say who they are, and go on once a test lets them."""
     with prepared(store, "told", TELL_RANK) as settings:
         yield settings
 
@@ -261,16 +263,22 @@ def test_a_pod_of_several_gpus_runs_a_process_for_each(
     The evaluation behind the stitch is one pod of two ranks.
     """
     name = f"wide-{stage}"
+    selector = f"trenchcoat.dev/stage={stage}"
+    gate = Gate(store, name, selector)
 
-    def made(body) -> bool:
+    def met(body: Body) -> bool:
+        logs = [log_of(store, pod) for pod in pods(store, name, selector)]
+        return sorted(sorted(IS_HERE.findall(log)) for log in logs) == [["0", "1"], ["2", "3"]]
+
+    def made(body: Body) -> bool:
+        gate(body)
         return row(body, stage).get("state") == "Succeeded"
 
     apply(store, example(name, **(FEW | changes), pods={stage: told}))
     try:
+        wait(store, name, met, timeout=600)
         done = row(wait(store, name, made, timeout=600), stage)
         assert (done["source"], done["attempt"]) == ("Computed", 1)
-        logs = [log_of(store, pod) for pod in pods(store, name, f"trenchcoat.dev/stage={stage}")]
-        assert sorted(sorted(IS_HERE.findall(log)) for log in logs) == [["0", "1"], ["2", "3"]]
         if changes.get("evaluate__enabled"):
             wait(store, name, succeeded, timeout=600)
             (evaluation,) = jobs_of(store, name, "evaluate")

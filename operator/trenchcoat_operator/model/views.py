@@ -32,12 +32,15 @@ def _owned(body: Object, uid: str) -> bool:
     return any(item.get("uid") == uid for item in body["metadata"].get("ownerReferences") or [])
 
 
+def _conditions(body: Object, kind: str) -> Iterator[Object]:
+    """Those of a type, whatever their status."""
+    told = (body.get("status") or {}).get("conditions") or []
+    return (item for item in told if item.get("type") == kind)
+
+
 def _condition(body: Object, kind: str) -> Object | None:
-    for item in (body.get("status") or {}).get("conditions") or []:
-        if item.get("type") == kind and item.get("status") == "True":
-            found: Object = item
-            return found
-    return None
+    """The one of a type that is true."""
+    return next((item for item in _conditions(body, kind) if item.get("status") == "True"), None)
 
 
 def _policy(kind: ChildKind, body: Object) -> Object:
@@ -199,8 +202,7 @@ def _extended(resources: Object) -> dict[str, int]:
 def node(body: Object) -> Node:
     """A node."""
     cordoned = (body.get("spec") or {}).get("unschedulable")
-    conditions = (body.get("status") or {}).get("conditions") or []
-    ready: Object = next((item for item in conditions if item.get("type") == "Ready"), {})
+    ready: Object = next(_conditions(body, "Ready"), {})
     return Node(
         usable=not cordoned and ready.get("status") == "True",
         ready_since=moment(ready.get("lastTransitionTime")),

@@ -80,16 +80,16 @@ def write_end(pipe: Path) -> IO[str] | None:
 
 def test_ctrl_c_leaves_no_traceback(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "spec.yaml")  # which it waits for
-    with (
-        subprocess.Popen(
-            [sys.executable, "-m", "trenchcoat_trainer", "plan", str(tmp_path / "spec.yaml")],
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as command,
-        until(lambda: write_end(tmp_path / "spec.yaml"), 60, "it reads"),
-    ):
-        command.send_signal(signal.SIGINT)
-        _, told = command.communicate()
+    with subprocess.Popen(
+        [sys.executable, "-m", "trenchcoat_trainer", "plan", str(tmp_path / "spec.yaml")],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as command:
+        # Closed before its end is waited for: a signal that comes just before Python starts to read is
+        # noted, but wakes no read; Python looks for it when the read has ended.
+        with until(lambda: write_end(tmp_path / "spec.yaml"), 60, "it reads"):
+            command.send_signal(signal.SIGINT)
+        _, told = command.communicate(timeout=120)
     assert command.returncode == 128 + signal.SIGINT
     assert "Traceback" not in told and "ended at once" in told
 

@@ -59,6 +59,8 @@ class StoreLook:
             for child in children
             if child.owned and child.phase is ChildPhase.FAILED and not child.outcome
         }
+        # Those have left all that they leave, whatever they reported last.
+        self._done = {child.key for child in children if any(pod.ended_at is not None for pod in child.pods)}
         self._reports = former.progress if former is not None else {}
         self._manifests: dict[str, Manifest] = {}
         self._progress: dict[str, Progress] = {}
@@ -124,7 +126,8 @@ class StoreLook:
     def _read(self, reader: StoreReader, artifact: Artifact, *, absent_for: float) -> None:
         """Read one artifact, unless it was missed a moment ago.
 
-        Of what is being made the progress is read, and as long as that says that it goes on nothing else.
+        Of what is being made the progress is read, and as long as that says that it goes on and no pod has
+        ended nothing else.
         """
         if absent_for and self._stores.manifests.is_absent(reader, artifact, absent_for):
             return
@@ -133,7 +136,7 @@ class StoreLook:
             report = reader.progress(artifact)
         if report is not None:
             self._progress[artifact.key] = report
-            if artifact.key in self._at_work and _goes_on(report):
+            if artifact.key in self._at_work - self._done and _goes_on(report):
                 return
         manifest = self._stores.manifest(reader, artifact)
         if manifest is not None:

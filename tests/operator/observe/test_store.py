@@ -3,13 +3,14 @@
 import base64
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from trenchcoat_api.artifacts import Artifact, Artifacts
+from trenchcoat_api.artifacts import Artifact, Artifacts, Progress
+from trenchcoat_api.stages import Stage
 from trenchcoat_operator.kubernetes.kinds import SECRETS, Kind
-from trenchcoat_operator.model.observed import ChildPhase
+from trenchcoat_operator.model.observed import ChildPhase, Pod
 from trenchcoat_operator.observe.store import StoreLook
 from trenchcoat_operator.storage.access import Stores
 from trenchcoat_operator.works import graph
@@ -85,3 +86,25 @@ def test_what_another_look_missed_is_known_once_it_was_read(server: MinioServer)
     assert tokenize.key in StoreLook(stores, owner, ()).read().manifests
     stores.manifests.put_absent(stores.open(owner), tokenize)
     assert tokenize.key in StoreLook(stores, owner, ()).read().manifests
+
+
+def test_what_a_pod_left_is_there_as_soon_as_its_container_has_ended(server: MinioServer) -> None:
+    """A kubelet tells of the pod's end seconds later, and the Job's controller after it."""
+    owner = trenchcoat("one", store={"endpoint": server.endpoint, "bucket": BUCKET, "prefix": "ended"})
+    stores = Stores(OneSecret(), lambda *_: None)  # type: ignore[arg-type]
+    tokenize = Artifacts(owner.spec).tokenize
+    (work,) = (work for work in graph.build(owner.spec, {}).works if work.key == tokenize.key)
+    now = datetime.now(UTC)
+    runs = Pod(name="p", phase="Running", node="n1", started_at=now - timedelta(seconds=9))
+    child = world.child_of(owner, work, pods=(runs,), phase=ChildPhase.ACTIVE)
+    told = Progress(
+        stage=Stage.TOKENIZE, key=work.key, phase="tokenize", step=0, steps=1, fraction=0.7, updated_at=now
+    )
+    server.store().write(tokenize.progress_path, told.model_dump_json(by_alias=True).encode())
+    write(server, tokenize)
+
+    seen = StoreLook(stores, owner, (child,)).read()
+    assert seen.progress[tokenize.key].fraction == 0.7 and not seen.manifests
+    ended = replace(child, pods=(replace(runs, exit_code=0, ended_at=now),))
+    seen = StoreLook(stores, owner, (ended,)).read()
+    assert tokenize.key in seen.manifests and not seen.progress

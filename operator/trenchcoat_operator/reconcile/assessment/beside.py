@@ -19,13 +19,23 @@ def outstaying(child: Child) -> tuple[Pod, ...]:
 
 
 def ends_at(child: Child) -> datetime | None:
-    """When such pods are ended, from which on the GPUs that they hold are given back."""
-    ends = [pod.ended_at for pod in outstaying(child) if pod.ended_at is not None]
+    """When such pods are ended, from which on the GPUs that they hold are given back.
+
+    None where all of their containers have ended by themselves: nothing is left to end, the node is slow.
+    """
+    ends = [pod.ended_at for pod in outstaying(child) if pod.ended_at is not None and pod.beside]
     return max(ends) + SIDECAR_GRACE if ends else None
 
 
 def told(child: Child) -> str:
-    """Which containers are waited for."""
-    pod = outstaying(child)[0]
-    names = " and ".join(pod.beside) or "another container"
-    return f"its stage has ended, but {names} of pod {pod.name} still runs and keeps what the pod holds"
+    """Which containers are waited for.
+
+    A kubelet tells that a container has ended some seconds before it says so of the pod.
+    """
+    left = outstaying(child)
+    pod = next((pod for pod in left if pod.beside), left[0])
+    if not pod.beside:
+        return f"its stage has ended, and its node still has to clear pod {pod.name} away"
+    names = " and ".join(pod.beside)
+    verb = "runs and keeps" if len(pod.beside) == 1 else "run and keep"
+    return f"its stage has ended, but {names} of pod {pod.name} still {verb} what the pod holds"

@@ -58,6 +58,25 @@ def test_sidecars_have_a_moment_to_end_by_themselves() -> None:
     assert early.look_again <= world.SETTINGS.poll_seconds
 
 
+@pytest.mark.parametrize(
+    ("beside", "told"),
+    [
+        (("proxy",), "its stage has ended, but proxy of pod p still runs and keeps what the pod holds"),
+        (("a", "b"), "its stage has ended, but a and b of pod p still run and keep what the pod holds"),
+        ((), "its stage has ended, and its node still has to clear pod p away"),
+    ],
+)
+def test_what_is_waited_for_is_told(beside: tuple[str, ...], told: str) -> None:
+    (row,) = plan(replace(ended(0), beside=beside), complete=False, seconds=1).status.crias
+    assert (row.state, row.message) == (State.RUNNING, told)
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_node_that_is_slow_to_clear_a_pod_away_has_its_time(complete: bool) -> None:
+    """Every container has ended: to delete the Job would give nothing back sooner, and lose how it ended."""
+    assert of_child(plan(replace(ended(0), beside=()), complete=complete, seconds=10 * LATE)) == []
+
+
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
 def test_pods_that_are_over_need_no_end(phase: str) -> None:
     over = replace(ended(0), beside=(), phase=phase)

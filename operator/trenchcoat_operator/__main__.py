@@ -48,6 +48,7 @@ def _run(settings: Settings) -> None:
     registry = kopf.OperatorRegistry()
     handlers.register(registry, queue, worker)
     watching = Watching(cluster, settings, registry, worker)
+    watching.listen()  # before anybody is answered, who may then tell it to end
     with _listening("TRENCHCOAT_HEALTH_PORT", settings.health_port):
         health.serve(settings.health_port, {health.LIVE: watching.live, health.READY: watching.ready})
     watching.run()

@@ -9,7 +9,8 @@ import asyncio
 import logging
 import signal
 import threading
-from typing import Any
+import time
+from types import FrameType
 
 import kopf
 
@@ -26,6 +27,8 @@ _LOOK_SECONDS = 1.0
 _SETTLE_SECONDS = 1.0
 """For so long a new definition must be served: of several API servers each hears of it by itself."""
 _PULSE_SECONDS = 5.0
+_STEP_SECONDS = 0.1
+"""Between two looks whether a signal was noted."""
 _NOT_FOUND = 404
 
 
@@ -37,10 +40,15 @@ class Watching:
     ) -> None:
         self._cluster, self._settings, self._registry = cluster, settings, registry
         self._worker = worker
-        self._stop = threading.Event()
+        self._told_to_end = False
+        """Set by signals, in the midst of whatever this thread does: no lock may be taken there."""
         self._served = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        kopf.on.startup(registry=registry)(self._begun)
+
+    def listen(self) -> None:
+        """Note SIGTERM and SIGINT from now on; call from the main thread."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
 
     def run(self) -> None:
         """Follow Trenchcoats until SIGTERM or SIGINT.
@@ -49,6 +57,7 @@ class Watching:
             Exception: whatever ends kopf, unless it is that Trenchcoats are not served any more.
         """
         working = False
+        self.listen()
         try:
             while self._wait_until_served():
                 if working:
@@ -87,18 +96,13 @@ class Watching:
             )
         return self.live()
 
-    async def _begun(self, **_: Any) -> None:
-        self._loop = asyncio.get_running_loop()
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._told_to_end = True
 
     def _follow(self) -> bool:
         """Run kopf; returns whether the operator was told to end."""
         try:
-            kopf.run(
-                registry=self._registry,
-                standalone=True,
-                clusterwide=not self._settings.namespaces,
-                namespaces=self._settings.namespaces,
-            )
+            asyncio.run(self._operate())
         except Exception as error:
             if getattr(error, "status", None) != _NOT_FOUND:
                 raise
@@ -108,21 +112,46 @@ class Watching:
             self._loop, self._served = None, False
         return True
 
+    async def _operate(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        handing_over = asyncio.create_task(self._hand_over())
+        try:
+            await kopf.operator(
+                registry=self._registry,
+                standalone=True,
+                clusterwide=not self._settings.namespaces,
+                namespaces=self._settings.namespaces,
+            )
+        finally:
+            handing_over.cancel()
+
+    async def _hand_over(self) -> None:
+        """Tell kopf of a signal that came before it had handlers of its own: nobody else looks for it."""
+        while signal.getsignal(signal.SIGTERM) == self._note:
+            await asyncio.sleep(_STEP_SECONDS)
+        if self._told_to_end:
+            signal.raise_signal(signal.SIGTERM)
+
     def _wait_until_served(self) -> bool:
         """Wait for the definition; False when the operator is told to end meanwhile."""
-        for number in (signal.SIGTERM, signal.SIGINT):  # kopf's own handlers are gone when it has ended
-            signal.signal(number, lambda *_: self._stop.set())
+        self.listen()  # kopf's own handlers are gone when it has ended
         told, first = "", True
-        while not self._stop.is_set():
+        while not self._told_to_end:
             if self._is_served():
-                if first or not self._stop.wait(_SETTLE_SECONDS):
-                    return True
-                break
+                if not first:
+                    self._pause(_SETTLE_SECONDS)
+                return not self._told_to_end
             first = False
             if told != (told := self.ready()):
                 log.warning("waits: %s", told)
-            self._stop.wait(_LOOK_SECONDS)
+            self._pause(_LOOK_SECONDS)
         return False
+
+    def _pause(self, seconds: float) -> None:
+        """Let time pass, in steps: a signal that is noted just before a wait ends none."""
+        end = time.monotonic() + seconds
+        while not self._told_to_end and time.monotonic() < end:
+            time.sleep(_STEP_SECONDS)
 
     def _is_served(self) -> bool:
         try:

@@ -46,16 +46,18 @@ class Operator:
 
 
 @contextmanager
-def operator(plane: ControlPlane, log: Path) -> Iterator[Operator]:
+def operator(plane: ControlPlane, log: Path, *, program: str = "", namespace: str = "") -> Iterator[Operator]:
     port = free_port()
     variables = {
         "KUBECONFIG": str(plane.kubeconfig),
         "TRENCHCOAT_HEALTH_PORT": str(port),
         "TRENCHCOAT_METRICS_PORT": "0",
+        "TRENCHCOAT_NAMESPACES": namespace,
         "TRENCHCOAT_RESYNC_SECONDS": "600",
     }
     with log.open("wb") as out:
-        command = [sys.executable, "-W", "ignore", "-m", "trenchcoat_operator"]
+        words = ["-c", program] if program else ["-m", "trenchcoat_operator"]
+        command = [sys.executable, "-W", "ignore", *words]
         process = subprocess.Popen(command, env=os.environ | variables, stdout=out, stderr=out)
     try:
         yield Operator(process, port, log)
@@ -118,3 +120,31 @@ def test_it_ends_when_told_while_it_waits(bare: ControlPlane, tmp_path: Path) ->
     with operator(bare, tmp_path / "operator.log") as running:
         until(lambda: running.answer("/healthz")[0] == 503, 120, "it waits")
         running.ends_well()
+
+
+TOLD_MEANWHILE = """
+import signal, sys
+from trenchcoat_operator import health, __main__ as program
+from trenchcoat_operator.loop.worker import Worker
+
+def then_told(owner, name):
+    call = getattr(owner, name)
+    def called(*arguments):
+        answer = call(*arguments)
+        signal.raise_signal(signal.SIGTERM)
+        return answer
+    setattr(owner, name, called)
+
+then_told(*{{"answers probes": (health, "serve"), "starts": (Worker, "start")}}["{when}"])
+sys.exit(program.main())
+"""
+
+
+@pytest.mark.parametrize("when", ["answers probes", "starts"])
+def test_it_ends_when_told_before_kopf_would_hear_of_it(
+    plane: ControlPlane, tmp_path: Path, when: str
+) -> None:
+    """A signal that nobody looks for would have it killed, when its pod's grace period is over."""
+    program = TOLD_MEANWHILE.format(when=when)
+    with operator(plane, tmp_path / "operator.log", program=program, namespace="nobodys") as running:
+        assert running.process.wait(120) == 0

@@ -132,6 +132,29 @@ def test_a_worker_that_is_killed_is_told_with_the_remedy(encoder: Encoder) -> No
         list(results)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_what_the_terminal_tells_all_is_for_the_stage_to_decide(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """It reaches workers too, those that encode and one that has just been started."""
+    told: set[int] = set()
+    original = encoding.in_order
+
+    def telling(submit, source, depth):
+        def submitted(batch):
+            future = submit(batch)
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, number)
+                told.add(child.pid)
+            return future
+
+        return original(submitted, source, depth)
+
+    monkeypatch.setattr(encoding, "in_order", telling)
+    assert [batch.tag for batch, _ in encode_batches(encoder, batches(8), 2)] == list(range(8))
+    assert told
+
+
 def test_the_environment_says_how_many(monkeypatch) -> None:
     monkeypatch.setenv(ENV_PROCESSES, "5")
     assert usable_processes() == usable_processes(1) == 5
@@ -161,7 +184,7 @@ def test_workers_end_when_their_parent_is_killed(teacher_folder: Path, tmp_path:
     )
     assert parent.stdout is not None
     workers = [int(pid) for pid in parent.stdout.readline().split()]
-    assert len(workers) == 2
+    assert workers  # one, where it did all before another was needed
     parent.kill()
     parent.wait()
     until(lambda: not any(running(pid) for pid in workers), 120, "workers end with their parent")

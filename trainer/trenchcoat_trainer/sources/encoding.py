@@ -8,10 +8,12 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
+from multiprocessing import resource_tracker
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -128,11 +130,15 @@ def encode_batches(
     pool = ProcessPoolExecutor(
         processes, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(encoder,)
     )
+    resource_tracker.ensure_running()  # to start it takes back what `_unheard` blocks
+
+    def submit(batch: Batch[Tag]) -> Future[list[np.ndarray]]:
+        with _unheard():  # which starts a worker where there are too few
+            # Without the tag: a worker would import what it is made of.
+            return pool.submit(_encode_in_worker, batch.pieces)
+
     try:
-        # Without the tag: a worker would import what it is made of.
-        yield from in_order(
-            lambda batch: pool.submit(_encode_in_worker, batch.pieces), chain(first, source), 2 * processes
-        )
+        yield from in_order(submit, chain(first, source), 2 * processes)
     except BrokenProcessPool as error:
         raise StageError(
             "a process that encodes text was killed, perhaps for want of memory: raise "
@@ -148,13 +154,26 @@ def usable_processes(useful: int = MAX_PROCESSES) -> int:
     return int(named) if named else min(MAX_PROCESSES, usable_cores(), useful)
 
 
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Let processes that are started within hear of neither Ctrl-C nor the end of the terminal, ever.
+
+    The stage decides what these mean: a worker that they end, be it while it starts, would fail the stage
+    before it has saved anything.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _worker: tuple[Encoder, Tokenizer] | None = None
 
 
 def _start_worker(encoder: Encoder) -> None:
     global _worker
-    # The stage decides what a signal means; its end is the end of its workers, even when it is killed.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The end of the stage is the end of its workers, even when it is killed.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _worker = encoder, encoder.load()

@@ -10,21 +10,23 @@ from trenchcoat_trainer.tensors.headers import TensorRange, build_header
 
 from tests.trainer.helpers.trainer_samples import make_config, save_tokenizer
 
+TOP = Path(__file__).parents[3]
 RUN_AND_TELL_MEMORY = """
-import re, sys
-from pathlib import Path
+import sys
+sys.path.append(sys.argv[1])
+from tests.trainer.helpers.peak_memory import peak
 from trenchcoat_trainer.cli import main
-code = main(sys.argv[1:])
-print(re.search(r"VmHWM:\\s*([0-9]+) kB", Path("/proc/self/status").read_text())[1])
+code = main(sys.argv[2:])
+print(peak())
 sys.exit(code)
 """
 
 
 def peak_memory(arguments: list[str | Path]) -> int:
     """Largest resident memory, in bytes, of `trenchcoat` with these arguments in a process of its own."""
-    command = [sys.executable, "-c", RUN_AND_TELL_MEMORY, *map(str, arguments)]
+    command = [sys.executable, "-c", RUN_AND_TELL_MEMORY, str(TOP), *map(str, arguments)]
     child = subprocess.run(command, check=True, capture_output=True)
-    return int(child.stdout.split()[-1]) * 1024
+    return int(child.stdout.split()[-1])
 
 
 def save_sparse_teacher(folder: Path, layer_bytes: int) -> int:

@@ -17,6 +17,7 @@ from trenchcoat_trainer.sources import formats
 from trenchcoat_trainer.sources.text import Text, open_text
 from trenchcoat_trainer.store import FolderStore, S3Store
 
+TOP = Path(__file__).parents[3]
 DOCUMENTS = ["first", "zweiter — ü", "third\nwith lines"]
 
 
@@ -168,15 +169,17 @@ def test_plain_text_without_a_line_break_is_cut_all_the_same(read, tmp_path: Pat
 
 
 RESIDENT = """
-import resource, sys
+import sys
 from trenchcoat_trainer.sources.formats import read_documents
 from trenchcoat_trainer.store import FolderStore
 from pathlib import Path
 import pyarrow.parquet
-folder, name = sys.argv[1:]
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+sys.path.append(sys.argv[3])
+from tests.trainer.helpers.peak_memory import peak
+folder, name = sys.argv[1:3]
+before = peak()
 size = sum(len(text) for text in read_documents(FolderStore(Path(folder)), name, "text"))
-print(size, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print(size, (peak() - before) >> 20)
 """
 
 
@@ -187,16 +190,17 @@ def test_a_file_of_any_size_is_read_in_little_memory(tmp_path: Path, name: str) 
     megabyte = "0123456789abcde " * 65536
     opener = {".gz": gzip.open, ".zst": zstandard.open}.get(Path(name).suffix, open)
     if name == "a.parquet":
-        with pq.ParquetWriter(tmp_path / name, pa.schema([("text", pa.string())])) as writer:
+        # Pages of about a megabyte, as a writer ends them that looks often enough: one is read as a whole.
+        schema, often = pa.schema([("text", pa.string())]), 8
+        with pq.ParquetWriter(tmp_path / name, schema, write_batch_size=often) as writer:
             rows = [f"{number} {megabyte[:100_000]}" for number in range(2000)]
             writer.write_table(pa.table({"text": rows}), row_group_size=2000)
     else:
         with opener(tmp_path / name, "wb") as file:
             for _ in range(200):
                 file.write(jsonl([megabyte]) if "json" in name else megabyte.encode())
-    run = subprocess.run(
-        [sys.executable, "-c", RESIDENT, tmp_path, name], capture_output=True, text=True, check=True
-    )
+    words = [sys.executable, "-c", RESIDENT, tmp_path, name, TOP]
+    run = subprocess.run(words, capture_output=True, text=True, check=True, timeout=500)
     size, megabytes = map(int, run.stdout.split())
     assert size > 200_000_000
     assert megabytes < 64

@@ -10,8 +10,9 @@ pytestmark = pytest.mark.slow
 MEASURE = """
 import sys
 sys.path[:0] = {path!r}
-import resource, torch
+import torch
 from attention_problems import hybrid_attention, problem, transfer_loss
+from tests.trainer.helpers.peak_memory import peak
 torch.set_num_threads(1)
 
 def run(tokens):
@@ -23,9 +24,9 @@ def run(tokens):
         hybrid_attention(*tensors, window_size=64, backend="tiled").sum().backward()
 
 run(256)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 run({tokens})
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
 
 
@@ -34,7 +35,7 @@ def growth(what, tokens):
     run = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300
     )
-    return int(run.stdout) / 1024
+    return int(run.stdout) / 2**20
 
 
 @pytest.mark.parametrize("what", ["losses", "student"])

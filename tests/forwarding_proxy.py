@@ -21,6 +21,8 @@ from typing import IO
 from urllib.parse import urlsplit
 
 REFUSAL = b"<html><head><title>ERR_ACCESS_DENIED</title></head><body>Ask your network team.</body></html>"
+PATIENCE_SECONDS = 300.0
+"""For either side, on a machine that may stand still for a while; who leaves is noticed at once."""
 _HOP = {"connection", "proxy-connection", "proxy-authorization", "keep-alive", "transfer-encoding"}
 
 
@@ -33,7 +35,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not self._allowed():
             return
         host, _, port = self.path.rpartition(":")
-        with socket.create_connection((host.strip("[]"), int(port)), 60) as there:
+        with socket.create_connection((host.strip("[]"), int(port)), PATIENCE_SECONDS) as there:
             self.send_response(200, "Connection established")
             self.end_headers()
             self._tunnel(there)
@@ -42,7 +44,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _tunnel(self, there: socket.socket) -> None:
         here = self.connection
         while True:
-            for ready in select.select([here, there], [], [], 30)[0] or [None]:
+            for ready in select.select([here, there], [], [], PATIENCE_SECONDS)[0] or [None]:
                 data = ready.recv(65536) if ready is not None else b""
                 if not data:
                     return
@@ -54,7 +56,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         target = urlsplit(self.path)
         headers = {name: text for name, text in self.headers.items() if name.lower() not in _HOP}
-        there = http.client.HTTPConnection(target.hostname or "", target.port or 80, timeout=30)
+        there = http.client.HTTPConnection(target.hostname or "", target.port or 80, timeout=PATIENCE_SECONDS)
         query = f"?{target.query}" if target.query else ""
         there.request(self.command, target.path + query, body, headers)
         answer = there.getresponse()

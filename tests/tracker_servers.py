@@ -80,7 +80,7 @@ def _serving(command: list[Any], environment: dict[str, str], output: Path, aske
     finally:
         # Its workers, too; they would wait for clients that keep their connections.
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait(30)
+        process.wait(120)
 
 
 def read_events(folder: Path) -> dict[str, Any]:

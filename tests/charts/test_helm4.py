@@ -164,7 +164,7 @@ def test_installed_by_either_and_upgraded_by_helm_4(plane: ControlPlane, program
     values = ("--values", GOLDEN / "everything.values.yaml", GROUPS)
     act(program, plane, "install", "tc", CHART, *values)
     try:
-        until(lambda: observed(plane), 30, "the Deployment's controller has written to it")
+        until(lambda: observed(plane), 120, "the Deployment's controller has written to it")
         for name, fields in managed_fields(plane, "helm").items():
             assert fields, name
             shared = {path: who for path, who in fields.items() if who != {"helm"}}

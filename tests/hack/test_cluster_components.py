@@ -26,4 +26,4 @@ def test_waiting_ends_when_the_last_component_is_built(
     waiting.join(1.5)
     assert waiting.is_alive()
     build("helm")
-    until(lambda: not waiting.is_alive(), 60, "it sees the second one")
+    until(lambda: not waiting.is_alive(), 120, "it sees the second one")

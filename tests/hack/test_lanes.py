@@ -59,7 +59,9 @@ def test_lines_come_whole_and_bars_of_progress_as_they_ended(tmp_path: Path) -> 
     assert told == ["a | half", "a | ", "a | 99%", "a | last"]
 
 
-TIDY = "trap 'echo cleared; exit 130' INT; touch ready; sleep 600 & wait"
+# In steps: bash, too, may note a signal just before it waits, and wait all the same.
+UNTIL_TOLD = "while true; do sleep 1; done"
+TIDY = f"trap 'echo cleared; exit 130' INT; touch ready; {UNTIL_TOLD}"
 WHEN_READY = "until [ -e ready ]; do sleep 0.1; done;"
 
 
@@ -74,9 +76,7 @@ def test_a_failure_ends_the_others_which_clear_away_first(tmp_path: Path) -> Non
         shell("bad", f"{WHEN_READY} echo why; exit 3", "touch never"),
         shell("after it", "touch never", after=("bad",)),
     )
-    began = time.monotonic()
-    assert made.go() == 1
-    assert time.monotonic() - began < 300  # and not 600
+    assert made.go() == 1  # and not after the ten minutes of a test, for the other one would go on for ever
     assert made.failed is not None and made.failed.lane.name == "bad"
     assert "bad failed: exit code 3" in told
     assert "cleared" in made.ran[0].log.read_text()
@@ -146,7 +146,7 @@ def test_a_signal_ends_everything_and_a_second_one_does_not_cut_it_short(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     clear = "touch clearing; until [ -e told-twice ]; do sleep 0.1; done; echo cleared; exit 130"
-    tidy = f"trap '{clear}' INT; touch ready; sleep 600 & wait"
+    tidy = f"trap '{clear}' INT; touch ready; {UNTIL_TOLD}"
     program = PROGRAM.format(hack=str(REPO / "hack"), tidy=tidy)
     with subprocess.Popen(
         [sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, text=True
@@ -175,8 +175,7 @@ lanes.runner.Running = slowly
 
 
 def test_a_signal_while_a_lane_is_being_started_ends_that_lane_too(tmp_path: Path) -> None:
-    tidy = "trap 'echo cleared; exit 130' INT; touch ready; sleep 200 & wait"
-    program = PROGRAM.format(hack=str(REPO / "hack"), tidy=tidy)
+    program = PROGRAM.format(hack=str(REPO / "hack"), tidy=TIDY)
     program = program.replace("try:\n", STARTED_SLOWLY + "try:\n")
     with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE) as process:
         until((tmp_path / "ready").exists, 120, "the lane runs")
@@ -295,7 +294,7 @@ def test_the_ones_that_start_components_wait_until_they_are_built(tmp_path: Path
             assert sum("test_check_sizes" in line and "PASSED" in line for line in said) > 5
             assert not any("test_notes" in line and ("PASSED" in line or "SKIPPED" in line) for line in said)
             mark.touch()
-            tests.wait(600)
+            tests.wait(500)
         finally:
             tests.kill()
     ended = [line for line in log.read_text().splitlines() if line.startswith("tests/charts/test_notes.py::")]

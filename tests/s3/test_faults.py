@@ -1,6 +1,5 @@
 """What failures of a store mean, whoever meets them."""
 
-import socket
 from xml.etree.ElementTree import ParseError
 
 import pytest
@@ -8,6 +7,7 @@ import urllib3
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 from trenchcoat_s3.connection import Address, Credentials, Patience, again, connect
 from trenchcoat_s3.faults import FAILURES, Fault, fault_of, root_cause
+from trenchcoat_trainer.runtime.ports import free_port
 
 KEY = Credentials("accessed-by", "kept-secret")
 
@@ -48,9 +48,7 @@ def test_what_is_no_answer_of_a_store() -> None:
 
 
 def test_where_nobody_listens_the_cause_is_told_the_same_way_each_time() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()  # that stays so: the kernel gives it to nobody
     causes = set()
     for _ in range(2):
         address = Address(f"http://127.0.0.1:{port}", "us-east-1")

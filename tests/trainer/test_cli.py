@@ -87,7 +87,7 @@ def test_ctrl_c_leaves_no_traceback(tmp_path: Path) -> None:
     ) as command:
         # Closed before its end is waited for: a signal that comes just before Python starts to read is
         # noted, but wakes no read; Python looks for it when the read has ended.
-        with until(lambda: write_end(tmp_path / "spec.yaml"), 60, "it reads"):
+        with until(lambda: write_end(tmp_path / "spec.yaml"), 120, "it reads"):
             command.send_signal(signal.SIGINT)
         _, told = command.communicate(timeout=120)
     assert command.returncode == 128 + signal.SIGINT

@@ -261,7 +261,7 @@ def heard_from(rank: int, port: int) -> None:
     """Return when a rank is on its way to meet another: the first waits at the port, others come there."""
     if rank > 0:
         with socket.create_server(("127.0.0.1", port)) as server:
-            server.settimeout(60)
+            server.settimeout(120)
             server.accept()
         return
 
@@ -269,7 +269,7 @@ def heard_from(rank: int, port: int) -> None:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
-    until(listens, 60, "the first rank waits for others")
+    until(listens, 120, "the first rank waits for others")
 
 
 @pytest.mark.slow
@@ -288,7 +288,7 @@ def test_a_signal_ends_a_rank_that_waits_for_one_that_never_comes(
     try:
         heard_from(rank, port)
         bereft.send_signal(signal.SIGTERM)
-        assert bereft.wait(60) == -signal.SIGTERM
+        assert bereft.wait(120) == -signal.SIGTERM
     finally:
         bereft.kill()
 

@@ -206,7 +206,8 @@ def test_what_was_just_written_is_waited_for(following, monkeypatch: pytest.Monk
     informers, _ = following(api)
     informers.beside("ConfigMap", TINY), informers.jobs()
     with api.opened:
-        assert api.opened.wait_for(lambda: len(api.watches) >= 3, 120)
+        wanted = {CONFIG_MAPS, JOBS}
+        assert api.opened.wait_for(lambda: wanted <= {kind for kind, _, _ in api.watches}, 120)
     made = job("new") | {"kind": "Job"}
 
     def write() -> None:

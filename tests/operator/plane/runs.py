@@ -17,6 +17,7 @@ from trenchcoat_api import constants
 from trenchcoat_api.artifacts import Artifact, Progress
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_operator.kubernetes.client import Cluster
+from trenchcoat_operator.kubernetes.errors import ApiError
 from trenchcoat_operator.loop.reconciler import Reconciler
 from trenchcoat_operator.metrics.recorder import Metrics
 from trenchcoat_operator.model.key import Key
@@ -29,6 +30,8 @@ from tests.operator.simulation import BASE
 from tests.waiting import OFTEN, until
 
 BEFORE_CRIAS = ("tokenize", "collect", "shard")
+REFUSALS = frozenset(range(400, 500)) - {409, 429}
+"""Statuses by which an API server says no; of two that write at one time one is told 409."""
 
 
 class Operator:
@@ -52,7 +55,13 @@ class Operator:
         """Look again and again until something holds of the status; returns what `holds` does."""
 
         def step() -> Any:
-            self._reconciler.step(Key(run.namespace, run.name))
+            try:
+                self._reconciler.step(Key(run.namespace, run.name))
+            except ApiError as error:
+                if error.status in REFUSALS:
+                    raise
+                print(f"looks once more: {error}")  # as the worker does, for it may stand still for a while
+                return None
             return holds(run.status())
 
         try:

@@ -1,6 +1,5 @@
 """What the operator says of a store that it cannot use. (Reading a real one is tested in tests/cluster.)"""
 
-import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -12,6 +11,7 @@ from trenchcoat_operator.storage.bucket import Bucket
 from trenchcoat_operator.storage.errors import StoreError
 from trenchcoat_operator.storage.reader import StoreReader
 from trenchcoat_s3.connection import Credentials
+from trenchcoat_trainer.runtime.ports import free_port
 
 from tests.operator.simulation import trenchcoat
 
@@ -30,14 +30,6 @@ def at(endpoint: str) -> Trenchcoat:
 
 
 @pytest.fixture
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@pytest.fixture
 def web_page() -> Iterator[int]:
     """A server that is no S3 store."""
 
@@ -52,15 +44,15 @@ def web_page() -> Iterator[int]:
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Page)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield server.server_port
     server.shutdown()
     server.server_close()
 
 
-def test_nobody_listens(closed_port: int) -> None:
-    error = fault(at(f"http://127.0.0.1:{closed_port}"))
+def test_nobody_listens() -> None:
+    error = fault(at(f"http://127.0.0.1:{free_port()}"))  # which the kernel gives to nobody
     assert error.reason == "StoreUnreachable"
     assert error.message.startswith("spec.store.endpoint: ")
     assert "0x" not in error.message, "addresses in memory would make every message a new one"

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,11 +52,24 @@ def test_where_the_cpu_is_meant_nobody_is_asked(server: ForkServer, monkeypatch:
         MachineSearch(server)
 
 
+NEVER_DONE = """
+import time
+
+def tell_gpus(arguments):
+    while True:
+        time.sleep(1)
+"""
+
+
 def test_a_search_that_dies_is_told_apart_from_gpus_that_cannot_be_used(
-    server: ForkServer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(ENV_DEVICE, raising=False)
+    (tmp_path / "never_done.py").write_text(NEVER_DONE)  # by the time that its server is killed
+    monkeypatch.setattr(machine, "_DEVICES", "never_done")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
     with (
+        ForkServer([], tmp_path / "server.log") as server,
         MachineSearch(server) as search,
         pytest.raises(StageError, match=rf"counts this machine's GPUs was ended by signal 9.*{server.log}"),
     ):

@@ -16,6 +16,7 @@ from trenchcoat_trainer.local.command import add_run, at_least_one
 from trenchcoat_trainer.local.planning import add_plan
 from trenchcoat_trainer.local.rates import add_rates
 from trenchcoat_trainer.reporting.command import add_report
+from trenchcoat_trainer.runtime.importing import importing
 from trenchcoat_trainer.runtime.processes import run_ranks, stage_arguments
 from trenchcoat_trainer.runtime.stop import StopRequest
 from trenchcoat_trainer.store.credentials import RedactingFormatter
@@ -156,7 +157,8 @@ def _run_stage(arguments: argparse.Namespace) -> int:
     # slower. Set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Late, because it loads torch, and a stop may be requested meanwhile.
-    from trenchcoat_trainer.program import run_program
+    with importing():
+        from trenchcoat_trainer.program import run_program
 
     return run_program(
         arguments.stage,

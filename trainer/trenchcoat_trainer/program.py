@@ -16,6 +16,7 @@ from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.errors import BadInputError, OutOfMemoryError, StageError
 from trenchcoat_trainer.reporting.writing import ENV_REPORT, NEVER, missing, open_reporter
 from trenchcoat_trainer.runtime.context import StageContext
+from trenchcoat_trainer.runtime.importing import importing
 from trenchcoat_trainer.runtime.opening import check_inputs, open_context
 from trenchcoat_trainer.runtime.processes import program_module
 from trenchcoat_trainer.runtime.stop import StopRequest
@@ -105,7 +106,8 @@ def run_stage(
         _tell(reporter.begin)
     # What leaves a Cria is made by its own program, which has the layers.
     program = Stage.CRIA if context.artifact.boundary is not None else stage
-    module = importlib.import_module(program_module(program))
+    with importing():
+        module = importlib.import_module(program_module(program))
     try:
         module.run(context)
     except Exception as error:

@@ -44,6 +44,11 @@ def fail(arguments):
 def crash(arguments):
     os.kill(os.getpid(), signal.SIGKILL)
 
+def collects(arguments):
+    import gc
+    print(gc.isenabled(), gc.get_freeze_count() > 0, flush=True)
+    return 0
+
 def threads(arguments):
     import torch
     print(torch.get_num_threads(), flush=True)
@@ -133,6 +138,12 @@ def test_signals_reach_it(server: ForkServer, tmp_path: Path) -> None:
     killed.process.kill()
     assert killed.process.wait() == -signal.SIGKILL
     killed.process.send_signal(signal.SIGTERM)  # nobody is there any more
+
+
+def test_it_collects_garbage_but_not_what_the_server_loaded(server: ForkServer, tmp_path: Path) -> None:
+    started = Started(server, "collects", tmp_path)
+    assert started.process.wait() == 0
+    assert started.told == ["True True"]
 
 
 def test_torch_is_told_of_its_threads(server: ForkServer, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         In the server 0; in a process that it forked what the program returned, that exits with it.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    gc.disable()  # it does nothing but import what stays: `importing` says what that saves
     server = _Server(socket.socket(fileno=int(arguments[0])), list(arguments[1:]))
     request = server.serve()
     return _run(request) if request is not None else 0
@@ -94,6 +95,7 @@ class _Server:
             _end_with(server)
             self._leave()
             channel.close()
+            gc.enable()
             _become(request["environment"], output)
             return request
         os.close(output)

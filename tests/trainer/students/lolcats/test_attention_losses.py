@@ -197,3 +197,15 @@ def test_what_is_kept_for_backward_changes_no_bit(monkeypatch, learns):
         assert torch.equal(getattr(kept, name), getattr(again, name)), name
     for name in wanted:
         assert torch.equal(its_gradients[name], gradients[name]), name
+
+
+def test_heads_may_lie_in_memory_as_projections_leave_them():
+    tensors = problem(70, batch=2, heads=4, kv_heads=2)
+    as_left = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors[:3]] + list(tensors[3:])
+    loss = functools.partial(transfer_loss, window_size=16, backend="tiled")
+    expected, gradients = with_gradients(loss, tensors, MAPS)
+    found, own_gradients = with_gradients(loss, as_left, MAPS)
+    torch.testing.assert_close(found.output, expected.output)
+    torch.testing.assert_close(found.loss, expected.loss)
+    for name in MAPS:
+        torch.testing.assert_close(own_gradients[name], gradients[name])

@@ -43,6 +43,8 @@ class _Block(NamedTuple):
     below: slice
     above: torch.Tensor
     """True where a key of the window lies after the row, [rows, window]."""
+    hiding: torch.Tensor
+    """-inf there, else 0: added to scores, which is quicker than to fill them in, and gives the same."""
 
 
 class _Inputs(NamedTuple):
@@ -74,41 +76,76 @@ class _Inputs(NamedTuple):
         return self.window_factor.to(self.phi_q.dtype).sigmoid()[:, None, None]
 
 
+class _Flat(NamedTuple):
+    """The same in the dtype that is computed in, batch and heads in one dimension: [N, T, ...], contiguous.
+
+    So products over blocks take views, where they would else copy.
+    """
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    q_teacher: torch.Tensor
+    k_teacher: torch.Tensor
+    v_teacher: torch.Tensor
+    phi_q: torch.Tensor
+    phi_k: torch.Tensor
+
+    @classmethod
+    def of(cls, x: _Inputs) -> _Flat:
+        """Flatten all that has tokens; what is one tensor twice stays one."""
+        dtype = x.phi_q.dtype
+        flat = {id(tensor): tensor.to(dtype).flatten(0, 1).contiguous() for tensor in x[:-1]}
+        return cls(*(flat[id(tensor)] for tensor in x[:-1]))
+
+    def scores(self, block: _Block, teacher: bool) -> torch.Tensor:
+        """Return s of the block, no key hidden, over all up to its last for the teacher, else its window."""
+        q, k = (self.q_teacher, self.k_teacher) if teacher else (self.q, self.k)
+        keys = slice(0, block.rows.stop) if teacher else block.window
+        return torch.bmm(q[:, block.rows], k[:, keys].mT).mul_(q.shape[-1] ** -0.5)
+
+
 def _blocks(q: torch.Tensor, window_size: int) -> Iterator[_Block]:
-    tokens = q.shape[2]
+    tokens = q.shape[-2]
     place = torch.arange(2 * window_size, device=q.device)
     # Of every block: the first has no key before it, the last may have fewer rows.
     above = place > place[:window_size, None] + window_size
+    hiding = torch.zeros_like(above, dtype=accumulation_dtype(q.dtype)).masked_fill_(above, float("-inf"))
     for start in range(0, tokens, window_size):
         stop = min(start + window_size, tokens)
         first = max(start - window_size, 0)
-        own = above[: stop - start, first - start + window_size : stop - start + window_size]
-        yield _Block(slice(start, stop), slice(first, stop), slice(0, first), own)
+        own = (slice(0, stop - start), slice(first - start + window_size, stop - start + window_size))
+        yield _Block(slice(start, stop), slice(first, stop), slice(0, first), above[own], hiding[own])
 
 
 class _Weights(NamedTuple):
-    """Of one block's rows, what forward and backward both need."""
+    """Of one block's rows, what forward and backward both need, [N, rows, keys]."""
 
     a: torch.Tensor
     """The teacher's attention, over all keys up to the block's last."""
     s: torch.Tensor
-    """The student's scores in the window."""
+    """The student's scores in the window, less the row's maximum, m."""
+    e: torch.Tensor
+    """exp of these."""
     u: torch.Tensor
     """phi_q . phi_k, over the keys below the window."""
     log_total: torch.Tensor
-    """The teacher's log-sum-exp, [B, H, rows, 1]."""
+    """The teacher's log-sum-exp, [N, rows, 1]."""
 
     @classmethod
     def of(
-        cls, x: _Inputs, block: _Block, same_scores: bool, log_total: torch.Tensor | None = None
+        cls, x: _Flat, block: _Block, same_scores: bool, log_total: torch.Tensor | None = None
     ) -> _Weights:
         """Compute them; the log-sum-exp only where it is not known yet."""
         a = x.scores(block, teacher=True)
-        s = a[..., block.window].clone() if same_scores else x.scores(block, teacher=False)
+        in_window = a[..., block.window].add_(block.hiding)
+        s = in_window if same_scores else x.scores(block, teacher=False).add_(block.hiding)
+        s = s - s.amax(-1, keepdim=True)
         if log_total is None:
-            log_total = a.logsumexp(-1, keepdim=True)
-        u = x.phi_q[:, :, block.rows] @ x.phi_k[:, :, block.below].transpose(-1, -2)
-        return cls(a.sub_(log_total).exp_(), s, u, log_total)
+            most = a.amax(-1, keepdim=True)
+            log_total = (a - most).exp_().sum(-1, keepdim=True).log_().add_(most)
+        u = torch.bmm(x.phi_q[:, block.rows], x.phi_k[:, block.below].mT)
+        return cls(a.sub_(log_total).exp_(), s, s.exp(), u, log_total)
 
 
 class _Distill(torch.autograd.Function):
@@ -118,78 +155,91 @@ class _Distill(torch.autograd.Function):
     def forward(
         ctx: Any, window_size: int, same_scores: bool, *tensors: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        x = _Inputs(*tensors)
-        dtype, sigma = x.phi_q.dtype, x.sigma()
-        v, v_teacher = x.v.to(dtype), x.v_teacher.to(dtype)
-        y, output = torch.empty_like(x.q, dtype=dtype), torch.empty_like(x.q, dtype=dtype)
-        log_total, z = x.phi_q.new_empty(2, *x.q.shape[:3], 1)
-        mse, xent = x.phi_q.new_zeros(2)
+        inputs = _Inputs(*tensors)
+        x, sigma, log_sigma = _Flat.of(inputs), *_sigma_and_log(inputs)
+        heads = inputs.q.shape[:2]
+        mse, xent = x.q.new_zeros(2)
         # Of a and u together every row has about as many as there are tokens.
-        keeps = x.q.shape[2] * log_total.nbytes <= KEPT_BYTES
+        keeps = x.q[..., 0].nbytes * x.q.shape[1] <= KEPT_BYTES
         ctx.kept = []
+        # Of every block, in order: y, output, log_total and z.
+        found: tuple[list[torch.Tensor], ...] = ([], [], [], [])
         for block in _blocks(x.q, window_size):
-            rows, window, below, above = block
+            rows, window, below, above, _ = block
             weights = _Weights.of(x, block, same_scores)
             if keeps:
                 ctx.kept.append(weights)
-            a, s, u, log_total[:, :, rows] = weights
-            output[:, :, rows] = a @ v_teacher[:, :, : rows.stop]
-
-            s = s - s.amax(-1, keepdim=True)
-            e = s.exp()
-            z[:, :, rows] = sigma * e.sum(-1, keepdim=True) + u.sum(-1, keepdim=True)
-            y[:, :, rows] = (sigma * (e @ v[:, :, window]) + u @ v[:, :, below]) / z[:, :, rows]
-            mse += (y[:, :, rows] - output[:, :, rows]).square().sum()
-            xent += z[:, :, rows].log().sum() - (a[..., below] * u.log()).sum()
-            s.masked_fill_(above, 0.0).add_(sigma.log())
-            xent -= (a[..., window] * s).sum()
+            a, s, e, u, log_total = weights
+            output = torch.bmm(a, x.v_teacher[:, : rows.stop])
+            z = (sigma * e.sum(-1, keepdim=True)).add_(u.sum(-1, keepdim=True))
+            y = (sigma * torch.bmm(e, x.v[:, window])).add_(torch.bmm(u, x.v[:, below])).div_(z)
+            for of_all, own in zip(found, (y, output, log_total, z), strict=True):
+                of_all.append(own)
+            difference = torch.empty_like(inputs.q[:, :, rows], dtype=y.dtype)
+            torch.sub(y.unflatten(0, heads), output.unflatten(0, heads), out=difference)
+            mse += difference.square_().sum()
+            xent += z.log().sum() - u.log().mul_(a[..., below]).sum()
+            xent -= (s + log_sigma).masked_fill_(above, 0.0).mul_(a[..., window]).sum()
         ctx.window_size, ctx.same_scores = window_size, same_scores
+        y, output, log_total, z = (torch.cat(of_all, dim=1) for of_all in found)
         ctx.save_for_backward(*tensors, y, output, log_total, z)
-        teacher = output.to(x.q.dtype)
+        teacher = torch.empty_like(inputs.q).copy_(output.unflatten(0, heads))
         ctx.mark_non_differentiable(teacher)
         return mse / y.numel(), xent / z.numel(), teacher
 
     @staticmethod
     def backward(ctx: Any, grad_mse: torch.Tensor, grad_xent: torch.Tensor, _: Any) -> tuple[Any, ...]:
         *tensors, y, output, log_total, z = ctx.saved_tensors
-        x = _Inputs(*tensors)
-        dtype, sigma, scale = y.dtype, x.sigma(), y.shape[-1] ** -0.5
-        k, v = x.k.to(dtype), x.v.to(dtype)
-        dq, dk, dv = (torch.zeros_like(y) if want else None for want in ctx.needs_input_grad[2:5])
-        dphi_q, dphi_k = torch.zeros_like(x.phi_q), torch.zeros_like(x.phi_k)
-        dlog_sigma = torch.zeros_like(x.window_factor, dtype=dtype)
+        inputs = _Inputs(*tensors)
+        x, heads, scale = _Flat.of(inputs), inputs.q.shape[:2], y.shape[-1] ** -0.5
+        dq_blocks, dphi_q_blocks = [], []
+        wants_q, wants_k, wants_v = ctx.needs_input_grad[2:5]
+        dk, dv = (torch.zeros_like(x.k) if want else None for want in (wants_k, wants_v))
+        dphi_k = torch.zeros_like(x.phi_k)
+        dlog_sigma = torch.zeros_like(inputs.window_factor, dtype=y.dtype)
         b = grad_xent / z.numel()
-        for index, block in enumerate(_blocks(y, ctx.window_size)):
-            rows, window, below, _ = block
-            g = (y[:, :, rows] - output[:, :, rows]) * (grad_mse * 2 / y.numel())
-            gy = (g * y[:, :, rows]).sum(-1, keepdim=True)
+        g = (y - output).mul_(grad_mse * 2 / y.numel())
+        gy = (g * y).sum(-1, keepdim=True)
+        of_rows = (g, gy, b - gy, z, _sigma_and_log(inputs)[0] / z, g / z, x.q, x.phi_q)
+        parts = zip(*(tensor.split(ctx.window_size, dim=1) for tensor in of_rows), strict=True)
+        for index, (block, part) in enumerate(zip(_blocks(y, ctx.window_size), parts, strict=True)):
+            rows, window, below = block[:3]
+            g, gy, b_gy, z, sigma_z, g_z, q, phi_q = part
             if ctx.kept:
-                a, s, u, _ = ctx.kept[index]
+                a, s, e, u, _ = ctx.kept[index]
             else:
-                a, s, u, _ = _Weights.of(x, block, ctx.same_scores, log_total[:, :, rows])
+                a, s, e, u, _ = _Weights.of(x, block, ctx.same_scores, log_total[:, rows])
 
-            du = (g @ v[:, :, below].transpose(-1, -2)).add_(b - gy).div_(z[:, :, rows])
+            du = torch.bmm(g, x.v[:, below].mT).add_(b_gy).div_(z)
             du -= a[..., below].div(u).mul_(b)
-            dphi_q[:, :, rows] = du @ x.phi_k[:, :, below]
-            dphi_k[:, :, below] += du.transpose(-1, -2) @ x.phi_q[:, :, rows]
+            dphi_q_blocks.append(torch.bmm(du, x.phi_k[:, below]))
+            dphi_k[:, below].add_(torch.bmm(du.mT, phi_q))
 
-            m, argmax = s.max(-1, keepdim=True)
-            p = (s - m).exp_().mul_(sigma / z[:, :, rows])
-            ds = p * (g @ v[:, :, window].transpose(-1, -2) - gy + b) - a[..., window] * b
+            p = e * sigma_z
+            ds = torch.bmm(g, x.v[:, window].mT).sub_(gy).add_(b).mul_(p)
+            ds -= a[..., window] * b
             row_sum = ds.sum(-1, keepdim=True)
-            dlog_sigma += row_sum.sum((0, 2, 3))
+            dlog_sigma += row_sum.view(*heads, -1).sum((0, 2))
             if dv is not None:
-                dv[:, :, below] += u.transpose(-1, -2) @ (g / z[:, :, rows])
-                dv[:, :, window] += p.transpose(-1, -2) @ g
-            if dq is not None or dk is not None:
-                ds.scatter_add_(-1, argmax, -row_sum)
-            if dq is not None:
-                dq[:, :, rows] = ds @ k[:, :, window] * scale
+                dv[:, below].add_(torch.bmm(u.mT, g_z))
+                dv[:, window].add_(torch.bmm(p.mT, g))
+            if wants_q or wants_k:
+                ds.scatter_add_(-1, s.argmax(-1, keepdim=True), -row_sum)
+            if wants_q:
+                dq_blocks.append(torch.bmm(ds, x.k[:, window]).mul_(scale))
             if dk is not None:
-                dk[:, :, window] += ds.transpose(-1, -2) @ x.q[:, :, rows].to(dtype) * scale
-        dfactor = dlog_sigma * (-x.window_factor.to(dtype)).sigmoid()
-        grads = [None if d is None else d.to(x.q.dtype) for d in (dq, dk, dv)]
-        return None, None, *grads, None, None, None, dphi_q, dphi_k, dfactor.to(x.window_factor.dtype)
+                dk[:, window].add_(torch.bmm(ds.mT, q).mul_(scale))
+        dfactor = dlog_sigma * (-inputs.window_factor.to(y.dtype)).sigmoid()
+        dq = torch.cat(dq_blocks, dim=1) if wants_q else None
+        of_heads = [None if d is None else d.to(inputs.q.dtype).unflatten(0, heads) for d in (dq, dk, dv)]
+        of_maps = [d.unflatten(0, heads) for d in (torch.cat(dphi_q_blocks, dim=1), dphi_k)]
+        return None, None, *of_heads, None, None, None, *of_maps, dfactor.to(inputs.window_factor.dtype)
+
+
+def _sigma_and_log(x: _Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return sigma and its logarithm as blocks take them, [N, 1, 1] each."""
+    sigma = x.sigma()
+    return sigma.repeat(len(x.q), 1, 1), sigma.log().repeat(len(x.q), 1, 1)
 
 
 class _LinearDistill(torch.autograd.Function):

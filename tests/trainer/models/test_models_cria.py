@@ -4,6 +4,7 @@ import pytest
 import torch
 from trenchcoat_api.spec import Lora, Wide
 from trenchcoat_trainer.models.adapters import adapted_modules, inject_adapters, merge_adapters
+from trenchcoat_trainer.models.cria import PIECE_ROWS
 from trenchcoat_trainer.models.student import initial_parameters, student_config
 
 from tests.trainer.helpers.tiny_student import ATTENTION, make_cria, make_student, make_teacher
@@ -32,6 +33,23 @@ def test_a_cria_with_softmax_is_the_teacher_bit_for_bit():
     cria.use(softmax=True)
     assert torch.equal(teacher.lm_head(teacher.model.norm(cria(hidden))), teacher(ids).logits)
     assert not torch.allclose(hybrid, cria(hidden), atol=1e-2)
+
+
+@pytest.mark.parametrize("tokens", [20, PIECE_ROWS, 2 * PIECE_ROWS + 77])
+@torch.no_grad()
+def test_a_window_over_softmax_is_that_mask_bit_for_bit(tokens):
+    cria = make_cria(make_teacher(layers=2), 0, 1)
+    hidden = torch.randn(2, tokens, 32)
+    place = torch.arange(tokens)
+    distance = place[:, None] - place[None, :]
+    seen = (distance >= 0) & ((distance < 9) | (place[None, :] == 0))
+    cria.use(softmax=True)
+    expected = hidden
+    for layer in cria.layers.values():
+        expected = layer(expected, position_embeddings=cria.rope(hidden), attention_mask=seen[None, None])
+    assert not torch.equal(cria(hidden), expected)
+    cria.use(softmax=True, softmax_window=9)
+    assert torch.equal(cria(hidden), expected)
 
 
 @torch.no_grad()

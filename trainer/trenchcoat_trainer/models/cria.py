@@ -3,9 +3,10 @@
 Shape letters: B batch, T tokens, E hidden size, H heads, D head dimension.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from trenchcoat_api.crias import CriaRange
@@ -15,6 +16,10 @@ from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatDecoderLayer
 
 Rope = tuple[torch.Tensor, torch.Tensor]
 """Cosine and sine of the rotary embedding, each [1, T, D]."""
+Piece = tuple[slice, torch.Tensor]
+"""Rows of windowed attention, and which of the keys up to the last of them each sees, bool [rows, keys]."""
+PIECE_ROWS = 512
+"""Of windowed attention on a CPU: torch's kernel takes as many keys at a time, so no bit depends on it."""
 
 
 class CriaModel(nn.Module):
@@ -116,13 +121,49 @@ class CriaModel(nn.Module):
             The same at the next boundary.
         """
         rope = self.rope(hidden_BTE, start)
-        window, seen_TT = self.softmax_window, None
-        if window is not None and window + 1 < hidden_BTE.shape[1]:
-            place = torch.arange(hidden_BTE.shape[1], device=hidden_BTE.device)
-            distance_TT = place[:, None] - place[None, :]
-            seen_TT = (distance_TT >= 0) & ((distance_TT < window) | (place[None, :] == 0))
-        cut = {number for number, _ in self.student_layers()}
+        tokens, window = hidden_BTE.shape[1], self.softmax_window
+        cut: set[int] = set()
+        pieces: list[Piece] = []
+        if window is not None and window + 1 < tokens:
+            cut = {number for number, _ in self.student_layers()}
+            pieces = list(_pieces(tokens, window, hidden_BTE.device))
         for name, layer in self.layers.items():
-            mask = seen_TT[None, None] if seen_TT is not None and int(name) in cut else None
-            hidden_BTE = layer(hidden_BTE, position_embeddings=rope, attention_mask=mask)
+            if int(name) in cut:
+                hidden_BTE = _windowed_layer(layer, hidden_BTE, rope, pieces)
+            else:
+                hidden_BTE = layer(hidden_BTE, position_embeddings=rope)
         return hidden_BTE
+
+
+def _pieces(tokens: int, window: int, device: torch.device) -> Iterator[Piece]:
+    """Cut rows into pieces, and say which keys each row sees: `window` up to its own, and the first of all.
+
+    What lies after all of a piece's rows is then not computed; on a GPU, where launching costs more, it is.
+    """
+    rows = PIECE_ROWS if device.type == "cpu" else tokens
+    for start in range(0, tokens, rows):
+        stop = min(start + rows, tokens)
+        seen = torch.ones(stop - start, stop, dtype=torch.bool, device=device)
+        seen = seen.tril_(start).triu_(start + 1 - window)
+        seen[:, 0] = True
+        yield slice(start, stop), seen
+
+
+def _windowed_layer(
+    layer: TrenchcoatDecoderLayer, hidden_BTE: torch.Tensor, rope: Rope, pieces: Sequence[Piece]
+) -> torch.Tensor:
+    """Run a layer as its forward does, with softmax attention over the keys that rows of each piece see."""
+    attention = layer.self_attn
+    q, k, v = attention.project(layer.input_layernorm(hidden_BTE), rope)
+    k, v = (x.repeat_interleave(attention.num_key_value_groups, dim=1) for x in (k, v))
+    y_BHTD = torch.cat(
+        [
+            F.scaled_dot_product_attention(
+                q[:, :, rows], k[:, :, : rows.stop], v[:, :, : rows.stop], attn_mask=seen
+            )
+            for rows, seen in pieces
+        ],
+        dim=2,
+    )
+    hidden_BTE = hidden_BTE + attention.o_proj(y_BHTD.transpose(1, 2).flatten(2))
+    return hidden_BTE + layer.mlp(layer.post_attention_layernorm(hidden_BTE))

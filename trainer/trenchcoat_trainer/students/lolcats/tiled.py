@@ -162,8 +162,9 @@ class _Distill(torch.autograd.Function):
         # Of a and u together every row has about as many as there are tokens.
         keeps = x.q[..., 0].nbytes * x.q.shape[1] <= KEPT_BYTES
         ctx.kept = []
-        # Of every block, in order: y, output, log_total and z.
-        found: tuple[list[torch.Tensor], ...] = ([], [], [], [])
+        # Made before any block's: what stays between theirs, each larger than the one before, would keep an
+        # allocator from using their memory again, which then grows as a whole map does.
+        found = (torch.empty_like(x.q), torch.empty_like(x.q), *x.q.new_empty(2, *x.q.shape[:2], 1))
         for block in _blocks(x.q, window_size):
             rows, window, below, above, _ = block
             weights = _Weights.of(x, block, same_scores)
@@ -174,14 +175,14 @@ class _Distill(torch.autograd.Function):
             z = (sigma * e.sum(-1, keepdim=True)).add_(u.sum(-1, keepdim=True))
             y = (sigma * torch.bmm(e, x.v[:, window])).add_(torch.bmm(u, x.v[:, below])).div_(z)
             for of_all, own in zip(found, (y, output, log_total, z), strict=True):
-                of_all.append(own)
+                of_all[:, rows] = own
             difference = torch.empty_like(inputs.q[:, :, rows], dtype=y.dtype)
             torch.sub(y.unflatten(0, heads), output.unflatten(0, heads), out=difference)
             mse += difference.square_().sum()
             xent += z.log().sum() - u.log().mul_(a[..., below]).sum()
             xent -= (s + log_sigma).masked_fill_(above, 0.0).mul_(a[..., window]).sum()
         ctx.window_size, ctx.same_scores = window_size, same_scores
-        y, output, log_total, z = (torch.cat(of_all, dim=1) for of_all in found)
+        y, output, log_total, z = found
         ctx.save_for_backward(*tensors, y, output, log_total, z)
         teacher = torch.empty_like(inputs.q).copy_(output.unflatten(0, heads))
         ctx.mark_non_differentiable(teacher)
@@ -192,9 +193,9 @@ class _Distill(torch.autograd.Function):
         *tensors, y, output, log_total, z = ctx.saved_tensors
         inputs = _Inputs(*tensors)
         x, heads, scale = _Flat.of(inputs), inputs.q.shape[:2], y.shape[-1] ** -0.5
-        dq_blocks, dphi_q_blocks = [], []
         wants_q, wants_k, wants_v = ctx.needs_input_grad[2:5]
         dk, dv = (torch.zeros_like(x.k) if want else None for want in (wants_k, wants_v))
+        dq, dphi_q = torch.empty_like(x.q) if wants_q else None, torch.empty_like(x.phi_q)
         dphi_k = torch.zeros_like(x.phi_k)
         dlog_sigma = torch.zeros_like(inputs.window_factor, dtype=y.dtype)
         b = grad_xent / z.numel()
@@ -212,7 +213,7 @@ class _Distill(torch.autograd.Function):
 
             du = torch.bmm(g, x.v[:, below].mT).add_(b_gy).div_(z)
             du -= a[..., below].div(u).mul_(b)
-            dphi_q_blocks.append(torch.bmm(du, x.phi_k[:, below]))
+            dphi_q[:, rows] = torch.bmm(du, x.phi_k[:, below])
             dphi_k[:, below].add_(torch.bmm(du.mT, phi_q))
 
             p = e * sigma_z
@@ -225,14 +226,13 @@ class _Distill(torch.autograd.Function):
                 dv[:, window].add_(torch.bmm(p.mT, g))
             if wants_q or wants_k:
                 ds.scatter_add_(-1, s.argmax(-1, keepdim=True), -row_sum)
-            if wants_q:
-                dq_blocks.append(torch.bmm(ds, x.k[:, window]).mul_(scale))
+            if dq is not None:
+                dq[:, rows] = torch.bmm(ds, x.k[:, window]).mul_(scale)
             if dk is not None:
                 dk[:, window].add_(torch.bmm(ds.mT, q).mul_(scale))
         dfactor = dlog_sigma * (-inputs.window_factor.to(y.dtype)).sigmoid()
-        dq = torch.cat(dq_blocks, dim=1) if wants_q else None
         of_heads = [None if d is None else d.to(inputs.q.dtype).unflatten(0, heads) for d in (dq, dk, dv)]
-        of_maps = [d.unflatten(0, heads) for d in (torch.cat(dphi_q_blocks, dim=1), dphi_k)]
+        of_maps = [d.unflatten(0, heads) for d in (dphi_q, dphi_k)]
         return None, None, *of_heads, None, None, None, *of_maps, dfactor.to(inputs.window_factor.dtype)
 
 

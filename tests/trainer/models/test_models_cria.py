@@ -37,7 +37,7 @@ def test_a_cria_with_softmax_is_the_teacher_bit_for_bit():
 
 @pytest.mark.parametrize("tokens", [20, PIECE_ROWS, 2 * PIECE_ROWS + 77])
 @torch.no_grad()
-def test_a_window_over_softmax_is_that_mask_bit_for_bit(tokens):
+def test_a_window_over_softmax_is_that_mask(tokens):
     cria = make_cria(make_teacher(layers=2), 0, 1)
     hidden = torch.randn(2, tokens, 32)
     place = torch.arange(tokens)
@@ -47,9 +47,10 @@ def test_a_window_over_softmax_is_that_mask_bit_for_bit(tokens):
     expected = hidden
     for layer in cria.layers.values():
         expected = layer(expected, position_embeddings=cria.rope(hidden), attention_mask=seen[None, None])
-    assert not torch.equal(cria(hidden), expected)
+    assert not torch.allclose(cria(hidden), expected, atol=1e-2)
     cria.use(softmax=True, softmax_window=9)
-    assert torch.equal(cria(hidden), expected)
+    # Bit for bit where products of more or fewer rows give the same: not on every processor.
+    torch.testing.assert_close(cria(hidden), expected, rtol=1e-5, atol=1e-6)
 
 
 @torch.no_grad()

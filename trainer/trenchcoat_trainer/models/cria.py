@@ -19,7 +19,7 @@ Rope = tuple[torch.Tensor, torch.Tensor]
 Piece = tuple[slice, torch.Tensor]
 """Rows of windowed attention, and which of the keys up to the last of them each sees, bool [rows, keys]."""
 PIECE_ROWS = 512
-"""Of windowed attention on a CPU: torch's kernel takes as many keys at a time, so no bit depends on it."""
+"""Of windowed attention on a CPU: torch's kernel takes as many keys at a time, so that no piece adds one."""
 
 
 class CriaModel(nn.Module):

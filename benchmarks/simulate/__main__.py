@@ -55,7 +55,7 @@ def main() -> None:
         "--gpus", type=int, nargs="*", default=[1, 4, 14, 24], help="sizes of the Crias' pool"
     )
     parser.add_argument(
-        "--evaluate-gpus", type=int, default=1, help="GPUs of the evaluation, on one node: 8 is the example's"
+        "--evaluate-gpus", type=int, default=8, help="GPUs of the evaluation, on one node: 8 is the example's"
     )
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1], help="of losses and tenants")
     parser.add_argument("--undisturbed", action=argparse.BooleanOptionalAction, default=True)

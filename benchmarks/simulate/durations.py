@@ -51,7 +51,7 @@ class Durations:
     sizes: dict[Stage, StageSize]
 
     @classmethod
-    def planned(cls, evaluate_gpus: int = 1) -> Durations:
+    def planned(cls, evaluate_gpus: int = 8) -> Durations:
         """For H100s of 80 GB."""
         fields = json.loads((REPO / "examples" / "models" / "llama-3.1-405b.json").read_text())
         spec = Trenchcoat.from_object(body("planned", "http://store.example", evaluate_gpus)).spec

@@ -48,7 +48,7 @@ class _Block(NamedTuple):
 
 
 class _Inputs(NamedTuple):
-    """What the losses are a function of; everything [B, H, T, ...] with keys repeated."""
+    """What the losses are a function of; all that has tokens [B, H, T, ...] with keys repeated, or flat."""
 
     q: torch.Tensor
     k: torch.Tensor
@@ -60,49 +60,29 @@ class _Inputs(NamedTuple):
     phi_k: torch.Tensor
     window_factor: torch.Tensor
 
+    def flat(self) -> _Inputs:
+        """Return the same in the dtype that is computed in, batch and heads in one dimension, contiguous.
+
+        So products over blocks take views, where they would else copy. What is one tensor twice stays one.
+        """
+        dtype = self.phi_q.dtype
+        flat = {id(tensor): tensor.to(dtype).flatten(0, 1).contiguous() for tensor in self[:-1]}
+        return _Inputs(*(flat[id(tensor)] for tensor in self[:-1]), self.window_factor)
+
     def scores(self, block: _Block, teacher: bool) -> torch.Tensor:
         """Return s of the block, over all keys for the teacher and over the window for the student."""
         q, k = (self.q_teacher, self.k_teacher) if teacher else (self.q, self.k)
         keys = slice(0, block.rows.stop) if teacher else block.window
         dtype = self.phi_q.dtype
-        s = q[:, :, block.rows].to(dtype) @ k[:, :, keys].to(dtype).transpose(-1, -2)
+        s = q[..., block.rows, :].to(dtype) @ k[..., keys, :].to(dtype).mT
         s *= q.shape[-1] ** -0.5
         in_window = s[..., block.window] if teacher else s
-        in_window.masked_fill_(block.above, float("-inf"))
+        in_window += block.hiding
         return s
 
     def sigma(self) -> torch.Tensor:
         """Return sigmoid of the window factor, [H, 1, 1]."""
         return self.window_factor.to(self.phi_q.dtype).sigmoid()[:, None, None]
-
-
-class _Flat(NamedTuple):
-    """The same in the dtype that is computed in, batch and heads in one dimension: [N, T, ...], contiguous.
-
-    So products over blocks take views, where they would else copy.
-    """
-
-    q: torch.Tensor
-    k: torch.Tensor
-    v: torch.Tensor
-    q_teacher: torch.Tensor
-    k_teacher: torch.Tensor
-    v_teacher: torch.Tensor
-    phi_q: torch.Tensor
-    phi_k: torch.Tensor
-
-    @classmethod
-    def of(cls, x: _Inputs) -> _Flat:
-        """Flatten all that has tokens; what is one tensor twice stays one."""
-        dtype = x.phi_q.dtype
-        flat = {id(tensor): tensor.to(dtype).flatten(0, 1).contiguous() for tensor in x[:-1]}
-        return cls(*(flat[id(tensor)] for tensor in x[:-1]))
-
-    def scores(self, block: _Block, teacher: bool) -> torch.Tensor:
-        """Return s of the block, no key hidden, over all up to its last for the teacher, else its window."""
-        q, k = (self.q_teacher, self.k_teacher) if teacher else (self.q, self.k)
-        keys = slice(0, block.rows.stop) if teacher else block.window
-        return torch.bmm(q[:, block.rows], k[:, keys].mT).mul_(q.shape[-1] ** -0.5)
 
 
 def _blocks(q: torch.Tensor, window_size: int) -> Iterator[_Block]:
@@ -134,12 +114,11 @@ class _Weights(NamedTuple):
 
     @classmethod
     def of(
-        cls, x: _Flat, block: _Block, same_scores: bool, log_total: torch.Tensor | None = None
+        cls, x: _Inputs, block: _Block, same_scores: bool, log_total: torch.Tensor | None = None
     ) -> _Weights:
         """Compute them; the log-sum-exp only where it is not known yet."""
         a = x.scores(block, teacher=True)
-        in_window = a[..., block.window].add_(block.hiding)
-        s = in_window if same_scores else x.scores(block, teacher=False).add_(block.hiding)
+        s = a[..., block.window] if same_scores else x.scores(block, teacher=False)
         s = s - s.amax(-1, keepdim=True)
         if log_total is None:
             most = a.amax(-1, keepdim=True)
@@ -156,7 +135,7 @@ class _Distill(torch.autograd.Function):
         ctx: Any, window_size: int, same_scores: bool, *tensors: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         inputs = _Inputs(*tensors)
-        x, sigma, log_sigma = _Flat.of(inputs), *_sigma_and_log(inputs)
+        x, sigma, log_sigma = inputs.flat(), *_sigma_and_log(inputs)
         heads = inputs.q.shape[:2]
         mse, xent = x.q.new_zeros(2)
         # Of a and u together every row has about as many as there are tokens.
@@ -192,7 +171,7 @@ class _Distill(torch.autograd.Function):
     def backward(ctx: Any, grad_mse: torch.Tensor, grad_xent: torch.Tensor, _: Any) -> tuple[Any, ...]:
         *tensors, y, output, log_total, z = ctx.saved_tensors
         inputs = _Inputs(*tensors)
-        x, heads, scale = _Flat.of(inputs), inputs.q.shape[:2], y.shape[-1] ** -0.5
+        x, heads, scale = inputs.flat(), inputs.q.shape[:2], y.shape[-1] ** -0.5
         wants_q, wants_k, wants_v = ctx.needs_input_grad[2:5]
         dk, dv = (torch.zeros_like(x.k) if want else None for want in (wants_k, wants_v))
         dq, dphi_q = torch.empty_like(x.q) if wants_q else None, torch.empty_like(x.phi_q)

@@ -57,7 +57,6 @@ class Watching:
             Exception: whatever ends kopf, unless it is that Trenchcoats are not served any more.
         """
         working = False
-        self.listen()
         try:
             while self._wait_until_served():
                 if working:

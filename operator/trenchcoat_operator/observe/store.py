@@ -136,7 +136,7 @@ class StoreLook:
             report = reader.progress(artifact)
         if report is not None:
             self._progress[artifact.key] = report
-            if artifact.key in self._at_work - self._done and _goes_on(report):
+            if artifact.key in self._at_work and artifact.key not in self._done and _goes_on(report):
                 return
         manifest = self._stores.manifest(reader, artifact)
         if manifest is not None:

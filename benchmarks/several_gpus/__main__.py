@@ -5,9 +5,10 @@
     python benchmarks/several_gpus --parts stitch --ranks 2
     python benchmarks/several_gpus --toy                # the same on two ranks of a CPU, in minutes
 
-Parts: collect (the pipeline over layers of 405B shapes), stitch (ZeRO-3 beside plain FSDP2, two layers of
-405B shapes and 8B whole), load (host memory while ZeRO-3's partitions are filled), crias (14 Crias as GPUs
-come free), ranks (losses by the number of ranks; a rank killed).
+Parts: collect (the pipeline over layers of 405B shapes, or 8B and 1B whole), stitch (ZeRO-3 beside plain
+FSDP2, two layers of 405B shapes and 8B whole; one rank by itself), load (host memory while ZeRO-3's
+partitions are filled), crias (14 Crias as GPUs come free), ranks (losses by the number of ranks; a rank
+killed).
 Each part has its own time limit, and what it has measured by then stays. Weights and text are random.
 """
 
@@ -32,6 +33,7 @@ from timing import conditions, tell
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_trainer.checkpoints.shards import TORCH_DTYPES
+from trenchcoat_trainer.data.layout import sequences_per_hidden_object
 from trenchcoat_trainer.runtime.processes import start_ranks
 
 HERE = Path(__file__).parent
@@ -85,10 +87,10 @@ def main() -> None:
     parser.add_argument("--ranks", nargs="+", type=int, help="of each part in turn; 1, then one a GPU")
     parser.add_argument("--out", type=Path, help="results, a JSON object a line; with a table beside it")
     parser.add_argument(
-        "--models", nargs="+", choices=["405b", "8b"], default=["405b", "8b"], help="of stitch"
+        "--models", nargs="+", choices=["405b", "8b", "1b"], help="of collect and stitch; 1b is not stitched"
     )
     parser.add_argument("--toy", action="store_true", help="small shapes, for a CPU")
-    parser.add_argument("--layers", type=int, default=19, help="of collect, the last of which is not run")
+    parser.add_argument("--layers", type=int, default=19, help="of 405b in collect; the last is not run")
     parser.add_argument(
         "--zero", nargs="+", default=[], metavar="JSON", help="more settings of ZeRO-3 to measure in stitch"
     )
@@ -137,19 +139,26 @@ def prepare(setting: Setting, name: str, config: Any, spec: TrenchcoatSpec) -> l
 
 def collect(setting: Setting) -> None:
     """Time the pipeline of the collect stage, over the same layers on any number of ranks."""
-    tokens, sequences, layers, per_cria = (128, 96, 5, 2) if setting.is_toy else (1024, 64, None, 9)
-    warm_up = 0 if setting.is_toy else 2  # an object of 405B's hidden states is one sequence
-    layers = layers or setting.arguments.layers
-    size = setting.size("405b")
-    for ranks in setting.ranks:
-        name = f"collect-{ranks}"
-        folder = setting.folder / name
-        folder.mkdir()
-        spec = make_spec(folder, layers_per_cria=per_cria, sequences=sequences + warm_up, tokens=tokens)
-        words = prepare(setting, name, shape(size, layers, tokens), spec)
-        words += ["--size", size, "--layers", str(layers), "--warm-up", str(warm_up)]
-        setting.start("collecting.py", ranks, *words)
-        shutil.rmtree(folder)  # gigabytes
+    tokens = 128 if setting.is_toy else 1024
+    # Layers, of a Cria, sequences, objects before the clock starts; one of 405B's holds one sequence.
+    cases = {
+        "405b": (setting.arguments.layers, 9, 64, 2),
+        "8b": (32, 8, 512, 4),
+        "1b": (16, 8, 2048, 4),
+    }
+    for name in setting.arguments.models or ["405b"]:
+        layers, per_cria, sequences, warm_up = (5, 2, 96, 0) if setting.is_toy else cases[name]
+        size = setting.size(name)
+        for ranks in setting.ranks:
+            folder = setting.folder / f"collect-{name}-{ranks}"
+            folder.mkdir()
+            config = shape(size, layers, tokens)
+            warm = warm_up * sequences_per_hidden_object(tokens, config.hidden_size, "bfloat16")
+            spec = make_spec(folder, layers_per_cria=per_cria, sequences=sequences + warm, tokens=tokens)
+            words = prepare(setting, folder.name, config, spec)
+            words += ["--size", size, "--layers", str(layers), "--warm-up", str(warm_up)]
+            setting.start("collecting.py", ranks, *words)
+            shutil.rmtree(folder)  # gigabytes
 
 
 def stitch(setting: Setting) -> None:
@@ -157,7 +166,8 @@ def stitch(setting: Setting) -> None:
     tokens = 128 if setting.is_toy else 1024
     steps = 9
     cases = [("405b", 2, "nothing"), ("8b", 4 if setting.is_toy else 32, "auto")]
-    for name, layers, held in (case for case in cases if case[0] in setting.arguments.models):
+    wanted = setting.arguments.models or [name for name, *_ in cases]
+    for name, layers, held in (case for case in cases if case[0] in wanted):
         size = setting.size(name)
         folder = setting.folder / f"stitch-{name}"
         folder.mkdir()
@@ -166,8 +176,6 @@ def stitch(setting: Setting) -> None:
         words = prepare(setting, folder.name, shape(size, layers, tokens), spec)
         write_crias(folder, spec)
         for ranks in sorted(setting.ranks, reverse=True):
-            if ranks == 1 and held == "nothing":
-                continue  # nobody stitches 405B on one GPU
             engines = ["alone"] if ranks == 1 else ["fsdp2", "zero3"]
             more = ["--size", name, "--held", held, "--engines", *engines]
             if ranks > 1 and setting.arguments.zero:

@@ -35,6 +35,10 @@ SHAPES: dict[str, dict[str, int]] = {
         "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
         "num_key_value_heads": 8, "vocab_size": 128256,
     },
+    "1b": {
+        "hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "vocab_size": 128256,
+    },
     "smollm2": {
         "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
         "num_key_value_heads": 3, "vocab_size": 49152,
@@ -48,7 +52,7 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_key_value_heads": 1, "vocab_size": 512,
     },
 }  # fmt: skip
-"""Llama 3.1 405B and 8B, SmolLM2-135M, one whose embedding is to a layer as 405B's, one to try all with."""
+"""Llama 3.1 405B and 8B, 3.2 1B, SmolLM2-135M; one whose embedding is to a layer as 405B's; one to try it."""
 
 
 def shape(size: str, layers: int, tokens: int) -> LlamaConfig:

@@ -15,7 +15,7 @@ from typing import Any
 import fsdp
 import torch
 import torch.distributed as dist
-from model import RandomShards
+from model import RandomShards, layer_products
 from timing import matrix_rate, of_all_ranks, peak_memory_gb, tell, wait
 from tracing import traced
 from trenchcoat_api.resource import Trenchcoat
@@ -96,12 +96,18 @@ def measure(
             dist.barrier()
         peaks = of_all_ranks(peak_memory_gb(device) or 0.0, device)
     step = statistics.median(seconds[WARM_UP:-TRACED])
+    # Adapters cost next to nothing: a frozen weight is multiplied forward, and once more for the gradient.
+    config = subject.config
+    weights = layer_products(config) * config.num_hidden_layers + config.vocab_size * config.hidden_size
+    recomputed = 0 if held.graph else layer_products(config) * config.num_hidden_layers
     return {
         "engine": name,
         "changes": changes,
         "held": asdict(held),
         "layers": subject.config.num_hidden_layers,
         "tokens_per_second": batches[0].tokens / step,
+        "tflops": 4 * weights * batches[0].tokens / step / 1e12,
+        "tflops_with_recomputing": (4 * weights + 2 * recomputed) * batches[0].tokens / step / 1e12,
         "step_ms": 1e3 * step,
         "steps": len(seconds) - WARM_UP - TRACED,
         "set_up_s": set_up,

@@ -43,10 +43,13 @@ def conditions(results: Rows) -> str:
 
 
 def collect(results: Rows) -> str:
-    """Return the pipeline's rates."""
+    """Return the pipeline's rates, a table for each model."""
     found = rows(results, "collect")
-    if not found:
-        return ""
+    sizes = dict.fromkeys(row["size"] for row in found)
+    return "\n\n".join(_collect([row for row in found if row["size"] == size]) for size in sizes)
+
+
+def _collect(found: Rows) -> str:
     alone = [row["tokens_per_second"] for row in found if row["ranks"] == 1]
     lines = []
     for row in found:
@@ -91,6 +94,8 @@ def stitch(results: Rows) -> str:
                 " and ".join(held) or "nothing",
                 f"{row['tokens_per_second']:,.0f}",
                 f"{row['tokens_per_second'] / other[0]:.2f}" if other else "",
+                of_rate(row, "tflops"),
+                of_rate(row, "tflops_with_recomputing"),
                 f"{max(row['peak_memory_gb']):.1f}",
                 f"{gathered:.3g}",
                 share(row, "waits_for_nccl_share"),
@@ -99,10 +104,16 @@ def stitch(results: Rows) -> str:
             ]
         )
     head = [
-        "model", "ranks", "engine", "held", "tokens/s", "of FSDP2", "peak GB", "GB gathered a step",
-        "waits for NCCL", "nothing runs", "first and last loss",
+        "model", "ranks", "engine", "held", "tokens/s", "of FSDP2", "of the matrix rates",
+        "with what is recomputed", "peak GB", "GB gathered a step", "waits for NCCL", "nothing runs",
+        "first and last loss",
     ]  # fmt: skip
     return f"stitch\n\n{grid(head, lines)}" if lines else ""
+
+
+def of_rate(row: dict[str, Any], name: str) -> str:
+    """Return products a second, of what all ranks can do; empty where they were not counted."""
+    return f"{row[name] / row['matrix_tflops_of_all']:.2f}" if name in row else ""
 
 
 def share(row: dict[str, Any], name: str) -> str:

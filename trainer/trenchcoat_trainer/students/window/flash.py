@@ -6,13 +6,17 @@ FlashAttention-2 (arXiv 2307.08691) knows sliding windows, and not first tokens.
 window and another to the first tokens; their outputs y are weighed by what each says of its sum, lse = log
 sum exp:
 
-    share = sigmoid(lse_window - lse_first)
-    y = share y_window + (1 - share) y_first
+    share_window, share_first = softmax(lse_window, lse_first)
+    y = share_window y_window + share_first y_first
     lse = log(exp(lse_window) + exp(lse_first))
 
-Backward needs y and lse of the whole alone: given them, each call's gradients are what its keys add. Where a
-sequence begins, query w is the first whose window has left a token behind, and the S queries from it on see
-them appear one after another: a third call, causal and of S by S.
+Where a sequence begins, the first w + S queries see every key up to their own, and the window holds as much
+for the first w of them; a third call attends from the few between, w to w + S - 2. Those after them see all
+first tokens beyond their window.
+
+Backward needs y and lse of the whole alone: given them, each call's gradients are what its keys add. Query w
+is the first whose window has left a token behind, and the S queries from it on see them appear one after
+another: a call of its own there, causal and of S by S.
 
 Shape letters as in ``attention.py``.
 """
@@ -53,12 +57,42 @@ def attend(q: torch.Tensor, first: Pair, rest: Pair, start: int, window: int) ->
         q: queries, [B, H, T, D].
         first: the first tokens, or as many as there are by the last query.
         rest: the last tokens, the queries' own at the end.
-        start: position of the first of `rest`: 0, where the first tokens stand there too and T is at
-            least w + S; or beyond them.
+        start: position of the first of `rest`: 0, where the first tokens stand there too and T is more than
+            w + S; or beyond them.
         window: w.
     """
-    begin = window if start == 0 else 0
-    return _Window.apply(window, begin, q, *rest, *first)  # type: ignore[no-any-return,no-untyped-call]
+    begin, heads = window if start == 0 else 0, (q, *rest, *first)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in heads):
+        return _Window.apply(window, begin, *heads)  # type: ignore[no-any-return,no-untyped-call]
+    return _attend(window, begin, heads, with_sum=False)[0]
+
+
+def _attend(
+    window: int, begin: int, heads: tuple[torch.Tensor, ...], *, with_sum: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the output, [B, H, T, D], and log sum exp, fp32 [B, H, T], which is the whole's only `with_sum`.
+
+    Other arguments as those of `_Window`.
+    """
+    q, k, v, first_k, first_v = heads
+    count = first_k.shape[2]
+    y, lse = _forward(q, k, v, near=min(window, k.shape[2]) - 1)
+    if not count:
+        return y, lse
+    late = begin + count - 1 if begin else 0  # the first query with all first tokens beyond its window
+    if begin < late:
+        early = slice(begin, late)
+        y[:, :, early], lse_early = _forward(q[:, :, early], k[:, :, :late], v[:, :, :late], near=late)
+        if with_sum:
+            lse[:, :, early] = lse_early
+    y_far, lse_far = _forward(q[:, :, late:], first_k, first_v)
+    y_near, lse_near = y[:, :, late:], lse[:, :, late:]
+    # Shares in fp32, and no lerp: in half precision, where the first take most, little is left of the rest.
+    share_near, share_far = torch.stack([lse_near, lse_far]).softmax(0)[..., None]
+    y_near.mul_(share_near).addcmul_(y_far, share_far)
+    if with_sum:
+        lse_near.copy_(torch.logaddexp(lse_near, lse_far))
+    return y, lse
 
 
 class _Window(torch.autograd.Function):
@@ -70,25 +104,9 @@ class _Window(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, window: int, begin: int, *heads: torch.Tensor) -> torch.Tensor:
-        q, k, v, first_k, first_v = heads
-        near = min(window, k.shape[2]) - 1
-        y, lse = _forward(q, k, v, near=near)
-        count = first_k.shape[2]
-        if count:
-            y_far, lse_far = _forward(q[:, :, begin:], first_k, first_v)
-            if begin:
-                early = slice(begin, begin + count)
-                y_far[:, :, :count], lse_far[:, :, :count] = _forward(
-                    q[:, :, early], first_k, first_v, near=count
-                )
-            y_near, lse_near = y[:, :, begin:], lse[:, :, begin:]
-            share = torch.sigmoid(lse_near - lse_far)[..., None]
-            y_near.mul_(share).addcmul_(y_far, 1 - share)
-        if any(ctx.needs_input_grad):
-            if count:
-                lse_near.copy_(torch.logaddexp(lse_near, lse_far))
-            ctx.save_for_backward(*heads, y, lse)
-            ctx.near, ctx.begin = near, begin
+        y, lse = _attend(window, begin, heads, with_sum=True)
+        ctx.save_for_backward(*heads, y, lse)
+        ctx.near, ctx.begin = min(window, heads[1].shape[2]) - 1, begin
         return y
 
     @staticmethod
@@ -117,8 +135,10 @@ def _forward(
     end; None: every query sees every key.
     """
     q, k, v = (_rows(x) for x in (q, k, v))
-    y, lse, *_ = torch.ops.aten._flash_attention_forward(
-        q, k, v, None, None, q.shape[1], k.shape[1], 0.0, near is not None, False, **_bounds(near)
+    y, lse, *_ = (
+        torch.ops.aten._flash_attention_forward.default(  # a packet looks for the overload every time
+            q, k, v, None, None, q.shape[1], k.shape[1], 0.0, near is not None, False, **_bounds(near)
+        )
     )
     return y.transpose(1, 2), lse
 
@@ -134,7 +154,7 @@ def _backward(
     dy, q, k, v, y = (_rows(x) for x in (dy, *heads, y))
     lengths = (q.shape[1], k.shape[1])
     no_dropout = torch.zeros(2, dtype=torch.uint64, device=q.device), torch.empty(0, device=q.device)
-    gradients = torch.ops.aten._flash_attention_backward(
+    gradients = torch.ops.aten._flash_attention_backward.default(
         dy,
         q,
         k,

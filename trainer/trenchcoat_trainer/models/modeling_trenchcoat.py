@@ -15,16 +15,14 @@ from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
     LlamaForCausalLM,
-    LlamaMLP,
     LlamaModel,
     LlamaPreTrainedModel,
-    LlamaRMSNorm,
     LlamaRotaryEmbedding,
-    apply_rotary_pos_emb,
 )
 from transformers.utils import cached_file
 
 from .configuration_trenchcoat import TrenchcoatLlamaConfig
+from .inference_trenchcoat import TrenchcoatMLP, TrenchcoatRMSNorm, apply_rope
 from .student_attention import layer_attention
 
 PADDING_REFUSED = (
@@ -153,7 +151,7 @@ class TrenchcoatAttention(LlamaAttention):
     def rotate(self, q_BTX, k_BTX, v_BTX, position_embeddings):
         """Split projected states into heads and apply RoPE: q [B, H, T, D], k and v [B, K, T, D]."""
         q, k, v = (x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in (q_BTX, k_BTX, v_BTX))
-        q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
+        q, k = apply_rope(q, k, *position_embeddings)
         return q, k, v
 
     def project(self, hidden_BTE, position_embeddings):
@@ -201,9 +199,9 @@ class TrenchcoatDecoderLayer(LlamaDecoderLayer):
         GradientCheckpointingLayer.__init__(self)
         self.hidden_size = config.hidden_size
         self.self_attn = TrenchcoatAttention(config, layer_idx)
-        self.mlp = LlamaMLP(config)
-        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = TrenchcoatMLP(config)
+        self.input_layernorm = TrenchcoatRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = TrenchcoatRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
 class TrenchcoatPreTrainedModel(LlamaPreTrainedModel):
@@ -238,7 +236,7 @@ class TrenchcoatLlamaModel(TrenchcoatPreTrainedModel, LlamaModel):
         self.layers = nn.ModuleList(
             TrenchcoatDecoderLayer(config, index) for index in range(config.num_hidden_layers)
         )
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = TrenchcoatRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
         self.post_init()

@@ -13,7 +13,12 @@ from trenchcoat_api.spec import ExportForm, TrenchcoatSpec
 
 from trenchcoat_trainer.checkpoints.shards import TEACHER, teacher_files
 from trenchcoat_trainer.errors import MissingInputError
-from trenchcoat_trainer.models import configuration_trenchcoat, decoding_trenchcoat, modeling_trenchcoat
+from trenchcoat_trainer.models import (
+    configuration_trenchcoat,
+    decoding_trenchcoat,
+    inference_trenchcoat,
+    modeling_trenchcoat,
+)
 from trenchcoat_trainer.models.artifacts import load_student_config
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.runtime.context import StageContext
@@ -59,7 +64,8 @@ def run(context: StageContext) -> None:
 def code(config: TrenchcoatLlamaConfig) -> dict[str, bytes]:
     """Return the files of the exported model's code; they import each other, torch and transformers alone."""
     form = form_of(config)
-    modules = (configuration_trenchcoat, modeling_trenchcoat, decoding_trenchcoat, *form.companions)
+    own = (configuration_trenchcoat, modeling_trenchcoat, inference_trenchcoat, decoding_trenchcoat)
+    modules = (*own, *form.companions)
     files = {Path(module.__file__).name: Path(module.__file__).read_bytes() for module in modules}
     for module in (decoding_trenchcoat, *form.companions):
         # Older transformers fetch the files that the model's names, and not those that these name.

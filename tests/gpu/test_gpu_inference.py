@@ -1,0 +1,76 @@
+"""Norm, MLP and RoPE in fewer passes on a real GPU: Llama's numbers within rounding, and less memory."""
+
+import copy
+
+import pytest
+import torch
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, apply_rotary_pos_emb
+from trenchcoat_api.spec import Attention, Form
+from trenchcoat_trainer.models import inference_trenchcoat as inference
+
+from tests.trainer.helpers.tiny_student import make_student, make_teacher
+from tests.trainer.students.window.window_checks import relative
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: this machine has none"),
+]
+
+
+def randn(*shape):
+    return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("hidden", [576, 2048, 4096])
+@torch.no_grad()
+def test_norm(hidden):
+    x, norm, llamas = randn(3, 500, hidden), inference.TrenchcoatRMSNorm(hidden), LlamaRMSNorm(hidden)
+    for some in (norm, llamas):
+        some.to("cuda", torch.bfloat16).weight.copy_(torch.linspace(-2, 2, hidden))
+    truth = norm.weight.double() * x.double() * (x.double().square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+    assert relative(norm(x), truth) <= relative(llamas(x), truth) < 1e-2
+
+
+@torch.no_grad()
+def test_rope():
+    q, k = (randn(2, 500, heads, 64).transpose(1, 2) for heads in (9, 3))
+    angles = torch.arange(500.0, device="cuda")[:, None] / 1e4 ** (torch.arange(32, device="cuda") / 32)
+    cos, sin = (x.repeat(1, 2)[None].bfloat16() for x in (angles.cos(), angles.sin()))
+    truths = apply_rotary_pos_emb(*(x.double() for x in (q, k, cos, sin)))
+    llamas, ours = apply_rotary_pos_emb(q, k, cos, sin), inference.apply_rope(q, k, cos, sin)
+    for our, llama, truth in zip(ours, llamas, truths, strict=True):
+        assert relative(our, truth) <= relative(llama, truth) < 1e-2
+
+
+@torch.no_grad()
+def test_an_mlp_holds_two_inner_tensors_and_not_three():
+    config = LlamaConfig(hidden_size=64, intermediate_size=4096, num_attention_heads=4)
+    x, outputs, peaks = randn(1, 8192, 64), [], []
+    for kind in (LlamaMLP, inference.TrenchcoatMLP):
+        torch.manual_seed(0)
+        mlp = kind(config).to("cuda", torch.bfloat16)
+        mlp(x)  # what a first call sets up
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        outputs.append(mlp(x))
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert torch.equal(*outputs)
+    inner = 8192 * 4096 * 2
+    assert peaks[0] - peaks[1] > 0.9 * inner
+    assert peaks[1] < 2.2 * inner
+
+
+@torch.no_grad()
+def test_a_prompt_in_half_precision():
+    attention = Attention(form=Form.WINDOW, window=8, first_tokens=2, keep_softmax_layers=[2])
+    student = make_student(make_teacher(layers=4), attention)
+    ids = torch.randint(3, 61, (2, 200), generator=torch.Generator().manual_seed(1))
+    truth = copy.deepcopy(student).double()(ids, use_cache=False).logits
+    model, ids = copy.deepcopy(student).to("cuda", torch.bfloat16), ids.cuda()
+    assert inference.is_inference(model.lm_head.weight)
+    found = model(ids, use_cache=True).logits
+    with torch.enable_grad():
+        llamas = model(ids, use_cache=True).logits
+    assert max(relative(found, truth), relative(llamas, truth)) < 1e-1
+    assert not torch.equal(found, llamas)  # other operations were called

@@ -3,12 +3,14 @@
 
     python benchmarks/decode --shapes smollm2 llama-1b llama-8b --batch 1 16 128 --context 1024 8192 32768
     python benchmarks/decode --shapes tiny --context 256 --steps 16      # without a GPU
+    python benchmarks/decode --steps 0 --against CHECKOUT                # prefills, also by another code
 
 The teacher is a Llama with SDPA: its prefill fills a dynamic cache, for which SDPA needs no mask, its step is
 compiled as one graph over a static one. The student is what an export holds, its step by FixedDecoder,
 compiled likewise; both have random weights. Each step runs in a process of its own. With --jobs several
 compile at once, and take turns on the device. Prints one JSON object a line, with what it ran on, and adds
-it to --out; what does not fit, beside others or alone, says so. --tables FILE makes tables and picture.
+it to --out; what does not fit, beside others or alone, says so. --against measures students with the trainer
+of another checkout too, as MODEL-before. --tables FILE makes tables and picture.
 """
 
 from __future__ import annotations
@@ -16,12 +18,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+BEFORE = "-before"
+"""Behind a model's name: with the code of the checkout --against names."""
 
 
 def main() -> None:
@@ -39,6 +45,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of prefill, timed; 0: steps alone")
     parser.add_argument("--device", help="by default a GPU where there is one")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="whose students are measured too")
     parser.add_argument("--jobs", type=int, default=1, help="cases that run side by side")
     parser.add_argument("--out", type=Path, help="file to which lines are added")
     parser.add_argument("--tables", type=Path, metavar="FILE", help="of lines; measure nothing")
@@ -86,9 +93,14 @@ def _run_all(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
     together = [(arguments.context, arguments.batch)]
     if arguments.steps:  # what a step was compiled to stays in its process
         together = [([context], [batch]) for context in arguments.context for batch in arguments.batch]
+    models = arguments.models
+    if arguments.against:
+        if not (arguments.against / "trainer").is_dir():
+            parser.error(f"{arguments.against} is no checkout: it has no folder trainer")
+        models = [*models, *(f"{model}{BEFORE}" for model in models if model != "teacher")]
     cases = [
         _words(shape, model, *sizes)
-        for shape, sizes, model in itertools.product(arguments.shapes, together, arguments.models)
+        for shape, sizes, model in itertools.product(arguments.shapes, together, models)
     ]
     kept = ["--steps", arguments.steps, "--rounds", arguments.rounds, "--dtype", arguments.dtype]
     if arguments.device:
@@ -99,9 +111,15 @@ def _run_all(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         kept += ["--turn", turn] if turn else []
 
         def run(case: list[Any]) -> list[dict[str, Any]]:
-            command = [sys.executable, __file__, "--here", *map(str, [*case, *kept])]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-            found = [json.loads(line) for line in done.stdout.splitlines()]
+            *head, model, rest = case
+            command = [*head, model.removesuffix(BEFORE), *rest, *kept]
+            done = subprocess.run(
+                [sys.executable, __file__, "--here", *map(str, command)],
+                stdout=subprocess.PIPE,
+                text=True,
+                env=_environment(arguments.against) if model.endswith(BEFORE) else None,
+            )
+            found = [json.loads(line) | {"model": model} for line in done.stdout.splitlines()]
             return [*found, {"failed": done.returncode, "case": case}] if done.returncode else found
 
         def tell(found: dict[str, Any]) -> None:
@@ -123,9 +141,15 @@ def _run_all(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
                 tell(other)
 
 
+def _environment(checkout: Path) -> dict[str, str]:
+    """One in which that checkout's packages come before those installed."""
+    folders = [str(checkout.resolve() / name) for name in ("trainer", "api")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+
+
 def _words(shape: str, model: str, contexts: list[int], batches: list[int]) -> list[Any]:
     """The arguments that name some cases of one model."""
-    return ["--shapes", shape, "--models", model, "--context", *contexts, "--batch", *batches]
+    return ["--shapes", shape, "--models", model, ["--context", *contexts, "--batch", *batches]]
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1_000_000, help="training tokens of each phase")
     parser.add_argument("--held-out", type=int, default=131_072, help="held-out tokens")
     parser.add_argument("--samples", type=int, default=64, help="samples of each recall test")
+    parser.add_argument("--other-text", type=Path, help="a file of text of another kind, to evaluate on too")
     parser.add_argument("--no-export", action="store_true", help="leave out the checkpoint")
     parser.add_argument("--short", action="store_true", help="no sequences beyond 1024 tokens, in training")
     parser.add_argument("--no-adapted", action="store_true", help="leave out the adapted teacher")
@@ -100,6 +101,8 @@ def spec_of(settings: dict[str, Any], arguments: argparse.Namespace) -> dict[str
             "epochs": 1, "batchSize": 8, "microBatchSize": 8, "lora": LORA,
         },
     }  # fmt: skip
+    if arguments.other_text:
+        spec["evaluate"]["otherText"] = {"source": arguments.other_text.resolve().as_uri(), "tokens": 65_536}
     spec["stitch"] |= arguments.stitch
     if arguments.short:
         spec["stitch"]["longSequences"] = {"share": "0"}

@@ -25,9 +25,11 @@ def logits_of(q, k, near):
 
 
 def forward(q, k, v, near=None):
+    """All but the sums with tokens before heads."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     logits = logits_of(q, k, near)
     v = v.repeat_interleave(q.shape[1] // v.shape[1], 1)
-    return logits.softmax(-1) @ v, logits.logsumexp(-1)
+    return (logits.softmax(-1) @ v).transpose(1, 2), logits.logsumexp(-1)
 
 
 def backward(dy, heads, y, lse, near=None):

@@ -74,25 +74,27 @@ def _attend(
 
     Other arguments as those of `_Window`.
     """
-    q, k, v, first_k, first_v = heads
-    count = first_k.shape[2]
-    y, lse = _forward(q, k, v, near=min(window, k.shape[2]) - 1)
+    q, k, v, first_k, first_v = (_rows(x) for x in heads)
+    y, lse = _forward(q, k, v, near=min(window, k.shape[1]) - 1)
+    count = first_k.shape[1]
     if not count:
-        return y, lse
+        return y.transpose(1, 2), lse
     late = begin + count - 1 if begin else 0  # the first query with all first tokens beyond its window
     if begin < late:
         early = slice(begin, late)
-        y[:, :, early], lse_early = _forward(q[:, :, early], k[:, :, :late], v[:, :, :late], near=late)
+        y[:, early], lse_early = _forward(q[:, early], k[:, :late], v[:, :late], near=late)
         if with_sum:
             lse[:, :, early] = lse_early
-    y_far, lse_far = _forward(q[:, :, late:], first_k, first_v)
-    y_near, lse_near = y[:, :, late:], lse[:, :, late:]
-    # Shares in fp32, and no lerp: in half precision, where the first take most, little is left of the rest.
-    share_near, share_far = torch.stack([lse_near, lse_far]).softmax(0)[..., None]
-    y_near.mul_(share_near).addcmul_(y_far, share_far)
+    y_far, lse_far = _forward(q[:, late:], first_k, first_v)
+    lse_near = lse[:, :, late:]
+    # In the outputs' layout and dtype, for kernels that walk in order and cast nothing. No lerp: where the first
+    # tokens take most, a single rounded share would say little of what is left to the window.
+    shares = torch.stack([lse_near.transpose(1, 2), lse_far.transpose(1, 2)]).softmax(0).to(y.dtype)
+    share_near, share_far = shares[..., None]
+    y[:, late:].mul_(share_near).addcmul_(y_far, share_far)
     if with_sum:
         lse_near.copy_(torch.logaddexp(lse_near, lse_far))
-    return y, lse
+    return y.transpose(1, 2), lse
 
 
 class _Window(torch.autograd.Function):
@@ -129,18 +131,18 @@ class _Window(torch.autograd.Function):
 def _forward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, near: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the output, [B, H, T, D], and log sum exp of the logits, fp32 [B, H, T].
+    """Return the output, [B, T, H, D] as q, k and v have it, and log sum exp of the logits, fp32 [B, H, T].
 
     `near`: the last query sees the last key and that many before it, each query before it one key less at the
     end; None: every query sees every key.
     """
-    q, k, v = (_rows(x) for x in (q, k, v))
-    y, lse, *_ = (
-        torch.ops.aten._flash_attention_forward.default(  # a packet looks for the overload every time
-            q, k, v, None, None, q.shape[1], k.shape[1], 0.0, near is not None, False, **_bounds(near)
-        )
+    attend = (
+        torch.ops.aten._flash_attention_forward.default
+    )  # without it an overload is looked for every time
+    y, lse, *_ = attend(
+        q, k, v, None, None, q.shape[1], k.shape[1], 0.0, near is not None, False, **_bounds(near)
     )
-    return y.transpose(1, 2), lse
+    return y, lse
 
 
 def _backward(

@@ -87,8 +87,8 @@ def _attend(
             lse[:, :, early] = lse_early
     y_far, lse_far = _forward(q[:, late:], first_k, first_v)
     lse_near = lse[:, :, late:]
-    # In the outputs' layout and dtype, for kernels that walk in order and cast nothing. No lerp: where the first
-    # tokens take most, a single rounded share would say little of what is left to the window.
+    # In the outputs' layout and dtype, for kernels that walk in order and cast nothing. No lerp: where the
+    # first tokens take most, a single rounded share would say little of what is left to the window.
     shares = torch.stack([lse_near.transpose(1, 2), lse_far.transpose(1, 2)]).softmax(0).to(y.dtype)
     share_near, share_far = shares[..., None]
     y[:, late:].mul_(share_near).addcmul_(y_far, share_far)
@@ -136,10 +136,8 @@ def _forward(
     `near`: the last query sees the last key and that many before it, each query before it one key less at the
     end; None: every query sees every key.
     """
-    attend = (
-        torch.ops.aten._flash_attention_forward.default
-    )  # without it an overload is looked for every time
-    y, lse, *_ = attend(
+    # By its overload, which a call of the packet would have to find out.
+    y, lse, *_ = torch.ops.aten._flash_attention_forward.default(
         q, k, v, None, None, q.shape[1], k.shape[1], 0.0, near is not None, False, **_bounds(near)
     )
     return y, lse

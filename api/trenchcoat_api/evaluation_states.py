@@ -12,6 +12,8 @@ AHEAD = 2
 """Batches that are read before they are needed, of states in the store."""
 PENDING = 4
 """Batches that wait to be written, at most."""
+SPARE_BYTES = 2_000_000_000
+"""Of its host's memory for each process, which weights that are read ahead leave to all else."""
 MOST_FORMS = 9
 """Forms and parts of the student that held-out text is measured in, and teachers; at most."""
 MOST_COMPARED_FORMS = 4

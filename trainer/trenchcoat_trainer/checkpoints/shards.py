@@ -1,6 +1,7 @@
 """The teacher's weights and files as the shard stage left them."""
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +26,7 @@ __all__ = [
     "load_embeddings",
     "load_object",
     "load_rest_weights",
+    "read_weights",
     "teacher_files",
 ]
 
@@ -82,5 +84,20 @@ def load_object(inputs: Inputs, path: str, device: str | torch.device) -> dict[s
         CorruptObjectError: size or checksum differ from the manifest.
     """
     dtype = TORCH_DTYPES[inputs.spec.dtype]
-    tensors = inputs.read_tensors(inputs.artifacts.shard, path)
-    return {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
+    return {name: tensor.to(device, dtype) for name, tensor in read_weights(inputs, path).items()}
+
+
+def read_weights(
+    inputs: Inputs, path: str, between: Callable[[], None] | None = None
+) -> dict[str, torch.Tensor]:
+    """The tensors of one object of the shard artifact, on the CPU as they are stored.
+
+    Args:
+        inputs: what earlier stages left.
+        path: the object, relative to the artifact.
+        between: called after every piece that has come; what it raises ends the reading.
+
+    Raises:
+        CorruptObjectError: size or checksum differ from the manifest.
+    """
+    return inputs.read_tensors(inputs.artifacts.shard, path, between=between)

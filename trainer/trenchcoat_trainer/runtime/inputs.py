@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -71,16 +71,26 @@ class Inputs:
         return bytes(self._read(artifact, path))
 
     def read_tensors(
-        self, artifact: Artifact, path: str, memory: RecycledMemory | None = None
+        self,
+        artifact: Artifact,
+        path: str,
+        memory: RecycledMemory | None = None,
+        between: Callable[[], None] | None = None,
     ) -> dict[str, torch.Tensor]:
-        """The tensors of an input's safetensors object, on the CPU, in memory taken from `memory` if given.
+        """The tensors of an input's safetensors object, on the CPU.
+
+        Args:
+            artifact: the input.
+            path: the object, relative to its folder.
+            memory: what memory is taken from, if given.
+            between: called after every piece that has come; what it raises ends the reading.
 
         Raises:
             CorruptObjectError: size or checksum differ from the manifest.
         """
         from trenchcoat_trainer.tensors.serialization import unpack
 
-        return unpack(self._read(artifact, path, memory))[0]
+        return unpack(self._read(artifact, path, memory, between))[0]
 
     def _index(self, artifact: Artifact) -> ObjectIndex:
         if artifact.key not in self._objects:
@@ -88,7 +98,11 @@ class Inputs:
         return self._objects[artifact.key]
 
     def _read(
-        self, artifact: Artifact, path: str, memory: RecycledMemory | None = None
+        self,
+        artifact: Artifact,
+        path: str,
+        memory: RecycledMemory | None = None,
+        between: Callable[[], None] | None = None,
     ) -> bytearray | np.ndarray:
         stored = self.stored_object(artifact, path)
         data = bytearray(stored.size) if memory is None else memory.take(stored.size)
@@ -101,6 +115,8 @@ class Inputs:
             size += len(chunk)
             if size > stored.size:
                 break
+            if between is not None:
+                between()
         _check(stored, artifact, size, digest.matches())
         return data
 

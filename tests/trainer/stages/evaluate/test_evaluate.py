@@ -287,9 +287,9 @@ def test_few_states_in_the_store_are_in_memory_at_a_time(open_training, training
 def test_the_weights_of_one_cria_are_held_at_a_time(context, monkeypatch):
     held, most, read = [], [], PodWeights.cria
 
-    def reading(own, cria):
+    def reading(own, cria, ahead):
         most.append(sum(1 for array in held if array() is not None))
-        arrays = {name: tensor.numpy().copy() for name, tensor in read(own, cria).items()}
+        arrays = {name: tensor.numpy().copy() for name, tensor in read(own, cria, ahead).items()}
         held.extend(weakref.ref(array) for array in arrays.values())
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 

@@ -15,10 +15,11 @@ from trenchcoat_api.crias import CriaRange
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
-from trenchcoat_trainer.checkpoints.pod_weights import PodWeights
-from trenchcoat_trainer.checkpoints.shards import load_object
+from trenchcoat_trainer.checkpoints.pod_weights import Ahead, PodWeights
+from trenchcoat_trainer.checkpoints.shards import read_weights
 from trenchcoat_trainer.models.artifacts import load_student_config
 from trenchcoat_trainer.runtime.context import Place, StageContext
+from trenchcoat_trainer.runtime.host_memory import available_memory
 from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.runtime.sharing import Sharing
 from trenchcoat_trainer.stages.evaluate import REPORT, crossing
@@ -38,15 +39,17 @@ IN_THE_STORE_ALONE = {f"{EVALUATE}.states.IN_MEMORY_BYTES": 0}
 READS = "reads"
 
 
-def noting_reads(inputs: Any, path: str, device: Any) -> dict[str, torch.Tensor]:
-    """In place of `load_object`: notes what of the teacher is read, by any rank."""
+def noting_reads(inputs: Any, path: str, between: Any = None) -> dict[str, torch.Tensor]:
+    """In place of `read_weights`: notes what of the teacher is read, by any rank."""
     with (inputs.folder / READS).open("a") as file:
         file.write(f"{path}\n")
-    return load_object(inputs, path, device)
+    return read_weights(inputs, path, between)
 
 
 CHECKPOINTS = "trenchcoat_trainer.checkpoints"
-NOTING_READS = {f"{CHECKPOINTS}.{module}.load_object": noting_reads for module in ("pod_weights", "shards")}
+NOTING_READS = {
+    f"{CHECKPOINTS}.{module}.read_weights": noting_reads for module in ("weights_reader", "shards")
+}
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +101,18 @@ def ended(runner: StageRunner, ranks: int, pod: int = 1) -> list[int | None]:
     return [process.exitcode for process in processes]
 
 
+def all_but_the_second() -> int:
+    """In place of `available_memory`: one rank finds no room to read ahead."""
+    return 0 if os.environ["RANK"] == "1" else available_memory()
+
+
+UNLIKE_MEMORY = {f"{CHECKPOINTS}.pod_weights.available_memory": all_but_the_second}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "pods", "settings"), [(3, 1, IN_THE_STORE_ALONE), (4, 2, {})])
+@pytest.mark.parametrize(
+    ("ranks", "pods", "settings"), [(3, 1, IN_THE_STORE_ALONE), (4, 2, {}), (2, 1, UNLIKE_MEMORY)]
+)
 def test_any_number_of_ranks_leaves_the_same_bytes(make, alone, ranks, pods, settings):
     runner = make(settings | NOTING_READS)
     codes, _ = runner.run(world_size=ranks, environment=of_one_pod(ranks // pods))
@@ -132,10 +145,10 @@ def failing_after_a_pass(context: StageContext, config: Any, own: Pass, source: 
 class StoppedBeforeACria(PodWeights):
     """In place of `PodWeights`: the second rank is told to end before it comes to a Cria with the first."""
 
-    def cria(self, cria: CriaRange) -> dict[str, torch.Tensor]:
+    def cria(self, cria: CriaRange, ahead: Ahead | None = None) -> dict[str, torch.Tensor]:
         if os.environ["RANK"] == "1" and cria.index == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return super().cria(cria)
+        return super().cria(cria, ahead)
 
 
 @pytest.mark.slow
@@ -181,8 +194,8 @@ def test_a_rank_without_batches_reads_no_weights(spec, stitched_store, tmp_path,
         states = hold(saved, "teacher", Begin(range(0), embed=lambda _: pytest.fail("it embeds"), bytes=0))
         own = Pass([text], {("teacher", text.name): states}, has_shares=False)
         ledger = Ledger(context, Sharing(context), [text], Course(None, [], context.crias, 1))
-        weights = PodWeights(context, ledger.sharing, torch.device("cpu"), ledger.tell)
-        crossing.cross(context, config, own, SimpleNamespace(weights=weights), ledger)
+        with PodWeights(context, ledger.sharing, torch.device("cpu"), ledger.tell) as weights:
+            crossing.cross(context, config, own, SimpleNamespace(weights=weights), ledger)
         head = {"model.norm.weight": torch.ones(64), "lm_head.weight": torch.ones(300, 64)}
         found = score(states, text, head, config, size=2)
     assert found.nats.dtype == torch.float64

@@ -1,10 +1,10 @@
 """The evaluate stage: perplexity and recall of the teacher and of the student after every stage.
 
-One code measures all of them, Cria by Cria: one Cria's weights are in memory at a time, and the hidden states
-of some sequences in memory or in files, so that one GPU suffices for a model of any size. Sets of sequences
-(held-out text at several lengths, tests of recall) are measured in passes that hold no more than the largest
-of them. Several ranks share their batches out, which changes no number; what takes the whole model is the
-first one's alone. Leaves ``report.json``.
+One code measures all of them, Cria by Cria: one Cria's weights are on the device at a time, while the next
+one's are read, and the hidden states of some sequences in memory or in files, so that one GPU suffices for a
+model of any size. Sets of sequences (held-out text at several lengths, tests of recall) are measured in
+passes that hold no more than the largest of them. Several ranks share their batches out, which changes no
+number; what takes the whole model is the first one's alone. Leaves ``report.json``.
 """
 
 import json
@@ -35,7 +35,7 @@ from trenchcoat_trainer.stages.evaluate.samples import take_samples, why_no_samp
 from trenchcoat_trainer.stages.evaluate.saved import SavedStates
 from trenchcoat_trainer.stages.evaluate.scores import score
 from trenchcoat_trainer.stages.evaluate.sets import EvaluationSet, passes
-from trenchcoat_trainer.stages.evaluate.states import Begin, HiddenStates, hold
+from trenchcoat_trainer.stages.evaluate.states import Begin, HiddenStates, hold, memory_bytes
 from trenchcoat_trainer.stages.evaluate.tasks import check_harness, run_tasks, why_no_tasks
 from trenchcoat_trainer.stages.evaluate.variants import ADAPTED, Source
 
@@ -73,19 +73,19 @@ def _run(context: StageContext, device: torch.device, sharing: Sharing) -> None:
     cost = costs(context, model, config.keep_softmax_layers or (), on_gpu=device.type == "cuda")
     course = Course(cost, variants, context.crias, _batch_tokens(context))
     ledger = Ledger(context, sharing, plan.sets, course)
-    weights = PodWeights(context, sharing, device, ledger.tell)
-    rest = weights.rest()
-    embeddings = rest["model.embed_tokens.weight"]
-    head = {
-        "model.norm.weight": rest["model.norm.weight"].to(device),
-        "lm_head.weight": rest.get("lm_head.weight", embeddings).to(device),  # absent when tied
-    }
-    del rest
-    source = Source(weights, variants, adapters, decode.equal_window, embeddings.cpu(), device)
-    del embeddings
-    context.progress.forecast = ledger.left
-    scores, shares = measure(context, config, plan.sets, source, head, ledger)
-    context.progress.forecast = None
+    with PodWeights(context, sharing, device, ledger.tell) as weights:
+        rest = weights.rest()
+        embeddings = rest["model.embed_tokens.weight"]
+        head = {
+            "model.norm.weight": rest["model.norm.weight"].to(device),
+            "lm_head.weight": rest.get("lm_head.weight", embeddings).to(device),  # absent when tied
+        }
+        del rest
+        source = Source(weights, variants, adapters, decode.equal_window, embeddings.cpu(), device)
+        del embeddings
+        context.progress.forecast = ledger.left
+        scores, shares = measure(context, config, plan.sets, source, head, ledger)
+        context.progress.forecast = None
     sharing.wait_for_all("measured")  # and nobody writes what is not complete any more
 
     del head, source  # the whole model takes their place
@@ -151,20 +151,29 @@ def measure(
         for item in group:
             for form in item.forms:
                 ledger.course.expect(form, item, numbers[form, item.name])
+    begun = [
+        {
+            (form, item.name): begin(item, tokens, numbers[form, item.name], source, config)
+            for item in group
+            for form in item.forms
+        }
+        for group, numbers in zip(groups, dealt, strict=True)
+    ]
+    left = [number for number, places in enumerate(begun) if not places.keys() <= scores.keys()]
     with SavedStates(context.checkpoint) as saved:
         for number, (group, numbers) in enumerate(zip(groups, dealt, strict=True)):
-            if all((form, item.name) in scores for item in group for form in item.forms):
+            if number not in left:
                 ledger.skip(group, numbers)
                 continue
             states: dict[Place, HiddenStates] = {}
             for item in group:
-                size = item.batch_size(tokens)
                 for form in item.forms:
-                    due = numbers[form, item.name]
-                    states[form, item.name] = hold(
-                        saved, f"{form}-{item.name}-{size}", begin(item, size, due, source, config)
-                    )
+                    name = f"{form}-{item.name}-{item.batch_size(tokens)}"
+                    states[form, item.name] = hold(saved, name, begun[number][form, item.name])
             own = Pass(group, states, has_shares=group[0] is sets[0])
+            later = next((later for later in left if later > number), None)
+            if later is not None and sharing.pod.start < _batch_count(groups[later], tokens):
+                own.following = memory_bytes(begun[later].values())
             cross(context, config, own, source, ledger)
             found: Scores = {}
             for item in group:
@@ -185,6 +194,11 @@ def _batch_tokens(context: StageContext) -> int:
     return context.spec.evaluate.batch_size * context.spec.data.sequence_length
 
 
+def _batch_count(group: list[EvaluationSet], tokens: int) -> int:
+    """The batches of a pass, of all ranks."""
+    return sum(item.batch_count(tokens) * len(item.forms) for item in group)
+
+
 def _deal(group: list[EvaluationSet], tokens: int, sharing: Sharing) -> dict[Place, range]:
     """The numbers of this rank's batches of a pass."""
     numbers: dict[Place, range] = {}
@@ -198,12 +212,12 @@ def _deal(group: list[EvaluationSet], tokens: int, sharing: Sharing) -> dict[Pla
 
 
 def begin(
-    item: EvaluationSet, size: int, numbers: range, source: Source, config: TrenchcoatLlamaConfig
+    item: EvaluationSet, tokens: int, numbers: range, source: Source, config: TrenchcoatLlamaConfig
 ) -> Begin:
-    """What some of a set's states are before the first Cria, in batches of `size` sequences."""
-    tokens = item.tokens.split(size)
+    """What some of a set's states are before the first Cria, in batches of about so many tokens."""
+    batches = item.tokens.split(item.batch_size(tokens))
     return Begin(
         numbers=numbers,
-        embed=lambda batch: F.embedding(tokens[batch], source.embeddings),
-        bytes=sum(tokens[batch].numel() for batch in numbers) * config.hidden_size * config.dtype.itemsize,
+        embed=lambda batch: F.embedding(batches[batch], source.embeddings),
+        bytes=sum(batches[batch].numel() for batch in numbers) * config.hidden_size * config.dtype.itemsize,
     )

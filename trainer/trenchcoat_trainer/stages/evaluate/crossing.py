@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from trenchcoat_trainer.checkpoints.pod_weights import Ahead
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.runtime.context import StageContext
@@ -31,6 +32,9 @@ class Pass:
     """Whether the shares are measured: in the first pass alone, on held-out text of the training length."""
     shares: dict[str, float] = field(default_factory=dict)
     """The share of attention outside the window by layer, of the stitched student on the first batch."""
+    following: int | None = None
+    """Bytes of memory that this rank's states of the next pass take for which its pod reads weights, from the
+    first Cria on; None where there is none."""
 
 
 class Ledger:
@@ -120,9 +124,11 @@ def cross(
                 ledger.course.resume(form, item, passed[form, item.name])
         logger.info("going on: %d of %d batches have passed their Crias", ledger.done, ledger.total)
     wanted = {form for (form, _), counted in passed.items() if counted}
-    first = source.weights.earliest(min(counts, default=len(context.crias)))
-    for cria in context.crias[first:]:
-        for variant, model in cria_of_each(context, config, cria, source, wanted):
+    crias = context.crias[source.weights.earliest(min(counts, default=len(context.crias))) :]
+    begins_anew = None if own.following is None else Ahead(context.crias[0], room=own.following)
+    ahead = [*map(Ahead, crias[1:]), begins_anew]
+    for cria, following in zip(crias, ahead, strict=False):
+        for variant, model in cria_of_each(context, config, cria, source, wanted, following):
             for item in own.sets:
                 place = (variant.name, item.name)
                 if place not in own.states:

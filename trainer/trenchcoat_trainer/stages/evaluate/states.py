@@ -4,7 +4,7 @@ A node's disk would have to hold over a hundred gigabytes at 405B; the store, wh
 evaluation goes on from, takes them anyway. Of states in the store no more than a few batches are in memory.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -50,6 +50,11 @@ class HiddenStates(Protocol):
 def hold(saved: SavedStates, name: str, begin: Begin) -> HiddenStates:
     """Return states that are not begun, where their size allows it in memory."""
     return (Stored if begin.bytes > IN_MEMORY_BYTES else InMemory)(saved, name, begin)
+
+
+def memory_bytes(begun: Iterable[Begin]) -> int:
+    """Bytes of all of these that `hold` has in memory."""
+    return sum(begin.bytes for begin in begun if begin.bytes <= IN_MEMORY_BYTES)
 
 
 class InMemory:

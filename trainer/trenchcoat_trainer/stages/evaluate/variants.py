@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from trenchcoat_api.crias import CriaRange
 
-from trenchcoat_trainer.checkpoints.pod_weights import PodWeights
+from trenchcoat_trainer.checkpoints.pod_weights import Ahead, PodWeights
 from trenchcoat_trainer.models.adapters import adapted_weights, merge_adapters
 from trenchcoat_trainer.models.artifacts import (
     Adapters,
@@ -102,12 +102,14 @@ def cria_of_each(
     cria: CriaRange,
     source: Source,
     wanted: Collection[str],
+    ahead: Ahead | None = None,
 ) -> Iterator[tuple[Variant, CriaModel]]:
     """Yield one Cria in the form of each variant that is wanted, by name; one set of weights is held.
 
-    All ranks of a pod come here for the same Crias in order, also one that wants nothing.
+    All ranks of a pod come here for the same Crias in order, also one that wants nothing. The weights of the
+    one `ahead` are read meanwhile.
     """
-    weights = source.weights.cria(cria)
+    weights = source.weights.cria(cria, ahead)
     if not wanted:
         return
     untrained, trained = untrained_parameters(context, config, cria), trained_parameters(context, cria)

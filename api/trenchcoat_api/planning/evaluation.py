@@ -1,6 +1,6 @@
 """What the evaluation measures: sets of sequences, forms of the model, passes over the weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from trenchcoat_api.decode_state import decode_state
@@ -154,12 +154,15 @@ def longest_share(outline: Outline, group: list[MeasuredSet], cost: Callable[[Me
     return max(shares)
 
 
-def stored_states(outline: Outline) -> int:
-    """Bytes of all states that are in the store alone: read and written once for every Cria."""
+def stored_states(outline: Outline, sets: Iterable[MeasuredSet] | None = None) -> int:
+    """Bytes of all states of these sets, or of all, that are in the store alone.
+
+    They are read and written once for every Cria.
+    """
     each = outline.facts.hidden_size * outline.item
     ranks = stage_size(outline.spec, Stage.EVALUATE).ranks
     found = 0
-    for item in evaluation_sets(outline):
+    for item in evaluation_sets(outline) if sets is None else sets:
         own = -(-batches(outline, item) // ranks) * batch_sequences(outline, item)
         if min(own, item.sequences) * item.length * each > IN_MEMORY_BYTES:
             found += item.states * each

@@ -41,6 +41,8 @@ from trenchcoat_api.stages import DISTRIBUTED, Stage
 
 _FAST = 1e-9
 """Steps this many times as long take no time: what is left of a plan's seconds is reading and writing."""
+_EXACT = 1e-6
+"""How near a factor is to what it is solved for, as a part of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +165,9 @@ def _passes(outline: Outline, ran: Sequence[Ran], rates: Rates, base: Kind) -> P
             fleet = Fleet(base.model_copy(update={"passes": passes}), rates, 1)
             return sum(planned(fleet, item) for item in own)
 
-        fixed, full = told(_FAST), told(1.0)
-        if fixed < took and fixed < full:
-            factor = (took - fixed) / (full - fixed)
+        fixed = told(_FAST)
+        if fixed < took and fixed < told(1.0 / _FAST):
+            factor = _solved(told, took)
             found = found.model_copy(update={name: _scaled(rate, factor)})
             factors[name] = factors.get(name, 1.0) * factor
 
@@ -201,6 +203,20 @@ def _passes(outline: Outline, ran: Sequence[Ran], rates: Rates, base: Kind) -> P
 
 _INSTEAD = {"evaluate": "forward", "transfer_through": "transfer"}
 """Where a kind has no rate of its own of a pass."""
+
+
+def _solved(told: Callable[[float], float], took: float) -> float:
+    """How many times as long steps take where the plan tells what a run took.
+
+    It tells more the slower they are, but not evenly: reading that they outlast counts for nothing.
+    """
+    low, high = _FAST, 1.0
+    while told(high) < took:
+        low, high = high, 2.0 * high
+    while high - low > _EXACT * high:
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if told(middle) < took else (low, middle)
+    return high
 
 
 def _layers(item: Ran) -> int:

@@ -7,7 +7,8 @@ A stage's weights are exact. What its graph and work space take was measured wit
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from trenchcoat_api.evaluation_states import memory_bytes
+from trenchcoat_api import texts
+from trenchcoat_api.evaluation_states import SPARE_BYTES, memory_bytes
 from trenchcoat_api.phases import rolls
 from trenchcoat_api.planning.outline import Outline
 from trenchcoat_api.planning.sizes import (
@@ -15,6 +16,7 @@ from trenchcoat_api.planning.sizes import (
     adapter_parameters,
     embedding_parameters,
     is_tied,
+    layer_parameters,
     map_parameters,
 )
 from trenchcoat_api.planning.storage import text_facts
@@ -241,8 +243,26 @@ _ON_GPU: dict[Stage, Callable[[Outline], dict[str, float]]] = {
 }
 
 
+def reads_ahead(outline: Outline) -> bool:
+    """Whether the evaluation reads one Cria's weights while it computes with another.
+
+    It does where its host has the memory, by the limit that the spec sets for its pods if it sets one.
+    """
+    limit = outline.spec.pods.evaluate.resources.memory
+    return limit is None or texts.quantity(limit) >= reading_ahead(outline)
+
+
+def reading_ahead(outline: Outline) -> int:
+    """Bytes of its host with which a pod of the evaluation reads ahead."""
+    return _on_host(outline, Stage.EVALUATE, ahead=True).total
+
+
 def host_need(outline: Outline, stage: Stage) -> Need:
     """What a pod of a stage needs of its host, without page cache."""
+    return _on_host(outline, stage, ahead=stage is Stage.EVALUATE and reads_ahead(outline))
+
+
+def _on_host(outline: Outline, stage: Stage, *, ahead: bool) -> Need:
     facts, stored = outline.facts, outline.model.stored_bytes
     embedding = embedding_parameters(facts) * outline.item
     layer = outline.layer_bytes
@@ -261,7 +281,9 @@ def host_need(outline: Outline, stage: Stage) -> Need:
         case Stage.STITCH | Stage.ADAPT:
             parts["reading"] = max(2 * layer, 2 * embedding)
         case Stage.EVALUATE:
-            parts["reading"] = processes * (2 * embedding + layer)
+            layers = outline.longest_cria if ahead else min(processes, outline.longest_cria)
+            parts["reading"] = processes * 2 * embedding + layers * layer_parameters(facts) * stored
+            parts["spare"] = processes * SPARE_BYTES if ahead else 0
             states = memory_bytes(outline.spec, facts, text_facts(outline))
             parts["hidden states"] = processes * states
         case Stage.EXPORT:

@@ -307,6 +307,12 @@ def _notes(outline: Outline, fleet: Fleet, measured_bytes: int) -> list[str]:
     for stage in job_stages(spec):
         if warning := _short_of_memory(outline, stage):
             found.append(warning)
+        elif stage is Stage.EVALUATE and not memory.reads_ahead(outline):
+            needed = texts.size(memory.reading_ahead(outline))
+            found.append(
+                "the evaluation reads a Cria's weights only when it is due; it would while the one before "
+                f"computes, with spec.pods.evaluate.resources.memory of {needed}"
+            )
     return found
 
 

@@ -26,6 +26,7 @@ from trenchcoat_api.planning.memory import (
     collected_layers,
     gpus_of,
     ranks_of,
+    reads_ahead,
     stitch_recomputes,
 )
 from trenchcoat_api.planning.outline import Outline
@@ -304,7 +305,11 @@ def _evaluate(outline: Outline, fleet: Fleet) -> float:
 
 
 def evaluation_seconds(outline: Outline, fleet: Fleet) -> float:
-    """Every pod reads all weights in each pass; every rank carries its share of the batches through them."""
+    """Every pod reads all weights in each pass; every rank carries its share of the batches through them.
+
+    Where memory has room for it, each Cria is read while the one before computes, also the first of the next
+    pass: nothing computes while the first one of all is read.
+    """
     rate, facts = fleet.kind.passes.evaluation, outline.facts
 
     def batch_seconds(item: MeasuredSet) -> float:
@@ -312,12 +317,18 @@ def evaluation_seconds(outline: Outline, fleet: Fleet) -> float:
         tokens = item.sequences * item.length / batches(outline, item)
         return facts.layers * layer + 2.0 * embedding_parameters(facts) * tokens / (rate.tflops * 1e12)
 
-    taken = passes(outline)
-    computing = sum(longest_share(outline, group, batch_seconds) for group in taken)
-    reading = _store(fleet, len(taken) * weight_bytes(outline) * share_read(outline))
-    moved = 2 * len(outline.crias) * stored_states(outline)
-    moving = _store(fleet, moved / ranks_of(outline, Stage.EVALUATE))
-    return reading + max(computing, moving)
+    ranks, ahead = ranks_of(outline, Stage.EVALUATE), reads_ahead(outline)
+    reading = _store(fleet, weight_bytes(outline) * share_read(outline))
+    seconds = alone = reading / len(outline.crias) if ahead else 0.0
+    for group in passes(outline):
+        computing = longest_share(outline, group, batch_seconds)
+        moving = _store(fleet, 2 * len(outline.crias) * stored_states(outline, group) / ranks)
+        if ahead:
+            seconds += max(computing, moving + reading - alone)
+        else:
+            seconds += reading + max(computing, moving)
+        alone = 0.0
+    return seconds
 
 
 def _export(outline: Outline, fleet: Fleet) -> float:

@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import pytest
+from trenchcoat_api import texts
+from trenchcoat_api.evaluation_states import SPARE_BYTES
 from trenchcoat_api.planning.evaluation import (
     MeasuredSet,
     batches,
@@ -14,9 +16,11 @@ from trenchcoat_api.planning.evaluation import (
     share_read,
     stored_states,
 )
-from trenchcoat_api.planning.memory import gpu_need
+from trenchcoat_api.planning.memory import gpu_need, host_need, reading_ahead, reads_ahead
+from trenchcoat_api.planning.outline import Outline
 from trenchcoat_api.planning.plan import Given, StagePlan, make_plan
 from trenchcoat_api.planning.storage import artifact_bytes, weight_bytes
+from trenchcoat_api.planning.timing import Fleet, evaluation_seconds
 from trenchcoat_api.planning.traffic import read_bytes
 from trenchcoat_api.stages import Stage
 
@@ -96,3 +100,55 @@ def test_a_pod_of_several_gpus_has_as_many_processes_on_its_host() -> None:
     one, eight, nodes = evaluation(), evaluation(gpusPerNode=8), evaluation(nodes=8)
     assert one.host_memory_bytes * 4 < eight.host_memory_bytes
     assert nodes.host_memory_bytes < eight.host_memory_bytes
+
+
+LIMIT = "pods__evaluate__resources__memory"
+ROOM = {"evaluate__gpusPerNode": 8, LIMIT: "2T"}
+NO_ROOM = {"evaluate__gpusPerNode": 8, LIMIT: "100G"}
+
+
+def seconds(found: Outline, reads_as_fast_by: float = 1.0) -> float:
+    rates = Given().rates
+    store = rates.store.model_copy(
+        update={"bytes_per_second": rates.store.bytes_per_second * reads_as_fast_by}
+    )
+    return evaluation_seconds(found, Fleet(rates.kind(None)[1], rates.model_copy(update={"store": store}), 1))
+
+
+def test_reading_counts_where_it_takes_longer_than_what_goes_on_meanwhile() -> None:
+    """Four passes over 405B: the last is short, and its reading takes longer."""
+    ahead, in_turn = outline(**ROOM), outline(**NO_ROOM)
+    assert reads_ahead(ahead) and not reads_ahead(in_turn)
+    computing = seconds(ahead, 1e9)
+    assert computing == pytest.approx(seconds(in_turn, 1e9))
+    reading = weight_bytes(ahead) * share_read(ahead) / Given().rates.store.bytes_per_second
+    assert len(passes(ahead)) == 4 and not stored_states(ahead)
+    assert seconds(in_turn) == pytest.approx(computing + 4 * reading)
+    first = reading / len(ahead.crias)
+    assert computing + first < seconds(ahead) < computing + reading
+    # So slow a store that nothing else counts.
+    assert seconds(ahead, 1e-3) == pytest.approx(4000 * reading)
+    assert seconds(outline()) == pytest.approx(seconds(outline(**{LIMIT: "2T"})))
+
+
+def test_weights_that_are_read_ahead_need_memory_of_the_host_and_none_of_the_gpu() -> None:
+    ahead, in_turn = outline(**ROOM), outline(**NO_ROOM)
+    more = host_need(ahead, Stage.EVALUATE).total - host_need(in_turn, Stage.EVALUATE).total
+    # Of 9 layers the eight ranks hold one each as it is.
+    assert more == ahead.layer_bytes + 8 * SPARE_BYTES
+    assert gpu_need(ahead, Stage.EVALUATE) == gpu_need(in_turn, Stage.EVALUATE)
+    alone = outline(**{LIMIT: "1G"})
+    assert (
+        reading_ahead(alone) - host_need(alone, Stage.EVALUATE).total == 8 * ahead.layer_bytes + SPARE_BYTES
+    )
+
+
+def test_the_least_limit_that_reads_ahead_is_the_one_that_is_told() -> None:
+    needed = reading_ahead(outline())
+    assert reads_ahead(outline(**{LIMIT: str(needed)}))
+    short = outline(**{LIMIT: str(needed - 1)})
+    assert not reads_ahead(short) and host_need(short, Stage.EVALUATE).total < needed
+    (told,) = [note for note in make_plan(short, Given()).notes if "only when it is due" in note]
+    assert f"of {texts.size(needed)}" in told
+    for other in (outline(), outline(**{LIMIT: "1G"})):  # which is short of what it needs at all, and says so
+        assert not [note for note in make_plan(other, Given()).notes if "only when it is due" in note]

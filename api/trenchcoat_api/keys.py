@@ -18,6 +18,7 @@ from trenchcoat_api.spec import (
     LongSequences,
     LrSchedule,
     Stitch,
+    TeacherProducts,
     Transfer,
     TrenchcoatSpec,
 )
@@ -51,7 +52,7 @@ _ADDED_LATER: dict[type[Camel], dict[str, str | int | None]] = {
         "first_tokens": 0,
         "wide": None,
     },
-    Transfer: {"window_dropout": "0"},
+    Transfer: {"window_dropout": "0", "teacher_products": TeacherProducts.DTYPE.value},
     Stitch: {"recall_share": "0", "lr_schedule": LrSchedule.CONSTANT.value},
     LongSequences: {"recall_share": None},
     Evaluate: {"other_text": None, "tasks": None, "samples": 3},

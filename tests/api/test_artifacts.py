@@ -56,6 +56,8 @@ def test_keys_are_those_of_the_first_release():
         ("spec.data.startPositions.share", "0.0", set()),
         ("spec.data.startPositions.below", 100, set()),  # of no use without a share
         ("spec.transfer.windowDropout", "0.5", TRAINED),
+        ("spec.transfer.teacherProducts", "float8", TRAINED),
+        ("spec.transfer.teacherProducts", "dtype", set()),
         ("spec.preset", "paper", ADAPTED),
         ("spec.preset", "shipped", set()),
         ("spec.transfer.epochs", 2, set()),

@@ -8,6 +8,7 @@ from trenchcoat_api import texts
 from trenchcoat_api.phases import job_stages, rolls
 from trenchcoat_api.planning.memory import Need, gpu_need
 from trenchcoat_api.planning.outline import Outline
+from trenchcoat_api.spec import TeacherProducts
 from trenchcoat_api.stages import Stage
 
 _MOST_NODES = 1000
@@ -60,6 +61,14 @@ def _fits(outline: Outline, stage: Stage, memory: int, **changes: Any) -> bool:
 
 
 def _of_cria(outline: Outline, stage: Stage, memory: int) -> str:
+    remedy = _smaller_cria(outline, stage, memory)
+    plain = {"teacher_products": TeacherProducts.DTYPE}
+    if stage is Stage.CRIA and _fits(outline, stage, memory, transfer=plain):
+        remedy += "; or remove spec.transfer.teacherProducts"
+    return remedy
+
+
+def _smaller_cria(outline: Outline, stage: Stage, memory: int) -> str:
     smaller: dict[str, Any] = {"transfer": {"micro_batch_size": 1}, "cria_lora": {"micro_batch_size": 1}}
     fields = "spec.transfer.microBatchSize and spec.criaLora.microBatchSize to 1"
     if stage is not Stage.CRIA:

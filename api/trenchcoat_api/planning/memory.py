@@ -21,7 +21,7 @@ from trenchcoat_api.planning.sizes import (
 )
 from trenchcoat_api.planning.storage import text_facts
 from trenchcoat_api.selection import SEQUENCES, TOKENS
-from trenchcoat_api.spec import Objective
+from trenchcoat_api.spec import Objective, TeacherProducts
 from trenchcoat_api.stage_size import stage_size
 from trenchcoat_api.stages import Stage
 
@@ -133,8 +133,10 @@ def _cria(outline: Outline) -> dict[str, float]:
     step = _step(outline, spec.transfer.micro_batch_size)
     if spec.cria_lora.epochs:
         step = max(step, _lora(outline, layers))
+    is_float8 = spec.transfer.teacher_products is TeacherProducts.FLOAT8
     return {
         "layers": layers * outline.layer_bytes,
+        "layers in float8": layers * outline.layer_bytes // 2 if is_float8 else 0,
         # Fusing a layer's weights holds it twice, before there is any graph.
         "work space": max(step, outline.layer_bytes),
         # Maps, their gradients, two moments and the best so far; adapters, gradients and moments.

@@ -38,6 +38,7 @@ from trenchcoat_api.spec.training import (
     ProjectionName,
     Stitch,
     StitchLora,
+    TeacherProducts,
     Transfer,
 )
 from trenchcoat_api.spec.trenchcoat import TrenchcoatSpec
@@ -79,6 +80,7 @@ __all__ = [
     "StitchLora",
     "Store",
     "Tasks",
+    "TeacherProducts",
     "Tracking",
     "Trackio",
     "Transfer",

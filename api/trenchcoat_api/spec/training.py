@@ -29,6 +29,15 @@ class Plateau(Camel):
     min_learning_rate: PositiveDecimal = Field(default="1e-5", description="The rate never falls below this.")
 
 
+class TeacherProducts(StrEnum):
+    """What the matrix products of the frozen teacher are computed in."""
+
+    DTYPE = "dtype"
+    """spec.dtype, as everything else."""
+    FLOAT8 = "float8"
+    """FP8 (e4m3) with a scale for each token and each output, into bfloat16."""
+
+
 class Transfer(Camel):
     """Attention transfer: feature maps and window factors learn to imitate softmax attention."""
 
@@ -86,6 +95,14 @@ class Transfer(Camel):
         description=(
             "Probability, below 1, that an optimiser step drops the window: linear attention alone must then "
             "imitate the teacher over all keys, so that it does not leave the work to the window."
+        ),
+    )
+    teacher_products: TeacherProducts = Field(
+        default=TeacherProducts.DTYPE,
+        description=(
+            "What the teacher's matrix products are computed in: dtype (spec.dtype), or float8, which is "
+            "faster for large models and takes a GPU of compute capability 8.9 or more, and half as much "
+            "memory again for the weights. Attention, norms, boundaries and later phases stay as they are."
         ),
     )
 

@@ -10,9 +10,16 @@ from trenchcoat_api.rules import Rule
 from trenchcoat_api.spec.attention import WINDOWS, Attention, DType, Form
 from trenchcoat_api.spec.operation import Planning, Retention, Scheduling, StagePods
 from trenchcoat_api.spec.sources import Data, Model, Store
-from trenchcoat_api.spec.stages import Collect, Evaluate, Export, Gates
+from trenchcoat_api.spec.stages import Collect, CollectStrategy, Evaluate, Export, Gates
 from trenchcoat_api.spec.tracking import Tracking
-from trenchcoat_api.spec.training import CriaLora, Objective, ProjectionName, Stitch, Transfer
+from trenchcoat_api.spec.training import (
+    CriaLora,
+    Objective,
+    ProjectionName,
+    Stitch,
+    TeacherProducts,
+    Transfer,
+)
 from trenchcoat_api.strings import where_decimals
 
 _SEQUENCE = Data.model_fields["sequence_length"].default
@@ -27,7 +34,12 @@ _WINDOW = (
     f"(has(self.attention.window) ? self.attention.window : {_FORM} == 'lolcats' ? "
     f"{WINDOWS[Form.LOLCATS]} : {WINDOWS[Form.WINDOW]})"
 )
+_IN_DTYPE = "self.transfer.teacherProducts == 'dtype'"
 _HAS_WIDE_WINDOW = "(has(self.attention.wide) && has(self.attention.wide.window))"
+
+
+def _in_dtype(spec: Any) -> bool:
+    return bool(spec.transfer.teacher_products is TeacherProducts.DTYPE)
 
 
 class TrenchcoatSpec(Camel):
@@ -140,6 +152,34 @@ class TrenchcoatSpec(Camel):
                 "remove it, or set attention.form to lolcats"
             ),
             field="transfer.windowDropout",
+        ),
+        Rule(
+            cel=f"{_IN_DTYPE} || {_FORM} != 'window'",
+            holds=lambda spec: _in_dtype(spec) or spec.attention.form is not Form.WINDOW,
+            message=(
+                "transfer.teacherProducts is for form lolcats alone, for nothing else trains in attention "
+                "transfer: remove it, or set attention.form to lolcats"
+            ),
+            field="transfer.teacherProducts",
+        ),
+        Rule(
+            cel=f"{_IN_DTYPE} || self.collect.strategy != 'Rolling'",
+            holds=lambda spec: _in_dtype(spec) or spec.collect.strategy is not CollectStrategy.ROLLING,
+            message=(
+                "transfer.teacherProducts is float8 where collect.strategy is Rolling, whose transfer makes "
+                "the next Cria's inputs, which must be the teacher's own: remove it, or set collect.strategy "
+                "to Distributed"
+            ),
+            field="transfer.teacherProducts",
+        ),
+        Rule(
+            cel=f"{_IN_DTYPE} || self.dtype == 'bfloat16'",
+            holds=lambda spec: _in_dtype(spec) or spec.dtype is DType.BFLOAT16,
+            message=(
+                "transfer.teacherProducts is float8, whose results are bfloat16, where dtype is not: remove "
+                "it, or set dtype to bfloat16"
+            ),
+            field="transfer.teacherProducts",
         ),
         Rule(
             cel=(

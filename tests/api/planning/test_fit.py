@@ -33,6 +33,16 @@ def test_a_cria_of_30_layers_of_405b_is_refused(memory: int) -> None:
     assert Stage.CRIA in refused(memory, layersPerCria=most + 1, **GANGS)
 
 
+def test_float8_takes_a_larger_gpu_or_a_smaller_cria() -> None:
+    float8 = GANGS | {"transfer__teacherProducts": "float8"}
+    assert refused(H200, **float8) == {}
+    found = refused(H100, **float8)
+    assert set(found) == {Stage.CRIA}
+    remedy = r"spec.layersPerCria to at most (\d+).*; or remove spec.transfer.teacherProducts"
+    most = int(re.search(remedy, found[Stage.CRIA])[1])  # type: ignore[index]
+    assert refused(H100, **float8, layersPerCria=most) == {}
+
+
 def test_too_few_nodes() -> None:
     found = refused(H100, collect__gpusPerNode=8, stitch__gpusPerNode=8)
     assert set(found) == {Stage.COLLECT, Stage.STITCH, Stage.ADAPT}

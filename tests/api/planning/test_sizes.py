@@ -75,6 +75,14 @@ def test_a_published_cria_weighs_57_4_gb() -> None:
     assert need.parts["layers"] / 1e9 == pytest.approx(57.4, abs=0.05)
 
 
+def test_weights_in_float8_come_beside_the_others() -> None:
+    plain, float8 = (
+        gpu_need(outline(transfer__teacherProducts=products), Stage.CRIA) for products in ("dtype", "float8")
+    )
+    assert plain is not None and float8 is not None
+    assert float8.parts["layers in float8"] == float8.parts["layers"] // 2 == float8.total - plain.total
+
+
 def test_a_window_has_no_maps() -> None:
     both = (
         artifact_bytes(outline(), Stage.CRIA),

@@ -1,7 +1,7 @@
 """Checks of the fused operations against plain torch that run on a GPU or under Triton's interpreter."""
 
 import torch
-from trenchcoat_trainer.layers import fused
+from trenchcoat_trainer.layers import float8, fused
 from trenchcoat_trainer.layers.dropout import seeded_dropout
 
 
@@ -53,6 +53,37 @@ def rope_errors(device="cpu", dtype=torch.float32, heads=6, kv_heads=2, head_dim
 
 def swiglu_errors(device="cpu", dtype=torch.float32, width=70):
     return compare(fused.swiglu, {"gate_up": torch.randn(3, 4, 2 * width).to(device, dtype)}, {"gate_up"})
+
+
+def float8_errors(device="cpu", dtype=torch.float32, width=96, long=5000):
+    """Of what makes inputs of FP8 products, against plain torch on the CPU; the second row is of zeros."""
+    torch.manual_seed(1)
+    x, delta, w = torch.randn(2, 5, width), torch.randn(2, 5, width), 1 + 0.1 * torch.randn(width)
+    x[0, 1] = delta[0, 1] = 0
+    gate_up = torch.randn(3, 2 * long)
+    calls = {
+        "norm": (float8.add_rms_norm_rows, x, delta, w, 1e-5),
+        "first norm": (float8.add_rms_norm_rows, x, None, w, 1e-5),
+        "swiglu": (float8.swiglu_rows, gate_up),
+        "rows": (float8.quantise_rows, x),
+        "long rows": (float8.quantise_rows, gate_up),
+    }
+    errors = {}
+    for name, (function, *arguments) in calls.items():
+        cast = [a.to(dtype) if isinstance(a, torch.Tensor) else a for a in arguments]
+        moved = [a.to(device) if isinstance(a, torch.Tensor) else a for a in cast]
+        tested, use_triton = function(*moved), float8.use_triton
+        float8.use_triton = fused.use_triton = lambda x: False
+        try:
+            truth = function(*cast)
+        finally:
+            float8.use_triton = fused.use_triton = use_triton
+        if isinstance(truth, tuple):
+            errors[f"{name}, sum"] = relative(tested[0], truth[0])
+            tested, truth = tested[1], truth[1]
+        errors[f"{name}, scales"] = relative(tested.scales, truth.scales)
+        errors[name] = relative(tested.dequantised(), truth.dequantised())
+    return errors
 
 
 def rope_by_row_errors():

@@ -211,7 +211,7 @@ def _teacher_forced(
         if i > last:
             losses.append(hidden.new_zeros(3, dtype=torch.float32))
             continue
-        hidden, normed = add_rms_norm(hidden, delta, layer.weights.input_norm, cria.shape.eps)
+        hidden, normed = layer.weights.norm(hidden, delta, layer.weights.input_norm, cria.shape.eps)
         if layer.student is None:
             y = softmax_attention(*attention_inputs(layer.weights, normed, rope, cria.shape))
             losses.append(hidden.new_zeros(3, dtype=torch.float32))

@@ -8,12 +8,20 @@ on the config alone (llama3 among them) is taken from transformers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from trenchcoat_trainer.layers.float8 import (
+    Float8Rows,
+    Matrix,
+    add_rms_norm_rows,
+    product,
+    quantise_rows,
+    swiglu_rows,
+)
 from trenchcoat_trainer.layers.fused import add_rms_norm, split_and_rotate, swiglu
 
 MLP_ROWS = 4096
@@ -101,7 +109,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """The frozen weights of one decoder layer, projections as [out, in].
+    """The frozen weights of one decoder layer, projections as [out, in], all of them in FP8 or none.
 
     Attributes:
         qkv: q_proj, k_proj and v_proj, one above the other.
@@ -112,10 +120,10 @@ class LayerWeights:
         post_norm: post_attention_layernorm, [hidden].
     """
 
-    qkv: torch.Tensor
-    out: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
+    qkv: Matrix
+    out: Matrix
+    gate_up: Matrix
+    down: Matrix
     input_norm: torch.Tensor
     post_norm: torch.Tensor
 
@@ -136,8 +144,27 @@ class LayerWeights:
             post_norm=new(shape.hidden),
         )
 
+    @property
+    def is_float8(self) -> bool:
+        """Whether products are computed in FP8."""
+        return isinstance(self.qkv, Float8Rows)
+
+    def in_float8(self) -> LayerWeights:
+        """Return these weights with the projections quantised, the norms shared.
+
+        Products take bf16 activations then, and sizes that are multiples of `float8.MULTIPLE`.
+        """
+        matrices = {name: getattr(self, name) for name in ("qkv", "out", "gate_up", "down")}
+        return replace(self, **{name: quantise_rows(matrix) for name, matrix in matrices.items()})
+
+    def norm(
+        self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, Matrix]:
+        """Do what `add_rms_norm` does, by `weight` of this layer; the norm as its products want it."""
+        return (add_rms_norm_rows if self.is_float8 else add_rms_norm)(hidden, delta, weight, eps)
+
     def parts(self, shape: LayerShape) -> dict[str, torch.Tensor]:
-        """Return views of the weights under the names that a Hugging Face checkpoint gives them."""
+        """Return views of the weights, none of them in FP8, named as a Hugging Face checkpoint does."""
         inner, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         q, k, v = self.qkv.split([inner, kv, kv])
         gate, up = self.gate_up.split(shape.mlp)
@@ -184,10 +211,10 @@ class LayerWeights:
 
 
 def attention_inputs(
-    weights: LayerWeights, normed: torch.Tensor, rope: Rope, shape: LayerShape
+    weights: LayerWeights, normed: Matrix, rope: Rope, shape: LayerShape
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return q, k (after RoPE) and v, [B, heads or kv_heads, T, D], of normed states [B, T, hidden]."""
-    qkv = F.linear(normed, weights.qkv)
+    qkv = product(normed, weights.qkv)
     return split_and_rotate(qkv, rope.cos, rope.sin, shape.heads, shape.kv_heads)
 
 
@@ -223,23 +250,24 @@ def after_attention(
 
     Their sum is the layer's output; they stay apart so that the next layer's norm can add them in passing.
     """
-    attended = F.linear(merge_heads(y), weights.out)
-    hidden, normed = add_rms_norm(hidden, attended, weights.post_norm, shape.eps)
+    attended = product(merge_heads(y), weights.out)
+    hidden, normed = weights.norm(hidden, attended, weights.post_norm, shape.eps)
     return hidden, _mlp(weights, normed)
 
 
-def _mlp(weights: LayerWeights, normed: torch.Tensor) -> torch.Tensor:
+def _mlp(weights: LayerWeights, normed: Matrix) -> torch.Tensor:
     """Return down(silu(gate) * up); without a graph to keep, a slab of rows at a time.
 
     The MLP is wide: for 405B its intermediates are 13 times as large as the residual stream.
     """
-    if torch.is_grad_enabled() or normed[..., 0].numel() <= MLP_ROWS:
-        return F.linear(swiglu(F.linear(normed, weights.gate_up)), weights.down)
-    rows = normed.flatten(0, -2)
-    out = torch.empty_like(rows)
+    gated = swiglu_rows if weights.is_float8 else swiglu
+    if torch.is_grad_enabled() or normed.shape[:-1].numel() <= MLP_ROWS:
+        return product(gated(product(normed, weights.gate_up)), weights.down)
+    rows, norm = normed.flatten(0, -2), weights.post_norm
+    out = torch.empty(rows.shape, dtype=norm.dtype, device=norm.device)
     for slab, out_slab in zip(rows.split(MLP_ROWS), out.split(MLP_ROWS), strict=True):
-        torch.mm(swiglu(F.linear(slab, weights.gate_up)), weights.down.t(), out=out_slab)
-    return out.view_as(normed)
+        product(gated(product(slab, weights.gate_up)), weights.down, out=out_slab)
+    return out.view(normed.shape)
 
 
 def softmax_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -264,7 +292,7 @@ def teacher_forward(
     """Run decoder layers on the residual stream [B, T, hidden] and return the residual stream after them."""
     delta = None
     for weights in layers:
-        hidden, normed = add_rms_norm(hidden, delta, weights.input_norm, shape.eps)
+        hidden, normed = weights.norm(hidden, delta, weights.input_norm, shape.eps)
         q, k, v = attention_inputs(weights, normed, rope, shape)
         hidden, delta = after_attention(weights, hidden, softmax_attention(q, k, v), shape)
     return hidden if delta is None else hidden + delta

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from trenchcoat_api.artifacts import Facts
 from trenchcoat_api.crias import CriaRange
 from trenchcoat_api.phases import reads_boundaries, rolls
-from trenchcoat_api.spec import Objective
+from trenchcoat_api.spec import Objective, TeacherProducts
 from trenchcoat_api.stages import Stage
 
 from trenchcoat_trainer.checkpoints.finite import require_finite
@@ -35,7 +35,12 @@ from trenchcoat_trainer.runtime.devices import choose_device
 from trenchcoat_trainer.runtime.progress import format_loss
 from trenchcoat_trainer.stages.cria.boundary import NextBoundary, RollingTransfer
 from trenchcoat_trainer.stages.cria.error import layer_errors
-from trenchcoat_trainer.stages.cria.fused import FusedCria, fuse_for_gpu
+from trenchcoat_trainer.stages.cria.fused import (
+    FusedCria,
+    fuse_for_gpu,
+    require_float8,
+    with_float8_teacher,
+)
 from trenchcoat_trainer.stages.cria.loop import Loop
 from trenchcoat_trainer.stages.cria.lora import LoraPhase, block_step, layerwise_step
 from trenchcoat_trainer.stages.cria.transfer import TransferPhase, transfer_step, transfer_through
@@ -68,6 +73,8 @@ def train(context: StageContext) -> None:
     if not trains and not leaves_boundary(context):
         leave_as_it_is(context, shape)
         return
+    if trains and spec.transfer.teacher_products is TeacherProducts.FLOAT8:
+        require_float8(config, choose_device(context))
     model = load_cria(context, context.cria)
     positions = Starts.of(spec, config).below + spec.data.sequence_length
     fused = fuse_for_gpu(model, positions) if any(shape.student_layers()) else None
@@ -156,15 +163,19 @@ def train_maps(
     if not model.form_parameters():
         logger.info("the form %s has nothing to train in attention transfer", context.spec.attention.form)
     steps = settings.epochs * loop.data.steps(settings.batch_size)
-    runner = fused.runner(starts, context.spec.data.sequence_length, whole=False) if fused else None
+    length = context.spec.data.sequence_length
+    if settings.teacher_products is TeacherProducts.FLOAT8:
+        fused = with_float8_teacher(model, fused, starts.below + length)
+    runner = fused.runner(starts, length, whole=False) if fused else None
     step = fused.transfer_step if fused else transfer_step
     if boundary is None:
         transfer = TransferPhase(model, context.spec, steps, step, starts, runner)
     else:
         transfer = RollingTransfer(boundary, model, context.spec, steps, step, starts, runner)
     cursor = loop.run(transfer)
-    if runner:
+    if fused and runner:
         runner.close()
+        fused.drop_quantised()
     maps, best = transfer.finish()
     if cursor.initial is not None:
         loop.losses.update(transferInitial=cursor.initial, transfer=best)

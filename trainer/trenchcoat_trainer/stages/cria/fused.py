@@ -5,12 +5,15 @@ of running it share one copy.
 """
 
 import logging
+from typing import Any
 
 import torch
 from torch import nn
 
 from trenchcoat_trainer import layers
 from trenchcoat_trainer.data import Starts
+from trenchcoat_trainer.errors import BadInputError
+from trenchcoat_trainer.layers.float8 import MULTIPLE
 from trenchcoat_trainer.models.adapters import ADAPTER, adapted_modules
 from trenchcoat_trainer.models.cria import CriaModel
 from trenchcoat_trainer.seeds import derived_seed
@@ -23,6 +26,10 @@ GRAPH_BYTES = 36
 """What a layer's graph holds per token and column of the hidden state, measured at 405B's shape in bf16."""
 GRAPH_LIMIT = 12e9
 """A larger graph is computed twice in place of being held: this much fits beside a 405B Cria into 80 GB."""
+
+FLOAT8_CAPABILITY = (8, 9)
+"""Of GPUs, from which on there are FP8 products."""
+REMEDY = "remove spec.transfer.teacherProducts"
 
 PACKED_TOKENS = 8192
 """Sequences run together up to so many tokens, which fill the GPU at any width."""
@@ -46,8 +53,20 @@ class FusedCria:
         self._cria = cria
         self._shape = layers.LayerShape.from_config(cria.config)
         self._weights = [self._fuse(layer) for layer in cria.layers.values()]
+        self._teacher = self._weights
         self._positions = positions
         self._rope: layers.Rope | None = None
+
+    def quantise_teacher(self) -> None:
+        """Have attention transfer compute the teacher's products in FP8, from copies of the weights.
+
+        The weights stay beside them: errors are measured and adapters trained by these.
+        """
+        self._teacher = [weights.in_float8() for weights in self._weights]
+
+    def drop_quantised(self) -> None:
+        """Give back the memory of the copies in FP8, if there are any."""
+        self._teacher = self._weights
 
     def _fuse(self, layer: nn.Module) -> layers.LayerWeights:
         weight = layer.self_attn.q_proj.weight
@@ -70,11 +89,12 @@ class FusedCria:
         return self._rope.part(start, tokens)
 
     def _layers(self, seeds: torch.Tensor | None = None) -> layers.CriaLayers:
-        """Return the layers as they stand, with adapters whose dropout `seeds` decide, or without."""
+        """Return the layers as they stand, with adapters whose dropout `seeds` decide, or for transfer."""
+        weights = self._teacher if seeds is None else self._weights
         adapters = [{}] * len(self._weights) if seeds is None else self._adapters(seeds)
         attentions = [layer.self_attn for layer in self._cria.layers.values()]
         students = [None if a.softmax else Student(a.student, a.student_parameters()) for a in attentions]
-        rows = zip(self._weights, students, adapters, strict=True)
+        rows = zip(weights, students, adapters, strict=True)
         return layers.CriaLayers(self._shape, [layers.Layer(*row) for row in rows])
 
     def runner(self, starts: Starts, tokens: int, *, whole: bool) -> WholeSteps:
@@ -91,11 +111,16 @@ class FusedCria:
             return WholeSteps(device, 1, moved=moved, graphs=False)
         # Not what is free just now: a Cria that goes on must pack as it did.
         total = torch.cuda.get_device_properties(device).total_memory
-        room = PACKED_SHARE * (total - sum(x.nbytes for w in self._weights for x in vars(w).values()))
+        room = PACKED_SHARE * (total - self._bytes())
         held = len(self._weights) if whole else 2
         a_sequence = GRAPH_BYTES * self._shape.hidden * tokens * held
         packed = max(1, min(PACKED_TOKENS // tokens, int(min(room, GRAPH_LIMIT) // a_sequence)))
         return WholeSteps(device, packed, moved=moved)
+
+    def _bytes(self) -> int:
+        """Bytes of all weights, and of their copies in FP8."""
+        held = [*self._weights, *(() if self._teacher is self._weights else self._teacher)]
+        return sum(x.nbytes for weights in held for x in vars(weights).values())
 
     def transfer_step(
         self,
@@ -198,6 +223,44 @@ def _of_student_layers(loss_L: torch.Tensor, cria: layers.CriaLayers) -> torch.T
     # Not by a mask: that would make the host wait for the GPU.
     losses = zip(loss_L.unbind(), cria.layers, strict=True)
     return torch.stack([loss for loss, layer in losses if layer.student is not None])
+
+
+def require_float8(config: Any, device: torch.device) -> None:
+    """See to it that a teacher's products can be computed in FP8.
+
+    Args:
+        config: the model's configuration.
+        device: where it will run.
+
+    Raises:
+        BadInputError: the model has biases or sizes that such products do not take, or the GPU has none.
+    """
+    try:
+        shape = layers.LayerShape.from_config(config)
+    except ValueError as error:
+        raise BadInputError(
+            f"the teacher's products cannot be computed in FP8 ({error}): {REMEDY}"
+        ) from error
+    heads, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    odd = [size for size in (shape.hidden, heads, heads + 2 * kv, shape.mlp) if size % MULTIPLE]
+    if odd:
+        raise BadInputError(
+            f"the teacher's products cannot be computed in FP8, for a width of {odd[0]} is no multiple of "
+            f"{MULTIPLE}: {REMEDY}"
+        )
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < FLOAT8_CAPABILITY:
+        raise BadInputError(
+            f"the GPU ({torch.cuda.get_device_name(device)}) has no FP8 products, which begin with compute "
+            f"capability 8.9: {REMEDY}, or have spec.pods.cria name nodes with newer GPUs"
+        )
+
+
+def with_float8_teacher(cria: CriaModel, fused: FusedCria | None, positions: int) -> FusedCria:
+    """Return `fused` with the teacher's products in FP8; on a CPU, where there is none, fuse the Cria."""
+    fused = fused or FusedCria(cria, positions)
+    fused.quantise_teacher()
+    logger.info("attention transfer computes the teacher's products in FP8")
+    return fused
 
 
 def fuse_for_gpu(cria: CriaModel, positions: int) -> FusedCria | None:

@@ -185,14 +185,14 @@ def test_a_crash_between_two_objects_loses_no_more_than_what_was_not_recorded(
 ) -> None:
     monkeypatch.setattr("trenchcoat_trainer.runtime.writer.JOURNAL_SECONDS", 0.0)
     context = open_context(spec, Stage.COLLECT, folder=tokenized)
-    original = context.store.write
+    original = context.store.write_stream
 
-    def write(path: str, data: bytes) -> None:
+    def write_stream(path: str, chunks: Any, size: int) -> None:
         if path.endswith("boundary-02/00005.safetensors"):
             raise OSError("the disk is gone")
-        original(path, data)
+        original(path, chunks, size)
 
-    monkeypatch.setattr(context.store, "write", write)
+    monkeypatch.setattr(context.store, "write_stream", write_stream)
     with pytest.raises(OSError, match="the disk is gone"):
         collect.run(context)
     again = open_context(spec, Stage.COLLECT, folder=tokenized)
@@ -210,7 +210,7 @@ def test_the_next_objects_are_computed_while_one_is_written(
     context = open_context(spec, Stage.COLLECT, folder=tokenized)
     begun = threading.Condition()
     batches = 0
-    go_on, write = Pipeline.go_on, context.store.write
+    go_on, write = Pipeline.go_on, context.store.write_stream
 
     def counting_go_on(pipeline: Pipeline) -> bool:
         nonlocal batches
@@ -219,16 +219,16 @@ def test_the_next_objects_are_computed_while_one_is_written(
             begun.notify_all()
         return go_on(pipeline)
 
-    def slow_write(path: str, data: bytes) -> None:
+    def slow_write(path: str, chunks: Any, size: int) -> None:
         group = int(path[-17:-12]) if "/boundary-" in path else LAST_GROUP
         if group < LAST_GROUP:
             with begun:
                 later = (group + 1) * BATCHES_PER_OBJECT + 1
                 assert begun.wait_for(lambda: batches >= later, timeout=300), path
-        write(path, data)
+        write(path, chunks, size)
 
     monkeypatch.setattr(Pipeline, "go_on", counting_go_on)
-    monkeypatch.setattr(context.store, "write", slow_write)
+    monkeypatch.setattr(context.store, "write_stream", slow_write)
     collect.run(context)
     assert collected(spec, tokenized) == uninterrupted
 

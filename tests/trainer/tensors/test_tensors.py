@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load, save_file
 from trenchcoat_trainer.store import FolderStore
 from trenchcoat_trainer.tensors.headers import TensorRange, build_header, parse_header, read_header
-from trenchcoat_trainer.tensors.serialization import pack, unpack
+from trenchcoat_trainer.tensors.serialization import DTYPES, pack, pieces, unpack
 
 TENSORS = {
     "bf16": torch.randn(3, 5).bfloat16(),
@@ -25,6 +27,30 @@ def test_packing_and_unpacking_gives_the_same_tensors_and_metadata() -> None:
     for name, tensor in TENSORS.items():
         assert tensors[name].dtype == tensor.dtype
         assert torch.equal(tensors[name], tensor)
+
+
+@given(
+    st.dictionaries(
+        st.text("abcXYZ0._-", max_size=8),
+        st.tuples(st.sampled_from(sorted(DTYPES)), st.lists(st.integers(0, 3), max_size=3)),
+        max_size=8,
+    )
+)
+def test_pieces_are_the_bytes_that_the_library_packs(what: dict[str, tuple[str, list[int]]]) -> None:
+    tensors = {name: torch.randint(0, 2, shape).to(DTYPES[dtype]) for name, (dtype, shape) in what.items()}
+    assert b"".join(pieces(tensors)) == pack(tensors)
+
+
+def test_pieces_of_transposed_tensors_are_what_the_library_packs() -> None:
+    tensors = {"t": torch.arange(12.0).view(3, 4).T, "x": torch.ones(3, dtype=torch.bfloat16)}
+    assert b"".join(pieces(tensors)) == pack({name: tensor.contiguous() for name, tensor in tensors.items()})
+
+
+def test_pieces_copy_no_memory() -> None:
+    tensor = torch.zeros(1000)
+    _, memory = pieces({"t": tensor})
+    tensor.fill_(1)
+    assert bytes(memory) == tensor.numpy().tobytes()
 
 
 def test_views_and_transposed_tensors_can_be_packed() -> None:

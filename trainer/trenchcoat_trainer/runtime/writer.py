@@ -76,16 +76,17 @@ class ArtifactWriter:
         return self._record(StoredObject(path=path, size=len(data), sha256=hashlib.sha256(data).hexdigest()))
 
     def write_tensors(self, path: str, tensors: dict[str, torch.Tensor]) -> StoredObject:
-        """Write tensors as one safetensors object."""
-        from trenchcoat_trainer.tensors.serialization import pack
+        """Write tensors as one safetensors object; they must stay as they are meanwhile."""
+        from trenchcoat_trainer.tensors.serialization import pieces
 
-        return self.write(path, pack(tensors))
+        parts = pieces(tensors)
+        return self.write_stream(path, parts, sum(map(len, parts)))
 
-    def write_stream(self, path: str, chunks: Iterable[bytes], size: int) -> StoredObject:
+    def write_stream(self, path: str, chunks: Iterable[bytes | memoryview], size: int) -> StoredObject:
         """Write an object of `size` bytes from pieces, holding a few of them in memory at a time."""
         digest = hashlib.sha256()
 
-        def hashed() -> Iterator[bytes]:
+        def hashed() -> Iterator[bytes | memoryview]:
             for chunk in chunks:
                 digest.update(chunk)
                 yield chunk

@@ -61,7 +61,7 @@ class Store(Readable, Protocol):
         """Write an object, replacing the one that was there."""
         ...
 
-    def write_stream(self, path: str, chunks: Iterable[bytes], size: int) -> None:
+    def write_stream(self, path: str, chunks: Iterable[bytes | memoryview], size: int) -> None:
         """Write an object of `size` bytes from pieces, holding a few of them in memory at a time.
 
         Raises:

@@ -115,7 +115,7 @@ class FolderStore:
         with self._created(path) as target:
             target.write(data)
 
-    def write_stream(self, path: str, chunks: Iterable[bytes], size: int) -> None:
+    def write_stream(self, path: str, chunks: Iterable[bytes | memoryview], size: int) -> None:
         """Write an object of `size` bytes from pieces; ValueError when they hold another number."""
         with self._created(path) as target:
             for chunk in chunks:

@@ -155,7 +155,7 @@ class S3Store:
             self.keeps_versions = True
             logger.info("%s keeps versions: what is written again and again is written less often", self.name)
 
-    def write_stream(self, path: str, chunks: Iterable[bytes], size: int) -> None:
+    def write_stream(self, path: str, chunks: Iterable[bytes | memoryview], size: int) -> None:
         """Write an object of `size` bytes from pieces; ValueError when they hold another number."""
         part = max(PART_BYTES, -(-size // MAX_PARTS))
         source = cast(BinaryIO, _Pieces(path, chunks, size))
@@ -283,12 +283,12 @@ class S3Store:
 class _Pieces(RawIOBase):
     """A file of pieces, as the client wants to read it."""
 
-    def __init__(self, path: str, chunks: Iterable[bytes], size: int) -> None:
+    def __init__(self, path: str, chunks: Iterable[bytes | memoryview], size: int) -> None:
         self._path = path
         self._chunks = iter(chunks)
         self._size = size
         self._seen = 0
-        self._rest = b""
+        self._rest = memoryview(b"")
 
     def read(self, size: int = -1, /) -> Any:
         """At most `size` bytes; nothing at the end."""
@@ -306,6 +306,8 @@ class _Pieces(RawIOBase):
             self._seen += len(chunk)
             if self._seen > self._size:
                 raise WrongSizeError(f"{self._path}: more than the {self._size} bytes announced came")
-            self._rest = chunk
+            if isinstance(chunk, bytes) and len(chunk) <= size:
+                return chunk
+            self._rest = memoryview(chunk)
         data, self._rest = self._rest[:size], self._rest[size:]
-        return data
+        return bytes(data)  # the client takes nothing else

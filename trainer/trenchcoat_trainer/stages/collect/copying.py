@@ -29,6 +29,22 @@ class HostCopy:
             self._copied.synchronize()
 
 
+class Noted:
+    """What was noted of states so far, on its way to the host."""
+
+    def __init__(self, watch: FiniteWatch) -> None:
+        """Copy it, as it is once the device comes here."""
+        self._watch = watch
+        self._copy = HostCopy(watch.noted.device)
+        self._noted = self._copy.empty(tuple(watch.noted.shape), torch.bool)
+        self._copy.put(self._noted, watch.noted)
+
+    def check(self) -> None:
+        """Wait until the device has come there; raises BadInputError where states are not finite."""
+        self._copy.wait()
+        self._watch.check(self._noted)
+
+
 class Hidden:
     """Hidden states of one object, copied to the host batch by batch while the device computes the next."""
 

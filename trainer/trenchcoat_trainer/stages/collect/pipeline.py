@@ -42,6 +42,9 @@ class Pipeline:
     def go_on(self) -> bool:
         """Whether another batch follows; learnt from the rank before, and told the rank after."""
         tell_stop(self._context.stop)
+        if self._last == 0:  # and does not wait for the device
+            self.stopped = told_stop(self._context.stop)
+            return not self.stopped
         signal = torch.empty(1, dtype=torch.int64, device=self._device)
         if self._rank == 0:
             signal.fill_(_STOP if told_stop(self._context.stop) else _GO_ON)

@@ -23,7 +23,7 @@ from trenchcoat_trainer.runtime.background import BackgroundWriter
 from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.runtime.devices import choose_device
 from trenchcoat_trainer.runtime.ranks import joined
-from trenchcoat_trainer.stages.collect.copying import Hidden
+from trenchcoat_trainer.stages.collect.copying import Hidden, Noted
 from trenchcoat_trainer.stages.collect.pipeline import Pipeline, split_layers
 
 logger = logging.getLogger(__name__)
@@ -122,6 +122,8 @@ class Worker:
         """Sequences of the whole text, and those that are computed."""
         own = split_layers(max(boundaries) + 1, context.world_size)[context.rank]
         self._watch = FiniteWatch(list(own), device)
+        self._noted: Noted | None = None
+        """Of the last batch."""
         self._part = _load_part(teacher, own, self._dtype, device, with_embedding=context.rank == 0)
 
     def run(self, order: Order, groups: list[int]) -> None:
@@ -171,6 +173,10 @@ class Worker:
                         states[boundary] = Hidden(self._watch, last - first, hidden)
                     states[boundary].put(start - first, hidden)
             self._pipeline.send(hidden)
+            # Of the batch before: the device goes on with this one while the host makes the next one ready.
+            before, self._noted = self._noted, Noted(self._watch)
+            if before is not None:
+                before.check()
             self._passed += stop - start
             fraction = self._passed / self._sequences  # of groups the last is smaller
             tokens = (stop - start) * length
@@ -181,7 +187,6 @@ class Worker:
         """What enters this rank's layers for a batch, or none after a stop."""
         if not self._pipeline.go_on():
             return None
-        self._watch.check()  # of the last batch; to go on was asked of the device, too
         if self._part.embedding is not None:
             ids = self._tokens.read(start, stop).long().to(self._device)
             return functional.embedding(ids, self._part.embedding)

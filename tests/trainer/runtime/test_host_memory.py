@@ -45,9 +45,15 @@ def test_nothing_is_left_where_more_is_taken_than_the_limit(machine: Path) -> No
     assert available_memory() == 0
 
 
-def test_memory_that_is_taken_here_is_not_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On this machine, whatever else runs on it: by 1 GiB, give or take a half."""
+def seen_to_take(size: int) -> int:
+    """By how much less is left once this process has taken so many bytes."""
     before = available_memory()
-    taken = torch.ones(GIB // 8, dtype=torch.float64)
-    assert before - available_memory() > GIB / 2
+    taken = torch.ones(size, dtype=torch.uint8)
+    less = before - available_memory()
     del taken
+    return less
+
+
+def test_memory_that_is_taken_here_is_not_left() -> None:
+    """On this machine, where others take and give back, too: seldom as much at the same moment."""
+    assert any(GIB / 2 < seen_to_take(GIB) < 3 * GIB / 2 for _ in range(10))

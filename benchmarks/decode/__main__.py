@@ -143,7 +143,8 @@ def _run_all(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
 
 def _environment(checkout: Path) -> dict[str, str]:
     """One in which that checkout's packages come before those installed."""
-    folders = [str(checkout.resolve() / name) for name in ("trainer", "api")]
+    folders = [str(checkout.resolve() / name) for name in ("trainer", "api", "s3", "reports")]
+    folders += filter(None, [os.environ.get("PYTHONPATH")])
     return {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
 
 

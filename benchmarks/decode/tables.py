@@ -14,14 +14,17 @@ _COLOURS = {"teacher": "#6b7280", "standard": "#3b7dd8", "window": "#2f9e6e", "l
 
 
 def write(file: Path) -> None:
-    """Write tables and a picture of the lines of `file` beside it."""
+    """Write tables of the lines of `file` beside it, and a picture if steps were timed."""
     cases: dict[tuple[str, int, int], dict[str, dict[str, Any]]] = {}
     for line in file.read_text().splitlines():
         found = json.loads(line)
         key = (found["shape"], found["batch"], found["context"])
         cases.setdefault(key, {}).setdefault(found["model"], {}).update(found)
-    file.with_suffix(".md").write_text("\n\n".join([_prefills(cases), _steps(cases), ""]))
-    _picture(cases, file.with_suffix(".svg"))
+    has_steps = any("step_ms" in found for models in cases.values() for found in models.values())
+    parts = [_prefills(cases), _steps(cases), ""] if has_steps else [_prefills(cases)]
+    file.with_suffix(".md").write_text("\n\n".join(parts).rstrip("\n") + "\n" * (1 + has_steps))
+    if has_steps:
+        _picture(cases, file.with_suffix(".svg"))
 
 
 def _of(found: dict[str, Any], teacher: dict[str, Any], name: str, form: str, unit: float = 1.0) -> str:

@@ -1,7 +1,7 @@
 """Stages as real processes that kill themselves (SIGKILL) at a chosen point, for tests of resuming.
 
 A *point* is a place in the program where a process may die: before an optimiser step or a batch, and four
-times in every write to a folder (before it, with half of the bytes in the file, with all of them but not
+times in every write to a folder (before it, with half of its last piece in the file, with all of it but not
 renamed, and after it), or twice in every request that changes an S3 store (before it is sent, and once it is
 answered). Points are counted by kind, so that a kill can be aimed at each.
 """
@@ -90,7 +90,9 @@ class Killer:
                 place = "other"
             self.point(f"{place}: before")
             with original(store, path) as target:
-                yield _InHalves(target, lambda: self.point(f"{place}: half"))
+                halves = _InHalves(target)
+                yield halves
+                halves.finish(lambda: self.point(f"{place}: half"))
                 target.flush()
                 self.point(f"{place}: not renamed")
             self.point(f"{place}: after")
@@ -119,21 +121,26 @@ class Killer:
 
 
 class _InHalves:
-    """A file whose every write may be cut in the middle."""
+    """A file whose last write may be cut in the middle: one point a file, in however many pieces it is."""
 
-    def __init__(self, file: Any, half: Callable[[], None]) -> None:
+    def __init__(self, file: Any) -> None:
         self._file = file
-        self._half = half
+        self._last: bytes | memoryview = b""
 
-    def write(self, data: bytes) -> None:
-        self._file.write(data[: len(data) // 2])
-        self._file.flush()
-        self._half()
-        self._file.write(data[len(data) // 2 :])
+    def write(self, data: bytes | memoryview) -> None:
+        self._file.write(self._last)
+        self._last = data
 
     def tell(self) -> int:
         position: int = self._file.tell()
-        return position
+        return position + len(self._last)
+
+    def finish(self, half: Callable[[], None]) -> None:
+        middle = len(self._last) // 2
+        self._file.write(self._last[:middle])
+        self._file.flush()
+        half()
+        self._file.write(self._last[middle:])
 
 
 def run_process(

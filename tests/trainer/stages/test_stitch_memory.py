@@ -84,7 +84,11 @@ def test_the_losses_are_the_same_however_it_is_held(open_training, training_spec
         for graph in (True, False)
         for context in (open_training(spec, Stage.STITCH),)
     ]
-    assert of_several == [of_several[0]] * len(ways)
+    by_layer, by_module = of_several[:-2], of_several[-2:]
+    assert by_layer == [by_layer[0]] * 4
+    # Module by module weights lie elsewhere in memory, and by that MKL chooses its kernels on some processors
+    # (AVX2 without AVX-512, unless MKL_CBWR=COMPATIBLE).
+    assert by_module == [pytest.approx(by_layer[0], rel=1e-6)] * 2
     assert of_one == [of_one[0]] * 2
     assert of_one[0] == pytest.approx(of_several[0], rel=1e-6)
 

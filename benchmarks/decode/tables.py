@@ -21,8 +21,8 @@ def write(file: Path) -> None:
         key = (found["shape"], found["batch"], found["context"])
         cases.setdefault(key, {}).setdefault(found["model"], {}).update(found)
     has_steps = any("step_ms" in found for models in cases.values() for found in models.values())
-    parts = [_prefills(cases), _steps(cases), ""] if has_steps else [_prefills(cases)]
-    file.with_suffix(".md").write_text("\n\n".join(parts).rstrip("\n") + "\n" * (1 + has_steps))
+    parts = [_prefills(cases), *([_steps(cases)] if has_steps else [])]
+    file.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
     if has_steps:
         _picture(cases, file.with_suffix(".svg"))
 

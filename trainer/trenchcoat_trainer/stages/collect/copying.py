@@ -48,20 +48,21 @@ class Noted:
 class Hidden:
     """Hidden states of one object, copied to the host batch by batch while the device computes the next."""
 
+    _noted: Noted
+
     def __init__(self, watch: FiniteWatch, sequences: int, like: torch.Tensor) -> None:
         """Make room for `sequences` such as those of `like`, [batch, tokens, hidden size]."""
         self._watch = watch
         self._copy = HostCopy(like.device)
-        self._noted = self._copy.empty(tuple(watch.noted.shape), torch.bool)
         self.states = self._copy.empty((sequences, *like.shape[1:]), like.dtype)
         """[sequences, tokens, hidden size]; complete after `check`."""
 
     def put(self, row: int, hidden: torch.Tensor) -> None:
         """Copy a batch to where it belongs, and what was noted of it."""
         self._copy.put(self.states[row : row + len(hidden)], hidden)
-        self._copy.put(self._noted, self._watch.noted)
+        self._noted = Noted(self._watch)
 
     def check(self) -> None:
         """Wait for the states; raises BadInputError where they are not finite."""
         self._copy.wait()
-        self._watch.check(self._noted)
+        self._noted.check()

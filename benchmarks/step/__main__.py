@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import platform
 import statistics
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from alone import attention_alone, gradient_error
 from bench import Bench
 from shapes import CRIAS, EPOCHS, PAPER_TOKENS
-from table import table
+from table import table, write
 from timing import GB, interleaved, log, matrix_rate, milliseconds, peak_gb
 from transformers import __version__ as transformers_version
 from trenchcoat_trainer.layers.prefetch import on_device
@@ -164,11 +163,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("this needs a CUDA GPU with about 80 GB")
     results = measure(args)
-    gpu = results["hardware"].lower().replace("nvidia ", "").split()[0]
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f"{gpu}.json").write_text(json.dumps(results, indent=2) + "\n")
-    (args.out / f"{gpu}.md").write_text(table(results))
-    print(table(results))
+    write(args.out, results, table(results))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import platform
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import torch
 from bench import Bench
+from table import write
 from timing import GB, interleaved, log, peak_gb
 from trenchcoat_trainer.layers import LayerWeights
 from trenchcoat_trainer.layers.float8 import (
@@ -234,11 +234,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("this needs a CUDA GPU with FP8 products and 15 GB for each layer")
     results = measure(args)
-    gpu = results["hardware"].lower().replace("nvidia ", "").split()[0]
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f"float8_{gpu}.json").write_text(json.dumps(results, indent=2) + "\n")
-    (args.out / f"float8_{gpu}.md").write_text(table(results))
-    print(table(results))
+    write(args.out, results, table(results), "float8_")
 
 
 if __name__ == "__main__":

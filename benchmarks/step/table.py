@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+
+def write(folder: Path, results: dict, text: str, prefix: str = "") -> None:
+    """Leave results and their table in a folder, named after the GPU, and print the table."""
+    gpu = results["hardware"].lower().replace("nvidia ", "").split()[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{prefix}{gpu}.json").write_text(json.dumps(results, indent=2) + "\n")
+    (folder / f"{prefix}{gpu}.md").write_text(text)
+    print(text)
+
 
 def table(r: dict) -> str:
     """Return the results for people."""

@@ -71,6 +71,7 @@ def test_keys_are_those_of_the_first_release():
         ("spec.export.form", "merged", set()),
         ("spec.export.destination", "hf://me/student", {Stage.EXPORT}),
         ("spec.collect.nodes", 7, set()),
+        ("spec.collect.batchSize", 7, set()),
         ("spec.evaluate.nodes", 7, set()),
         ("spec.evaluate.gpusPerNode", 8, set()),
         ("spec.stitch.gpusPerNode", 7, set()),

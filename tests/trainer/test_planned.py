@@ -21,7 +21,6 @@ from tests.api.planning.models import NAMES, config_file, model, outline
 
 def test_limits_are_those_of_the_stages() -> None:
     assert memory.GRAPH_BYTES == fused.GRAPH_BYTES and memory.GRAPH_LIMIT == fused.GRAPH_LIMIT
-    assert memory.PACKED_TOKENS == fused.PACKED_TOKENS
     assert memory.MLP_ROWS == llama.MLP_ROWS
     assert memory.LOGITS == scores.LOGITS
     assert memory.OBJECT == HIDDEN_BYTES

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from trenchcoat_api import texts
 from trenchcoat_api.evaluation_states import SPARE_BYTES, memory_bytes
+from trenchcoat_api.packing import collected_at_once
 from trenchcoat_api.phases import rolls
 from trenchcoat_api.planning.outline import Outline
 from trenchcoat_api.planning.sizes import (
@@ -35,8 +36,6 @@ GRAPH_BYTES = 36
 """Of a layer's graph per token and column of the hidden state, in bf16: `block`."""
 GRAPH_LIMIT = 12e9
 """A larger graph is computed twice in place of being held."""
-PACKED_TOKENS = 8192
-"""Tokens of a batch that a Cria computes at once."""
 LOGITS = 2**27
 """Logits that the evaluation computes at a time."""
 REDUCE_BUCKET = 500_000_000
@@ -90,6 +89,14 @@ def collected_layers(outline: Outline) -> int:
     return -(-outline.crias[-1].first // ranks_of(outline, Stage.COLLECT))
 
 
+def collected_sequences(outline: Outline) -> int:
+    """Sequences that a rank of the collection computes at once."""
+    a_sequence = outline.length * outline.facts.hidden_size * outline.item
+    in_object = min(max(1, OBJECT // a_sequence), outline.sequences)
+    on_gpu = gpus_of(outline, Stage.COLLECT) > 0
+    return collected_at_once(outline.spec.collect.batch_size, outline.length, in_object, on_gpu=on_gpu)
+
+
 def _forward(outline: Outline, tokens: int) -> float:
     """A layer's work space where no gradient is kept."""
     facts = outline.facts
@@ -104,7 +111,7 @@ def _step(outline: Outline, sequences: int) -> float:
 
 
 def _collect(outline: Outline) -> dict[str, float]:
-    tokens = min(outline.spec.collect.batch_size, outline.sequences) * outline.length
+    tokens = collected_sequences(outline) * outline.length
     return {
         "layers": collected_layers(outline) * outline.layer_bytes,
         "embedding": embedding_parameters(outline.facts) * outline.item,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil
 
+from trenchcoat_api.packing import packed
 from trenchcoat_api.phases import adapter_epochs, job_stages, rolls, transfer_epochs
 from trenchcoat_api.planning.evaluation import (
     MeasuredSet,
@@ -22,8 +23,8 @@ from trenchcoat_api.planning.evaluation import (
 from trenchcoat_api.planning.memory import (
     GRAPH_BYTES,
     GRAPH_LIMIT,
-    PACKED_TOKENS,
     collected_layers,
+    collected_sequences,
     gpus_of,
     ranks_of,
     reads_ahead,
@@ -148,7 +149,7 @@ def _collect(outline: Outline, fleet: Fleet) -> float:
 
 def collect_seconds(outline: Outline, fleet: Fleet) -> float:
     """Ranks compute one batch after another, each its layers; all are busy but at the ends."""
-    size = min(outline.spec.collect.batch_size, outline.sequences)
+    size = collected_sequences(outline)
     batches = -(-outline.sequences // size)
     each = layer_seconds(fleet.kind.passes.forward, outline, size, outline.length)
     return (batches + ranks_of(outline, Stage.COLLECT) - 1) * collected_layers(outline) * each
@@ -166,7 +167,7 @@ def _select(outline: Outline, fleet: Fleet) -> float:
 
 def _packed(outline: Outline, batch_size: int) -> int:
     """Sequences that a Cria computes at once; memory allows it wherever so many fill a GPU."""
-    return max(1, min(batch_size, outline.sequences, PACKED_TOKENS // outline.length))
+    return packed(outline.length, min(batch_size, outline.sequences))
 
 
 def transfer_seconds(outline: Outline, fleet: Fleet, layers: int) -> float:

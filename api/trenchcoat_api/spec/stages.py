@@ -35,7 +35,15 @@ class Collect(Camel):
     )
     nodes: int = Field(default=1, description="Pods of the gang.", ge=1, le=1000)
     gpus_per_node: int = Field(default=1, description="GPUs of each pod; 0 runs on CPUs.", ge=0, le=64)
-    batch_size: int = Field(default=1, description="Sequences per forward pass.", ge=1, le=65_536)
+    batch_size: int | None = Field(
+        default=None,
+        description=(
+            "Sequences per forward pass, at most those of a stored object. By default a GPU computes as many "
+            "at once as fill it, about 8192 tokens, and a CPU one."
+        ),
+        ge=1,
+        le=65_536,
+    )
 
 
 class AdaptedTeacher(StrEnum):

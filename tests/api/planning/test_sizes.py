@@ -1,7 +1,7 @@
 """Parameters and bytes, against what is published and what was measured."""
 
 import pytest
-from trenchcoat_api.planning.memory import gpu_need
+from trenchcoat_api.planning.memory import collected_sequences, gpu_need
 from trenchcoat_api.planning.outline import Outline
 from trenchcoat_api.planning.plan import Given, make_plan
 from trenchcoat_api.planning.sizes import is_tied, layer_parameters
@@ -81,6 +81,14 @@ def test_weights_in_float8_come_beside_the_others() -> None:
     )
     assert plain is not None and float8 is not None
     assert float8.parts["layers in float8"] == float8.parts["layers"] // 2 == float8.total - plain.total
+
+
+def test_the_collection_fills_a_gpu_by_default() -> None:
+    """8 sequences of 1B, which an object has; of 405B an object has one. A CPU takes one of any."""
+    for name, at_once in (("llama-3.2-1b", 8), ("llama-3.1-8b", 4), ("llama-3.1-405b", 1)):
+        assert collected_sequences(outline(name)) == at_once
+        assert collected_sequences(outline(name, collect__gpusPerNode=0)) == 1
+        assert collected_sequences(outline(name, collect__batchSize=2)) == min(2, at_once)
 
 
 def test_a_window_has_no_maps() -> None:

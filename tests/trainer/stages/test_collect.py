@@ -136,6 +136,17 @@ def test_what_is_told_as_done_counts_sequences_though_the_last_object_has_fewer(
         assert fraction == pytest.approx(done / everything)
 
 
+def test_a_cpu_computes_one_sequence_at_a_time_unless_it_is_told_otherwise(
+    make_spec, tokenized: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec()
+    context = open_context(spec, Stage.COLLECT, folder=tokenized)
+    told: list[int] = []
+    monkeypatch.setattr(context.progress, "update", lambda *args, fraction, tokens: told.append(tokens))
+    collect.run(context)
+    assert set(told) == {spec.data.sequence_length}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_any_number_of_ranks_gives_the_same_bytes(

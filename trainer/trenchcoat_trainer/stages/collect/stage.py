@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
+from trenchcoat_api.packing import collected_at_once
 
 from trenchcoat_trainer.checkpoints.finite import require_finite
 from trenchcoat_trainer.checkpoints.finite_watch import FiniteWatch
@@ -120,6 +121,7 @@ class Worker:
         self._hidden_size = teacher.config.hidden_size
         self._sequences = self._passed = 0
         """Sequences of the whole text, and those that are computed."""
+        self._at_once = 1
         own = split_layers(max(boundaries) + 1, context.world_size)[context.rank]
         self._watch = FiniteWatch(list(own), device)
         self._noted: Noted | None = None
@@ -131,6 +133,9 @@ class Worker:
         context = self._context
         self._sequences = sum(map(order.length, range(order.groups)))
         self._passed = self._sequences - sum(map(order.length, groups))  # by an earlier attempt
+        size, length = context.spec.collect.batch_size, context.spec.data.sequence_length
+        on_gpu = self._device.type == "cuda"
+        self._at_once = collected_at_once(size, length, order.group_size, on_gpu=on_gpu)
         with BackgroundWriter(context.writer) as writer:
             for done, group in enumerate(groups):
                 first = group * order.group_size
@@ -152,8 +157,7 @@ class Worker:
 
     def _group(self, first: int, last: int, done: int, groups: int) -> dict[int, Hidden] | None:
         """Hidden states of the sequences first, ..., last - 1 at this rank's boundaries, on their way."""
-        spec = self._context.spec
-        size, length = spec.collect.batch_size, spec.data.sequence_length
+        size, length = self._at_once, self._context.spec.data.sequence_length
         states: dict[int, Hidden] = {}
         for start in range(first, last, size):
             stop = min(start + size, last)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from trenchcoat_api.packing import packed
 
 from trenchcoat_trainer import layers
 from trenchcoat_trainer.data import Starts
@@ -31,8 +32,6 @@ FLOAT8_CAPABILITY = (8, 9)
 """Of GPUs, from which on there are FP8 products."""
 REMEDY = "remove spec.transfer.teacherProducts"
 
-PACKED_TOKENS = 8192
-"""Sequences run together up to so many tokens, which fill the GPU at any width."""
 PACKED_SHARE = 0.3
 """Of the memory that a Cria's weights leave, for the graphs of sequences that run together."""
 
@@ -114,8 +113,8 @@ class FusedCria:
         room = PACKED_SHARE * (total - self._bytes())
         held = len(self._weights) if whole else 2
         a_sequence = GRAPH_BYTES * self._shape.hidden * tokens * held
-        packed = max(1, min(PACKED_TOKENS // tokens, int(min(room, GRAPH_LIMIT) // a_sequence)))
-        return WholeSteps(device, packed, moved=moved)
+        at_once = packed(tokens, int(min(room, GRAPH_LIMIT) // a_sequence))
+        return WholeSteps(device, at_once, moved=moved)
 
     def _bytes(self) -> int:
         """Bytes of all weights, and of their copies in FP8."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,12 @@ from trenchcoat_api.artifacts import Artifacts, Manifest, Progress
 from trenchcoat_api.crias import cria_ranges
 from trenchcoat_api.exitcodes import ExitCode
 from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_api.stages import Stage
+from trenchcoat_trainer.runtime.context import Place
+from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.runtime.ports import free_port
+from trenchcoat_trainer.stages import evaluate
+from trenchcoat_trainer.stages.evaluate import states
 
 from tests.trainer.helpers.trainer_samples import make_config, make_documents, save_teacher
 from tests.waiting import until
@@ -124,6 +130,29 @@ def test_a_gpu_trains_a_window_as_the_cpu_does(inputs, tmp_path):
     found = linearize(tmp_path / "gpu", body, "0")
     assert_alike(found, expected)
     assert found[1]["stitch.stitch"] < found[1]["stitch.stitchInitial"]
+
+
+def test_states_on_the_gpu_are_measured_as_those_in_the_hosts_memory(inputs, tmp_path, monkeypatch):
+    linearize(tmp_path / "whole", document(inputs, "block", 1), "0")
+    spec = Trenchcoat.from_yaml(tmp_path / "whole" / "spec.yaml").spec
+    held, found, restore = [], [], states.InMemory.restore
+
+    def noting(own):
+        restored = restore(own)
+        held[-1] |= {hidden.device.type for hidden in own.batches()}
+        return restored
+
+    monkeypatch.setattr(states.InMemory, "restore", noting)
+    for name, room in (("gpu", states.ROOM), ("host", 2**40)):
+        monkeypatch.setattr(states, "ROOM", room)
+        folder = shutil.copytree(tmp_path / "whole", tmp_path / name)
+        context = open_context(spec, Stage.EVALUATE, folder=folder, place=Place())
+        shutil.rmtree(folder / "gpu" / context.artifact.prefix)
+        held.append(set())
+        evaluate.run(context)
+        found.append(context.read_object(context.artifact, evaluate.REPORT))
+    assert held == [{"cuda"}, {"cpu"}]
+    assert found[0] == found[1]
 
 
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")

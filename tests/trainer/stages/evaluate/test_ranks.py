@@ -191,7 +191,8 @@ def test_a_rank_without_batches_reads_no_weights(spec, stitched_store, tmp_path,
     context = open_context(spec, Stage.EVALUATE, folder=folder, place=Place())
     config, text = load_student_config(context), text_set(torch.ones(4, 8, dtype=torch.int32), 1, ["teacher"])
     with SavedStates(context.checkpoint) as saved:
-        states = hold(saved, "teacher", Begin(range(0), embed=lambda _: pytest.fail("it embeds"), bytes=0))
+        begin = Begin(range(0), tokens=lambda _: pytest.fail("it embeds"), bytes=0)
+        states = hold(saved, "teacher", begin, torch.ones(300, 64))
         own = Pass([text], {("teacher", text.name): states}, has_shares=False)
         ledger = Ledger(context, Sharing(context), [text], Course(None, [], context.crias, 1))
         with PodWeights(context, ledger.sharing, torch.device("cpu"), ledger.tell) as weights:

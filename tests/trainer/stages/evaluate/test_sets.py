@@ -23,7 +23,7 @@ def test_every_token_but_a_sequences_first_counts():
 def test_batches_of_longer_sequences_have_as_many_fewer():
     short, long = text_set(stream(8), 1, []), text_set(stream(8), 4, [])
     assert (short.batch_size(32), long.batch_size(32), long.batch_size(8)) == (4, 1, 1)
-    assert [len(tokens) for tokens, _ in short.batches(3)] == [3, 3, 2]
+    assert short.batch_count(3 * 8) == 3
 
 
 def test_no_pass_holds_more_than_the_largest_set():

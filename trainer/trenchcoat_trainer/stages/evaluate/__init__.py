@@ -10,7 +10,6 @@ number; what takes the whole model is the first one's alone. Leaves ``report.jso
 import json
 
 import torch
-import torch.nn.functional as F
 from trenchcoat_api.artifacts import ModelFacts
 from trenchcoat_api.decode_state import DecodeState, decode_state
 
@@ -35,7 +34,7 @@ from trenchcoat_trainer.stages.evaluate.samples import take_samples, why_no_samp
 from trenchcoat_trainer.stages.evaluate.saved import SavedStates
 from trenchcoat_trainer.stages.evaluate.scores import score
 from trenchcoat_trainer.stages.evaluate.sets import EvaluationSet, passes
-from trenchcoat_trainer.stages.evaluate.states import Begin, HiddenStates, hold, memory_bytes
+from trenchcoat_trainer.stages.evaluate.states import Begin, HiddenStates, hold, memory_bytes, roomy_device
 from trenchcoat_trainer.stages.evaluate.tasks import check_harness, run_tasks, why_no_tasks
 from trenchcoat_trainer.stages.evaluate.variants import ADAPTED, Source
 
@@ -153,12 +152,14 @@ def measure(
                 ledger.course.expect(form, item, numbers[form, item.name])
     begun = [
         {
-            (form, item.name): begin(item, tokens, numbers[form, item.name], source, config)
+            (form, item.name): begin(item, tokens, numbers[form, item.name], config)
             for item in group
             for form in item.forms
         }
         for group, numbers in zip(groups, dealt, strict=True)
     ]
+    most = max(memory_bytes(places.values()) for places in begun)
+    embeddings = source.embeddings.to(roomy_device(source.device, most + source.embeddings.nbytes))
     left = [number for number, places in enumerate(begun) if not places.keys() <= scores.keys()]
     with SavedStates(context.checkpoint) as saved:
         for number, (group, numbers) in enumerate(zip(groups, dealt, strict=True)):
@@ -169,11 +170,11 @@ def measure(
             for item in group:
                 for form in item.forms:
                     name = f"{form}-{item.name}-{item.batch_size(tokens)}"
-                    states[form, item.name] = hold(saved, name, begun[number][form, item.name])
+                    states[form, item.name] = hold(saved, name, begun[number][form, item.name], embeddings)
             own = Pass(group, states, has_shares=group[0] is sets[0])
             later = next((later for later in left if later > number), None)
             if later is not None and sharing.pod.start < _batch_count(groups[later], tokens):
-                own.following = memory_bytes(begun[later].values())
+                own.following = memory_bytes(begun[later].values()) if embeddings.is_cpu else 0
             cross(context, config, own, source, ledger)
             found: Scores = {}
             for item in group:
@@ -211,13 +212,11 @@ def _deal(group: list[EvaluationSet], tokens: int, sharing: Sharing) -> dict[Pla
     return numbers
 
 
-def begin(
-    item: EvaluationSet, tokens: int, numbers: range, source: Source, config: TrenchcoatLlamaConfig
-) -> Begin:
+def begin(item: EvaluationSet, tokens: int, numbers: range, config: TrenchcoatLlamaConfig) -> Begin:
     """What some of a set's states are before the first Cria, in batches of about so many tokens."""
     batches = item.tokens.split(item.batch_size(tokens))
     return Begin(
         numbers=numbers,
-        embed=lambda batch: F.embedding(batches[batch], source.embeddings),
+        tokens=batches.__getitem__,
         bytes=sum(batches[batch].numel() for batch in numbers) * config.hidden_size * config.dtype.itemsize,
     )

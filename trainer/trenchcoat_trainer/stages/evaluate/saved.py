@@ -64,13 +64,13 @@ class SavedStates:
         return self._checkpoint.state(name) if name in self._names else None
 
     def offer(self, states: str, batch: int, hidden: torch.Tensor, state: dict[str, Any]) -> None:
-        """Save a copy of these hidden states, on the CPU, if the batch's turn has come; `state` is JSON."""
+        """Save a copy of these hidden states if the batch's turn has come; `state` is JSON."""
         name, now = _name(states, batch), time.monotonic()
         self._forget_done()
         due = now - self._saved_at.get(name, self._began) >= CHECKPOINT_SECONDS
         if due and len(self._pending) < PENDING and name not in self._pending:
             self._saved_at[name] = now
-            self._save(name, hidden.clone(), state)
+            self._save(name, hidden.to("cpu", copy=True), state)
 
     def keep(self, states: str, batch: int, hidden: torch.Tensor, state: dict[str, Any]) -> None:
         """Save these hidden states, on the CPU, which nobody else keeps; waits while too many are written."""

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -82,11 +83,16 @@ def score(
     rows = max(1, LOGITS // weight.shape[0])
     losses = [torch.empty(0, device=weight.device)]  # a rank may hold none
     hits = [torch.empty(0, dtype=torch.bool, device=weight.device)]
-    held = (batch for number, batch in enumerate(measured.batches(size)) if number in states.numbers)
-    for hidden_BTE, (tokens_BT, counts_BT) in zip(states.batches(), held, strict=True):
-        follows_BT = counts_BT[:, 1:]
-        hidden_NE = hidden_BTE[:, :-1][follows_BT].to(weight.device)
-        targets_N = tokens_BT[:, 1:][follows_BT].to(weight.device)
+    # The states to be scored by their places, found once: for a mask the host would wait for a GPU each time,
+    # and a CPU takes thrice as long.
+    follows_ST = F.pad(measured.counts[:, 1:], (0, 1))
+    counted = [np.count_nonzero(part.numpy()) for part in follows_ST.split(size)]
+    places = follows_ST.flatten().nonzero().squeeze(1).split(counted)
+    tokens = measured.tokens.flatten()
+    for number, hidden_BTE in zip(states.numbers, states.batches(), strict=True):
+        own_N = places[number] - number * size * measured.length
+        hidden_NE = hidden_BTE.flatten(0, 1).index_select(0, own_N.to(hidden_BTE.device)).to(weight.device)
+        targets_N = tokens[places[number] + 1].long().to(weight.device)
         normed_NE = rms_norm(hidden_NE, head["model.norm.weight"], config.rms_norm_eps)
         for part_NE, target_N in zip(normed_NE.split(rows), targets_N.split(rows), strict=True):
             logits_NV = (part_NE @ weight.T).float()
@@ -98,11 +104,11 @@ def score(
     is_held_S = torch.isin(torch.arange(samples) // size, torch.tensor(states.numbers, dtype=torch.int64))
     sample_N, position_N = (measured.counts & is_held_S[:, None]).nonzero(as_tuple=True)
     place_N = sample_N * RANGES + position_N * RANGES // length
-    tokens = torch.bincount(place_N, minlength=samples * RANGES)
+    counts = torch.bincount(place_N, minlength=samples * RANGES)
     return Score(
         # Of nothing it gives integers.
         nats=torch.bincount(place_N, loss_N, samples * RANGES).double().view(samples, RANGES),
-        tokens=tokens.int().view(samples, RANGES),
+        tokens=counts.int().view(samples, RANGES),
         right=torch.zeros(samples, dtype=torch.int32).index_add_(0, sample_N, hit_N),
     )
 

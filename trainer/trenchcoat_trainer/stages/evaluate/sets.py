@@ -1,6 +1,6 @@
 """What the forms of the model are measured on: sequences of tokens, and which of them count."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -51,11 +51,6 @@ class EvaluationSet:
     def batch_count(self, tokens: int) -> int:
         """How many such batches it has."""
         return -(-len(self.tokens) // self.batch_size(tokens))
-
-    def batches(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield token ids, int64 [batch, T], and which of them count, bool [batch, T]."""
-        for tokens, counts in zip(self.tokens.split(size), self.counts.split(size), strict=True):
-            yield tokens.long(), counts
 
 
 def text_set(held_out: torch.Tensor, multiple: int, forms: Iterable[str]) -> EvaluationSet:

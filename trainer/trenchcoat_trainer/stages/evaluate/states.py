@@ -1,7 +1,9 @@
 """Hidden states of a set of sequences, batch by batch: in memory or, where they are many, in the store.
 
-A node's disk would have to hold over a hundred gigabytes at 405B; the store, which keeps what a stopped
-evaluation goes on from, takes them anyway. Of states in the store no more than a few batches are in memory.
+Memory is the GPU's where it has room, and else the host's: of a small model, bringing a batch there and back
+takes as long as a Cria of it. A node's disk would have to hold over a hundred gigabytes at 405B; the store,
+which keeps what a stopped evaluation goes on from, takes them anyway. Of states in the store no more than a
+few batches are in memory.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,10 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from trenchcoat_api.evaluation_states import AHEAD, IN_MEMORY_BYTES
 
 from trenchcoat_trainer.data.prefetch import prefetch
 from trenchcoat_trainer.stages.evaluate.saved import SavedStates
+
+ROOM = 8
+"""A GPU holds states that take no more than this part of what is free before any Cria is there."""
 
 State = dict[str, Any]
 """JSON that is saved with a batch."""
@@ -24,8 +30,8 @@ class Begin:
 
     numbers: Sequence[int]
     """The batches that are held, of those of the set: counted from 0, in order."""
-    embed: Callable[[int], torch.Tensor]
-    """The embeddings of a batch, [sequences, tokens, hidden] on the CPU, by its number."""
+    tokens: Callable[[int], torch.Tensor]
+    """Token ids of a batch, [sequences, tokens], by its number."""
     bytes: int
     """Of all that are held."""
 
@@ -41,15 +47,29 @@ class HiddenStates(Protocol):
         """Return what an earlier attempt saved with each batch, by number; None where it begins anew."""
 
     def batches(self, which: Sequence[int] | None = None) -> Iterator[torch.Tensor]:
-        """Yield the batches of these numbers, or all that are held, on the CPU."""
+        """Yield the batches of these numbers, or all that are held, wherever they are."""
 
     def update(self, batch: int, hidden: torch.Tensor, state: State) -> None:
         """Let a batch be `hidden` from now on."""
 
 
-def hold(saved: SavedStates, name: str, begin: Begin) -> HiddenStates:
-    """Return states that are not begun, where their size allows it in memory."""
-    return (Stored if begin.bytes > IN_MEMORY_BYTES else InMemory)(saved, name, begin)
+def hold(saved: SavedStates, name: str, begin: Begin, embeddings: torch.Tensor) -> HiddenStates:
+    """Return states that are not begun, where their size allows it in memory: where the embeddings are.
+
+    Args:
+        saved: what an earlier attempt has left, and where this one saves them.
+        name: theirs there.
+        begin: what they are at first.
+        embeddings: [vocabulary, hidden].
+    """
+    return (Stored if begin.bytes > IN_MEMORY_BYTES else InMemory)(saved, name, begin, embeddings)
+
+
+def roomy_device(device: torch.device, needed: int) -> torch.device:
+    """The device, where it is a GPU of which `ROOM` times as many bytes are free, or else the CPU."""
+    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] >= ROOM * needed:
+        return device
+    return torch.device("cpu")
 
 
 def memory_bytes(begun: Iterable[Begin]) -> int:
@@ -60,10 +80,11 @@ def memory_bytes(begun: Iterable[Begin]) -> int:
 class InMemory:
     """States in memory, saved from time to time: `HiddenStates`."""
 
-    def __init__(self, saved: SavedStates, name: str, begin: Begin) -> None:
+    def __init__(self, saved: SavedStates, name: str, begin: Begin, embeddings: torch.Tensor) -> None:
         self._saved = saved
         self._name = name
         self._begin = begin
+        self._embeddings = embeddings
         self._held: dict[int, torch.Tensor] = {}
 
     @property
@@ -76,7 +97,8 @@ class InMemory:
         states: dict[int, State | None] = {}
         for batch in self.numbers:
             found = self._saved.load(self._name, batch)
-            self._held[batch] = found[0] if found else self._begin.embed(batch)
+            hidden = found[0] if found else _embed(self._begin, self._embeddings, batch)
+            self._held[batch] = hidden.to(self._embeddings.device)
             states[batch] = found[1] if found else None
         return states
 
@@ -93,10 +115,11 @@ class InMemory:
 class Stored:
     """States in the store alone, read ahead and written behind: `HiddenStates`."""
 
-    def __init__(self, saved: SavedStates, name: str, begin: Begin) -> None:
+    def __init__(self, saved: SavedStates, name: str, begin: Begin, embeddings: torch.Tensor) -> None:
         self._saved = saved
         self._name = name
         self._begin = begin
+        self._embeddings = embeddings
 
     @property
     def numbers(self) -> Sequence[int]:
@@ -117,4 +140,9 @@ class Stored:
 
     def _read(self, batch: int) -> torch.Tensor:
         found = self._saved.load(self._name, batch)
-        return found[0] if found else self._begin.embed(batch)
+        return found[0] if found else _embed(self._begin, self._embeddings, batch)
+
+
+def _embed(begin: Begin, embeddings: torch.Tensor, batch: int) -> torch.Tensor:
+    """[sequences, tokens, hidden] of a batch before the first Cria."""
+    return F.embedding(begin.tokens(batch).to(embeddings.device), embeddings)

@@ -54,7 +54,9 @@ class Attention:
             return torch.randn(size, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
 
         self.teacher = Heads(new(args.heads), new(args.kv_heads), new(args.kv_heads))
-        self.student = Heads(*(x.detach().clone().requires_grad_() for x in self.teacher))
+        own = Heads(*(x.detach().clone().requires_grad_() for x in self.teacher))
+        # Adapters stand on q and v by default; without a teacher's stream beside it k changes all the same.
+        self.student = own if mode == "student" else own._replace(k=self.teacher.k)
         self.gradient = torch.randn_like(self.teacher.q)
         forward_module.choose_tiles = backward_module.choose_tiles = self.choose
 

@@ -51,6 +51,18 @@ def rope_errors(device="cpu", dtype=torch.float32, heads=6, kv_heads=2, head_dim
     )
 
 
+def rope_parts_errors(device="cpu", dtype=torch.float32):
+    """Queries and values alone: what is not wanted has no gradient."""
+    angles = torch.randn(7, 8).to(device)
+
+    def parts(x):
+        q, k, v = fused.split_and_rotate(x, angles.cos(), angles.sin(), 6, 2, (True, False, True))
+        assert k is None
+        return q, v
+
+    return compare(parts, {"qkv": torch.randn(2, 7, 160).to(device, dtype)}, {"qkv"})
+
+
 def swiglu_errors(device="cpu", dtype=torch.float32, width=70):
     return compare(fused.swiglu, {"gate_up": torch.randn(3, 4, 2 * width).to(device, dtype)}, {"gate_up"})
 

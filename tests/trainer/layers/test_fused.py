@@ -18,7 +18,7 @@ from trenchcoat_trainer.layers import float8
 torch.set_num_threads(1)
 # Triton's interpreter loses the carry where it rounds to FP8 (31.4 becomes 16): all but this step is held.
 float8.E4M3 = torch.float32
-names = ("norm", "first_norm", "rope", "rope_by_row", "swiglu", "dropout", "float8")
+names = ("norm", "first_norm", "rope", "rope_by_row", "rope_parts", "swiglu", "dropout", "float8")
 print(json.dumps({name: getattr(fused_checks, f"{name}_errors")() for name in names}))
 """
 

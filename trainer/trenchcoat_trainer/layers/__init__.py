@@ -1,7 +1,7 @@
 """Llama decoder layers as plain functions, and the training steps of one Cria over them."""
 
+from trenchcoat_trainer.layers.adapters import Adapter
 from trenchcoat_trainer.layers.cria_step import (
-    Adapter,
     CriaLayers,
     Layer,
     StepLosses,

@@ -11,7 +11,7 @@ and `layerwise_step`, in a single pass that serves teacher and student.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from trenchcoat_trainer.layers.dropout import seeded_dropout
+from trenchcoat_trainer.layers.adapters import PROJECTIONS, Adapters, add_adapters
 from trenchcoat_trainer.layers.fused import add_rms_norm, split_and_rotate
 from trenchcoat_trainer.layers.llama import (
     LayerShape,
@@ -30,43 +30,6 @@ from trenchcoat_trainer.layers.llama import (
     softmax_attention,
 )
 from trenchcoat_trainer.students import Heads, LossWeights, Student, TransferLoss
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A low-rank change of one projection: out += scale * (dropout(x) a^T) b^T.
-
-    Attributes:
-        a: [rank, in], fp32 master.
-        b: [out, rank], fp32 master.
-        scale: alpha / rank.
-        dropout: probability with which an input is dropped in training.
-        seeds: what decides which, one for each sequence, int64 [B]; needed where `dropout` is above 0.
-        salt: tells this adapter's draws from those of others with the same seeds.
-    """
-
-    a: torch.Tensor
-    b: torch.Tensor
-    scale: float
-    dropout: float = 0.0
-    seeds: torch.Tensor | None = None
-    salt: int = 0
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what the adapter adds for inputs `x` [B, T, in].
-
-        Raises:
-            ValueError: there is dropout, and no seeds.
-        """
-        if self.dropout > 0:
-            if self.seeds is None:
-                raise ValueError("an adapter with dropout needs seeds, one for each sequence")
-            x = seeded_dropout(x, self.seeds, self.salt, self.dropout)
-        return F.linear(F.linear(x, self.a.to(x.dtype)), self.b.to(x.dtype) * self.scale)
-
-
-Adapters = Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
-"""One layer's adapters by projection (q_proj, k_proj, v_proj, o_proj): what each adds for its inputs."""
 
 
 @dataclass(frozen=True)
@@ -184,9 +147,14 @@ def layerwise_step(
     def compare(layer: Layer, normed: torch.Tensor, student: Student) -> TransferLoss:
         qkv = F.linear(normed, layer.weights.qkv)
         teacher = Heads(*split_and_rotate(qkv, rope.cos, rope.sin, shape.heads, shape.kv_heads))
+        own = tuple(name in layer.adapters for name in PROJECTIONS)
         with torch.enable_grad():
-            adapted = _adapted(qkv, normed, layer.adapters, shape)
-            heads = Heads(*split_and_rotate(adapted, rope.cos, rope.sin, shape.heads, shape.kv_heads))
+            adapted = add_adapters(qkv, normed, layer.adapters, shape)
+            parts = split_and_rotate(adapted, rope.cos, rope.sin, shape.heads, shape.kv_heads, own)
+            # What no adapter changes is the teacher's, and nobody asks for its gradient.
+            heads = Heads(
+                *(theirs if part is None else part for part, theirs in zip(parts, teacher, strict=True))
+            )
             return student.attention.distill_loss(heads, teacher, student.parameters, weights)
 
     return _teacher_forced(cria, hidden, rope, compare, gradient_scale)[0]
@@ -231,22 +199,6 @@ def _teacher_forced(
     return StepLosses(*torch.stack(losses, dim=1)), hidden
 
 
-def _adapted(qkv: torch.Tensor, normed: torch.Tensor, adapters: Adapters, shape: LayerShape) -> torch.Tensor:
-    """Return the fused projection with what the adapters of q_proj, k_proj and v_proj add."""
-    inner, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    parts = qkv.split([inner, kv, kv], dim=-1)
-    names = ("q_proj", "k_proj", "v_proj")
-    if not any(name in adapters for name in names):
-        return qkv
-    return torch.cat(
-        [
-            part + adapters[name](normed) if name in adapters else part
-            for name, part in zip(names, parts, strict=True)
-        ],
-        dim=-1,
-    )
-
-
 def student_layer(
     layer: Layer, hidden: torch.Tensor, delta: torch.Tensor | None, rope: Rope, shape: LayerShape
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -256,7 +208,7 @@ def student_layer(
     """
     weights, adapters = layer.weights, layer.adapters
     hidden, normed = add_rms_norm(hidden, delta, weights.input_norm, shape.eps)
-    qkv = _adapted(F.linear(normed, weights.qkv), normed, adapters, shape)
+    qkv = add_adapters(F.linear(normed, weights.qkv), normed, adapters, shape)
     heads = Heads(*split_and_rotate(qkv, rope.cos, rope.sin, shape.heads, shape.kv_heads))
     if layer.student is None:
         y = softmax_attention(*heads)

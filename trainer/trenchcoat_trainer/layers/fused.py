@@ -60,22 +60,24 @@ if HAVE_TRITON:
     @triton.jit
     def _rope_kernel(
         x_ptr, sxb, sxt, sxh, y_ptr, syb, syt, syh, cos_ptr, sin_ptr, sab, tokens, sign,
-        HALF: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
+        HALF: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr, TURN: tl.constexpr,
     ):  # fmt: skip
-        """Rotate the heads of one token: y = x cos + rotate_half(x) sin * sign."""
+        """Rotate the heads of one token: y = x cos + rotate_half(x) sin * sign; without TURN copy them."""
         token = tl.program_id(0)
         batch, time = (token // tokens).to(tl.int64), token % tokens
         h, d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, HALF)
         ok = (h < HEADS)[:, None]
-        angle = batch * sab + time * HALF + d
-        cos = tl.load(cos_ptr + angle)[None, :]
-        sin = tl.load(sin_ptr + angle)[None, :] * sign
         from_ = x_ptr + batch * sxb + time.to(tl.int64) * sxt + h[:, None] * sxh + d[None, :]
         to = y_ptr + batch * syb + time.to(tl.int64) * syt + h[:, None] * syh + d[None, :]
-        low = tl.load(from_, mask=ok, other=0.0).to(tl.float32)
-        high = tl.load(from_ + HALF, mask=ok, other=0.0).to(tl.float32)
-        tl.store(to, (low * cos - high * sin).to(y_ptr.dtype.element_ty), mask=ok)
-        tl.store(to + HALF, (high * cos + low * sin).to(y_ptr.dtype.element_ty), mask=ok)
+        low, high = tl.load(from_, mask=ok, other=0.0), tl.load(from_ + HALF, mask=ok, other=0.0)
+        if TURN:
+            angle = batch * sab + time * HALF + d
+            cos = tl.load(cos_ptr + angle)[None, :]
+            sin = tl.load(sin_ptr + angle)[None, :] * sign
+            low, high = low.to(tl.float32), high.to(tl.float32)
+            low, high = low * cos - high * sin, high * cos + low * sin
+        tl.store(to, low.to(y_ptr.dtype.element_ty), mask=ok)
+        tl.store(to + HALF, high.to(y_ptr.dtype.element_ty), mask=ok)
 
     @triton.jit
     def _swiglu_kernel(gate_up_ptr, out_ptr, width, BLOCK: tl.constexpr):
@@ -165,51 +167,72 @@ def add_rms_norm(
 
 
 class _Rope(torch.autograd.Function):
-    """Split a fused projection into rotated queries and keys and plain values."""
+    """Split a fused projection into rotated queries and keys and plain values; None of what is not wanted."""
 
     @staticmethod
     def forward(
-        ctx: Any, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: int, kv_heads: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        ctx: Any,
+        qkv: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        heads: tuple[int, int, int],
+        wanted: tuple[bool, bool, bool],
+    ) -> tuple[torch.Tensor | None, ...]:
         batch, tokens, width = qkv.shape
-        head_dim = width // (heads + 2 * kv_heads)
-        x = qkv.view(batch, tokens, heads + 2 * kv_heads, head_dim)
-        q = qkv.new_empty(batch, tokens, heads, head_dim)
-        k = qkv.new_empty(batch, tokens, kv_heads, head_dim)
-        _rotate(x[:, :, :heads], q, cos, sin, 1.0)
-        _rotate(x[:, :, heads : heads + kv_heads], k, cos, sin, 1.0)
+        head_dim = width // sum(heads)
+        parts = qkv.view(batch, tokens, sum(heads), head_dim).split(heads, dim=2)
+        found: list[torch.Tensor | None] = []
+        for x, want, sign in zip(parts, wanted, (1.0, 1.0, None), strict=True):
+            y = qkv.new_empty(x.shape) if want else None
+            if y is not None:
+                _rotate(x, y, cos, sin, sign)
+            found.append(None if y is None else y.transpose(1, 2))
         ctx.save_for_backward(cos, sin)
-        return q.transpose(1, 2), k.transpose(1, 2), x[:, :, heads + kv_heads :].transpose(1, 2).clone()
+        ctx.set_materialize_grads(False)
+        ctx.heads, ctx.size = heads, (batch, tokens, sum(heads), head_dim)
+        return tuple(found)
 
     @staticmethod
-    def backward(ctx: Any, dq: torch.Tensor, dk: torch.Tensor, dv: torch.Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[Any, ...]:
         cos, sin = ctx.saved_tensors
-        dq, dk, dv = dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
-        batch, tokens, heads, head_dim = dq.shape
-        kv_heads = dk.shape[2]
-        dqkv = dq.new_empty(batch, tokens, heads + 2 * kv_heads, head_dim)
-        _rotate(dq, dqkv[:, :, :heads], cos, sin, -1.0)
-        _rotate(dk, dqkv[:, :, heads : heads + kv_heads], cos, sin, -1.0)
-        dqkv[:, :, heads + kv_heads :] = dv
-        return dqkv.view(batch, tokens, -1), None, None, None, None
+        dtype = next(d.dtype for d in gradients if d is not None)
+        dqkv = torch.empty(ctx.size, dtype=dtype, device=cos.device)
+        parts = dqkv.split(ctx.heads, dim=2)
+        for d, part, sign in zip(gradients, parts, (-1.0, -1.0, None), strict=True):
+            if d is None:
+                part.zero_()
+            else:
+                _rotate(d.transpose(1, 2), part, cos, sin, sign)
+        return dqkv.flatten(2), None, None, None, None
 
 
-def _rotate(x: torch.Tensor, y: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) -> None:
-    """Write the rotation of `x` [B, T, H, D] into `y`; sign -1 undoes it."""
+def _rotate(
+    x: torch.Tensor, y: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float | None
+) -> None:
+    """Write the rotation of `x` [B, T, H, D] into `y`; sign -1 undoes it, None copies."""
     batch, tokens, heads, head_dim = x.shape
     x = x if x.stride(-1) == 1 else x.contiguous()
     block = min(triton.next_power_of_2(heads), 32)
     _rope_kernel[(batch * tokens, triton.cdiv(heads, block))](
         x, x.stride(0), x.stride(1), x.stride(2), y, y.stride(0), y.stride(1), y.stride(2), cos, sin,
-        cos.stride(0) if cos.ndim == 3 else 0, tokens, sign,
-        HALF=head_dim // 2, HEADS=heads, BLOCK=block, num_warps=4,
+        cos.stride(0) if cos.ndim == 3 else 0, tokens, 1.0 if sign is None else sign,
+        HALF=head_dim // 2, HEADS=heads, BLOCK=block, TURN=sign is not None, num_warps=4,
     )  # fmt: skip
 
 
+ALL = (True, True, True)
+"""Queries, keys and values."""
+
+
 def split_and_rotate(
-    qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: int, kv_heads: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return q, k (after RoPE) and v, [B, heads or kv_heads, T, D], from the fused projection.
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    heads: int,
+    kv_heads: int,
+    wanted: tuple[bool, bool, bool] = ALL,
+) -> tuple[Any, Any, Any]:
+    """Return q, k (after RoPE) and v, [B, heads or kv_heads, T, D], from the fused projection: copies all.
 
     Args:
         qkv: queries, keys and values of all heads side by side, [B, T, (heads + 2 kv_heads) * D].
@@ -218,14 +241,18 @@ def split_and_rotate(
         sin: sines, likewise.
         heads: number of query heads.
         kv_heads: number of key/value heads.
+        wanted: which of the three; None is returned for the others.
     """
+    groups = (heads, kv_heads, kv_heads)
     if use_triton(qkv):
-        return _Rope.apply(qkv.contiguous(), cos, sin, heads, kv_heads)
-    batch, tokens, width = qkv.shape
-    head_dim = width // (heads + 2 * kv_heads)
-    x = qkv.view(batch, tokens, -1, head_dim).transpose(1, 2)
-    q, k, v = x.split([heads, kv_heads, kv_heads], dim=1)
-    return _rotate_plain(q, cos, sin), _rotate_plain(k, cos, sin), v
+        return _Rope.apply(qkv.contiguous(), cos, sin, groups, wanted)
+    parts = qkv.unflatten(-1, (sum(groups), -1)).transpose(1, 2).split(groups, dim=1)
+    q, k, v = (part if want else None for part, want in zip(parts, wanted, strict=True))
+    return (
+        None if q is None else _rotate_plain(q, cos, sin),
+        None if k is None else _rotate_plain(k, cos, sin),
+        None if v is None else v.clone(),
+    )
 
 
 def _rotate_plain(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -55,7 +55,7 @@ def transfer_errors(window_size, dtype=torch.float32, drop_window=False, **shape
     return errors(losses(function, tensors, MAPS, "triton"), losses(function, exact(tensors), MAPS, "naive"))
 
 
-def distill_errors(window_size, dtype=torch.float32, map_heads=None, **shape):
+def distill_errors(window_size, dtype=torch.float32, map_heads=None, wanted=STUDENT, **shape):
     """Errors of distill_loss for a student beside its teacher: also the gradients of q, k and v."""
     teacher = problem(dtype=torch.float32, seed=1, **shape)[:3]
     *change, w_q, w_k, factor = problem(dtype=torch.float32, map_heads=map_heads, **shape)
@@ -63,20 +63,21 @@ def distill_errors(window_size, dtype=torch.float32, map_heads=None, **shape):
     tensors = as_given([*student, *teacher, w_q, w_k, factor], dtype)
     function = functools.partial(distill_loss, window_size=window_size)
     return errors(
-        losses(function, tensors, STUDENT, "triton"), losses(function, exact(tensors), STUDENT, "naive")
+        losses(function, tensors, wanted, "triton"), losses(function, exact(tensors), wanted, "naive")
     )
 
 
-def hybrid_errors(window_size, dtype=torch.float32, **shape):
-    """Errors of hybrid_attention: its output and every gradient."""
+def hybrid_errors(window_size, dtype=torch.float32, wanted=ARGUMENTS, **shape):
+    """Errors of hybrid_attention: its output and the gradients that are wanted."""
     tensors = as_given(problem(dtype=torch.float32, **shape), dtype)
     upstream = torch.randn(tensors[0].shape, generator=torch.Generator().manual_seed(5))
     upstream = upstream.to(tensors[0].device, dtype)
 
     def run(tensors, backend):
-        leaves = [t.detach().requires_grad_() for t in tensors]
-        y = hybrid_attention(*leaves, window_size=window_size, backend=backend)
+        named = zip(ARGUMENTS, tensors, strict=True)
+        leaves = {name: t.detach().requires_grad_(name in wanted) for name, t in named}
+        y = hybrid_attention(*leaves.values(), window_size=window_size, backend=backend)
         y.backward(upstream.to(y.dtype))
-        return {"y": y.detach(), **{n: x.grad for n, x in zip(ARGUMENTS, leaves, strict=True)}}
+        return {"y": y.detach(), **{name: leaves[name].grad for name in wanted}}
 
     return errors(run(tensors, "triton"), run(exact(tensors), "naive"))

@@ -35,6 +35,12 @@ CASES = [
     ("distill_errors", {"tokens": 70, "window_size": 16, "heads": 2, "kv_heads": 1}),
     ("distill_errors", {"tokens": 70, "window_size": 32, "heads": 2, "kv_heads": 1, "map_heads": 1}),
     ("hybrid_errors", {"tokens": 70, "window_size": 16, "heads": 2, "kv_heads": 1}),
+    # Each kernel leaves out what nobody wants.
+    *(
+        (check, {"tokens": 70, "window_size": 16, "heads": 2, "kv_heads": 1, "wanted": wanted})
+        for check in ("distill_errors", "hybrid_errors")
+        for wanted in (["q", "v"], ["v"], ["k"], ["q"], ["k", "w_k"], ["v", "window_factor"])
+    ),
 ]
 
 

@@ -12,7 +12,7 @@ from trenchcoat_trainer.students.lolcats.hybrid import HybridInputs
 from trenchcoat_trainer.students.lolcats.kernels.backward import backward
 from trenchcoat_trainer.students.lolcats.kernels.features import features
 from trenchcoat_trainer.students.lolcats.kernels.forward import forward
-from trenchcoat_trainer.students.lolcats.kernels.launch import Mode, Problem, Rows, dense
+from trenchcoat_trainer.students.lolcats.kernels.launch import Mode, Problem, Rows, Wanted, dense
 
 
 def unsupported(q: torch.Tensor) -> str | None:
@@ -34,10 +34,10 @@ class _Distill(torch.autograd.Function):
     ) -> tuple[torch.Tensor, ...]:
         q, k, *_, w_q, w_k, _ = tensors
         x = Problem(*tensors, features(q, w_q), features(k, w_k))
-        student_gradients = any(ctx.needs_input_grad[3:6])
-        if dropped and (separate or student_gradients):
+        wanted = Wanted(*ctx.needs_input_grad[3:6], any(ctx.needs_input_grad[9:]))
+        if dropped and (separate or wanted.student):
             raise ValueError("the window is dropped in attention transfer only")
-        ctx.mode = Mode(window_size, True, separate, student_gradients, dropped)
+        ctx.mode = Mode(window_size, True, separate, wanted, dropped)
         output, difference, rows, mse, xent = forward(x, ctx.mode)
         ctx.save_for_backward(*x, difference, *rows)
         ctx.mark_non_differentiable(output)
@@ -59,7 +59,8 @@ class _Hybrid(torch.autograd.Function):
     def forward(ctx: Any, window_size: int, *tensors: torch.Tensor) -> torch.Tensor:
         q, k, v, w_q, w_k, window_factor = tensors
         x = Problem(q, k, v, q, k, v, w_q, w_k, window_factor, features(q, w_q), features(k, w_k))
-        ctx.mode = Mode(window_size, False, False, any(ctx.needs_input_grad[1:4]))
+        wanted = Wanted(*ctx.needs_input_grad[1:4], any(ctx.needs_input_grad[4:]))
+        ctx.mode = Mode(window_size, False, False, wanted)
         y, _, rows, _, _ = forward(x, ctx.mode)
         ctx.save_for_backward(*tensors, x.phi_q, x.phi_k, y, rows.maximum, rows.argmax, rows.z)
         return y
@@ -87,7 +88,7 @@ def distill_loss(
 
 
 def attend(x: HybridInputs, keep_parts: str = "both") -> torch.Tensor:
-    """Return the student's output, [B, H, T, D]; every argument gets its gradient.
+    """Return the student's output, [B, H, T, D]; every argument gets the gradient that it asks for.
 
     The kernels compute it whole; a part of it is measured by plain torch.
     """

@@ -27,8 +27,8 @@ class Gradients(NamedTuple):
     q: torch.Tensor | None
     k: torch.Tensor | None
     v: torch.Tensor | None
-    w_q: torch.Tensor
-    w_k: torch.Tensor
+    w_q: torch.Tensor | None
+    w_k: torch.Tensor | None
     window_factor: torch.Tensor | None
 
 
@@ -39,15 +39,17 @@ def backward(
 
     `y`, the student's output, is read where no teacher's forward left its product with `g` in `rows.dy`.
     """
+    wanted = mode.wanted
     batch, heads, tokens, head_dim = x.q.shape
     kv_heads, feature_dim = x.k.shape[1], x.w_q.shape[-1]
-    groups = heads // kv_heads
-    dz_q = x.q.new_empty(batch, heads, tokens, feature_dim)
-    dz_k = x.q.new_empty(batch, kv_heads, tokens, groups * feature_dim)
+    unused = x.q.new_empty(0)
+    dz_q = dz_k = unused
+    if wanted.maps:
+        dz_q = x.q.new_empty(batch, heads, tokens, feature_dim)
+        dz_k = x.q.new_empty(batch, kv_heads, tokens, heads // kv_heads * feature_dim)
     dlog_sigma = x.q.new_empty(batch, heads, tokens, dtype=torch.float32)
-    dq, dk, dv = dz_q, dz_k, dz_k
-    if mode.student_gradients:
-        dq, dk, dv = (x.q.new_empty(batch, heads, tokens, head_dim) for _ in range(3))
+    size = (batch, heads, tokens, head_dim)
+    dq, dk, dv = (x.q.new_empty(size) if want else unused for want in wanted[:3])
     strides = (
         *bht(x.q), *bht(x.k), *bht(x.v), *bht(x.q_teacher), *bht(x.k_teacher), *bht(g),
         *sizes(x), head_dim**-0.5, PHI_MIN,
@@ -55,18 +57,34 @@ def backward(
     inputs = (x.q, x.k, x.v, x.q_teacher, x.k_teacher, x.phi_q, x.phi_k, x.window_factor)
     statistics = (rows.lse, rows.maximum, rows.argmax, rows.z, rows.dy)
     w_q, w_k = x.w_q.contiguous(), x.w_k.contiguous()
-    tiles = choose_tiles("query", x, mode)
-    query_gradient_kernel[(triton.cdiv(tokens, tiles.rows), batch * heads)](
-        *inputs, w_q, y, g, *statistics, scales, dz_q, dq, dlog_sigma, *bht(y), *strides,
-        **constants(x, mode, tiles),
-    )  # fmt: skip
-    tiles = choose_tiles("key", x, mode)
-    key_gradient_kernel[(triton.cdiv(tokens, tiles.keys), batch * heads)](
-        *inputs, w_k, g, *statistics, dlog_sigma, scales, dz_k, dk, dv,
-        *strides, **constants(x, mode, tiles),
-    )  # fmt: skip
+    if wanted.q or wanted.key_features:  # the keys' kernel reads what this one leaves
+        tiles = choose_tiles("query", x, mode)
+        query_gradient_kernel[(triton.cdiv(tokens, tiles.rows), batch * heads)](
+            *inputs, w_q, y, g, *statistics, scales, dz_q, dq, dlog_sigma, *bht(y), *strides,
+            QUERIES=wanted.q, MAPS=wanted.maps, **constants(x, mode, tiles),
+        )  # fmt: skip
+    if wanted.v or wanted.key_features:
+        tiles = choose_tiles("key", x, mode)
+        key_gradient_kernel[(triton.cdiv(tokens, tiles.keys), batch * heads)](
+            *inputs, w_k, g, *statistics, dlog_sigma, scales, dz_k, dk, dv, *strides,
+            KEYS=wanted.k, VALUES=wanted.v, MAPS=wanted.maps, **constants(x, mode, tiles),
+        )  # fmt: skip
+    return Gradients(
+        dq if wanted.q else None,
+        _over_groups(dk, kv_heads) if wanted.k else None,
+        _over_groups(dv, kv_heads) if wanted.v else None,
+        *(_of_maps(x, mode, dz_q, dz_k, dlog_sigma) if wanted.maps else (None, None, None)),
+    )
+
+
+def _of_maps(
+    x: Problem, mode: Mode, dz_q: torch.Tensor, dz_k: torch.Tensor, dlog_sigma: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return the gradients of w_q, w_k and the window factor, from those of q w_q, k w_k and log sigma."""
+    heads, head_dim, feature_dim = x.w_q.shape
+    kv_heads = x.k.shape[1]
     dw_q = _over_tokens(x.q, dz_q)
-    dw_k = _over_tokens(x.k, dz_k).view(kv_heads, head_dim, groups, feature_dim).transpose(1, 2)
+    dw_k = _over_tokens(x.k, dz_k).view(kv_heads, head_dim, -1, feature_dim).transpose(1, 2)
     dw_k = dw_k.reshape(heads, head_dim, feature_dim)
     if x.w_k.shape[0] != heads:
         dw_k = dw_k.view(x.w_k.shape[0], -1, head_dim, feature_dim).sum(1)
@@ -74,10 +92,7 @@ def backward(
     if not mode.dropped:
         dfactor = dlog_sigma.sum((0, 2)) * (-x.window_factor.float()).sigmoid()
         dfactor = dfactor.to(x.window_factor.dtype)
-    student: tuple[torch.Tensor | None, ...] = (None, None, None)
-    if mode.student_gradients:
-        student = (dq, _over_groups(dk, kv_heads), _over_groups(dv, kv_heads))
-    return Gradients(*student, dw_q.to(x.w_q.dtype), dw_k.to(x.w_k.dtype), dfactor)
+    return dw_q.to(x.w_q.dtype), dw_k.to(x.w_k.dtype), dfactor
 
 
 def _over_groups(x: torch.Tensor, kv_heads: int) -> torch.Tensor:

@@ -216,6 +216,6 @@ def forward(x: Problem, mode: Mode) -> tuple[torch.Tensor, torch.Tensor, Rows, t
         x.q, x.k, x.v, x.q_teacher, x.k_teacher, x.v_teacher, x.phi_q, x.phi_k, x.window_factor,
         output, difference, lse, maximum, argmax, z, dy, mse, xent,
         *bht(x.q), *bht(x.k), *bht(x.v), *bht(x.q_teacher), *bht(x.k_teacher), *bht(x.v_teacher),
-        *bht(output), *sizes(x), **constants(x, mode, tiles),
+        *bht(output), *sizes(x), STUDENT_GRADIENTS=mode.wanted.student, **constants(x, mode, tiles),
     )  # fmt: skip
     return output, difference, Rows(lse, maximum, argmax, z, dy), mse, xent

@@ -39,13 +39,33 @@ class Rows(NamedTuple):
     dy: torch.Tensor
 
 
+class Wanted(NamedTuple):
+    """What the backward is to give: what nobody trains costs up to half of it."""
+
+    q: bool
+    k: bool
+    v: bool
+    maps: bool
+    """Of the feature maps and the window factor."""
+
+    @property
+    def student(self) -> bool:
+        """Whether the student trains beyond its maps."""
+        return self.q or self.k or self.v
+
+    @property
+    def key_features(self) -> bool:
+        """Whether a gradient passes through the features of keys."""
+        return self.k or self.maps
+
+
 class Mode(NamedTuple):
     """Which of the kernels' parts are wanted."""
 
     window_size: int
     teacher: bool
     separate: bool
-    student_gradients: bool
+    wanted: Wanted
     dropped: bool = False
 
 
@@ -143,7 +163,7 @@ def constants(x: Problem, mode: Mode, tiles: Tiles) -> dict[str, Any]:
     return {
         "W": mode.window_size, "D": x.q.shape[-1], "F": feature_dim, "E": padded(feature_dim),
         "M": tiles.rows, "N": tiles.keys, "TEACHER": mode.teacher, "SEPARATE": mode.separate,
-        "STUDENT_GRADIENTS": mode.student_gradients, "DROPPED": mode.dropped,
+        "DROPPED": mode.dropped,
         "PRECISION": precision(x.q.dtype), "num_warps": tiles.warps, "num_stages": tiles.stages,
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The backward over query tiles: gradients of q w_q, of log sigma and, for a student that trains, of q."""
+"""The backward over query tiles: gradients of q w_q, of log sigma and, where it is wanted, of q."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def query_gradient_kernel(
     sqb, sqh, sqt, skb, skh, skt, svb, svh, svt, sqtb, sqth, sqtt, sktb, skth, sktt, sgb, sgh, sgt,
     tokens, heads, groups, phi_groups, scale2, scale, phi_min,
     W: tl.constexpr, D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    TEACHER: tl.constexpr, SEPARATE: tl.constexpr, STUDENT_GRADIENTS: tl.constexpr, DROPPED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    TEACHER: tl.constexpr, SEPARATE: tl.constexpr, DROPPED: tl.constexpr, QUERIES: tl.constexpr,
+    MAPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of M rows of one head: of q w_q, of log sigma and, for a student that trains, of q.
+    """Gradients of M rows of one head: of log sigma and, as is wanted, of q w_q (MAPS) and of q (QUERIES).
 
     Without a teacher g . y is computed here and left to the other kernel in dy_ptr.
     """
@@ -106,11 +106,11 @@ def query_gradient_kernel(
     dz_ME = softmax_gradient(dphi1, dphi2, phi1_ME, phi2_ME, phi_min)
     dz_op = dz_ME.to(dz_ptr.dtype.element_ty)
     f_ok = f < F
-    tl.store(
-        dz_ptr + bh * tokens * F + rows[:, None] * F + f[None, :], dz_op, mask=row_ok[:, None] & f_ok[None, :]
-    )
+    if MAPS:
+        dz_at = dz_ptr + bh * tokens * F + rows[:, None] * F + f[None, :]
+        tl.store(dz_at, dz_op, mask=row_ok[:, None] & f_ok[None, :])
 
-    if STUDENT_GRADIENTS:
+    if QUERIES:
         w_DE = tl.load(wq_ptr + head * D * F + d[:, None] * F + f[None, :], mask=f_ok[None, :], other=0.0)
         dq_MD = tl.dot(dz_op, tl.trans(w_DE.to(dz_op.dtype)), input_precision=PRECISION)
         q_MD = load_rows(q_ptr, rows, sqt, d, tokens, D, True, False)

@@ -28,7 +28,7 @@ def expected(layers, hidden, sight):
     attention = layers.layers[0].self_attn
     row, column = torch.arange(TOKENS)[:, None], torch.arange(TOKENS)
     causal = column <= row
-    rope = layers.rotary(hidden, position_ids=torch.arange(TOKENS)[None])
+    rope = layers.rope(hidden)
     normed = layers.layers[0].input_layernorm(hidden)
     full, cut = (
         attention(normed, position_embeddings=rope, attention_mask=mask[None, None])[0][:, ANSWERS]

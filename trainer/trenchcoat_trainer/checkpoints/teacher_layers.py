@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import nn
 from transformers import LlamaConfig
-from transformers.masking_utils import create_causal_mask
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from trenchcoat_trainer.checkpoints.rotary import RopeOnce
 
 ATTENTION = "sdpa"
 """PyTorch's own attention: there on every device, and the same kernels for all stages."""
@@ -18,12 +19,11 @@ class TeacherLayers(nn.Module):
     def __init__(self, config: LlamaConfig, layers: Iterable[int], dtype: torch.dtype) -> None:
         """Make the layers of these global indices without memory for weights, which `load` brings."""
         super().__init__()
-        self._config = config
         config._attn_implementation = ATTENTION
         self.indices = list(layers)
         with torch.device("meta"):
             self.layers = nn.ModuleList(LlamaDecoderLayer(config, index) for index in self.indices).to(dtype)
-        self.rotary = LlamaRotaryEmbedding(config)
+        self.rope = RopeOnce(config)
 
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Take weights over by Hugging Face's names (model.layers.N...), without copying them.
@@ -49,21 +49,8 @@ class TeacherLayers(nn.Module):
 
     def states(self, hidden: torch.Tensor) -> Iterator[torch.Tensor]:
         """The raw residual stream after each layer in turn."""
-        positions = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
-        mask = create_causal_mask(
-            config=self._config,
-            inputs_embeds=hidden,
-            attention_mask=None,
-            past_key_values=None,
-            position_ids=positions,
-        )
-        rotary = self.rotary(hidden, position_ids=positions)
+        rope = self.rope(hidden)
         for layer in self.layers:
-            hidden = layer(
-                hidden,
-                attention_mask=mask,
-                position_ids=positions,
-                position_embeddings=rotary,
-                use_cache=False,
-            )
+            # No mask: where none is given the attention is causal, and to make one the host would wait.
+            hidden = layer(hidden, position_embeddings=rope, use_cache=False)
             yield hidden

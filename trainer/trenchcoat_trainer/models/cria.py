@@ -8,14 +8,12 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from trenchcoat_api.crias import CriaRange
 
+from trenchcoat_trainer.checkpoints.rotary import Rope, RopeOnce
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatDecoderLayer
 
-Rope = tuple[torch.Tensor, torch.Tensor]
-"""Cosine and sine of the rotary embedding, each [1, T, D]."""
 Piece = tuple[slice, torch.Tensor]
 """Rows of windowed attention, and which of the keys up to the last of them each sees, bool [rows, keys]."""
 PIECE_ROWS = 512
@@ -27,6 +25,7 @@ class CriaModel(nn.Module):
 
     Attributes:
         layers: the layers; a key is the layer's number in the whole model, as a string.
+        rope: the rotary embedding for states like those given, from a start position on.
         softmax_window: keys that softmax attention sees in layers that do not keep it; None: all.
     """
 
@@ -35,6 +34,7 @@ class CriaModel(nn.Module):
         self.config = config
         self.cria = cria
         self.softmax_window: int | None = None
+        self.rope = RopeOnce(config)
         self.layers = nn.ModuleDict({str(n): TrenchcoatDecoderLayer(config, n) for n in cria.layers})
 
     @classmethod
@@ -74,13 +74,7 @@ class CriaModel(nn.Module):
             state[f"{layer}.self_attn.{parameter}"] = tensor.to(device, torch.float32, copy=True)
         model.load_state_dict(state, assign=True)
         model.requires_grad_(False)
-        model.rotary_emb = LlamaRotaryEmbedding(config).to(device)
         return model.eval()
-
-    def rope(self, hidden_BTE: torch.Tensor, start: int = 0) -> Rope:
-        """Return the rotary embedding for sequences like `hidden_BTE` that start at position `start`."""
-        positions = torch.arange(start, start + hidden_BTE.shape[1], device=hidden_BTE.device).unsqueeze(0)
-        return self.rotary_emb(hidden_BTE, position_ids=positions)
 
     def student_layers(self) -> Iterator[tuple[int, TrenchcoatDecoderLayer]]:
         """Yield the number and the module of every layer that does not keep softmax attention."""

@@ -32,7 +32,7 @@ def layer_score(layers: TeacherLayers, hidden: torch.Tensor, answers: slice, sig
     layer = layers.layers[0]
     out = layer.self_attn.o_proj
     position_T = torch.arange(hidden.shape[1], device=hidden.device)
-    rope = layers.rotary(hidden, position_ids=position_T[None])
+    rope = layers.rope(hidden)
     answer_A1 = position_T[answers, None]
     causal_AT = position_T <= answer_A1
     seen_AT = (position_T > answer_A1 - sight.window) | (position_T < sight.first_tokens)

@@ -9,7 +9,7 @@ Rope = tuple[torch.Tensor, torch.Tensor]
 
 
 class RopeOnce:
-    """Hugging Face's rotary embedding, which makes cosines and sines anew for every batch, and keeps the last.
+    """Hugging Face's rotary embedding, which makes cosines and sines anew for every batch; the last are kept.
 
     Source: transformers' LlamaRotaryEmbedding, whose numbers these are, bit for bit.
     """

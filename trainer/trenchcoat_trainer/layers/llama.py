@@ -7,7 +7,7 @@ on the config alone (llama3 among them) is taken from transformers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,13 +44,16 @@ class LayerShape:
         """Read the sizes from a Hugging Face LlamaConfig.
 
         Raises:
-            ValueError: the config asks for biases or another activation, which these functions do not have.
+            ValueError: the config asks for biases or another activation, which these functions do not have,
+                or for heads of a width that the kernels do not take.
         """
         if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
             raise ValueError("Llama layers with biases are not supported")
         if config.hidden_act not in ("silu", "swish"):
             raise ValueError(f"hidden_act must be silu, not {config.hidden_act}")
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        if head_dim & (head_dim - 1):
+            raise ValueError(f"head_dim must be a power of 2, not {head_dim}")
         return cls(
             hidden=config.hidden_size,
             heads=config.num_attention_heads,
@@ -290,9 +293,25 @@ def teacher_forward(
     layers: Iterable[LayerWeights], hidden: torch.Tensor, rope: Rope, shape: LayerShape
 ) -> torch.Tensor:
     """Run decoder layers on the residual stream [B, T, hidden] and return the residual stream after them."""
+    for state in teacher_states(layers, hidden, rope, shape):
+        hidden = state
+    return hidden
+
+
+def teacher_states(
+    layers: Iterable[LayerWeights], hidden: torch.Tensor, rope: Rope, shape: LayerShape
+) -> Iterator[torch.Tensor]:
+    """Run decoder layers on the residual stream [B, T, hidden] and yield the residual stream after each.
+
+    A layer's output is added up in passing by the next layer's norm, so that it comes once that has begun.
+    """
     delta = None
     for weights in layers:
         hidden, normed = weights.norm(hidden, delta, weights.input_norm, shape.eps)
-        q, k, v = attention_inputs(weights, normed, rope, shape)
-        hidden, delta = after_attention(weights, hidden, softmax_attention(q, k, v), shape)
-    return hidden if delta is None else hidden + delta
+        if delta is not None:
+            yield hidden
+        y = softmax_attention(*attention_inputs(weights, normed, rope, shape))
+        del normed
+        hidden, delta = after_attention(weights, hidden, y, shape)
+    if delta is not None:
+        yield hidden + delta

@@ -113,9 +113,12 @@ def test_killed_at_any_step_it_ends_with_the_same_maps_and_adapters(spec, store,
 
 
 def test_what_has_no_such_products_is_refused():
-    config = LlamaConfig(hidden_size=72, num_attention_heads=4, head_dim=18, intermediate_size=96)
+    config = LlamaConfig(hidden_size=72, num_attention_heads=4, head_dim=16, intermediate_size=96)
     with pytest.raises(BadInputError, match=r"a width of 72 is no multiple of 16: remove spec.transfer"):
         require_float8(config, torch.device("cpu"))
     config = LlamaConfig(hidden_size=64, num_attention_heads=4, intermediate_size=96, attention_bias=True)
     with pytest.raises(BadInputError, match=r"biases are not supported.*: remove spec.transfer"):
+        require_float8(config, torch.device("cpu"))
+    config = LlamaConfig(hidden_size=64, num_attention_heads=4, head_dim=48, intermediate_size=96)
+    with pytest.raises(BadInputError, match=r"head_dim must be a power of 2, not 48\): remove spec.transfer"):
         require_float8(config, torch.device("cpu"))

@@ -20,11 +20,12 @@ from trenchcoat_trainer.data import TokenData
 from trenchcoat_trainer.data.layout import HIDDEN, boundary_path, sequences_per_hidden_object
 from trenchcoat_trainer.data.order import Order
 from trenchcoat_trainer.errors import PreemptedError
+from trenchcoat_trainer.layers.teacher import open_layers
 from trenchcoat_trainer.runtime.background import BackgroundWriter
 from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.runtime.devices import choose_device
 from trenchcoat_trainer.runtime.ranks import joined
-from trenchcoat_trainer.stages.collect.copying import Hidden, Noted
+from trenchcoat_trainer.stages.collect.copying import Hidden, Noted, copy_stream
 from trenchcoat_trainer.stages.collect.pipeline import Pipeline, split_layers
 
 logger = logging.getLogger(__name__)
@@ -126,6 +127,7 @@ class Worker:
         self._watch = FiniteWatch(list(own), device)
         self._noted: Noted | None = None
         """Of the last batch."""
+        self._copies = copy_stream(device)
         self._part = _load_part(teacher, own, self._dtype, device, with_embedding=context.rank == 0)
 
     def run(self, order: Order, groups: list[int]) -> None:
@@ -174,11 +176,12 @@ class Worker:
                 if layer in self._boundaries:
                     boundary = self._boundaries[layer]
                     if boundary not in states:
-                        states[boundary] = Hidden(self._watch, last - first, hidden)
+                        states[boundary] = Hidden(self._watch, self._copies, last - first, hidden)
                     states[boundary].put(start - first, hidden)
             self._pipeline.send(hidden)
-            # Of the batch before: the device goes on with this one while the host makes the next one ready.
-            before, self._noted = self._noted, Noted(self._watch)
+            # Of the batch before, and behind its copies, so that states of two batches are held at most: the
+            # device goes on with this one while the host makes the next one ready.
+            before, self._noted = self._noted, Noted(self._watch, self._copies)
             if before is not None:
                 before.check()
             self._passed += stop - start
@@ -192,7 +195,10 @@ class Worker:
         if not self._pipeline.go_on():
             return None
         if self._part.embedding is not None:
-            ids = self._tokens.read(start, stop).long().to(self._device)
+            ids = self._tokens.read(start, stop).long()
+            if self._device.type == "cuda":
+                ids = ids.pin_memory()  # or the host would wait for what the device has begun
+            ids = ids.to(self._device, non_blocking=True)
             return functional.embedding(ids, self._part.embedding)
         shape = (stop - start, self._context.spec.data.sequence_length, self._hidden_size)
         return self._pipeline.receive(shape, self._dtype)
@@ -201,15 +207,12 @@ class Worker:
 def _load_part(
     teacher: Teacher, layers: range, dtype: torch.dtype, device: torch.device, *, with_embedding: bool
 ) -> _Part:
-    part = TeacherLayers(teacher.config, layers, dtype)
+    part = open_layers(teacher.config, layers, dtype, device)
     for index in layers:
-        names = teacher.layer_names(index)
-        weights = {name: teacher.read_tensor(name, dtype).to(device) for name in names}
-        require_finite(weights, teacher.source)
-        part.load_layer(index, weights)
+        part.read_layer(teacher, index)
         logger.info("layer %d of %d-%d is loaded", index, layers[0], layers[-1])
     embedding = None
     if with_embedding:
         embedding = teacher.read_tensor(EMBEDDING, dtype).to(device)
         require_finite({EMBEDDING: embedding}, teacher.source)
-    return _Part(part.to(device).eval(), embedding)
+    return _Part(part, embedding)

@@ -23,6 +23,7 @@ from trenchcoat_trainer.checkpoints.teacher import EMBEDDING, Teacher, open_teac
 from trenchcoat_trainer.checkpoints.teacher_layers import TeacherLayers
 from trenchcoat_trainer.data import TokenData
 from trenchcoat_trainer.errors import BadInputError
+from trenchcoat_trainer.layers.teacher import open_layers
 from trenchcoat_trainer.models.artifacts import SELECTION
 from trenchcoat_trainer.runtime.context import StageContext
 from trenchcoat_trainer.runtime.devices import choose_device
@@ -121,11 +122,9 @@ def embed(
 
 def load_layer(teacher: Teacher, index: int, dtype: torch.dtype, device: torch.device) -> TeacherLayers:
     """Return one layer of the teacher by itself, on `device`."""
-    weights = {name: teacher.read_tensor(name, dtype).to(device) for name in teacher.layer_names(index)}
-    require_finite(weights, teacher.source)
-    layers = TeacherLayers(teacher.config, [index], dtype)
-    layers.load_layer(index, weights)
-    return layers.to(device).eval()
+    layers = open_layers(teacher.config, [index], dtype, device)
+    layers.read_layer(teacher, index)
+    return layers
 
 
 def best(scores: list[float], spec: TrenchcoatSpec) -> list[int]:

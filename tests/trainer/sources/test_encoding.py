@@ -96,13 +96,14 @@ def test_any_number_of_processes_gives_the_same_in_the_same_order(encoder: Encod
     assert multiprocessing.active_children() == []
 
 
-def test_a_bounded_number_of_batches_is_read_ahead(encoder: Encoder) -> None:
+@pytest.mark.parametrize(("processes", "ahead"), [(1, encoding.BATCHES + 1), (2, 2 * 2)])
+def test_a_bounded_number_of_batches_is_read_ahead(encoder: Encoder, processes: int, ahead: int) -> None:
     taken = []
     source = (taken.append(batch.tag) or batch for batch in batches())
-    results = encode_batches(encoder, source, 2)
+    results = encode_batches(encoder, source, processes)
     for _ in range(10):
         next(results)
-    assert len(taken) <= 10 + 2 * 2 + 1
+    assert 10 < len(taken) <= 10 + ahead + 1
     results.close()
     assert multiprocessing.active_children() == []
 
@@ -113,13 +114,14 @@ def test_a_short_text_needs_no_processes(encoder: Encoder) -> None:
     assert multiprocessing.active_children() == []
 
 
-def test_what_reading_raises_is_raised(encoder: Encoder) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_reading_raises_is_raised(encoder: Encoder, processes: int) -> None:
     def damaged():
         yield from batches(5)
         raise ValueError("damaged")
 
     with pytest.raises(ValueError, match="damaged"):
-        list(encode_batches(encoder, damaged(), 2))
+        list(encode_batches(encoder, damaged(), processes))
     assert multiprocessing.active_children() == []
 
 

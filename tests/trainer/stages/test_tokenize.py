@@ -123,11 +123,22 @@ def test_what_was_read_before_a_stop_is_not_opened_again(
     assert opened == [1]
 
 
-def test_a_short_text_is_not_read_far_beyond_its_end(make_spec) -> None:
-    data = make_spec(data={"tokens": 163_840, "heldOutTokens": 32_768}).data
+def test_what_is_done_is_not_told_again_while_held_out_text_is_read(
+    make_spec, open_stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "BATCH_DOCUMENTS", 7)
+    context = open_stage(make_spec(data={"tokens": 64 * 10, "heldOutTokens": ALL}), Stage.TOKENIZE)
+    told = []
+    context.progress.listener = told.append
+    tokenize.run(context)
+    assert [progress.step for progress in told].count(10) == 1
+
+
+def test_other_processes_are_for_a_long_text(make_spec) -> None:
+    data = make_spec(data={"tokens": 8_000_000, "heldOutTokens": 131_072}).data
     assert tokenize.useful_processes(data) == 1
-    data = make_spec(data={"tokens": 1_000_000, "heldOutTokens": 131_072}).data
-    assert tokenize.useful_processes(data) == 5
+    data = make_spec(data={"tokens": 20_000_000, "heldOutTokens": 131_072}).data
+    assert tokenize.useful_processes(data) == 323
 
 
 def test_the_bytes_do_not_depend_on_processes_and_pieces(

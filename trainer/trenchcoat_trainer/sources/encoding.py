@@ -1,19 +1,22 @@
-"""Turning documents into token ids, in one process or in several.
+"""Turning documents into token ids, by the library's threads in this process, or in several processes.
 
-A worker needs the `tokenizers` library alone, so that it starts quickly and takes little memory.
+Threads begin at once, processes scale further. A worker needs the `tokenizers` library alone, so that it
+starts quickly and takes little memory.
 """
 
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -27,6 +30,8 @@ ENV_PROCESSES = "TRENCHCOAT_TOKENIZE_PROCESSES"
 """Processes that encode text, in place of one for each CPU core at hand."""
 MAX_PROCESSES = 16
 """More do not help: reading and packing are left to one process."""
+BATCHES = 4
+"""Encoded at a time in one process: what keeps other threads busy while one has a long document."""
 PIECE_CHARACTERS = 1_000_000
 """A longer document is encoded in pieces, cut before a space where there is one."""
 
@@ -114,22 +119,50 @@ def encode_batches(
 ) -> Iterator[tuple[Batch[Tag], list[np.ndarray]]]:
     """Yield every batch with the ids of its pieces, in order, whatever the number of processes.
 
-    Up to two batches a process are in memory. A text of a single batch, or a single process, is encoded here.
+    Up to two batches a process are in memory. A text of a single batch is encoded here, and so is any where
+    there is to be a single process: by threads, while the next batch is read.
 
     Raises:
         StageError: a worker was killed.
     """
-    tokenizer = encoder.load()
     source = iter(batches)
     first = list(islice(source, 2))
     if processes <= 1 or len(first) < 2:
-        for batch in chain(first, source):
-            yield batch, encoder.encode(tokenizer, batch.pieces)
-        return
-    # Spawned, because forking copies locks that threads of this process may hold.
-    pool = ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(encoder,)
-    )
+        yield from _by_threads(encoder, chain(first, source))
+    else:
+        yield from _by_processes(encoder, chain(first, source), processes)
+
+
+def _by_threads(
+    encoder: Encoder, batches: Iterable[Batch[Tag]]
+) -> Iterator[tuple[Batch[Tag], list[np.ndarray]]]:
+    tokenizer = encoder.load()
+    with ThreadPoolExecutor(BATCHES, thread_name_prefix="encode") as pool:
+        yield from in_order(
+            lambda batch: pool.submit(encoder.encode, tokenizer, batch.pieces), batches, BATCHES + 1
+        )
+
+
+def _by_processes(
+    encoder: Encoder, batches: Iterable[Batch[Tag]], processes: int
+) -> Iterator[tuple[Batch[Tag], list[np.ndarray]]]:
+    with tempfile.TemporaryDirectory() as folder:
+        # A file, for what it is given itself a worker takes only once it has started: the next would wait.
+        file = Path(folder, "tokenizer.json")
+        file.write_text(encoder.tokenizer)
+        # Spawned, because forking copies locks that threads of this process may hold.
+        pool = ProcessPoolExecutor(
+            processes,
+            multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(file, encoder.end),
+        )
+        yield from _encoded(pool, batches, 2 * processes)
+
+
+def _encoded(
+    pool: ProcessPoolExecutor, batches: Iterable[Batch[Tag]], depth: int
+) -> Iterator[tuple[Batch[Tag], list[np.ndarray]]]:
     resource_tracker.ensure_running()  # to start it takes back what `_unheard` blocks
 
     def submit(batch: Batch[Tag]) -> Future[list[np.ndarray]]:
@@ -138,7 +171,7 @@ def encode_batches(
             return pool.submit(_encode_in_worker, batch.pieces)
 
     try:
-        yield from in_order(submit, chain(first, source), 2 * processes)
+        yield from in_order(submit, batches, depth)
     except BrokenProcessPool as error:
         raise StageError(
             "a process that encodes text was killed, perhaps for want of memory: raise "
@@ -171,11 +204,12 @@ def _unheard() -> Iterator[None]:
 _worker: tuple[Encoder, Tokenizer] | None = None
 
 
-def _start_worker(encoder: Encoder) -> None:
+def _start_worker(file: Path, end: int | None) -> None:
     global _worker
     # The end of the stage is the end of its workers, even when it is killed.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    encoder = Encoder(file.read_text(), end)
     _worker = encoder, encoder.load()
 
 

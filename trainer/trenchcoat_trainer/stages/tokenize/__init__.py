@@ -33,6 +33,8 @@ PHASE = "tokenize"
 CHECKPOINT_SECONDS = 30.0
 CHARACTERS_A_TOKEN = 4
 """Of text, about: what tokenizers of Llamas make of it."""
+SHORT_CHARACTERS = 64_000_000
+"""A shorter text is encoded in one process, by its threads: some 40 seconds of one core."""
 SPLITS = ("train", "held_out")
 
 
@@ -103,12 +105,17 @@ def _pack(
 
 
 def useful_processes(data: Data) -> int:
-    """How many processes have something to do: each reads ahead, and what is read too far is thrown away."""
+    """How many processes have something to do: a short text is encoded before others have started.
+
+    And each of them reads ahead, where what is read too far is thrown away.
+    """
     characters = CHARACTERS_A_TOKEN * (data.tokens + data.held_out_tokens)
-    return -(-characters // BATCH_CHARACTERS)
+    return 1 if characters < SHORT_CHARACTERS else -(-characters // BATCH_CHARACTERS)
 
 
 def _report(context: StageContext, packer: Packer, before: int) -> None:
+    if packer.is_full and packer.cut == before:
+        return  # what is done is told each time, and held-out text may be far from complete
     data = context.spec.data
     steps = max(1, data.tokens // data.sequence_length)
     tokens = (packer.cut - before) * data.sequence_length

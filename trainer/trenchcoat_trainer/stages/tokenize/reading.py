@@ -9,7 +9,7 @@ from trenchcoat_trainer.data.packing import Packer
 from trenchcoat_trainer.sources.encoding import Batch, Piece, cut
 from trenchcoat_trainer.sources.text import Text
 
-BATCH_CHARACTERS = 1_000_000
+BATCH_CHARACTERS = 250_000
 """Text that the tokenizer's threads are given at a time."""
 BATCH_DOCUMENTS = 1024
 

@@ -9,7 +9,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, app
 from trenchcoat_api.spec import Attention, Form
 from trenchcoat_trainer.models import inference_trenchcoat as inference
 
-from tests.trainer.helpers.tiny_student import make_student, make_teacher
+from tests.trainer.helpers.tiny_student import make_cria, make_student, make_teacher
 from tests.trainer.students.window.window_checks import relative
 
 pytestmark = [
@@ -74,3 +74,20 @@ def test_a_prompt_in_half_precision():
         llamas = model(ids, use_cache=True).logits
     assert max(relative(found, truth), relative(llamas, truth)) < 1e-1
     assert not torch.equal(found, llamas)  # other operations were called
+
+
+@torch.no_grad()
+def test_a_windowed_teacher_sees_what_the_cpu_lets_it_see():
+    """The rival of the evaluation: by flash attention here, by masks there."""
+    cria, hidden = make_cria(make_teacher(layers=2), 0, 1), torch.randn(2, 700, 32).bfloat16()
+    cria.bfloat16()
+    here = copy.deepcopy(cria).to("cuda")
+    cria.float()
+    outputs = []
+    for window in (9, 100, 690, None):
+        for one in (cria, here):
+            one.use(softmax=True, softmax_window=window)
+        expected = cria(hidden.float())
+        assert relative(here(hidden.cuda()), expected) < 2e-2
+        outputs.append(expected)
+    assert relative(outputs[0], outputs[1]) > 0.1

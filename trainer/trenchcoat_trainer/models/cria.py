@@ -13,6 +13,8 @@ from trenchcoat_api.crias import CriaRange
 from trenchcoat_trainer.checkpoints.rotary import Rope, RopeOnce
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.models.modeling_trenchcoat import TrenchcoatDecoderLayer
+from trenchcoat_trainer.students import Heads
+from trenchcoat_trainer.students.window.attention import WindowAttention
 
 Piece = tuple[slice, torch.Tensor]
 """Rows of windowed attention, and which of the keys up to the last of them each sees, bool [rows, keys]."""
@@ -120,44 +122,49 @@ class CriaModel(nn.Module):
         pieces: list[Piece] = []
         if window is not None and window + 1 < tokens:
             cut = {number for number, _ in self.student_layers()}
-            pieces = list(_pieces(tokens, window, hidden_BTE.device))
+            pieces = [] if hidden_BTE.is_cuda else list(_pieces(tokens, window))
         for name, layer in self.layers.items():
-            if int(name) in cut:
-                hidden_BTE = _windowed_layer(layer, hidden_BTE, rope, pieces)
+            if window is not None and int(name) in cut:
+                hidden_BTE = _windowed_layer(layer, hidden_BTE, rope, window, pieces)
             else:
                 hidden_BTE = layer(hidden_BTE, position_embeddings=rope)
         return hidden_BTE
 
 
-def _pieces(tokens: int, window: int, device: torch.device) -> Iterator[Piece]:
+def _pieces(tokens: int, window: int) -> Iterator[Piece]:
     """Cut rows into pieces, and say which keys each row sees: `window` up to its own, and the first of all.
 
-    What lies after all of a piece's rows is then not computed; on a GPU, where launching costs more, it is.
+    What lies after all of a piece's rows is then not computed.
     """
-    rows = PIECE_ROWS if device.type == "cpu" else tokens
-    for start in range(0, tokens, rows):
-        stop = min(start + rows, tokens)
-        seen = torch.ones(stop - start, stop, dtype=torch.bool, device=device)
-        seen = seen.tril_(start).triu_(start + 1 - window)
+    for start in range(0, tokens, PIECE_ROWS):
+        stop = min(start + PIECE_ROWS, tokens)
+        seen = torch.ones(stop - start, stop, dtype=torch.bool).tril_(start).triu_(start + 1 - window)
         seen[:, 0] = True
         yield slice(start, stop), seen
 
 
 def _windowed_layer(
-    layer: TrenchcoatDecoderLayer, hidden_BTE: torch.Tensor, rope: Rope, pieces: Sequence[Piece]
+    layer: TrenchcoatDecoderLayer, hidden_BTE: torch.Tensor, rope: Rope, window: int, pieces: Sequence[Piece]
 ) -> torch.Tensor:
-    """Run a layer as its forward does, with softmax attention over the keys that rows of each piece see."""
+    """Run a layer as its forward does, with softmax attention over `window` keys and the first of all.
+
+    `pieces` are those of `_pieces`, on a CPU; on a GPU the student form of that kind computes, without masks.
+    """
     attention = layer.self_attn
     q, k, v = attention.project(layer.input_layernorm(hidden_BTE), rope)
-    k, v = (x.repeat_interleave(attention.num_key_value_groups, dim=1) for x in (k, v))
-    y_BHTD = torch.cat(
-        [
-            F.scaled_dot_product_attention(
-                q[:, :, rows], k[:, :, : rows.stop], v[:, :, : rows.stop], attn_mask=seen
-            )
-            for rows, seen in pieces
-        ],
-        dim=2,
-    )
+    if hidden_BTE.is_cuda:
+        form = WindowAttention(q.shape[1], k.shape[1], q.shape[3], window=window, first_tokens=1)
+        y_BHTD = form.attend(Heads(q, k, v), {})
+    else:
+        k, v = (x.repeat_interleave(attention.num_key_value_groups, dim=1) for x in (k, v))
+        y_BHTD = torch.cat(
+            [
+                F.scaled_dot_product_attention(
+                    q[:, :, rows], k[:, :, : rows.stop], v[:, :, : rows.stop], attn_mask=seen
+                )
+                for rows, seen in pieces
+            ],
+            dim=2,
+        )
     hidden_BTE = hidden_BTE + attention.o_proj(y_BHTD.transpose(1, 2).flatten(2))
     return hidden_BTE + layer.mlp(layer.post_attention_layernorm(hidden_BTE))

@@ -112,9 +112,13 @@ def _step(outline: Outline, sequences: int) -> float:
 
 def _collect(outline: Outline) -> dict[str, float]:
     tokens = collected_sequences(outline) * outline.length
+    left = 1 if rolls(outline.spec) else -(-outline.boundaries // ranks_of(outline, Stage.COLLECT))
+    # What enters and leaves a rank; boundaries where a graph leaves them, and of two batches on their way.
+    held = 2 + 3 * left if gpus_of(outline, Stage.COLLECT) else 0
     return {
         "layers": collected_layers(outline) * outline.layer_bytes,
         "embedding": embedding_parameters(outline.facts) * outline.item,
+        "hidden states": held * tokens * outline.facts.hidden_size * outline.item,
         "work space": _forward(outline, tokens),
         "context": CONTEXT,
     }

@@ -16,7 +16,7 @@ class FiniteWatch:
     def note(self, index: int, hidden: torch.Tensor) -> None:
         """Take note of states: index 0 for what enters the rank, then one for what leaves each layer."""
         low, high = torch.aminmax(hidden)  # which pass on NaN, and read the states once
-        self._finite[index] &= low * 0 == high * 0
+        self._finite[index].logical_and_(low * 0 == high * 0)
 
     @property
     def noted(self) -> torch.Tensor:

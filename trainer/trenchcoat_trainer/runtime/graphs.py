@@ -66,7 +66,8 @@ class Replayed:
         torch.cuda.empty_cache()  # a graph's memory is its own: what eager passes left is no use to it
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
+            # What other threads do meanwhile, who write objects and wait for their copies, is none of it.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 self._compute()
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]

@@ -27,6 +27,7 @@ from trenchcoat_trainer.runtime.devices import choose_device
 from trenchcoat_trainer.runtime.ranks import joined
 from trenchcoat_trainer.stages.collect.copying import Hidden, Noted, copy_stream
 from trenchcoat_trainer.stages.collect.pipeline import Pipeline, split_layers
+from trenchcoat_trainer.stages.collect.through import Through
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +130,8 @@ class Worker:
         """Of the last batch."""
         self._copies = copy_stream(device)
         self._part = _load_part(teacher, own, self._dtype, device, with_embedding=context.rank == 0)
+        wanted = {*boundaries, *own[-1:]}  # the last is what the next rank gets
+        self._through = Through(self._part.layers, self._watch, wanted, whole=device.type == "cuda")
 
     def run(self, order: Order, groups: list[int]) -> None:
         """Compute these groups of sequences, in order."""
@@ -166,13 +169,8 @@ class Worker:
             hidden = self._receive(start, stop)
             if hidden is None:
                 return None
-            self._watch.note(0, hidden)
-            layers = self._part.layers
-            for index, (layer, state) in enumerate(
-                zip(layers.indices, layers.states(hidden), strict=True), 1
-            ):
+            for layer, state in self._through(hidden):
                 hidden = state
-                self._watch.note(index, hidden)
                 if layer in self._boundaries:
                     boundary = self._boundaries[layer]
                     if boundary not in states:

@@ -7,8 +7,10 @@ import time
 from pathlib import Path
 
 import torch
+from alone import products_rate, writing_rate
 from model import RandomTeacher, layer_products, shape
 from timing import matrix_rate, of_all_ranks, peak_memory_gb, tell, wait
+from trenchcoat_api.packing import collected_at_once
 from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.checkpoints.teacher import open_teacher
@@ -60,6 +62,12 @@ def main() -> None:
         wait(device)
         seconds = time.perf_counter() - began
         peaks = of_all_ranks(peak_memory_gb(device) or 0.0, device)
+        at_once = collected_at_once(
+            spec.collect.batch_size, length, order.group_size, on_gpu=device.type == "cuda"
+        )
+        products_alone = of_all_ranks(products_rate(config, at_once * length, device), device)
+        an_object = torch.randn(order.group_size, length, config.hidden_size).to(torch.bfloat16)
+        writing_alone = of_all_ranks(writing_rate(context, an_object), device)
     if context.rank == 0:
         layers = max(boundaries) + 1
         computed = sum(order.length(group) for group in groups) * length
@@ -74,11 +82,15 @@ def main() -> None:
                 "layers": layers,
                 "boundaries": len(boundaries),
                 "sequences": computed // length,
+                "at_once": at_once,
                 "tokens_per_second": computed / seconds,
                 "seconds": seconds,
                 "tflops": products / seconds / 1e12,
                 "matrix_tflops_of_all": sum(rates) / 1e12,
                 "of_matrix_rates": products / seconds / sum(rates),
+                "products_alone_tflops_of_all": sum(products_alone) / 1e12,
+                "of_products_alone": products / seconds / sum(products_alone),
+                "written_alone_gb_per_second": sum(writing_alone) / 1e9,
                 "written_gb_per_second": written / seconds / 1e9,
                 "peak_memory_gb": peaks,
                 "set_up_s": set_up,

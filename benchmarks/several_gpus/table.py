@@ -61,7 +61,9 @@ def _collect(found: Rows) -> str:
                 linear,
                 f"{row['tflops']:.1f}",
                 f"{row['of_matrix_rates']:.3f}",
+                f"{row['of_products_alone']:.3f}" if "of_products_alone" in row else "",
                 f"{row['written_gb_per_second']:.2f}",
+                f"{row['written_alone_gb_per_second']:.2f}" if "at_once" in row else "",
                 f"{max(row['peak_memory_gb']):.1f}",
             ]
         )
@@ -69,8 +71,11 @@ def _collect(found: Rows) -> str:
     title = (
         f"collect: {first['layers']} layers of {first['size']} shapes, {first['boundaries']} boundaries, "
         f"{first['sequences']} sequences"
-    )
-    head = ["ranks", "tokens/s", "of linear", "TFLOP/s", "of the matrix rates", "GB/s written", "peak GB"]
+    ) + (f", {first['at_once']} at once" if "at_once" in first else "")
+    head = [
+        "ranks", "tokens/s", "of linear", "TFLOP/s", "of the matrix rates", "of products alone",
+        "GB/s written", "writing alone", "peak GB",
+    ]  # fmt: skip
     return f"{title}\n\n{grid(head, lines)}"
 
 

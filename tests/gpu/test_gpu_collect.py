@@ -35,10 +35,13 @@ SEQUENCES, LENGTH, IN_OBJECT = 100, 64, 24
 """The last object has 4 sequences."""
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("tokens", [21, 300])
-def test_fused_layers_compute_what_modules_do(dtype: torch.dtype, bound: float, tokens: int) -> None:
-    assert max(teacher_errors(dtype, "cuda", tokens)) < bound
+def test_fused_layers_are_as_exact_as_modules_are(dtype: torch.dtype, bound: float, tokens: int) -> None:
+    errors = teacher_errors(dtype, "cuda", tokens)
+    print(errors)
+    for fused, modules in zip(errors["fused"], errors["modules"], strict=True):
+        assert fused < 1.2 * modules + 1e-6 and modules < bound
 
 
 @pytest.mark.parametrize("kind", ["modules", "fused"])

@@ -35,10 +35,20 @@ def random_weights(layers: TeacherLayers, dtype: torch.dtype) -> Iterator[tuple[
             yield f"model.layers.{index}.{name}", scaled.to(dtype)
 
 
-def teacher_errors(dtype: torch.dtype = torch.float32, device: str = "cpu", tokens: int = 21) -> list[float]:
-    """Return how far fused states are from the modules', by layer, in parts of what the layers add."""
+def teacher_errors(
+    dtype: torch.dtype = torch.float32, device: str = "cpu", tokens: int = 21
+) -> dict[str, list[float]]:
+    """Return how far modules and fused layers are from float64, by layer, in parts of what the layers add."""
     modules, fused = both(dtype, device)
-    hidden = torch.randn(3, tokens, 64, generator=torch.Generator().manual_seed(4)).to(device, dtype)
+    exact = TeacherLayers(make_config(), LAYERS, torch.float64)
+    exact.load({name: weight.double() for name, weight in random_weights(exact, dtype)})
+    hidden = torch.randn(3, tokens, 64, generator=torch.Generator().manual_seed(4)).to(dtype)
     with torch.inference_mode():
-        pairs = list(zip(modules.states(hidden), fused.states(hidden), strict=True))
-    return [float((x - y).double().norm() / (y - hidden).double().norm()) for y, x in pairs]
+        truth = list(exact.states(hidden.double()))
+        return {
+            name: [
+                float((x.cpu().double() - y).norm() / (y - hidden).norm())
+                for x, y in zip(layers.states(hidden.to(device)), truth, strict=True)
+            ]
+            for name, layers in (("modules", modules), ("fused", fused))
+        }

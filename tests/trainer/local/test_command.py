@@ -74,7 +74,7 @@ def test_a_damaged_manifest_is_named_with_the_remedy(
 
 def test_a_stage_that_was_killed_says_what_may_have_done_it(make_spec, tmp_path: Path) -> None:
     shard = Artifacts(make_spec()).shard
-    stage = StageProcesses(shard, tmp_path, RankProcesses([]), [])
+    stage = StageProcesses(shard, tmp_path, [], RankProcesses([]), [])
     assert "memory has run out" in stage.failure(-signal.SIGKILL)
     assert stage.failure(-signal.SIGSEGV).startswith("signal 11 ended it and left no message")
     assert stage.failure(3) == f"it ended with exit code 3 and left no message; see {tmp_path}/shard*.log"

@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from trenchcoat_trainer.runtime.forking import ForkedProcess, ForkServer
+from trenchcoat_trainer.runtime.forking import ForkedProcess, ForkServer, wait_for_any
 
 from tests.waiting import until
 
@@ -48,6 +49,18 @@ def collects(arguments):
     import gc
     print(gc.isenabled(), gc.get_freeze_count() > 0, flush=True)
     return 0
+
+class Told:
+    def __del__(self, write=os.write):
+        write(1, b"taken apart")
+
+def leaves(arguments):
+    import atexit, threading
+    sys.told = Told()
+    sys.stdout.write("buffered ")
+    atexit.register(lambda: sys.stdout.write("at exit"))
+    threading.Thread(target=lambda: time.sleep(0.2) or sys.stdout.write("a thread ")).start()
+    return 7
 
 def threads(arguments):
     import torch
@@ -109,6 +122,27 @@ def is_gone(pid: int) -> bool:
     with contextlib.suppress(ProcessLookupError, FileNotFoundError):
         return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
     return True
+
+
+def test_the_end_of_any_process_is_heard_at_once(server: ForkServer, tmp_path: Path) -> None:
+    waits, ends = Started(server, "wait", tmp_path).process, Started(server, "leaves", tmp_path).process
+    began = time.monotonic()
+    while ends.poll() is None:
+        wait_for_any([waits, ends], 60)
+    assert time.monotonic() - began < 30
+    wait_for_any([waits, ends], 0.1)  # of what has ended nothing more is heard
+    assert waits.poll() is None
+    waits.kill()
+    wait_for_any([waits], 60)
+    assert waits.poll() == -signal.SIGKILL
+
+
+def test_a_process_leaves_with_all_that_is_due_but_without_taking_modules_apart(
+    server: ForkServer, tmp_path: Path
+) -> None:
+    started = Started(server, "leaves", tmp_path)
+    assert started.process.wait() == 7
+    assert started.told == ["buffered a thread at exit"]
 
 
 def test_a_process_has_what_the_server_loaded_and_is_one_of_its_own(

@@ -18,7 +18,7 @@ from trenchcoat_api.stages import Stage
 from trenchcoat_trainer.errors import BadInputError, StoreError
 from trenchcoat_trainer.local.schedule import visible_devices
 from trenchcoat_trainer.reporting.writing import ENV_REPORT, NEVER
-from trenchcoat_trainer.runtime.forking import ForkServer
+from trenchcoat_trainer.runtime.forking import ForkedProcess, ForkServer
 from trenchcoat_trainer.runtime.processes import (
     RankProcesses,
     program_module,
@@ -41,7 +41,9 @@ class StageProcesses:
 
     artifact: Artifact
     logs: Path
+    forked: Sequence[ForkedProcess]
     ranks: RankProcesses
+    """The same, as those that work together."""
     outputs: list[IO[bytes]]
     gpu: int | None = None
     """The one GPU that it has to itself; None where it uses them all, or none."""
@@ -203,7 +205,7 @@ class StageStarter:
             )
             for variables, output in zip(rank_environments(workers, environment), outputs, strict=True)
         ]
-        return StageProcesses(artifact, files.logs, RankProcesses(ranks), outputs, gpu)
+        return StageProcesses(artifact, files.logs, ranks, RankProcesses(ranks), outputs, gpu)
 
 
 def modules_of(stage: Stage) -> list[str]:

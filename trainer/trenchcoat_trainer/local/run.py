@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -38,7 +39,7 @@ from trenchcoat_trainer.local.processes import (
 )
 from trenchcoat_trainer.local.rolling import Boundaries
 from trenchcoat_trainer.local.schedule import Machine, admit, least_used, ready
-from trenchcoat_trainer.runtime.forking import ForkServer
+from trenchcoat_trainer.runtime.forking import ForkServer, wait_for_any
 from trenchcoat_trainer.runtime.inputs import read_manifest
 from trenchcoat_trainer.runtime.stop import StopRequest
 from trenchcoat_trainer.store import Store, open_store
@@ -150,7 +151,9 @@ class _LocalRun:
         try:
             while any(item.key not in self._record.manifests for item in self._wanted()):
                 self._start_ready(display)
-                time.sleep(POLL_SECONDS)
+                wait_for_any(
+                    chain.from_iterable(item.forked for item in self._running.values()), POLL_SECONDS
+                )
                 self._check_stop()
                 self._gather(display)
                 if time.monotonic() - shown > SHOW_SECONDS:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -46,6 +47,10 @@ class ForkedProcess:
         while self._pid is None and self._code is None:
             self._hear()
         return self._pid
+
+    def fileno(self) -> int:
+        """Readable once the server tells more of it."""
+        return self._channel.fileno()
 
     def poll(self) -> int | None:
         """Its exit code once it has ended, else None; negative for a signal."""
@@ -97,6 +102,12 @@ class ForkedProcess:
             with suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
         self._code = -int(signal.SIGKILL)
+
+
+def wait_for_any(processes: Iterable[ForkedProcess], seconds: float) -> None:
+    """Wait until one of these processes ends, at most so long; `poll` then knows of it."""
+    running = [process for process in processes if process.poll() is None]
+    select.select(running, [], [], seconds)
 
 
 class ForkServer:

@@ -34,6 +34,7 @@ from trenchcoat_api.resource import Trenchcoat
 from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_trainer.checkpoints.shards import TORCH_DTYPES
 from trenchcoat_trainer.data.layout import sequences_per_hidden_object
+from trenchcoat_trainer.runtime.background import PENDING, THREADS
 from trenchcoat_trainer.runtime.processes import start_ranks
 
 HERE = Path(__file__).parent
@@ -140,15 +141,12 @@ def prepare(setting: Setting, name: str, config: Any, spec: TrenchcoatSpec) -> l
 def collect(setting: Setting) -> None:
     """Time the pipeline of the collect stage, over the same layers on any number of ranks."""
     tokens = 128 if setting.is_toy else 1024
-    # Layers, of a Cria, sequences, objects before the clock starts (with the third a graph is captured); an
-    # object of 405B holds one sequence.
-    cases = {
-        "405b": (setting.arguments.layers, 9, 64, 4),
-        "8b": (32, 8, 512, 4),
-        "1b": (16, 8, 2048, 4),
-    }
+    # Layers, of a Cria, sequences; an object of 405B holds one.
+    cases = {"405b": (setting.arguments.layers, 9, 64), "8b": (32, 8, 512), "1b": (16, 8, 2048)}
+    # Objects before the clock starts: until there is a graph, and pinned memory for all that may wait at once.
+    warm_up = 0 if setting.is_toy else PENDING + THREADS
     for name in setting.arguments.models or ["405b"]:
-        layers, per_cria, sequences, warm_up = (5, 2, 96, 0) if setting.is_toy else cases[name]
+        layers, per_cria, sequences = (5, 2, 96) if setting.is_toy else cases[name]
         size = setting.size(name)
         for ranks in setting.ranks:
             folder = setting.folder / f"collect-{name}-{ranks}"

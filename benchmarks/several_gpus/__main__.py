@@ -143,7 +143,7 @@ def collect(setting: Setting) -> None:
     tokens = 128 if setting.is_toy else 1024
     # Layers, of a Cria, sequences; an object of 405B holds one.
     cases = {"405b": (setting.arguments.layers, 9, 64), "8b": (32, 8, 512), "1b": (16, 8, 2048)}
-    # Objects before the clock starts: until there is a graph, and pinned memory for all that may wait at once.
+    # Objects before the clock starts: until there is a graph, and pinned memory for all that may wait.
     warm_up = 0 if setting.is_toy else PENDING + THREADS
     for name in setting.arguments.models or ["405b"]:
         layers, per_cria, sequences = (5, 2, 96) if setting.is_toy else cases[name]

@@ -113,6 +113,9 @@ def cria_of_each(
     if not wanted:
         return
     untrained, trained = untrained_parameters(context, config, cria), trained_parameters(context, cria)
+    dtype = weight_dtype(context)
+    # Made once: its weights are these tensors themselves, which adapters are merged into.
+    model = CriaModel.build(config, cria, weights, untrained, dtype=dtype, device=source.device)
     for name in WEIGHTS:
         variants = [item for item in source.variants if item.weights == name and item.name in wanted]
         if not variants and name == "adaptedTeacher":
@@ -127,8 +130,6 @@ def cria_of_each(
             merge_adapters(weights, *over_all)
         if not variants:
             continue
-        dtype = weight_dtype(context)
-        model = CriaModel.build(config, cria, weights, untrained, dtype=dtype, device=source.device)
         for variant in variants:
             model.set_form_parameters(trained if variant.is_trained else untrained)
             if variant.is_narrowed:

@@ -21,7 +21,7 @@ from trenchcoat_trainer.runtime.context import Place
 from trenchcoat_trainer.runtime.opening import open_context
 from trenchcoat_trainer.runtime.ports import free_port
 from trenchcoat_trainer.stages import evaluate
-from trenchcoat_trainer.stages.evaluate import states
+from trenchcoat_trainer.stages.evaluate import room, states
 
 from tests.trainer.helpers.trainer_samples import make_config, make_documents, save_teacher
 from tests.waiting import until
@@ -143,8 +143,8 @@ def test_states_on_the_gpu_are_measured_as_those_in_the_hosts_memory(inputs, tmp
         return restored
 
     monkeypatch.setattr(states.InMemory, "restore", noting)
-    for name, room in (("gpu", states.ROOM), ("host", 2**40)):
-        monkeypatch.setattr(states, "ROOM", room)
+    for name, needed in (("gpu", room.ROOM), ("host", 2**40)):
+        monkeypatch.setattr(room, "ROOM", needed)
         folder = shutil.copytree(tmp_path / "whole", tmp_path / name)
         context = open_context(spec, Stage.EVALUATE, folder=folder, place=Place())
         shutil.rmtree(folder / "gpu" / context.artifact.prefix)

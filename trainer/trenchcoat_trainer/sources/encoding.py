@@ -149,7 +149,7 @@ def _by_processes(
     with tempfile.TemporaryDirectory() as folder:
         # A file, for what it is given itself a worker takes only once it has started: the next would wait.
         file = Path(folder, "tokenizer.json")
-        file.write_text(encoder.tokenizer)
+        file.write_text(encoder.tokenizer, encoding="utf-8")
         # Spawned, because forking copies locks that threads of this process may hold.
         pool = ProcessPoolExecutor(
             processes,
@@ -209,7 +209,7 @@ def _start_worker(file: Path, end: int | None) -> None:
     # The end of the stage is the end of its workers, even when it is killed.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    encoder = Encoder(file.read_text(), end)
+    encoder = Encoder(file.read_text(encoding="utf-8"), end)
     _worker = encoder, encoder.load()
 
 

@@ -51,6 +51,8 @@ class Through:
             self._runs[hidden_BTE.shape] = self._set_up(hidden_BTE)
         batches, run = self._runs[hidden_BTE.shape]
         batches.entering_BTE.copy_(hidden_BTE)
+        if not run.captured:  # what the last batch left would else be held while a graph is captured
+            batches.leaving.clear()
         run()
         for layer, state_BTE in batches.leaving.items():
             # A copy: this one may still be read, on its way to the host, when the next batch writes over it.
@@ -60,7 +62,6 @@ class Through:
         batches = _Batches(torch.empty_like(like_BTE))
 
         def run() -> None:
-            batches.leaving.clear()
             batches.leaving.update(self._compute(batches.entering_BTE))
 
         return batches, Replayed(run, self._graphs, name="a batch of the collection", pool=self._pool)

@@ -30,11 +30,12 @@ from trenchcoat_trainer.stages.evaluate.crossing import Ledger, Pass, Place, cro
 from trenchcoat_trainer.stages.evaluate.gathering import Scores, Shares, gather, load_scores, save_scores
 from trenchcoat_trainer.stages.evaluate.plan import EvaluationPlan, make_plan
 from trenchcoat_trainer.stages.evaluate.report import REPORT, Results, facts, report
+from trenchcoat_trainer.stages.evaluate.room import roomy_device
 from trenchcoat_trainer.stages.evaluate.samples import take_samples, why_no_samples
 from trenchcoat_trainer.stages.evaluate.saved import SavedStates
 from trenchcoat_trainer.stages.evaluate.scores import score
 from trenchcoat_trainer.stages.evaluate.sets import EvaluationSet, passes
-from trenchcoat_trainer.stages.evaluate.states import Begin, HiddenStates, hold, memory_bytes, roomy_device
+from trenchcoat_trainer.stages.evaluate.states import Begin, HiddenStates, hold, memory_bytes
 from trenchcoat_trainer.stages.evaluate.tasks import check_harness, run_tasks, why_no_tasks
 from trenchcoat_trainer.stages.evaluate.variants import ADAPTED, Source
 
@@ -59,9 +60,7 @@ def run(context: StageContext) -> None:
 
 def _run(context: StageContext, device: torch.device, sharing: Sharing) -> None:
     config = load_student_config(context)
-    model = context.manifest(context.artifacts.tokenize).facts.model
-    if model is None:
-        raise BadInputError("the manifest of tokenize has no facts of the model: run the tokenize stage anew")
+    model = model_facts(context)
     check_harness(context.spec)
     decode = decode_state(context.spec, model)
     plan = make_plan(context, config, decode)
@@ -91,6 +90,18 @@ def _run(context: StageContext, device: torch.device, sharing: Sharing) -> None:
     if sharing.is_first:
         _write_report(context, device, model, plan, decode, (scores, shares))
     sharing.wait_for_all("complete")
+
+
+def model_facts(context: StageContext) -> ModelFacts:
+    """Return the teacher's sizes.
+
+    Raises:
+        BadInputError: the tokenize stage has not left them.
+    """
+    model = context.manifest(context.artifacts.tokenize).facts.model
+    if model is None:
+        raise BadInputError("the manifest of tokenize has no facts of the model: run the tokenize stage anew")
+    return model
 
 
 def _write_report(
@@ -159,7 +170,9 @@ def measure(
         for group, numbers in zip(groups, dealt, strict=True)
     ]
     most = max(memory_bytes(places.values()) for places in begun)
-    embeddings = source.embeddings.to(roomy_device(source.device, most + source.embeddings.nbytes))
+    needed = most and most + source.embeddings.nbytes
+    where = roomy_device(source.device, needed, context.spec, model_facts(context))
+    embeddings = source.embeddings.to(where)
     left = [number for number, places in enumerate(begun) if not places.keys() <= scores.keys()]
     with SavedStates(context.checkpoint) as saved:
         for number, (group, numbers) in enumerate(zip(groups, dealt, strict=True)):

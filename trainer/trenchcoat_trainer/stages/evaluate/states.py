@@ -17,9 +17,6 @@ from trenchcoat_api.evaluation_states import AHEAD, IN_MEMORY_BYTES
 from trenchcoat_trainer.data.prefetch import prefetch
 from trenchcoat_trainer.stages.evaluate.saved import SavedStates
 
-ROOM = 8
-"""A GPU holds states that take no more than this part of what is free before any Cria is there."""
-
 State = dict[str, Any]
 """JSON that is saved with a batch."""
 
@@ -63,13 +60,6 @@ def hold(saved: SavedStates, name: str, begin: Begin, embeddings: torch.Tensor) 
         embeddings: [vocabulary, hidden].
     """
     return (Stored if begin.bytes > IN_MEMORY_BYTES else InMemory)(saved, name, begin, embeddings)
-
-
-def roomy_device(device: torch.device, needed: int) -> torch.device:
-    """The device, where it is a GPU of which `ROOM` times as many bytes are free, or else the CPU."""
-    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] >= ROOM * needed:
-        return device
-    return torch.device("cpu")
 
 
 def memory_bytes(begun: Iterable[Begin]) -> int:

@@ -192,9 +192,12 @@ def test_a_server_that_dies_is_started_anew_and_takes_its_processes_with_it(
 ) -> None:
     orphan = Started(server, "wait", tmp_path)
     until(lambda: orphan.told == ["waits"], 120, "it waits")
-    os.kill(server.pid, signal.SIGKILL)
+    killed = server.pid
+    os.kill(killed, signal.SIGKILL)
     assert orphan.process.wait() == -signal.SIGKILL
     until(lambda: is_gone(orphan.process.pid), 120, "it ends with its server")
+    # Its channels close a moment before it is dead, and till then it would be asked again.
+    until(lambda: is_gone(killed), 120, "the server is dead")
     assert Started(server, "tell", tmp_path).process.wait() == 66
 
 

@@ -14,6 +14,7 @@ from trenchcoat_api.artifacts import ModelFacts
 from trenchcoat_api.decode_state import DecodeState, decode_state
 
 from trenchcoat_trainer.checkpoints.pod_weights import PodWeights
+from trenchcoat_trainer.checkpoints.teacher import model_facts
 from trenchcoat_trainer.errors import BadInputError
 from trenchcoat_trainer.models.artifacts import (
     adapted_teacher_adapters,
@@ -60,7 +61,9 @@ def run(context: StageContext) -> None:
 
 def _run(context: StageContext, device: torch.device, sharing: Sharing) -> None:
     config = load_student_config(context)
-    model = model_facts(context)
+    model = context.manifest(context.artifacts.tokenize).facts.model
+    if model is None:
+        raise BadInputError("the manifest of tokenize has no facts of the model: run the tokenize stage anew")
     check_harness(context.spec)
     decode = decode_state(context.spec, model)
     plan = make_plan(context, config, decode)
@@ -90,18 +93,6 @@ def _run(context: StageContext, device: torch.device, sharing: Sharing) -> None:
     if sharing.is_first:
         _write_report(context, device, model, plan, decode, (scores, shares))
     sharing.wait_for_all("complete")
-
-
-def model_facts(context: StageContext) -> ModelFacts:
-    """Return the teacher's sizes.
-
-    Raises:
-        BadInputError: the tokenize stage has not left them.
-    """
-    model = context.manifest(context.artifacts.tokenize).facts.model
-    if model is None:
-        raise BadInputError("the manifest of tokenize has no facts of the model: run the tokenize stage anew")
-    return model
 
 
 def _write_report(
@@ -170,8 +161,8 @@ def measure(
         for group, numbers in zip(groups, dealt, strict=True)
     ]
     most = max(memory_bytes(places.values()) for places in begun)
-    needed = most and most + source.embeddings.nbytes
-    where = roomy_device(source.device, needed, context.spec, model_facts(context))
+    needed = most + source.embeddings.nbytes if most else 0
+    where = roomy_device(source.device, needed, context.spec, model_facts(config))
     embeddings = source.embeddings.to(where)
     left = [number for number, places in enumerate(begun) if not places.keys() <= scores.keys()]
     with SavedStates(context.checkpoint) as saved:

@@ -3,7 +3,8 @@
 Shape letters: B batch, T tokens, E hidden size, H heads, D head dimension.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,8 @@ from trenchcoat_trainer.students.window.attention import WindowAttention
 
 Piece = tuple[slice, torch.Tensor]
 """Rows of windowed attention, and which of the keys up to the last of them each sees, bool [rows, keys]."""
+Attend = Callable[[Heads], torch.Tensor]
+"""Attention of q, k and v: [B, H, T, D]."""
 PIECE_ROWS = 512
 """Of windowed attention on a CPU: torch's kernel takes as many keys at a time, so that no piece adds one."""
 
@@ -117,18 +120,45 @@ class CriaModel(nn.Module):
             The same at the next boundary.
         """
         rope = self.rope(hidden_BTE, start)
-        tokens, window = hidden_BTE.shape[1], self.softmax_window
-        cut: set[int] = set()
-        pieces: list[Piece] = []
-        if window is not None and window + 1 < tokens:
-            cut = {number for number, _ in self.student_layers()}
-            pieces = [] if hidden_BTE.is_cuda else list(_pieces(tokens, window))
-        for name, layer in self.layers.items():
-            if window is not None and int(name) in cut:
-                hidden_BTE = _windowed_layer(layer, hidden_BTE, rope, window, pieces)
+        window = self.softmax_window
+        attend = None if window is None else _windowed(hidden_BTE, window)
+        for layer in self.layers.values():
+            if attend is not None and layer.self_attn.student is not None:
+                hidden_BTE = _layer_by(attend, layer, hidden_BTE, rope)
             else:
                 hidden_BTE = layer(hidden_BTE, position_embeddings=rope)
         return hidden_BTE
+
+
+def _windowed(like_BTE: torch.Tensor, window: int) -> Attend | None:
+    """Return softmax attention over `window` keys up to the query's own and the first of all; None if all."""
+    tokens = like_BTE.shape[1]
+    if window + 1 >= tokens:
+        return None
+    if like_BTE.is_cuda:  # where the student form of that kind needs no mask
+        return partial(_by_the_form, window)
+    return partial(_by_pieces, list(_pieces(tokens, window)))
+
+
+def _by_the_form(window: int, heads: Heads) -> torch.Tensor:
+    q, k, _ = heads
+    return WindowAttention(q.shape[1], k.shape[1], q.shape[3], window=window, first_tokens=1).attend(
+        heads, {}
+    )
+
+
+def _by_pieces(pieces: Sequence[Piece], heads: Heads) -> torch.Tensor:
+    q, k, v = heads
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    return torch.cat(
+        [
+            F.scaled_dot_product_attention(
+                q[:, :, rows], k[:, :, : rows.stop], v[:, :, : rows.stop], attn_mask=seen
+            )
+            for rows, seen in pieces
+        ],
+        dim=2,
+    )
 
 
 def _pieces(tokens: int, window: int) -> Iterator[Piece]:
@@ -143,28 +173,11 @@ def _pieces(tokens: int, window: int) -> Iterator[Piece]:
         yield slice(start, stop), seen
 
 
-def _windowed_layer(
-    layer: TrenchcoatDecoderLayer, hidden_BTE: torch.Tensor, rope: Rope, window: int, pieces: Sequence[Piece]
+def _layer_by(
+    attend: Attend, layer: TrenchcoatDecoderLayer, hidden_BTE: torch.Tensor, rope: Rope
 ) -> torch.Tensor:
-    """Run a layer as its forward does, with softmax attention over `window` keys and the first of all.
-
-    `pieces` are those of `_pieces`, on a CPU; on a GPU the student form of that kind computes, without masks.
-    """
+    """Run a layer as its forward does, with this attention."""
     attention = layer.self_attn
-    q, k, v = attention.project(layer.input_layernorm(hidden_BTE), rope)
-    if hidden_BTE.is_cuda:
-        form = WindowAttention(q.shape[1], k.shape[1], q.shape[3], window=window, first_tokens=1)
-        y_BHTD = form.attend(Heads(q, k, v), {})
-    else:
-        k, v = (x.repeat_interleave(attention.num_key_value_groups, dim=1) for x in (k, v))
-        y_BHTD = torch.cat(
-            [
-                F.scaled_dot_product_attention(
-                    q[:, :, rows], k[:, :, : rows.stop], v[:, :, : rows.stop], attn_mask=seen
-                )
-                for rows, seen in pieces
-            ],
-            dim=2,
-        )
+    y_BHTD = attend(Heads(*attention.project(layer.input_layernorm(hidden_BTE), rope)))
     hidden_BTE = hidden_BTE + attention.o_proj(y_BHTD.transpose(1, 2).flatten(2))
     return hidden_BTE + layer.mlp(layer.post_attention_layernorm(hidden_BTE))

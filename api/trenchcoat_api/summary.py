@@ -103,6 +103,14 @@ class Summary:
             }
             for item in self.perplexities
         }
+        told = [
+            ("perplexity_errors", "error"),
+            ("other_perplexities", "other"),
+            ("other_errors", "other_error"),
+        ]
+        for key, name in told:
+            values = {item.name: getattr(item, name) for item in self.perplexities}
+            fields[key] = {form: float(value) for form, value in values.items() if value is not None}
         if self.evaluation is not None:
             fields["evaluation"] = self.evaluation.model_dump(by_alias=True, exclude={"recall"})
             fields["evaluation"]["recallErrors"] = {

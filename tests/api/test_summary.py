@@ -44,6 +44,9 @@ def test_json_has_the_documented_keys():
         "gpus",
         "max_crias_running",
         "perplexities",
+        "perplexity_errors",
+        "other_perplexities",
+        "other_errors",
         "evaluation",
         "wide_layers",
     }
@@ -65,6 +68,14 @@ def test_json_has_every_number_as_a_number():
     assert result["evaluation"]["recall"] == {"copy-256": {"teacher": 0.5, "stitched": 0.0}}
     assert result["evaluation"]["recallErrors"] == {"copy-256": {"teacher": 0.083, "stitched": 0.038}}
     assert result["evaluation"]["decode"]["student"] == {"1024": 30_000_000}
+
+
+def test_json_has_errors_and_the_other_text_of_the_forms_that_have_them():
+    adapted = Perplexity(name="adaptedTeacher", perplexity="9", error="0.25", other="20", other_error="0.75")
+    result = json.loads(summary(extra=[adapted]).to_json())
+    assert result["perplexity_errors"] == {"adaptedTeacher": 0.25}
+    assert result["other_perplexities"] == {"adaptedTeacher": 20.0}
+    assert result["other_errors"] == {"adaptedTeacher": 0.75}
 
 
 def test_gap_closed_is_none_of_it_untrained_and_all_of_it_at_the_teacher():

@@ -1,0 +1,133 @@
+"""Tasks that benchmarks/quality makes of text, and the table of what its students said."""
+
+import importlib.util
+import json
+import re
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "quality"
+FORMS = ("teacher", "adaptedTeacher", "stitched")
+DRAWN = 20
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"quality_{name}", FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tasks, table = load("tasks"), load("table")
+
+
+@pytest.fixture(name="texts")
+def texts_fixture() -> list[str]:
+    """Two documents of words, of which each comes back after 1000 to 2000 characters, or not."""
+    draw = np.random.default_rng(0)
+    words = ["".join(draw.choice(list("abcdefghij"), 6)) for _ in range(250)]
+    return [" ".join(draw.choice(words, 2000)) + "." for _ in range(2)]
+
+
+def drawn(questions) -> list[dict]:
+    return list(islice(questions, DRAWN))
+
+
+def test_the_right_passage_is_what_follows_and_the_others_are_not(texts: list[str]) -> None:
+    for row in drawn(tasks.continuations(texts, np.random.default_rng(1))):
+        assert len(set(row["choices"])) == tasks.CHOICES
+        follows = [any(row["before"] + choice in text for text in texts) for choice in row["choices"]]
+        assert [index for index, is_right in enumerate(follows) if is_right] == [row["answer"]]
+
+
+def test_a_last_word_stands_far_before_and_not_near(texts: list[str]) -> None:
+    for row in drawn(tasks.last_words(texts, np.random.default_rng(1))):
+        assert row["word"] in row["before"][: tasks.FAR - tasks.NEAR]
+        assert row["word"] not in row["before"][1 - tasks.NEAR :]
+        assert any(f"{row['before']} {row['word']}" in text for text in texts)
+
+
+def test_a_number_is_that_of_the_name(texts: list[str]) -> None:
+    for row in drawn(tasks.lookups(texts, np.random.default_rng(1))):
+        rows, asked = row["list"].split("\n\n")
+        found = dict(line.split(": ") for line in rows.split("\n"))
+        assert len(found) == tasks.ROWS
+        assert found[asked.removesuffix(":")] == row["number"]
+
+
+def test_questions_are_the_same_by_the_seed(texts: list[str]) -> None:
+    for make in (tasks.continuations, tasks.last_words, tasks.lookups):
+        first, same, other = (drawn(make(texts, np.random.default_rng(seed))) for seed in (1, 1, 2))
+        assert first == same != other
+
+
+def test_the_committed_table_is_that_of_the_results() -> None:
+    runs = json.loads((FOLDER / "results" / "students_h200.json").read_text())["students"]
+    chosen = {
+        name: run for name, run in runs.items() if re.search(r"(window|constant), wsd.*8192, seed 0", name)
+    }
+    shown = table.table(chosen)
+    assert "| perplexity at 1024 | 13.46 | 10.69 | 10.79 | 13.72 | 10.78 | 13.80 |" in shown
+    assert "| bytes of state at 4096 tokens, MB | 94.4 | 94.4 | 26.6 | 26.6 | 10.5 | 10.5 |" in shown
+    assert "other text" not in shown
+
+
+def test_other_texts_tasks_and_errors_have_lines() -> None:
+    run = {
+        "otherTexts": {"prose": {"perplexities": dict.fromkeys(FORMS, 20.0), "errors": {"stitched": 0.5}}},
+        "summary": {
+            "perplexities": {form: {"1024": 10.0, "2048": 9.0} for form in FORMS},
+            "perplexity_errors": dict.fromkeys(FORMS, 0.25),
+            "evaluation": {
+                "sequenceLength": 1024,
+                "positions": [{"first": 0, "last": 511, "perplexities": dict.fromkeys(FORMS, "11")}],
+                "recall": {"copy-40": dict.fromkeys(FORMS, 0.5)},
+                "recallErrors": {"copy-40": {"stitched": 0.1}},
+                "tasks": [
+                    {
+                        "task": "lookup",
+                        "metric": "exact_match",
+                        "values": {"teacher": "0.5"},
+                        "errors": {"teacher": "0.03"},
+                    }
+                ],
+                "comparisons": [
+                    {
+                        "teacher": "adaptedTeacher",
+                        "ratio": "1.01",
+                        "ratioError": "0.002",
+                        "wins": "0.1",
+                        "ties": "0.6",
+                    }
+                ],
+                "decode": {"student": {"1024": 1_000_000}, "teacher": {"1024": 2_000_000}},
+            },
+        },
+    }
+    assert table.table({"window": run}).split("\n") == [
+        "| | teacher | adapted teacher | **window** |",
+        "|---|---|---|---|",
+        "| perplexity at 1024 | 10.00 ± 0.25 | 10.00 ± 0.25 | 10.00 ± 0.25 |",
+        "| perplexity at 2048 | 9.00 | 9.00 | 9.00 |",
+        "| perplexity on other text: prose | 20.00 | 20.00 | 20.00 ± 0.5 |",
+        "| perplexity at positions 0 to 511 | 11.00 | 11.00 | 11.00 |",
+        "| copy random tokens, 40 back | 0.50 | 0.50 | 0.50 ± 0.1 |",
+        "| task lookup, exact_match | 0.500 ± 0.03 | - | - |",
+        "| perplexity over the adapted teacher's | - | - | 1.0100 ± 0.002 |",
+        "| wins against the adapted teacher | - | - | 0.10 |",
+        "| ties with the adapted teacher | - | - | 0.60 |",
+        "| bytes of state at 1024 tokens, MB | 2.0 | 2.0 | 1.0 |",
+    ]
+
+
+def test_teachers_that_differ_stand_apart() -> None:
+    runs = json.loads((FOLDER / "results" / "students_h200.json").read_text())["students"]
+    titles = [column.title for column in table.columns_of(runs) if column.form == "teacher"]
+    assert titles[0] == "teacher"
+    assert titles[1].startswith("teacher of 88M")

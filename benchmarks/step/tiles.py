@@ -23,13 +23,15 @@ from shapes import FEATURE_DIM, WINDOW, detached, random_maps
 from trenchcoat_trainer.students import Heads, LossWeights
 from trenchcoat_trainer.students.lolcats.form import LolcatsLayer
 from trenchcoat_trainer.students.lolcats.kernels import backward as backward_module
+from trenchcoat_trainer.students.lolcats.kernels import cross_entropy as cross_entropy_module
 from trenchcoat_trainer.students.lolcats.kernels import forward as forward_module
 from trenchcoat_trainer.students.lolcats.kernels.launch import Tiles, choose_tiles
 
 ROWS_KEYS = {
-    "forward": [(64, 32), (64, 64), (128, 32), (128, 64)],
-    "query": [(64, 32), (64, 64), (128, 32), (128, 64)],
-    "key": [(32, 64), (64, 64), (32, 128), (64, 128)],
+    "below": [(64, 32), (64, 64)],
+    "forward": [(64, 32), (64, 64)],
+    "query": [(64, 32), (64, 64)],
+    "key": [(32, 64), (64, 64)],
 }
 MODES = ("transfer", "layerwise", "student")
 
@@ -58,10 +60,14 @@ class Attention:
         # Adapters stand on q and v by default; without a teacher's stream beside it k changes all the same.
         self.student = own if mode == "student" else own._replace(k=self.teacher.k)
         self.gradient = torch.randn_like(self.teacher.q)
-        forward_module.choose_tiles = backward_module.choose_tiles = self.choose
+        self.install()
 
-    def choose(self, kernel: str, x: object, mode: object) -> Tiles:
-        return self.cut.get(kernel) or choose_tiles(kernel, x, mode)
+    def install(self) -> None:
+        for module in (backward_module, cross_entropy_module, forward_module):
+            module.choose_tiles = self.choose
+
+    def choose(self, kernel: str, x: object) -> Tiles:
+        return self.cut.get(kernel) or choose_tiles(kernel, x)
 
     def run(self) -> None:
         if self.mode == "transfer":
@@ -76,7 +82,7 @@ class Attention:
         times = []
         for _ in range(rounds):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in "be")
-            torch.cuda._sleep(3_000_000)  # launches queue up behind this
+            torch.cuda._sleep(10_000_000)  # launches queue up behind this
             begin.record()
             self.run()
             end.record()
@@ -101,7 +107,7 @@ def main() -> None:
         attentions = {mode: Attention(args, mode) for mode in args.modes}
         for mode, kernel, way in every[first::step]:
             one = attentions[mode]
-            forward_module.choose_tiles = backward_module.choose_tiles = one.choose
+            one.install()
             one.cut = {kernel: way}
             attempt(one.run)
         return

@@ -147,7 +147,8 @@ def test_dropout_drops_its_share_by_sequence_and_adapter(rate):
     seeds = torch.tensor([5, 6, 5], device="cuda")
     y = seeded_dropout(x, seeds, 2**62 + 11, rate)
     assert float((y == 0).float().mean()) == pytest.approx(rate, rel=0.01)
-    assert y.max().item() == pytest.approx(1 / (1 - rate))
+    of_kernels = round(rate * 2**16) / 2**16
+    assert y.max().item() == pytest.approx(1 / (1 - of_kernels))
     assert torch.equal(y[0], y[2])
     same = ((y[0] == 0) & (y[1] == 0)).float().mean()
     assert float(same) == pytest.approx(rate**2, rel=0.05)

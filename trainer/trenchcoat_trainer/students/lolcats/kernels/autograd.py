@@ -11,8 +11,9 @@ from trenchcoat_trainer.students.lolcats import hybrid
 from trenchcoat_trainer.students.lolcats.hybrid import HybridInputs
 from trenchcoat_trainer.students.lolcats.kernels.backward import backward
 from trenchcoat_trainer.students.lolcats.kernels.features import features
-from trenchcoat_trainer.students.lolcats.kernels.forward import forward
+from trenchcoat_trainer.students.lolcats.kernels.forward import Forward, forward
 from trenchcoat_trainer.students.lolcats.kernels.launch import Mode, Problem, Rows, Wanted, dense
+from trenchcoat_trainer.students.lolcats.kernels.states import States, before
 
 
 def unsupported(q: torch.Tensor) -> str | None:
@@ -32,23 +33,23 @@ class _Distill(torch.autograd.Function):
     def forward(
         ctx: Any, window_size: int, separate: bool, dropped: bool, *tensors: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        q, k, *_, w_q, w_k, _ = tensors
+        q, k, v, *_, w_q, w_k, _ = tensors
         x = Problem(*tensors, features(q, w_q), features(k, w_k))
         wanted = Wanted(*ctx.needs_input_grad[3:6], any(ctx.needs_input_grad[9:]))
         if dropped and (separate or wanted.student):
             raise ValueError("the window is dropped in attention transfer only")
         ctx.mode = Mode(window_size, True, separate, wanted, dropped)
-        output, difference, rows, mse, xent = forward(x, ctx.mode)
-        ctx.save_for_backward(*x, difference, *rows)
-        ctx.mark_non_differentiable(output)
-        return mse.sum() / q.numel(), xent.mean(), output
+        memory = before(x.phi_k, v)
+        result = forward(x, memory, ctx.mode)
+        ctx.save_for_backward(*x, *memory, result.y, result.ratio, *result.rows)
+        ctx.mark_non_differentiable(result.taught)
+        return result.mse.sum() / q.numel(), result.xent.mean(), result.taught
 
     @staticmethod
     def backward(ctx: Any, grad_mse: torch.Tensor, grad_xent: torch.Tensor, _: Any) -> tuple[Any, ...]:
-        *tensors, difference, lse, maximum, argmax, z, dy = ctx.saved_tensors
-        x = Problem(*tensors)
-        scales = torch.stack([grad_mse * (2 / x.q.numel()), grad_xent / z.numel()]).float()
-        d = backward(x, ctx.mode, Rows(lse, maximum, argmax, z, dy), difference, difference, scales)
+        x, memory, result = _saved(ctx.saved_tensors)
+        scales = torch.stack([grad_mse * (2 / x.q.numel()), grad_xent / result.rows.rz.numel()]).float()
+        d = backward(x, memory, ctx.mode, result, result.y, scales)
         return None, None, None, d.q, d.k, d.v, None, None, None, d.w_q, d.w_k, d.window_factor
 
 
@@ -61,19 +62,27 @@ class _Hybrid(torch.autograd.Function):
         x = Problem(q, k, v, q, k, v, w_q, w_k, window_factor, features(q, w_q), features(k, w_k))
         wanted = Wanted(*ctx.needs_input_grad[1:4], any(ctx.needs_input_grad[4:]))
         ctx.mode = Mode(window_size, False, False, wanted)
-        y, _, rows, _, _ = forward(x, ctx.mode)
-        ctx.save_for_backward(*tensors, x.phi_q, x.phi_k, y, rows.maximum, rows.argmax, rows.z)
-        return y
+        memory = before(x.phi_k, v)
+        result = forward(x, memory, ctx.mode)
+        ctx.save_for_backward(*x, *memory, result.y, result.ratio, *result.rows)
+        return result.taught
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> tuple[Any, ...]:
-        q, k, v, w_q, w_k, window_factor, phi_q, phi_k, y, maximum, argmax, z = ctx.saved_tensors
-        x = Problem(q, k, v, q, k, v, w_q, w_k, window_factor, phi_q, phi_k)
-        g = dense(g)
-        dy = torch.empty_like(z)
-        scales = torch.arange(1, -1, -1, device=q.device, dtype=torch.float32)
-        d = backward(x, ctx.mode, Rows(z, maximum, argmax, z, dy), y, g, scales)
+        x, memory, result = _saved(ctx.saved_tensors)
+        scales = torch.arange(1, -1, -1, device=g.device, dtype=torch.float32)
+        rows = result.rows._replace(dy=torch.empty_like(result.rows.dy))
+        d = backward(x, memory, ctx.mode, result._replace(rows=rows), dense(g), scales)
         return None, d.q, d.k, d.v, d.w_q, d.w_k, d.window_factor
+
+
+def _saved(tensors: tuple[torch.Tensor, ...]) -> tuple[Problem, States, Forward]:
+    """Return what a forward has saved: neither losses nor the teacher's output."""
+    problem, rest = Problem(*tensors[: len(Problem._fields)]), tensors[len(Problem._fields) :]
+    memory, total, y, ratio, *rows = rest
+    unused = y.new_empty(0)
+    result = Forward(y, y, ratio, Rows(*rows), unused, unused)
+    return problem, States(memory, total), result
 
 
 def distill_loss(

@@ -1,4 +1,4 @@
-"""Both kernels of the backward, one after the other, and the sums over what they leave."""
+"""The kernels of the backward, one after the other, and the sums over what they leave."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import torch
 import triton
 
 from trenchcoat_trainer.students.lolcats.hybrid import PHI_MIN
+from trenchcoat_trainer.students.lolcats.kernels.forward import Forward
 from trenchcoat_trainer.students.lolcats.kernels.key_gradient import key_gradient_kernel
 from trenchcoat_trainer.students.lolcats.kernels.launch import (
     Mode,
     Problem,
-    Rows,
     bht,
     choose_tiles,
     constants,
     sizes,
 )
 from trenchcoat_trainer.students.lolcats.kernels.query_gradient import query_gradient_kernel
+from trenchcoat_trainer.students.lolcats.kernels.states import CHUNK, States, after
 
 
 class Gradients(NamedTuple):
@@ -33,20 +34,19 @@ class Gradients(NamedTuple):
 
 
 def backward(
-    x: Problem, mode: Mode, rows: Rows, y: torch.Tensor, g: torch.Tensor, scales: torch.Tensor
+    x: Problem, before: States, mode: Mode, f: Forward, g: torch.Tensor, scales: torch.Tensor
 ) -> Gradients:
     """Return the gradients for dloss/dy = scales[0] * g and dloss/dXENT = scales[1] in every row.
 
-    `y`, the student's output, is read where no teacher's forward left its product with `g` in `rows.dy`.
+    The student's output `f.y` is read where no teacher's forward left its product with `g` in the rows.
     """
-    wanted = mode.wanted
+    wanted, rows = mode.wanted, f.rows
     batch, heads, tokens, head_dim = x.q.shape
     kv_heads, feature_dim = x.k.shape[1], x.w_q.shape[-1]
     unused = x.q.new_empty(0)
     dz_q = dz_k = unused
     if wanted.maps:
-        dz_q = x.q.new_empty(batch, heads, tokens, feature_dim)
-        dz_k = x.q.new_empty(batch, kv_heads, tokens, heads // kv_heads * feature_dim)
+        dz_q, dz_k = x.q.new_empty(2, batch, tokens, heads, feature_dim)
     dlog_sigma = x.q.new_empty(batch, heads, tokens, dtype=torch.float32)
     size = (batch, heads, tokens, head_dim)
     dq, dk, dv = (x.q.new_empty(size) if want else unused for want in wanted[:3])
@@ -55,19 +55,20 @@ def backward(
         *sizes(x), head_dim**-0.5, PHI_MIN,
     )  # fmt: skip
     inputs = (x.q, x.k, x.v, x.q_teacher, x.k_teacher, x.phi_q, x.phi_k, x.window_factor)
-    statistics = (rows.lse, rows.maximum, rows.argmax, rows.z, rows.dy)
     w_q, w_k = x.w_q.contiguous(), x.w_k.contiguous()
-    if wanted.q or wanted.key_features:  # the keys' kernel reads what this one leaves
-        tiles = choose_tiles("query", x, mode)
+    if wanted.q or wanted.key_features:  # the keys' kernels read what this one leaves
+        tiles = choose_tiles("query", x)
         query_gradient_kernel[(triton.cdiv(tokens, tiles.rows), batch * heads)](
-            *inputs, w_q, y, g, *statistics, scales, dz_q, dq, dlog_sigma, *bht(y), *strides,
-            QUERIES=wanted.q, MAPS=wanted.maps, **constants(x, mode, tiles),
+            *inputs, *before, f.ratio, w_q, f.y, g, *rows, scales, dz_q, dq, dlog_sigma,
+            *bht(f.y), *strides, TEACHER=mode.teacher, SEPARATE=mode.separate, QUERIES=wanted.q,
+            MAPS=wanted.maps, C=CHUNK, **constants(x, mode, tiles),
         )  # fmt: skip
     if wanted.v or wanted.key_features:
-        tiles = choose_tiles("key", x, mode)
+        tiles = choose_tiles("key", x)
         key_gradient_kernel[(triton.cdiv(tokens, tiles.keys), batch * heads)](
-            *inputs, w_k, g, *statistics, dlog_sigma, scales, dz_k, dk, dv, *strides,
-            KEYS=wanted.k, VALUES=wanted.v, MAPS=wanted.maps, **constants(x, mode, tiles),
+            *inputs, *after(x, rows, g, scales, wanted.key_features), w_k, g, *rows, dlog_sigma, scales,
+            dz_k, dk, dv, *strides, TEACHER=mode.teacher, SEPARATE=mode.separate, KEYS=wanted.k,
+            VALUES=wanted.v, MAPS=wanted.maps, C=CHUNK, **constants(x, mode, tiles),
         )  # fmt: skip
     return Gradients(
         dq if wanted.q else None,
@@ -84,7 +85,8 @@ def _of_maps(
     heads, head_dim, feature_dim = x.w_q.shape
     kv_heads = x.k.shape[1]
     dw_q = _over_tokens(x.q, dz_q)
-    dw_k = _over_tokens(x.k, dz_k).view(kv_heads, head_dim, -1, feature_dim).transpose(1, 2)
+    dw_k = _over_tokens(x.k, dz_k.unflatten(2, (kv_heads, -1)).flatten(3))
+    dw_k = dw_k.view(kv_heads, head_dim, -1, feature_dim).transpose(1, 2)
     dw_k = dw_k.reshape(heads, head_dim, feature_dim)
     if x.w_k.shape[0] != heads:
         dw_k = dw_k.view(x.w_k.shape[0], -1, head_dim, feature_dim).sum(1)
@@ -102,14 +104,9 @@ def _over_groups(x: torch.Tensor, kv_heads: int) -> torch.Tensor:
 
 
 def _over_tokens(x: torch.Tensor, dz: torch.Tensor) -> torch.Tensor:
-    """Return sum_t x^T dz in fp32, [H, D, F], for x [B, H, T, D] and dz [B, H, T, F]."""
-    total = None
-    for x_HTD, dz_HTF in zip(x, dz, strict=True):
-        if x.is_cuda and x.dtype != torch.float32:
-            part = torch.bmm(x_HTD.transpose(-1, -2), dz_HTF, out_dtype=torch.float32)
-        else:
-            part = torch.bmm(x_HTD.float().transpose(-1, -2), dz_HTF.float())
-        total = part if total is None else total + part
-    if total is None:
-        raise ValueError("attention needs at least one sequence")
-    return total
+    """Return sum_t x^T dz in fp32, [H, D, F], for x [B, H, T, D] and dz [B, T, H, F]."""
+    x_HND = x.transpose(0, 1).flatten(1, 2)  # a view of what a projection leaves
+    dz_HNF = dz.flatten(0, 1).transpose(0, 1)
+    if x.is_cuda and x.dtype != torch.float32:
+        return torch.bmm(x_HND.transpose(-1, -2), dz_HNF, out_dtype=torch.float32)
+    return torch.bmm(x_HND.float().transpose(-1, -2), dz_HNF.float())

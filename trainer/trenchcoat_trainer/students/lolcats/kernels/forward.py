@@ -1,17 +1,17 @@
-"""One pass over the tiles of keys for both attentions, their losses and the statistics of the backward.
+"""The student's attention, and its losses beside a teacher's attention that is known already.
 
-The window comes first, because the teacher's online softmax and the student's window are then the same
-numbers until the first key below the window; the tiles below it add to the teacher's softmax and to the
-student's linear part.
+Below the window the student's part is one product with a state of `states`; the window is a softmax.
 """
 
-# ruff: noqa: SIM108 - a branch on a constexpr is cut at compile time, and both sides need not agree in type
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
+from trenchcoat_trainer.students.lolcats.kernels.cross_entropy import below_window
 from trenchcoat_trainer.students.lolcats.kernels.launch import (
     Mode,
     Problem,
@@ -22,7 +22,9 @@ from trenchcoat_trainer.students.lolcats.kernels.launch import (
     like_projection,
     sizes,
 )
-from trenchcoat_trainer.students.lolcats.kernels.tile import load_rows, window_starts
+from trenchcoat_trainer.students.lolcats.kernels.states import CHUNK, States
+from trenchcoat_trainer.students.lolcats.kernels.teacher import softmax_attention
+from trenchcoat_trainer.students.lolcats.kernels.tile import exp2, load_rows, load_state, window_starts
 
 
 @triton.jit
@@ -31,59 +33,83 @@ def _log2_sigmoid(x):
 
 
 @triton.jit
-def _forward_below(
-    state, start, q_MD, phi1_ME, phi2_ME, lo, k_ptr, skt, v_ptr, svt, vt_ptr, svtt, phik_ptr, scale2, tokens,
-    D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, N: tl.constexpr,
-    MASKED: tl.constexpr, TEACHER: tl.constexpr, SEPARATE: tl.constexpr, PRECISION: tl.constexpr,
+def _finite(m, MASKED: tl.constexpr):
+    """Replace the maximum of rows that have seen no key."""
+    if MASKED:
+        return tl.where(m == float("-inf"), 0.0, m)
+    return m
+
+
+@triton.jit
+def _student_below(
+    state, start, phi1_ME, phi2_ME, lo, v_ptr, svt, phik_ptr, tokens,
+    D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add one tile of keys below the window to the teacher's softmax and to the student's linear part."""
-    m, total, in_window, x, z, acc, acc_y = state
+    """Add to the student's linear part those keys of a tile that lie below the window of a row."""
+    z, acc = state
     keys, d, f = start + tl.arange(0, N), tl.arange(0, D), tl.arange(0, E)
-    phik1_NE = load_rows(phik_ptr, keys, 2 * F, f, tokens, F, MASKED, E != F)
-    phik2_NE = load_rows(phik_ptr + F, keys, 2 * F, f, tokens, F, MASKED, E != F)
+    phik1_NE = load_rows(phik_ptr, keys, 2 * F, f, tokens, F, True, E != F)
+    phik2_NE = load_rows(phik_ptr + F, keys, 2 * F, f, tokens, F, True, E != F)
+    v_ND = load_rows(v_ptr, keys, svt, d, tokens, D, True, False)
     u = tl.dot(phi1_ME, tl.trans(phik1_NE), input_precision=PRECISION)
     u = tl.dot(phi2_ME, tl.trans(phik2_NE), u, input_precision=PRECISION)
+    u = tl.where(keys[None, :] < lo[:, None], u, 0.0)
+    return z + tl.sum(u, 1), tl.dot(u.to(v_ND.dtype), v_ND, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def _window_tile(
+    state, start, rows, lo, q_MD, k_ptr, skt, v_ptr, svt, qt_MD, kt_ptr, sktt, lse, scale2, tokens,
+    D: tl.constexpr, N: tl.constexpr, MASKED: tl.constexpr, ALIGNED: tl.constexpr,
+    ARG: tl.constexpr, TEACHER: tl.constexpr, SEPARATE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add one tile of keys to the student's window, and to what the teacher's attention sums to there."""
+    m, e_sum, acc_w, arg, x, in_window = state
+    keys, d = start + tl.arange(0, N), tl.arange(0, D)
+    k_ND = load_rows(k_ptr, keys, skt, d, tokens, D, MASKED, False)
     v_ND = load_rows(v_ptr, keys, svt, d, tokens, D, MASKED, False)
-    if MASKED:
-        below = keys[None, :] < lo[:, None]
-        u = tl.where(below, u, 0.0)
+    s = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION) * scale2
+    inside = keys[None, :] <= rows[:, None]
+    if not ALIGNED:
+        inside = inside & (keys[None, :] >= lo[:, None])
     if TEACHER:
-        k_ND = load_rows(k_ptr, keys, skt, d, tokens, D, MASKED, False)
-        s = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION) * scale2
-        log_u = tl.log2(u)
-        if MASKED:
-            s = tl.where(below, s, float("-inf"))
-            log_u = tl.where(below, log_u, 0.0)
-        m_new = tl.maximum(m, tl.max(s, 1))
-        alpha = tl.exp2(m - m_new)
-        p = tl.exp2(s - m_new[:, None])
-        total = total * alpha + tl.sum(p, 1)
-        in_window = in_window * alpha
-        x = x * alpha + tl.sum(p * log_u, 1)
-        acc = acc * alpha[:, None]
+        s_t = s
         if SEPARATE:
-            vt_ND = load_rows(vt_ptr, keys, svtt, d, tokens, D, MASKED, False)
-            acc = tl.dot(p.to(vt_ND.dtype), vt_ND, acc, input_precision=PRECISION)
-        else:
-            acc = tl.dot(p.to(v_ND.dtype), v_ND, acc, input_precision=PRECISION)
-        m = m_new
-    z += tl.sum(u, 1)
-    acc_y = tl.dot(u.to(v_ND.dtype), v_ND, acc_y, input_precision=PRECISION)
-    return m, total, in_window, x, z, acc, acc_y
+            kt_ND = load_rows(kt_ptr, keys, sktt, d, tokens, D, MASKED, False)
+            s_t = tl.dot(qt_MD, tl.trans(kt_ND), input_precision=PRECISION) * scale2
+        a = exp2(s_t - lse[:, None])
+        if MASKED:
+            a = tl.where(inside, a, 0.0)
+        x += tl.sum(a * s, 1)
+        in_window += tl.sum(a, 1)
+    if MASKED:
+        s = tl.where(inside, s, float("-inf"))
+    tile_max = tl.max(s, 1)
+    if ARG:
+        tile_arg = tl.max(tl.where(s == tile_max[:, None], keys[None, :], 0), 1)
+        arg = tl.where(tile_max > m, tile_arg, arg)
+    m_new = tl.maximum(m, tile_max)
+    m_safe = _finite(m_new, MASKED)
+    alpha = exp2(m - m_safe)
+    e = exp2(s - m_safe[:, None])
+    e_sum = e_sum * alpha + tl.sum(e, 1)
+    acc_w = tl.dot(e.to(v_ND.dtype), v_ND, acc_w * alpha[:, None], input_precision=PRECISION)
+    return m_new, e_sum, acc_w, arg, x, in_window
 
 
 @triton.jit
 def _forward_kernel(
-    q_ptr, k_ptr, v_ptr, qt_ptr, kt_ptr, vt_ptr, phiq_ptr, phik_ptr, factor_ptr,
-    out_ptr, diff_ptr, lse_ptr, max_ptr, arg_ptr, z_ptr, dy_ptr, mse_ptr, xent_ptr,
-    sqb, sqh, sqt, skb, skh, skt, svb, svh, svt,
-    sqtb, sqth, sqtt, sktb, skth, sktt, svtb, svth, svtt, sob, soh, sot,
-    tokens, heads, groups, phi_groups, scale2,
+    q_ptr, k_ptr, v_ptr, qt_ptr, kt_ptr, phiq_ptr, phik_ptr, factor_ptr, memory_ptr, sum_ptr, taught_ptr,
+    x_ptr, y_ptr, lse_ptr, max_ptr, rz_ptr, arg_ptr, dy_ptr, mse_ptr, xent_ptr,
+    sqb, sqh, sqt, skb, skh, skt, svb, svh, svt, sqtb, sqth, sqtt, sktb, skth, sktt,
+    sob, soh, sot, syb, syh, syt, tokens, heads, groups, phi_groups, scale2,
     W: tl.constexpr, D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    TEACHER: tl.constexpr, SEPARATE: tl.constexpr, STUDENT_GRADIENTS: tl.constexpr, DROPPED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    C: tl.constexpr, TEACHER: tl.constexpr, SEPARATE: tl.constexpr, DROPPED: tl.constexpr,
+    STUDENT_GRADIENTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Both attentions of M rows of one head, their losses, and the row statistics of the backward."""
+    """The student's M rows of a head, less the teacher's where there is one, and what the backward needs."""
+    ALIGNED: tl.constexpr = not DROPPED and W % M == 0 and W % C == 0
+    EVEN: tl.constexpr = ALIGNED and W % N == 0 and M % N == 0
     first = (tl.num_programs(0) - 1 - tl.program_id(0)) * M
     bh = tl.program_id(1).to(tl.int64)
     batch, head = bh // heads, bh % heads
@@ -93,7 +119,6 @@ def _forward_kernel(
     v_ptr += batch * svb + kv_head * svh
     qt_ptr += batch * sqtb + head * sqth
     kt_ptr += batch * sktb + kv_head * skth
-    vt_ptr += batch * svtb + kv_head * svth
     phiq_ptr += bh * tokens * (2 * F)
     phik_ptr += (bh // phi_groups) * tokens * (2 * F)
 
@@ -101,121 +126,115 @@ def _forward_kernel(
     row_ok = rows < tokens
     stop = tl.minimum(first + M, tokens)
     lo, lo_first, lo_last = window_starts(rows, first, stop, W, DROPPED)
-    q_MD = load_rows(q_ptr, rows, sqt, d, tokens, D, True, False)
-    if SEPARATE:
-        qt_MD = load_rows(qt_ptr, rows, sqtt, d, tokens, D, True, False)
-    else:
-        qt_MD = q_MD
-    factor = tl.load(factor_ptr + head).to(tl.float32)
-    sigma = 1.0 / (1.0 + tl.exp(-factor))
+    whole = lo_first // C * C
+    at = bh * tokens + rows
 
-    # The window: the student's maximum m, weight e and output; the teacher's softmax begins with it.
-    m = tl.full([M], float("-inf"), tl.float32)
-    e_sum = tl.zeros([M], tl.float32)
-    x = tl.zeros([M], tl.float32)
-    arg = tl.zeros([M], tl.int32)
-    acc_w = tl.zeros([M, D], tl.float32)
-    m_t = tl.full([M], float("-inf"), tl.float32)
-    total = tl.zeros([M], tl.float32)
-    acc = tl.zeros([M, D], tl.float32)
-    for start in tl.range(stop if DROPPED else lo_first // N * N, stop, N):
-        keys = start + tl.arange(0, N)
-        k_ND = load_rows(k_ptr, keys, skt, d, tokens, D, True, False)
-        v_ND = load_rows(v_ptr, keys, svt, d, tokens, D, True, False)
-        inside = (keys[None, :] <= rows[:, None]) & (keys[None, :] >= lo[:, None]) & (keys < tokens)[None, :]
-        s = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION) * scale2
-        s = tl.where(inside, s, float("-inf"))
-        tile_max = tl.max(s, 1)
-        if STUDENT_GRADIENTS:
-            tile_arg = tl.max(tl.where(inside & (s == tile_max[:, None]), keys[None, :], 0), 1)
-            arg = tl.where(tile_max > m, tile_arg, arg)
-        m_new = tl.maximum(m, tile_max)
-        m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
-        alpha = tl.exp2(m - m_safe)
-        moved = tl.where(m == float("-inf"), 0.0, m - m_safe)
-        s = s - m_safe[:, None]
-        e = tl.exp2(s)
-        acc_w = tl.dot(e.to(v_ND.dtype), v_ND, acc_w * alpha[:, None], input_precision=PRECISION)
-        if SEPARATE:
-            kt_ND = load_rows(kt_ptr, keys, sktt, d, tokens, D, True, False)
-            vt_ND = load_rows(vt_ptr, keys, svtt, d, tokens, D, True, False)
-            s_t = tl.dot(qt_MD, tl.trans(kt_ND), input_precision=PRECISION) * scale2
-            s_t = tl.where(inside, s_t, float("-inf"))
-            mt_new = tl.maximum(m_t, tl.max(s_t, 1))
-            mt_safe = tl.where(mt_new == float("-inf"), 0.0, mt_new)
-            alpha_t = tl.exp2(m_t - mt_safe)
-            p = tl.exp2(s_t - mt_safe[:, None])
-            x = alpha_t * (x + total * moved) + tl.sum(tl.where(inside, p * s, 0.0), 1)
-            total = total * alpha_t + tl.sum(p, 1)
-            acc = tl.dot(p.to(vt_ND.dtype), vt_ND, acc * alpha_t[:, None], input_precision=PRECISION)
-            m_t = mt_new
-        elif TEACHER:
-            x = alpha * (x + e_sum * moved) + tl.sum(tl.where(inside, e * s, 0.0), 1)
-        e_sum = e_sum * alpha + tl.sum(e, 1)
-        m = m_new
-    if not SEPARATE:
-        m_t, total, acc = m, e_sum, acc_w
-    if not DROPPED:  # else -inf gives way to the first key below
-        m_t = tl.where(m_t == float("-inf"), 0.0, m_t)
-    in_window = total
-    z = sigma * e_sum
-    acc_y = sigma * acc_w
-
-    # Below the window: whole tiles, then the tiles where the rows' windows begin.
+    # Below the window.
     phi1_ME = load_rows(phiq_ptr, rows, 2 * F, f, tokens, F, True, E != F)
     phi2_ME = load_rows(phiq_ptr + F, rows, 2 * F, f, tokens, F, True, E != F)
-    whole = lo_first // N * N
-    state = (m_t, total, in_window, x, z, acc, acc_y)
-    for start in tl.range(0, whole, N):
-        state = _forward_below(
-            state, start, qt_MD, phi1_ME, phi2_ME, lo, kt_ptr, sktt, v_ptr, svt, vt_ptr, svtt, phik_ptr,
-            scale2, tokens, D, F, E, N, False, TEACHER, SEPARATE, PRECISION,
-        )  # fmt: skip
-    if DROPPED or W % M != 0 or W % N != 0:
+    block = (bh // phi_groups) * tl.cdiv(tokens, C) + whole // C
+    memory_ED, sum_E = load_state(memory_ptr, sum_ptr, block, 0, D, E)
+    acc_y = tl.dot(phi1_ME, memory_ED, input_precision=PRECISION)
+    z = tl.sum(phi1_ME.to(tl.float32) * sum_E[None, :], 1)
+    memory_ED, sum_E = load_state(memory_ptr, sum_ptr, block, 1, D, E)
+    acc_y = tl.dot(phi2_ME, memory_ED, acc_y, input_precision=PRECISION)
+    z += tl.sum(phi2_ME.to(tl.float32) * sum_E[None, :], 1)
+    if not ALIGNED:
+        linear = (z, acc_y)
         for start in tl.range(whole, lo_last, N):
-            state = _forward_below(
-                state, start, qt_MD, phi1_ME, phi2_ME, lo, kt_ptr, sktt, v_ptr, svt, vt_ptr, svtt, phik_ptr,
-                scale2, tokens, D, F, E, N, True, TEACHER, SEPARATE, PRECISION,
-            )  # fmt: skip
-    m_t, total, in_window, x, z, acc, acc_y = state
+            linear = _student_below(
+                linear, start, phi1_ME, phi2_ME, lo, v_ptr, svt, phik_ptr, tokens, D, F, E, N, PRECISION
+            )
+        z, acc_y = linear
 
-    z = tl.where(row_ok, z, 1.0)
-    y_MD = acc_y / z[:, None]
-    at = bh * tokens + rows
-    o_at = batch * sob + head * soh + rows[:, None] * sot + d[None, :]
-    tl.store(z_ptr + at, z, mask=row_ok)
+    # The window: the student's maximum m, weight e and output.
+    q_MD = load_rows(q_ptr, rows, sqt, d, tokens, D, True, False)
+    qt_MD = q_MD
+    if SEPARATE:
+        qt_MD = load_rows(qt_ptr, rows, sqtt, d, tokens, D, True, False)
+    zero = tl.zeros([M], tl.float32)
+    lse = zero
+    if TEACHER:
+        lse = tl.load(lse_ptr + at, mask=row_ok, other=float("inf"))
+    state = (zero + float("-inf"), zero, tl.zeros([M, D], tl.float32), tl.zeros([M], tl.int32), zero, zero)
+    if not DROPPED:
+        if EVEN:
+            for start in tl.range(lo_first, first, N):
+                state = _window_tile(
+                    state, start, rows, lo, q_MD, k_ptr, skt, v_ptr, svt, qt_MD, kt_ptr, sktt, lse, scale2,
+                    tokens, D, N, False, True, STUDENT_GRADIENTS, TEACHER, SEPARATE, PRECISION,
+                )  # fmt: skip
+            diagonal = first
+        else:
+            diagonal = lo_first // N * N
+        for start in tl.range(diagonal, stop, N):
+            state = _window_tile(
+                state, start, rows, lo, q_MD, k_ptr, skt, v_ptr, svt, qt_MD, kt_ptr, sktt, lse, scale2,
+                tokens, D, N, True, EVEN, STUDENT_GRADIENTS, TEACHER, SEPARATE, PRECISION,
+            )  # fmt: skip
+    m, e_sum, acc_w, arg, x, in_window = state
+
+    factor = tl.load(factor_ptr + head).to(tl.float32)
+    sigma = 1.0 / (1.0 + tl.exp(-factor))
+    z = tl.where(row_ok, z + sigma * e_sum, 1.0)
+    rz = 1.0 / z
+    y_MD = (acc_y + sigma * acc_w) * rz[:, None]
+    y_at = batch * syb + head * syh + rows[:, None] * syt + d[None, :]
+    tl.store(rz_ptr + at, rz, mask=row_ok)
     if STUDENT_GRADIENTS:
         tl.store(max_ptr + at, m, mask=row_ok)
         tl.store(arg_ptr + at, arg, mask=row_ok)
     if TEACHER:
-        total = tl.where(row_ok, total, 1.0)
-        out_MD = acc / total[:, None]
-        diff_MD = y_MD - out_MD
-        diff_op = diff_MD.to(diff_ptr.dtype.element_ty)
-        xent = tl.log2(z) - (x + in_window * _log2_sigmoid(factor)) / total
-        tl.store(out_ptr + o_at, out_MD.to(out_ptr.dtype.element_ty), mask=row_ok[:, None])
-        tl.store(diff_ptr + o_at, diff_op, mask=row_ok[:, None])
-        tl.store(lse_ptr + at, m_t + tl.log2(total), mask=row_ok)
+        taught_at = taught_ptr + batch * sob + head * soh
+        diff_MD = y_MD - load_rows(taught_at, rows, sot, d, tokens, D, True, False).to(tl.float32)
+        diff_op = diff_MD.to(y_ptr.dtype.element_ty)
+        logs = tl.load(x_ptr + at, mask=row_ok, other=0.0)
+        if not DROPPED:
+            logs += x + in_window * (_log2_sigmoid(factor) - m)
+        tl.store(y_ptr + y_at, diff_op, mask=row_ok[:, None])
         tl.store(dy_ptr + at, tl.sum(diff_op.to(tl.float32) * y_MD, 1), mask=row_ok)
         tl.store(mse_ptr + at, tl.sum(diff_MD * diff_MD, 1), mask=row_ok)
-        tl.store(xent_ptr + at, xent * 0.6931471805599453, mask=row_ok)
+        tl.store(xent_ptr + at, (tl.log2(z) - logs) * 0.6931471805599453, mask=row_ok)
     else:
-        tl.store(out_ptr + o_at, y_MD.to(out_ptr.dtype.element_ty), mask=row_ok[:, None])
+        tl.store(y_ptr + y_at, y_MD.to(y_ptr.dtype.element_ty), mask=row_ok[:, None])
 
 
-def forward(x: Problem, mode: Mode) -> tuple[torch.Tensor, torch.Tensor, Rows, torch.Tensor, torch.Tensor]:
-    """Return output, student's output less the teacher's, row statistics, squared error and XENT by row."""
+class Forward(NamedTuple):
+    """What the forward leaves.
+
+    Attributes:
+        taught: the teacher's output, [B, H, T, D]; the student's where there is no teacher.
+        y: the student's output, less the teacher's where there is one.
+        ratio: sums of a phi_k / u over keys below the window, [B, H, T, 2F]; empty where nothing needs it.
+        rows: statistics of the rows.
+        mse: squared error of each row, summed over D, [B, H, T]; nothing without a teacher, as `xent`.
+        xent: cross-entropy of each row, [B, H, T].
+    """
+
+    taught: torch.Tensor
+    y: torch.Tensor
+    ratio: torch.Tensor
+    rows: Rows
+    mse: torch.Tensor
+    xent: torch.Tensor
+
+
+def forward(x: Problem, before: States, mode: Mode) -> Forward:
+    """Return output, losses by row, and what the backward reads."""
     batch, heads, tokens, _ = x.q.shape
-    rows = x.q.new_empty(7, batch, heads, tokens, dtype=torch.float32)
-    argmax = rows[6].view(torch.int32)
-    lse, maximum, z, dy, mse, xent = rows[:6]
-    output = like_projection(x.q, x.q.dtype)
-    difference = like_projection(x.q, x.q.dtype) if mode.teacher else output
-    tiles = choose_tiles("forward", x, mode)
+    y = like_projection(x.q, x.q.dtype)
+    statistics = x.q.new_empty(7, batch, heads, tokens, dtype=torch.float32)
+    maximum, rz, argmax, dy, mse, xent, lse = statistics
+    taught, logarithms, ratio = y, lse, x.phi_q.new_empty(0)
+    if mode.teacher:
+        taught, lse = softmax_attention(x.q_teacher, x.k_teacher, x.v_teacher)
+        logarithms, ratio = below_window(x, mode, lse)
+    rows = Rows(lse, maximum, rz, argmax.view(torch.int32), dy)
+    tiles = choose_tiles("forward", x)
     _forward_kernel[(triton.cdiv(tokens, tiles.rows), batch * heads)](
-        x.q, x.k, x.v, x.q_teacher, x.k_teacher, x.v_teacher, x.phi_q, x.phi_k, x.window_factor,
-        output, difference, lse, maximum, argmax, z, dy, mse, xent,
-        *bht(x.q), *bht(x.k), *bht(x.v), *bht(x.q_teacher), *bht(x.k_teacher), *bht(x.v_teacher),
-        *bht(output), *sizes(x), STUDENT_GRADIENTS=mode.wanted.student, **constants(x, mode, tiles),
+        x.q, x.k, x.v, x.q_teacher, x.k_teacher, x.phi_q, x.phi_k, x.window_factor, *before, taught,
+        logarithms, y, *rows, mse, xent, *bht(x.q), *bht(x.k), *bht(x.v), *bht(x.q_teacher),
+        *bht(x.k_teacher), *bht(taught), *bht(y), *sizes(x), C=CHUNK, TEACHER=mode.teacher,
+        SEPARATE=mode.separate, STUDENT_GRADIENTS=mode.wanted.student, **constants(x, mode, tiles),
     )  # fmt: skip
-    return output, difference, Rows(lse, maximum, argmax, z, dy), mse, xent
+    return Forward(taught, y, ratio, rows, mse, xent)

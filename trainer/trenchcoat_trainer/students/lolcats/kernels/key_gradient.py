@@ -6,66 +6,89 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from trenchcoat_trainer.students.lolcats.kernels.tile import load_rows, softmax_gradient
+from trenchcoat_trainer.students.lolcats.kernels.tile import (
+    exp2,
+    load_rows,
+    load_state,
+    reciprocal,
+    softmax_gradient,
+)
+
+
+@triton.jit
+def _pairs(
+    dphi1, dphi2, start, kt_ND, phik1_NE, phik2_NE, q_ptr, sqt, phiq_ptr, lse_ptr, rz_ptr, scale2, tokens,
+    D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, M: tl.constexpr, MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add to the sums of (1/z - a/u) phi_q one tile of rows, which see all the keys below their windows."""
+    rows, d, f = start + tl.arange(0, M), tl.arange(0, D), tl.arange(0, E)
+    phi1_ME = load_rows(phiq_ptr, rows, 2 * F, f, tokens, F, MASKED, E != F)
+    phi2_ME = load_rows(phiq_ptr + F, rows, 2 * F, f, tokens, F, MASKED, E != F)
+    q_MD = load_rows(q_ptr, rows, sqt, d, tokens, D, MASKED, False)
+    if MASKED:
+        lse = tl.load(lse_ptr + rows, mask=rows < tokens, other=float("inf"))
+        rz = tl.load(rz_ptr + rows, mask=rows < tokens, other=0.0)
+    else:
+        lse = tl.load(lse_ptr + rows)
+        rz = tl.load(rz_ptr + rows)
+    s = tl.dot(kt_ND, tl.trans(q_MD), input_precision=PRECISION)
+    u = tl.dot(phik1_NE, tl.trans(phi1_ME), input_precision=PRECISION)
+    u = tl.dot(phik2_NE, tl.trans(phi2_ME), u, input_precision=PRECISION)
+    du = rz[None, :] - exp2(s * scale2 - lse[None, :]) * reciprocal(u)
+    if MASKED:
+        du = tl.where((rows < tokens)[None, :], du, 0.0)
+    du_op = du.to(phi1_ME.dtype)
+    dphi1 = tl.dot(du_op, phi1_ME, dphi1, input_precision=PRECISION)
+    dphi2 = tl.dot(du_op, phi2_ME, dphi2, input_precision=PRECISION)
+    return dphi1, dphi2
 
 
 @triton.jit
 def _key_below(
     dphi1, dphi2, dv_ND, start, kt_ND, v_ND, phik1_NE, phik2_NE, lo_key,
-    q_ptr, sqt, g_ptr, sgt, phiq_ptr, lse_ptr, z_ptr, dy_ptr, g_scale, b, scale2, tokens,
-    W: tl.constexpr, D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, M: tl.constexpr,
-    MASKED: tl.constexpr, TEACHER: tl.constexpr, FEATURES: tl.constexpr, VALUES: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, sqt, g_ptr, sgt, phiq_ptr, lse_ptr, rz_ptr, dy_ptr, g_scale, b, scale2, tokens,
+    D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, M: tl.constexpr,
+    TEACHER: tl.constexpr, FEATURES: tl.constexpr, VALUES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add one tile of rows whose windows lie above the keys to the gradients of their features and values."""
+    """Add all that those rows of a tile give whose windows lie above a key."""
     rows, d, f = start + tl.arange(0, M), tl.arange(0, D), tl.arange(0, E)
-    phi1_ME = load_rows(phiq_ptr, rows, 2 * F, f, tokens, F, MASKED, E != F)
-    phi2_ME = load_rows(phiq_ptr + F, rows, 2 * F, f, tokens, F, MASKED, E != F)
-    g_MD = load_rows(g_ptr, rows, sgt, d, tokens, D, MASKED, False)
-    if MASKED:
-        row_ok = rows < tokens
-        z = tl.load(z_ptr + rows, mask=row_ok, other=1.0)
-        dy = tl.load(dy_ptr + rows, mask=row_ok, other=0.0)
-        seen = row_ok[None, :] & (lo_key[:, None] <= rows[None, :])
-    else:
-        z = tl.load(z_ptr + rows)
-        dy = tl.load(dy_ptr + rows)
-    gz = g_scale / z
+    row_ok = rows < tokens
+    seen = row_ok[None, :] & (lo_key[:, None] <= rows[None, :])
+    phi1_ME = load_rows(phiq_ptr, rows, 2 * F, f, tokens, F, True, E != F)
+    phi2_ME = load_rows(phiq_ptr + F, rows, 2 * F, f, tokens, F, True, E != F)
+    g_MD = load_rows(g_ptr, rows, sgt, d, tokens, D, True, False)
+    rz = tl.load(rz_ptr + rows, mask=row_ok, other=0.0)
+    gz = g_scale * rz
     u = tl.dot(phik1_NE, tl.trans(phi1_ME), input_precision=PRECISION)
     u = tl.dot(phik2_NE, tl.trans(phi2_ME), u, input_precision=PRECISION)
     if FEATURES:
-        cz = (b - dy * g_scale) / z
+        dy = tl.load(dy_ptr + rows, mask=row_ok, other=0.0)
+        cz = (b - dy * g_scale) * rz
         du = tl.dot(v_ND, tl.trans(g_MD), input_precision=PRECISION) * gz[None, :] + cz[None, :]
         if TEACHER:
-            if MASKED:
-                lse = tl.load(lse_ptr + rows, mask=row_ok, other=float("inf"))
-            else:
-                lse = tl.load(lse_ptr + rows)
-            q_MD = load_rows(q_ptr, rows, sqt, d, tokens, D, MASKED, False)
+            lse = tl.load(lse_ptr + rows, mask=row_ok, other=float("inf"))
+            q_MD = load_rows(q_ptr, rows, sqt, d, tokens, D, True, False)
             s = tl.dot(kt_ND, tl.trans(q_MD), input_precision=PRECISION) * scale2
-            du -= b * tl.exp2(s - lse[None, :]) / u
-        if MASKED:
-            du = tl.where(seen, du, 0.0)
-        du_op = du.to(phi1_ME.dtype)
+            du -= b * exp2(s - lse[None, :]) * reciprocal(u)
+        du_op = tl.where(seen, du, 0.0).to(phi1_ME.dtype)
         dphi1 = tl.dot(du_op, phi1_ME, dphi1, input_precision=PRECISION)
         dphi2 = tl.dot(du_op, phi2_ME, dphi2, input_precision=PRECISION)
     if VALUES:
-        p = u * gz[None, :]
-        if MASKED:
-            p = tl.where(seen, p, 0.0)
+        p = tl.where(seen, u * gz[None, :], 0.0)
         dv_ND = tl.dot(p.to(g_MD.dtype), g_MD, dv_ND, input_precision=PRECISION)
     return dphi1, dphi2, dv_ND
 
 
 @triton.jit
 def key_gradient_kernel(
-    q_ptr, k_ptr, v_ptr, qt_ptr, kt_ptr, phiq_ptr, phik_ptr, factor_ptr, wk_ptr, g_ptr,
-    lse_ptr, max_ptr, arg_ptr, z_ptr, dy_ptr, dlog_ptr, scales_ptr, dz_ptr, dk_ptr, dv_ptr,
+    q_ptr, k_ptr, v_ptr, qt_ptr, kt_ptr, phiq_ptr, phik_ptr, factor_ptr, memory_ptr, sum_ptr, wk_ptr, g_ptr,
+    lse_ptr, max_ptr, rz_ptr, arg_ptr, dy_ptr, dlog_ptr, scales_ptr, dz_ptr, dk_ptr, dv_ptr,
     sqb, sqh, sqt, skb, skh, skt, svb, svh, svt, sqtb, sqth, sqtt, sktb, skth, sktt, sgb, sgh, sgt,
     tokens, heads, groups, phi_groups, scale2, scale, phi_min,
     W: tl.constexpr, D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    TEACHER: tl.constexpr, SEPARATE: tl.constexpr, DROPPED: tl.constexpr, KEYS: tl.constexpr,
-    VALUES: tl.constexpr, MAPS: tl.constexpr, PRECISION: tl.constexpr,
+    C: tl.constexpr, TEACHER: tl.constexpr, SEPARATE: tl.constexpr, DROPPED: tl.constexpr,
+    KEYS: tl.constexpr, VALUES: tl.constexpr, MAPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of N keys from one query head, as is wanted: of k w_k (MAPS), of k (KEYS), of v (VALUES)."""
     FEATURES: tl.constexpr = KEYS or MAPS
@@ -84,7 +107,7 @@ def key_gradient_kernel(
     lse_ptr += bh * tokens
     max_ptr += bh * tokens
     arg_ptr += bh * tokens
-    z_ptr += bh * tokens
+    rz_ptr += bh * tokens
     dy_ptr += bh * tokens
     dlog_ptr += bh * tokens
 
@@ -107,40 +130,49 @@ def key_gradient_kernel(
     dphi1 = tl.zeros([N, E], tl.float32)
     dphi2 = tl.zeros([N, E], tl.float32)
     dv_ND = tl.zeros([N, D], tl.float32)
-    begin = lo_begin // M * M
-    whole_begin = tl.minimum(tl.cdiv(lo_end, M) * M, tl.cdiv(tokens, M) * M)
-    whole_end = tl.maximum(tokens // M * M, whole_begin)
-    if DROPPED or W % M != 0 or W % N != 0:
-        for start in tl.range(begin, whole_begin, M):
+    # Rows from here on see all of these keys, and a block of states begins.
+    whole = tl.cdiv(lo_end, C) * C
+    if TEACHER and FEATURES:
+        whole_end = tl.maximum(tokens // M * M, whole)
+        for start in tl.range(whole, whole_end, M):
+            dphi1, dphi2 = _pairs(
+                dphi1, dphi2, start, kt_ND, phik1_NE, phik2_NE, qt_ptr, sqtt, phiq_ptr, lse_ptr, rz_ptr,
+                scale2, tokens, D, F, E, M, False, PRECISION,
+            )  # fmt: skip
+        for start in tl.range(whole_end, tokens, M):
+            dphi1, dphi2 = _pairs(
+                dphi1, dphi2, start, kt_ND, phik1_NE, phik2_NE, qt_ptr, sqtt, phiq_ptr, lse_ptr, rz_ptr,
+                scale2, tokens, D, F, E, M, True, PRECISION,
+            )  # fmt: skip
+        dphi1, dphi2 = b * dphi1, b * dphi2
+    if whole < tokens:
+        block = bh * tl.cdiv(tokens, C) + whole // C
+        for half in tl.static_range(2):
+            memory_ED, sum_E = load_state(memory_ptr, sum_ptr, block, half, D, E)
+            if FEATURES:
+                dphi_NE = tl.dot(v_ND, tl.trans(memory_ED), input_precision=PRECISION) + sum_E[None, :]
+                if half == 0:
+                    dphi1 += dphi_NE
+                else:
+                    dphi2 += dphi_NE
+            if VALUES:
+                phik_NE = phik1_NE if half == 0 else phik2_NE
+                dv_ND = tl.dot(phik_NE, memory_ED, dv_ND, input_precision=PRECISION)
+    if DROPPED or W % N != 0 or W % C != 0:
+        for start in tl.range(lo_begin // M * M, tl.minimum(whole, tokens), M):
             dphi1, dphi2, dv_ND = _key_below(
                 dphi1, dphi2, dv_ND, start, kt_ND, v_ND, phik1_NE, phik2_NE, lo_key, qt_ptr, sqtt, g_ptr, sgt,
-                phiq_ptr, lse_ptr, z_ptr, dy_ptr, g_scale, b, scale2, tokens,
-                W, D, F, E, M, True, TEACHER, FEATURES, VALUES, PRECISION,
+                phiq_ptr, lse_ptr, rz_ptr, dy_ptr, g_scale, b, scale2, tokens,
+                D, F, E, M, TEACHER, FEATURES, VALUES, PRECISION,
             )  # fmt: skip
-    for start in tl.range(whole_begin, whole_end, M):
-        dphi1, dphi2, dv_ND = _key_below(
-            dphi1, dphi2, dv_ND, start, kt_ND, v_ND, phik1_NE, phik2_NE, lo_key, qt_ptr, sqtt, g_ptr, sgt,
-            phiq_ptr, lse_ptr, z_ptr, dy_ptr, g_scale, b, scale2, tokens,
-            W, D, F, E, M, False, TEACHER, FEATURES, VALUES, PRECISION,
-        )  # fmt: skip
-    for start in tl.range(whole_end, tokens, M):
-        dphi1, dphi2, dv_ND = _key_below(
-            dphi1, dphi2, dv_ND, start, kt_ND, v_ND, phik1_NE, phik2_NE, lo_key, qt_ptr, sqtt, g_ptr, sgt,
-            phiq_ptr, lse_ptr, z_ptr, dy_ptr, g_scale, b, scale2, tokens,
-            W, D, F, E, M, True, TEACHER, FEATURES, VALUES, PRECISION,
-        )  # fmt: skip
     if FEATURES:
         dz_NE = softmax_gradient(dphi1, dphi2, phik1_NE, phik2_NE, phi_min)
         dz_op = dz_NE.to(dz_ptr.dtype.element_ty)
         f_ok = f < F
         if MAPS:
             # A key/value head's gradients lie side by side: one product of its keys serves the group.
-            dz_at = (batch * (heads // groups) + kv_head) * tokens * groups * F + (head % groups) * F
-            tl.store(
-                dz_ptr + dz_at + keys[:, None] * (groups * F) + f[None, :],
-                dz_op,
-                mask=key_ok[:, None] & f_ok[None, :],
-            )
+            dz_at = ((batch * tokens + keys) * heads + head)[:, None] * F + f[None, :]
+            tl.store(dz_ptr + dz_at, dz_op, mask=key_ok[:, None] & f_ok[None, :])
 
     if KEYS or VALUES:
         if KEYS:
@@ -156,10 +188,12 @@ def key_gradient_kernel(
             q_MD = load_rows(q_ptr, rows, sqt, d, tokens, D, True, False)
             g_MD = load_rows(g_ptr, rows, sgt, d, tokens, D, True, False)
             m = tl.load(max_ptr + rows, mask=row_ok, other=0.0)
-            z = tl.load(z_ptr + rows, mask=row_ok, other=1.0)
-            inside = (keys[:, None] <= rows[None, :]) & (lo_key[:, None] > rows[None, :]) & row_ok[None, :]
+            rz = tl.load(rz_ptr + rows, mask=row_ok, other=0.0)
+            inside = keys[:, None] <= rows[None, :]
+            if W % N != 0:
+                inside = inside & (lo_key[:, None] > rows[None, :])
             s = tl.dot(k_ND, tl.trans(q_MD), input_precision=PRECISION) * scale2
-            p = tl.exp2(tl.where(inside, s - m[None, :], float("-inf"))) * (sigma / z)[None, :]
+            p = exp2(tl.where(inside, s - m[None, :], float("-inf"))) * (sigma * rz)[None, :]
             if KEYS:
                 dy = tl.load(dy_ptr + rows, mask=row_ok, other=0.0) * g_scale
                 arg = tl.load(arg_ptr + rows, mask=row_ok, other=-1)
@@ -171,7 +205,7 @@ def key_gradient_kernel(
                     if SEPARATE:
                         qt_MD = load_rows(qt_ptr, rows, sqtt, d, tokens, D, True, False)
                         s = tl.dot(kt_ND, tl.trans(qt_MD), input_precision=PRECISION) * scale2
-                    ds -= b * tl.exp2(tl.where(inside, s - lse[None, :], float("-inf")))
+                    ds -= b * exp2(tl.where(inside, s - lse[None, :], float("-inf")))
                 ds -= tl.where(keys[:, None] == arg[None, :], dlog[None, :], 0.0)
                 dk_ND = tl.dot((ds * scale).to(q_MD.dtype), q_MD, dk_ND, input_precision=PRECISION)
             if VALUES:

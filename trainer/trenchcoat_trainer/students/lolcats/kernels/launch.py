@@ -30,12 +30,20 @@ class Problem(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Row statistics [B, H, T] that the forward leaves to the backward."""
+    """Row statistics [B, H, T] that the forward leaves to the backward.
+
+    Attributes:
+        lse: base-2 logarithm of the sum of the teacher's exponentials.
+        maximum: the student's largest score in the window.
+        rz: 1 over the sum of the student's weights.
+        argmax: the key of `maximum`, int32.
+        dy: the product of the student's output with its gradient.
+    """
 
     lse: torch.Tensor
     maximum: torch.Tensor
+    rz: torch.Tensor
     argmax: torch.Tensor
-    z: torch.Tensor
     dy: torch.Tensor
 
 
@@ -78,54 +86,30 @@ class Tiles(NamedTuple):
     stages: int
 
 
-TRANSFER_TILES = {
-    "forward": Tiles(64, 32, 4, 3),
-    "query": Tiles(128, 64, 8, 2),
-    "key": Tiles(64, 128, 8, 1),
+TILES = {
+    "below": Tiles(64, 64, 4, 2),
+    "forward": Tiles(64, 32, 4, 2),
+    "query": Tiles(64, 32, 4, 2),
+    "key": Tiles(64, 64, 4, 2),
 }
-"""Fastest of those tried on H100 and H200 for attention transfer: 1024 tokens, bf16, 64 features a half."""
-
-STUDENT_TILES = {
-    "forward": Tiles(64, 64, 4, 3),
-    "query": Tiles(64, 64, 4, 2),
-    "key": Tiles(32, 64, 4, 3),
-}
-"""Likewise for the student alone."""
+"""Fastest of those tried on an H200: 1024 tokens, bf16, heads of 64 and 128, 64 features a half."""
 
 HEAVY_TILES = {
+    "below": Tiles(64, 32, 4, 2),
     "forward": Tiles(64, 32, 4, 2),
     "query": Tiles(64, 32, 4, 2),
     "key": Tiles(32, 64, 4, 2),
 }
-"""Likewise for student and teacher apart; also where more than 64 features a half must be held."""
+"""Where more than 64 features a half must be held, which was not tried beyond that."""
 
 
-SMALL_TRANSFER_TILES = {
-    "forward": Tiles(64, 32, 4, 3),
-    "query": Tiles(64, 32, 4, 3),
-    "key": Tiles(32, 64, 4, 3),
-}
-"""For attention transfer with heads of at most 64: fastest at Llama 3.2 1B's on H200, 8 x 1024 tokens."""
-
-SMALL_HEAVY_TILES = {
-    "forward": Tiles(64, 32, 4, 3),
-    "query": Tiles(64, 64, 4, 2),
-    "key": Tiles(32, 64, 4, 3),
-}
-"""Likewise for student and teacher apart."""
-
-
-def choose_tiles(kernel: str, x: Problem, mode: Mode) -> Tiles:
+def choose_tiles(kernel: str, x: Problem) -> Tiles:
     """Return the tiles of `kernel` for a problem."""
     if INTERPRETED:
         return Tiles(32, 16, 4, 1) if kernel != "key" else Tiles(16, 32, 4, 1)
     if x.q.dtype == torch.float32:
         return Tiles(32, 32, 8, 1)
-    if x.w_q.shape[-1] <= 64 and x.q.shape[-1] <= 64 and mode.teacher:
-        return (SMALL_HEAVY_TILES if mode.separate else SMALL_TRANSFER_TILES)[kernel]
-    if x.w_q.shape[-1] > 64 or mode.separate:
-        return HEAVY_TILES[kernel]
-    return (TRANSFER_TILES if mode.teacher else STUDENT_TILES)[kernel]
+    return (HEAVY_TILES if x.w_q.shape[-1] > 64 else TILES)[kernel]
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -162,8 +146,7 @@ def constants(x: Problem, mode: Mode, tiles: Tiles) -> dict[str, Any]:
     feature_dim = x.w_q.shape[-1]
     return {
         "W": mode.window_size, "D": x.q.shape[-1], "F": feature_dim, "E": padded(feature_dim),
-        "M": tiles.rows, "N": tiles.keys, "TEACHER": mode.teacher, "SEPARATE": mode.separate,
-        "DROPPED": mode.dropped,
+        "M": tiles.rows, "N": tiles.keys, "DROPPED": mode.dropped,
         "PRECISION": precision(x.q.dtype), "num_warps": tiles.warps, "num_stages": tiles.stages,
     }  # fmt: skip
 

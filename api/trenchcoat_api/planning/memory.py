@@ -22,7 +22,7 @@ from trenchcoat_api.planning.sizes import (
 )
 from trenchcoat_api.planning.storage import text_facts
 from trenchcoat_api.selection import SEQUENCES, TOKENS
-from trenchcoat_api.spec import Objective, TeacherProducts
+from trenchcoat_api.spec import Form, Objective, TeacherProducts
 from trenchcoat_api.stage_size import stage_size
 from trenchcoat_api.stages import Stage
 
@@ -30,6 +30,8 @@ CONTEXT = 600_000_000
 """Of the CUDA context and the libraries: taken, not measured."""
 STEP_STATES = 12.5
 """Hidden states per token of a layer's step, in spec.dtype: by reserved memory at 1024 to 32768 tokens."""
+LOLCATS_STATES = 19.25
+"""Likewise at the peak of LoLCATs' attention, which has states of blocks of tokens beside its features."""
 MLP_ROWS = 4096
 """Tokens that go through an MLP at once where no gradient is kept."""
 GRAPH_BYTES = 36
@@ -106,8 +108,10 @@ def _forward(outline: Outline, tokens: int) -> float:
 def _step(outline: Outline, sequences: int) -> float:
     """A layer's work space in a step that trains layer by layer."""
     facts, tokens = outline.facts, sequences * outline.length
-    states = STEP_STATES * tokens * facts.hidden_size
-    return (states + 3 * min(tokens, MLP_ROWS) * facts.intermediate_size) * outline.item
+    values = STEP_STATES * tokens * facts.hidden_size + 3 * min(tokens, MLP_ROWS) * facts.intermediate_size
+    if outline.spec.attention.form is Form.LOLCATS:
+        values = max(values, LOLCATS_STATES * tokens * facts.hidden_size)
+    return values * outline.item
 
 
 def _collect(outline: Outline) -> dict[str, float]:

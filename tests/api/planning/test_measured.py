@@ -22,14 +22,16 @@ def measured(kind: str) -> dict:
     return json.loads((BENCHMARKS / f"step/results/{HOSTS[kind]}.json").read_text())
 
 
-@pytest.mark.parametrize("kind", HOSTS)
 @pytest.mark.parametrize("tokens", [1024, 2048, 4096, 8192, 16384, 32768])
-def test_a_cria_of_405b_needs_what_it_was_seen_to_hold(kind: str, tokens: int) -> None:
-    """Within 2%, and never less: reserved memory, and while a layer is fused, the layer once more."""
+def test_a_cria_of_405b_needs_what_it_was_seen_to_hold(tokens: int) -> None:
+    """Within 2%, and never less: reserved memory, and while a layer is fused, the layer once more.
+
+    On the H200: the H100 was measured before attention had states of blocks.
+    """
     found = outline(data__sequenceLength=tokens, criaLora__epochs=0)
     need = gpu_need(found, Stage.CRIA)
     assert need is not None
-    seen = measured(kind)["peak_reserved_gb_by_tokens"][str(tokens)] * 1e9
+    seen = measured("h200-141gb")["peak_reserved_gb_by_tokens"][str(tokens)] * 1e9
     fused = need.parts["layers"] + found.layer_bytes
     without = need.total - CONTEXT
     assert without >= max(seen, fused) * 0.995
@@ -86,7 +88,7 @@ def test_rates_are_those_of_the_benchmark(kind: str) -> None:
     assert passes.end_to_end.tflops == passes.end_to_end_alone.tflops == passes.block.tflops
 
 
-@pytest.mark.parametrize(("kind", "hours"), [("h100-80gb", 13.6), ("h200-141gb", 13.5)])
+@pytest.mark.parametrize(("kind", "hours"), [("h100-80gb", 13.6), ("h200-141gb", 13.7)])
 def test_attention_transfer_of_405b_takes_the_hours_that_were_measured(kind: str, hours: float) -> None:
     found, fleet = outline(), Fleet(RATES.kinds[kind], RATES, 14)
     seconds = sum(transfer_seconds(found, fleet, len(cria.layers)) for cria in found.crias)
@@ -96,17 +98,19 @@ def test_attention_transfer_of_405b_takes_the_hours_that_were_measured(kind: str
 @pytest.mark.parametrize(
     ("name", "layers", "sequences", "transfer", "layerwise", "block"),
     [
-        ("llama-3.2-1b", 8, 1, 4.14, 5.27, 6.14),
-        ("llama-3.2-1b", 8, 8, 21.6, 27.6, 39.4),
-        ("llama-3.1-8b", 8, 1, 7.88, 10.0, 14.1),
-        ("llama-3.1-8b", 8, 8, 52.8, 65.0, 112.3),
+        ("llama-3.2-1b", 8, 1, 4.29, 4.30, 5.43),
+        ("llama-3.2-1b", 8, 8, 20.9, 21.9, 34.8),
+        ("llama-3.1-8b", 8, 1, 7.72, 8.17, 13.6),
+        ("llama-3.1-8b", 8, 8, 50.9, 54.8, 103.5),
         ("llama-3.1-70b", 10, 8, 226.2, 250.6, None),
     ],
 )
 def test_steps_of_other_sizes_come_out_as_measured(
     name: str, layers: int, sequences: int, transfer: float, layerwise: float, block: float | None
 ) -> None:
-    """benchmarks/step/results/sizes.md, one H200, 1024 tokens; one sequence of 1B went into the rates.
+    """benchmarks/step/results/sizes_now.md, one H200, 1024 tokens; one sequence of 1B went into the rates.
+
+    The 70B of an earlier day, sizes.md.
 
     Within a fifth, block within a quarter.
     """

@@ -25,9 +25,11 @@ from trenchcoat_trainer.stages.tokenize.reading import is_held_out
 HELD_OUT_PERCENT = 2
 QUESTIONS = 400
 BEFORE, PASSAGE, CHOICES = 600, 120, 4
+WORDS = 10
 FAR, NEAR = 2000, 800
 ROWS = 60
 _WORD = re.compile(r"(?<= )[A-Za-z]{5,}(?=[ .,;:])")
+_ANY_WORD = re.compile(r"[A-Za-z]{2,}")
 COMMON = {"dataset_path": "json", "test_split": "test", "num_fewshot": 0, "metadata": {"version": 1.0}}
 TASKS: dict[str, dict[str, Any]] = {
     "continuation": {
@@ -41,8 +43,8 @@ TASKS: dict[str, dict[str, Any]] = {
     "last_word": {
         "output_type": "loglikelihood",
         "doc_to_text": "{{before}}",
-        "doc_to_target": "{{word}}",
-        "target_delimiter": " ",
+        # The space stands here, as the harness puts no target_delimiter before a target of this type.
+        "doc_to_target": "{{' ' + word}}",
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
     },
     "lookup": {
@@ -93,26 +95,37 @@ def continuations(texts: list[str], draw: np.random.Generator) -> Iterator[dict[
     while True:
         text = texts[draw.integers(len(texts))]
         starts = [match.start() for match in re.finditer(r"(?<=\S) (?=\S)", text[BEFORE:-PASSAGE])]
+        if len(starts) < CHOICES:
+            continue
         chosen = BEFORE + draw.choice(starts, CHOICES, replace=False)
         passages = [text[start : start + PASSAGE] for start in chosen]
         if len(set(passages)) < CHOICES or abs(chosen[1:] - chosen[0]).min() < PASSAGE:
             continue
+        before = text[chosen[0] - BEFORE : chosen[0]]
+        if not all(map(has_words, (before[-PASSAGE:], *passages))):
+            continue
         order = draw.permutation(CHOICES)
         yield {
-            "before": text[chosen[0] - BEFORE : chosen[0]],
+            "before": before,
             "choices": [passages[index] for index in order],
             "answer": int(np.flatnonzero(order == 0)[0]),
         }
 
 
+def has_words(passage: str) -> bool:
+    """Whether a passage can be told from others: one of white space or of a drawn line cannot."""
+    return len(_ANY_WORD.findall(passage)) >= WORDS
+
+
 def last_words(texts: list[str], draw: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """Yield questions: what comes before, without its last space, and the word."""
+    """Yield questions: what comes before, without the space between, and the word."""
     while True:
         text = texts[draw.integers(len(texts))]
         words = [
             (match.start(), match.group())
             for match in _WORD.finditer(text)
             if match.start() > FAR
+            and not text[match.start() - 2].isspace()
             and match.group() in text[match.start() - FAR : match.start() - NEAR]
             and match.group() not in text[match.start() - NEAR : match.start()]
         ]

@@ -9,6 +9,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "quality"
 FORMS = ("teacher", "adaptedTeacher", "stitched")
@@ -59,6 +61,77 @@ def test_a_number_is_that_of_the_name(texts: list[str]) -> None:
         found = dict(line.split(": ") for line in rows.split("\n"))
         assert len(found) == tasks.ROWS
         assert found[asked.removesuffix(":")] == row["number"]
+
+
+def test_passages_without_words_are_never_asked_for(texts: list[str]) -> None:
+    drawing = ("+ " + "-" * 60 + " +\n| " + " " * 60 + " |\n") * 100
+    text = texts[0][: tasks.FAR] + drawing + texts[1][: tasks.FAR]
+    for row in drawn(tasks.continuations([text, "-" * 5000], np.random.default_rng(1))):
+        for passage in (row["before"][-tasks.PASSAGE :], *row["choices"]):
+            assert len(re.findall("[a-j]{2,}", passage)) >= tasks.WORDS
+
+
+def test_a_border_is_one_space(texts: list[str]) -> None:
+    spaced = [text.replace(" ", "  ") + text for text in texts]
+    for make in (tasks.continuations, tasks.last_words):
+        for row in drawn(make(spaced, np.random.default_rng(1))):
+            assert row["before"] == row["before"].rstrip()
+
+
+def test_the_harness_asks_for_what_follows_a_space(texts: list[str], tmp_path: Path, monkeypatch) -> None:
+    """Also where the tokenizer has one token for the words on both sides of the border, without the space."""
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: hack/python-env tasks")
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setattr(tasks, "held_out", lambda _: texts)
+    monkeypatch.setattr("sys.argv", ["tasks.py", "--out", str(tmp_path), "--questions", str(DRAWN)])
+    tasks.main()
+    # A relative path of a task's questions is looked for in the working directory.
+    monkeypatch.chdir(tmp_path)
+    asked = {
+        name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("continuation", "last_word")
+    }
+    borders = [(row["before"], row["word"]) for row in asked["last_word"]]
+    borders += [(row["before"], choice) for row in asked["continuation"] for choice in row["choices"]]
+    tokenizer = joining([f" {before.split()[-1]}{after.split()[0]}" for before, after in borders])
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            max_position_embeddings=2 * tasks.FAR,
+        )
+    )
+    found = simple_evaluate(
+        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4),
+        tasks=list(asked),
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        bootstrap_iters=0,
+    )
+    samples = {name: [sample["arguments"] for sample in found["samples"][name]] for name in asked}
+    assert samples["last_word"] == [[(row["before"], f" {row['word']}")] for row in asked["last_word"]]
+    assert samples["continuation"] == [
+        [(row["before"], choice) for choice in row["choices"]] for row in asked["continuation"]
+    ]
+
+
+def joining(words: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer to which each of `words` is one token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=10_000, initial_alphabet=alphabet, special_tokens=["<s>", "</s>"]
+    )
+    tokenizer.train_from_iterator(words, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    assert all(len(fast.encode(word)) == 1 for word in words)
+    return fast
 
 
 def test_questions_are_the_same_by_the_seed(texts: list[str]) -> None:

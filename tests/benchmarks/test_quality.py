@@ -149,6 +149,12 @@ def test_the_committed_table_is_that_of_the_results() -> None:
     assert "| perplexity at 1024 | 13.46 | 10.69 | 10.79 | 13.72 | 10.78 | 13.80 |" in shown
     assert "| bytes of state at 4096 tokens, MB | 94.4 | 94.4 | 26.6 | 26.6 | 10.5 | 10.5 |" in shown
     assert "other text" not in shown
+    texts = FOLDER / "results" / "students_h200_texts.json"
+    assert (
+        texts.with_suffix(".md")
+        .read_text()
+        .endswith(table.table(json.loads(texts.read_text())["students"]) + "\n")
+    )
 
 
 def test_other_texts_tasks_and_errors_have_lines() -> None:

@@ -23,7 +23,10 @@ def exp2(x):
 
 @triton.jit
 def log2(x):
-    """log2 x by one instruction, to 2 ** -22; libdevice's takes some twenty, more than all else of a pair."""
+    """log2 x by one instruction, to 2 ** -22; tl.log2 takes some twenty, as all else of a pair together.
+
+    See findings/triton-computes-log2-in-software.sh.
+    """
     if _BY_INSTRUCTION:
         return tl.inline_asm_elementwise(
             "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1

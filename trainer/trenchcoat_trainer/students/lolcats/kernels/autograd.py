@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from trenchcoat_trainer.students.lolcats import hybrid
 from trenchcoat_trainer.students.lolcats.hybrid import HybridInputs
 from trenchcoat_trainer.students.lolcats.kernels.backward import backward
 from trenchcoat_trainer.students.lolcats.kernels.features import features
-from trenchcoat_trainer.students.lolcats.kernels.forward import Forward, forward
+from trenchcoat_trainer.students.lolcats.kernels.forward import Kept, forward
 from trenchcoat_trainer.students.lolcats.kernels.launch import Mode, Problem, Rows, Wanted, dense
-from trenchcoat_trainer.students.lolcats.kernels.states import States, before
+from trenchcoat_trainer.students.lolcats.kernels.states import States
 
 
 def unsupported(q: torch.Tensor) -> str | None:
@@ -33,23 +34,22 @@ class _Distill(torch.autograd.Function):
     def forward(
         ctx: Any, window_size: int, separate: bool, dropped: bool, *tensors: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        q, k, v, *_, w_q, w_k, _ = tensors
+        q, k, *_, w_q, w_k, _ = tensors
         x = Problem(*tensors, features(q, w_q), features(k, w_k))
         wanted = Wanted(*ctx.needs_input_grad[3:6], any(ctx.needs_input_grad[9:]))
         if dropped and (separate or wanted.student):
             raise ValueError("the window is dropped in attention transfer only")
         ctx.mode = Mode(window_size, True, separate, wanted, dropped)
-        memory = before(x.phi_k, v)
-        result = forward(x, memory, ctx.mode)
-        ctx.save_for_backward(*x, *memory, result.y, result.ratio, *result.rows)
-        ctx.mark_non_differentiable(result.taught)
-        return result.mse.sum() / q.numel(), result.xent.mean(), result.taught
+        kept, losses = forward(x, ctx.mode)
+        _save(ctx, x, kept)
+        ctx.mark_non_differentiable(losses.taught)
+        return losses.mse.sum() / q.numel(), losses.xent.mean(), losses.taught
 
     @staticmethod
     def backward(ctx: Any, grad_mse: torch.Tensor, grad_xent: torch.Tensor, _: Any) -> tuple[Any, ...]:
-        x, memory, result = _saved(ctx.saved_tensors)
-        scales = torch.stack([grad_mse * (2 / x.q.numel()), grad_xent / result.rows.rz.numel()]).float()
-        d = backward(x, memory, ctx.mode, result, result.y, scales)
+        x, kept = _saved(ctx)
+        scales = torch.stack([grad_mse * (2 / x.q.numel()), grad_xent / kept.rows.rz.numel()]).float()
+        d = backward(x, ctx.mode, kept, kept.y, scales)
         return None, None, None, d.q, d.k, d.v, None, None, None, d.w_q, d.w_k, d.window_factor
 
 
@@ -62,27 +62,29 @@ class _Hybrid(torch.autograd.Function):
         x = Problem(q, k, v, q, k, v, w_q, w_k, window_factor, features(q, w_q), features(k, w_k))
         wanted = Wanted(*ctx.needs_input_grad[1:4], any(ctx.needs_input_grad[4:]))
         ctx.mode = Mode(window_size, False, False, wanted)
-        memory = before(x.phi_k, v)
-        result = forward(x, memory, ctx.mode)
-        ctx.save_for_backward(*x, *memory, result.y, result.ratio, *result.rows)
-        return result.taught
+        kept, _ = forward(x, ctx.mode)
+        _save(ctx, x, kept)
+        return kept.y
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> tuple[Any, ...]:
-        x, memory, result = _saved(ctx.saved_tensors)
+        x, kept = _saved(ctx)
         scales = torch.arange(1, -1, -1, device=g.device, dtype=torch.float32)
-        rows = result.rows._replace(dy=torch.empty_like(result.rows.dy))
-        d = backward(x, memory, ctx.mode, result._replace(rows=rows), dense(g), scales)
+        kept = kept._replace(rows=kept.rows._replace(dy=torch.empty_like(kept.rows.dy)))
+        d = backward(x, ctx.mode, kept, dense(g), scales)
         return None, d.q, d.k, d.v, d.w_q, d.w_k, d.window_factor
 
 
-def _saved(tensors: tuple[torch.Tensor, ...]) -> tuple[Problem, States, Forward]:
-    """Return what a forward has saved: neither losses nor the teacher's output."""
-    problem, rest = Problem(*tensors[: len(Problem._fields)]), tensors[len(Problem._fields) :]
-    memory, total, y, ratio, *rows = rest
-    unused = y.new_empty(0)
-    result = Forward(y, y, ratio, Rows(*rows), unused, unused)
-    return problem, States(memory, total), result
+def _save(ctx: Any, x: Problem, kept: Kept) -> None:
+    """Keep what `_saved` returns."""
+    ctx.save_for_backward(*x, *kept.before, kept.y, kept.ratio, *kept.rows)
+
+
+def _saved(ctx: Any) -> tuple[Problem, Kept]:
+    tensors = iter(ctx.saved_tensors)
+    x = Problem(*islice(tensors, len(Problem._fields)))
+    memory, total, y, ratio, *rows = tensors
+    return x, Kept(States(memory, total), y, ratio, Rows(*rows))
 
 
 def distill_loss(

@@ -8,18 +8,18 @@ import torch
 import triton
 
 from trenchcoat_trainer.students.lolcats.hybrid import PHI_MIN
-from trenchcoat_trainer.students.lolcats.kernels.forward import Forward
+from trenchcoat_trainer.students.lolcats.kernels.forward import Kept
 from trenchcoat_trainer.students.lolcats.kernels.key_gradient import key_gradient_kernel
 from trenchcoat_trainer.students.lolcats.kernels.launch import (
     Mode,
     Problem,
     bht,
     choose_tiles,
-    constants,
     sizes,
+    student_constants,
 )
 from trenchcoat_trainer.students.lolcats.kernels.query_gradient import query_gradient_kernel
-from trenchcoat_trainer.students.lolcats.kernels.states import CHUNK, States, after
+from trenchcoat_trainer.students.lolcats.kernels.states import after
 
 
 class Gradients(NamedTuple):
@@ -33,14 +33,12 @@ class Gradients(NamedTuple):
     window_factor: torch.Tensor | None
 
 
-def backward(
-    x: Problem, before: States, mode: Mode, f: Forward, g: torch.Tensor, scales: torch.Tensor
-) -> Gradients:
+def backward(x: Problem, mode: Mode, kept: Kept, g: torch.Tensor, scales: torch.Tensor) -> Gradients:
     """Return the gradients for dloss/dy = scales[0] * g and dloss/dXENT = scales[1] in every row.
 
-    The student's output `f.y` is read where no teacher's forward left its product with `g` in the rows.
+    The student's output `kept.y` is read where no teacher's forward left its product with `g` in the rows.
     """
-    wanted, rows = mode.wanted, f.rows
+    wanted, rows = mode.wanted, kept.rows
     batch, heads, tokens, head_dim = x.q.shape
     kv_heads, feature_dim = x.k.shape[1], x.w_q.shape[-1]
     unused = x.q.new_empty(0)
@@ -56,19 +54,18 @@ def backward(
     )  # fmt: skip
     inputs = (x.q, x.k, x.v, x.q_teacher, x.k_teacher, x.phi_q, x.phi_k, x.window_factor)
     w_q, w_k = x.w_q.contiguous(), x.w_k.contiguous()
-    if wanted.q or wanted.key_features:  # the keys' kernels read what this one leaves
+    if wanted.features:  # the keys' kernels read what this one leaves
         tiles = choose_tiles("query", x)
         query_gradient_kernel[(triton.cdiv(tokens, tiles.rows), batch * heads)](
-            *inputs, *before, f.ratio, w_q, f.y, g, *rows, scales, dz_q, dq, dlog_sigma,
-            *bht(f.y), *strides, TEACHER=mode.teacher, SEPARATE=mode.separate, QUERIES=wanted.q,
-            MAPS=wanted.maps, C=CHUNK, **constants(x, mode, tiles),
+            *inputs, *kept.before, kept.ratio, w_q, kept.y, g, *rows, scales, dz_q, dq, dlog_sigma,
+            *bht(kept.y), *strides, QUERIES=wanted.q, MAPS=wanted.maps, **student_constants(x, mode, tiles),
         )  # fmt: skip
     if wanted.v or wanted.key_features:
         tiles = choose_tiles("key", x)
         key_gradient_kernel[(triton.cdiv(tokens, tiles.keys), batch * heads)](
             *inputs, *after(x, rows, g, scales, wanted.key_features), w_k, g, *rows, dlog_sigma, scales,
-            dz_k, dk, dv, *strides, TEACHER=mode.teacher, SEPARATE=mode.separate, KEYS=wanted.k,
-            VALUES=wanted.v, MAPS=wanted.maps, C=CHUNK, **constants(x, mode, tiles),
+            dz_k, dk, dv, *strides, KEYS=wanted.k, VALUES=wanted.v, MAPS=wanted.maps,
+            **student_constants(x, mode, tiles),
         )  # fmt: skip
     return Gradients(
         dq if wanted.q else None,

@@ -101,7 +101,7 @@ def below_window(x: Problem, mode: Mode, lse: torch.Tensor) -> tuple[torch.Tenso
     The latter, [B, H, T, 2F] in the operands' dtype, is empty where no gradient needs it.
     """
     batch, heads, tokens, _ = x.q.shape
-    wanted = mode.wanted.q or mode.wanted.key_features
+    wanted = mode.wanted.features
     ratio = torch.empty_like(x.phi_q) if wanted else x.phi_q.new_empty(0)
     logarithms, tiles = torch.empty_like(lse), choose_tiles("below", x)
     _below_kernel[(triton.cdiv(tokens, tiles.rows), batch * heads)](

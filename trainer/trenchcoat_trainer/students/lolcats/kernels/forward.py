@@ -18,13 +18,13 @@ from trenchcoat_trainer.students.lolcats.kernels.launch import (
     Rows,
     bht,
     choose_tiles,
-    constants,
     like_projection,
     sizes,
+    student_constants,
 )
-from trenchcoat_trainer.students.lolcats.kernels.states import CHUNK, States
+from trenchcoat_trainer.students.lolcats.kernels.states import States, before, load_state
 from trenchcoat_trainer.students.lolcats.kernels.teacher import softmax_attention
-from trenchcoat_trainer.students.lolcats.kernels.tile import exp2, load_rows, load_state, window_starts
+from trenchcoat_trainer.students.lolcats.kernels.tile import exp2, load_rows, window_starts
 
 
 @triton.jit
@@ -199,29 +199,40 @@ def _forward_kernel(
         tl.store(y_ptr + y_at, y_MD.to(y_ptr.dtype.element_ty), mask=row_ok[:, None])
 
 
-class Forward(NamedTuple):
-    """What the forward leaves.
+class Kept(NamedTuple):
+    """What the forward keeps for the backward, beside the problem.
 
     Attributes:
-        taught: the teacher's output, [B, H, T, D]; the student's where there is no teacher.
-        y: the student's output, less the teacher's where there is one.
+        before: what lies before each block of keys.
+        y: the student's output, less the teacher's where there is one, [B, H, T, D].
         ratio: sums of a phi_k / u over keys below the window, [B, H, T, 2F]; empty where nothing needs it.
         rows: statistics of the rows.
-        mse: squared error of each row, summed over D, [B, H, T]; nothing without a teacher, as `xent`.
+    """
+
+    before: States
+    y: torch.Tensor
+    ratio: torch.Tensor
+    rows: Rows
+
+
+class Losses(NamedTuple):
+    """What the forward says of a student beside its teacher.
+
+    Attributes:
+        taught: the teacher's output, [B, H, T, D].
+        mse: squared error of each row, summed over D, [B, H, T].
         xent: cross-entropy of each row, [B, H, T].
     """
 
     taught: torch.Tensor
-    y: torch.Tensor
-    ratio: torch.Tensor
-    rows: Rows
     mse: torch.Tensor
     xent: torch.Tensor
 
 
-def forward(x: Problem, before: States, mode: Mode) -> Forward:
-    """Return output, losses by row, and what the backward reads."""
+def forward(x: Problem, mode: Mode) -> tuple[Kept, Losses]:
+    """Compute the student's attention, and beside a teacher's the losses; they mean nothing without one."""
     batch, heads, tokens, _ = x.q.shape
+    states = before(x.phi_k, x.v)
     y = like_projection(x.q, x.q.dtype)
     statistics = x.q.new_empty(7, batch, heads, tokens, dtype=torch.float32)
     maximum, rz, argmax, dy, mse, xent, lse = statistics
@@ -232,9 +243,9 @@ def forward(x: Problem, before: States, mode: Mode) -> Forward:
     rows = Rows(lse, maximum, rz, argmax.view(torch.int32), dy)
     tiles = choose_tiles("forward", x)
     _forward_kernel[(triton.cdiv(tokens, tiles.rows), batch * heads)](
-        x.q, x.k, x.v, x.q_teacher, x.k_teacher, x.phi_q, x.phi_k, x.window_factor, *before, taught,
+        x.q, x.k, x.v, x.q_teacher, x.k_teacher, x.phi_q, x.phi_k, x.window_factor, *states, taught,
         logarithms, y, *rows, mse, xent, *bht(x.q), *bht(x.k), *bht(x.v), *bht(x.q_teacher),
-        *bht(x.k_teacher), *bht(taught), *bht(y), *sizes(x), C=CHUNK, TEACHER=mode.teacher,
-        SEPARATE=mode.separate, STUDENT_GRADIENTS=mode.wanted.student, **constants(x, mode, tiles),
+        *bht(x.k_teacher), *bht(taught), *bht(y), *sizes(x), STUDENT_GRADIENTS=mode.wanted.student,
+        **student_constants(x, mode, tiles),
     )  # fmt: skip
-    return Forward(taught, y, ratio, rows, mse, xent)
+    return Kept(states, y, ratio, rows), Losses(taught, mse, xent)

@@ -6,13 +6,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from trenchcoat_trainer.students.lolcats.kernels.tile import (
-    exp2,
-    load_rows,
-    load_state,
-    reciprocal,
-    softmax_gradient,
-)
+from trenchcoat_trainer.students.lolcats.kernels.states import load_state
+from trenchcoat_trainer.students.lolcats.kernels.tile import exp2, load_rows, reciprocal, softmax_gradient
 
 
 @triton.jit

@@ -12,6 +12,9 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 LOG2_E = 1.4426950408889634
 
+CHUNK = 32 if INTERPRETED else 64
+"""C, tokens of a block of `states`; the tiles of the kernels that read states must divide it."""
+
 
 class Problem(NamedTuple):
     """What forward and backward read; the teacher's tensors are the student's own where they are shared."""
@@ -65,6 +68,11 @@ class Wanted(NamedTuple):
     def key_features(self) -> bool:
         """Whether a gradient passes through the features of keys."""
         return self.k or self.maps
+
+    @property
+    def features(self) -> bool:
+        """Whether a gradient passes through any features; that of keys' needs what the queries' leaves."""
+        return self.q or self.key_features
 
 
 class Mode(NamedTuple):
@@ -149,6 +157,12 @@ def constants(x: Problem, mode: Mode, tiles: Tiles) -> dict[str, Any]:
         "M": tiles.rows, "N": tiles.keys, "DROPPED": mode.dropped,
         "PRECISION": precision(x.q.dtype), "num_warps": tiles.warps, "num_stages": tiles.stages,
     }  # fmt: skip
+
+
+def student_constants(x: Problem, mode: Mode, tiles: Tiles) -> dict[str, Any]:
+    """Return what a kernel of the student's attention is compiled for."""
+    own = {"C": CHUNK, "TEACHER": mode.teacher, "SEPARATE": mode.separate}
+    return own | constants(x, mode, tiles)
 
 
 def sizes(x: Problem) -> tuple[int, int, int, int, float]:

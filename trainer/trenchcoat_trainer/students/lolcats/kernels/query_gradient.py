@@ -5,13 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from trenchcoat_trainer.students.lolcats.kernels.tile import (
-    exp2,
-    load_rows,
-    load_state,
-    softmax_gradient,
-    window_starts,
-)
+from trenchcoat_trainer.students.lolcats.kernels.states import load_state
+from trenchcoat_trainer.students.lolcats.kernels.tile import exp2, load_rows, softmax_gradient, window_starts
 
 
 @triton.jit

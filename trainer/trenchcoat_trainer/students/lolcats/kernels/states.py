@@ -6,14 +6,14 @@ that only what depends on a pair of tokens by a logarithm (the cross-entropy) ha
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
 from trenchcoat_trainer.students.lolcats.kernels.launch import (
-    INTERPRETED,
+    CHUNK,
     Problem,
     Rows,
     bht,
@@ -21,9 +21,6 @@ from trenchcoat_trainer.students.lolcats.kernels.launch import (
     precision,
 )
 from trenchcoat_trainer.students.lolcats.kernels.tile import load_rows
-
-CHUNK = 32 if INTERPRETED else 64
-"""C, tokens of a block; the tiles of the kernels that read states must divide it."""
 
 
 class States(NamedTuple):
@@ -36,6 +33,15 @@ class States(NamedTuple):
 
     memory: torch.Tensor
     total: torch.Tensor
+
+
+@triton.jit
+def load_state(memory_ptr, total_ptr, at, half: tl.constexpr, D: tl.constexpr, E: tl.constexpr):
+    """Load half of a block's state: sums of outer products [E, D], and of features [E]."""
+    d, f = tl.arange(0, D), tl.arange(0, E)
+    at = at * 2 + half
+    memory_ED = tl.load(memory_ptr + at * (E * D) + f[:, None] * D + d[None, :])
+    return memory_ED, tl.load(total_ptr + at * E + f)
 
 
 @triton.jit
@@ -102,6 +108,16 @@ def _new_states(phi: torch.Tensor, head_dim: int) -> States:
     return States(phi.new_empty(*shape, head_dim), phi.new_empty(shape, dtype=torch.float32))
 
 
+def _constants(phi: torch.Tensor, head_dim: int) -> dict[str, Any]:
+    """Return what both kernels are compiled for."""
+    feature_dim = phi.shape[-1] // 2
+    return {
+        "D": head_dim, "F": feature_dim, "E": padded(feature_dim), "C": CHUNK,
+        "PRECISION": precision(phi.dtype), "num_warps": 4,
+        "num_stages": 2 if phi.dtype == torch.bfloat16 else 1,
+    }  # fmt: skip
+
+
 def before(phi_k: torch.Tensor, v: torch.Tensor) -> States:
     """Return what lies before each block: sums of phi_k v^T and of phi_k.
 
@@ -109,14 +125,11 @@ def before(phi_k: torch.Tensor, v: torch.Tensor) -> States:
         phi_k: features of the keys, [B, H, T, 2F], or [B, K, T, 2F] where a group shares its map.
         v: values, [B, K, T, D].
     """
-    batch, heads, tokens, features = phi_k.shape
-    head_dim = v.shape[-1]
-    states = _new_states(phi_k, head_dim)
+    batch, heads, tokens, _ = phi_k.shape
+    states = _new_states(phi_k, v.shape[-1])
     _before_kernel[(batch * heads, 2)](
-        phi_k, v, *states, *bht(v), tokens, heads, heads // v.shape[1],
-        D=head_dim, F=features // 2, E=padded(features // 2), C=CHUNK, PRECISION=precision(v.dtype),
-        num_warps=4, num_stages=2 if v.dtype == torch.bfloat16 else 1,
-    )  # fmt: skip
+        phi_k, v, *states, *bht(v), tokens, heads, heads // v.shape[1], **_constants(phi_k, v.shape[-1])
+    )
     return states
 
 
@@ -125,12 +138,10 @@ def after(x: Problem, rows: Rows, g: torch.Tensor, scales: torch.Tensor, key_fea
 
     `g` [B, H, T, D] counts scales[0] times.  The second is left out where no key's features have a gradient.
     """
-    batch, heads, tokens, features = x.phi_q.shape
-    head_dim = g.shape[-1]
-    states = _new_states(x.phi_q, head_dim)
+    batch, heads, tokens, _ = x.phi_q.shape
+    states = _new_states(x.phi_q, g.shape[-1])
     _after_kernel[(batch * heads, 2)](
         x.phi_q, g, rows.rz, rows.dy, scales, *states, *bht(g), tokens, heads,
-        D=head_dim, F=features // 2, E=padded(features // 2), C=CHUNK, FEATURES=key_features,
-        PRECISION=precision(g.dtype), num_warps=4, num_stages=2 if g.dtype == torch.bfloat16 else 1,
+        FEATURES=key_features, **_constants(x.phi_q, g.shape[-1]),
     )  # fmt: skip
     return states

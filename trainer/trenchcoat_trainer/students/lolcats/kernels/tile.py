@@ -12,12 +12,15 @@ _BY_INSTRUCTION = tl.constexpr(not INTERPRETED and torch.version.hip is None)
 
 
 @triton.jit
+def _instruction(x, ASSEMBLY: tl.constexpr):
+    return tl.inline_asm_elementwise(ASSEMBLY, "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
 def exp2(x):
     """2 ** x by one instruction of the GPU, to 2 units in the last place."""
     if _BY_INSTRUCTION:
-        return tl.inline_asm_elementwise(
-            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
+        return _instruction(x, "ex2.approx.ftz.f32 $0, $1;")
     return tl.exp2(x)
 
 
@@ -28,9 +31,7 @@ def log2(x):
     See findings/triton-computes-log2-in-software.sh.
     """
     if _BY_INSTRUCTION:
-        return tl.inline_asm_elementwise(
-            "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
+        return _instruction(x, "lg2.approx.ftz.f32 $0, $1;")
     return tl.log2(x)
 
 
@@ -38,9 +39,7 @@ def log2(x):
 def reciprocal(x):
     """1 / x by one instruction, to 1 unit in the last place; x is no subnormal number."""
     if _BY_INSTRUCTION:
-        return tl.inline_asm_elementwise(
-            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
+        return _instruction(x, "rcp.approx.ftz.f32 $0, $1;")
     return 1.0 / x
 
 
@@ -55,15 +54,6 @@ def load_rows(ptr, rows, stride, dims, tokens, width, MASK_T: tl.constexpr, MASK
     if MASK_D:
         return tl.load(at, mask=(dims < width)[None, :], other=0.0)
     return tl.load(at)
-
-
-@triton.jit
-def load_state(memory_ptr, total_ptr, at, half: tl.constexpr, D: tl.constexpr, E: tl.constexpr):
-    """Load half of a block's state: sums of outer products [E, D], and of features [E]."""
-    d, f = tl.arange(0, D), tl.arange(0, E)
-    at = at * 2 + half
-    memory_ED = tl.load(memory_ptr + at * (E * D) + f[:, None] * D + d[None, :])
-    return memory_ED, tl.load(total_ptr + at * E + f)
 
 
 @triton.jit

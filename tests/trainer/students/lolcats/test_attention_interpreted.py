@@ -11,14 +11,15 @@ pytestmark = pytest.mark.slow
 
 pytest.importorskip("triton", reason="needs Triton for its interpreter")
 
-RUN = """
+ANSWER = """
 import json, sys
 sys.path[:0] = json.loads(sys.argv[1])
 import torch
 import kernel_checks
 torch.set_num_threads(1)
-cases = json.loads(sys.argv[2])
-print(json.dumps([getattr(kernel_checks, check)(**arguments) for check, arguments in cases]))
+for line in sys.stdin:
+    check, arguments = json.loads(line)
+    print(json.dumps(getattr(kernel_checks, check)(**arguments)), flush=True)
 """
 
 CASES = [
@@ -46,15 +47,26 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def errors():
-    """Run every case in one process: the interpreter is chosen when the kernels are imported."""
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", RUN, json.dumps(sys.path), json.dumps(CASES)],
-        env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    """Tells a case's errors, in a process of its own: the interpreter is chosen when kernels are imported.
+
+    Workers share a file's cases: each computes only those that it is asked for.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", ANSWER, json.dumps(sys.path)],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+
+        def ask(case):
+            process.stdin.write(json.dumps(case) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline() or pytest.fail("it died, and said why on stderr"))
+
+        yield ask
 
 
-@pytest.mark.parametrize("case", range(len(CASES)), ids=[f"{check} {shape}" for check, shape in CASES])
+@pytest.mark.parametrize("case", CASES, ids=[f"{check} {shape}" for check, shape in CASES])
 def test_equals_naive(errors, case):
-    assert {name: error for name, error in errors[case].items() if not error < 1e-5} == {}
+    assert {name: error for name, error in errors(case).items() if not error < 1e-5} == {}

@@ -17,6 +17,7 @@ import yaml
 from trenchcoat_api import constants
 from trenchcoat_api.artifacts import Artifact, Deletion, DeletionPhase, Manifest
 from trenchcoat_api.resource import Trenchcoat
+from trenchcoat_api.spec import TrenchcoatSpec
 from trenchcoat_api.stages import Stage
 from trenchcoat_api.status import ConditionType
 from trenchcoat_operator.model import plan as plans
@@ -77,6 +78,8 @@ class Cluster:
     """Identities of events."""
     asked: dict[str, Artifact] = field(default_factory=dict)
     """All artifacts that any spec ever asked for, by content key."""
+    known: dict[int, tuple[TrenchcoatSpec, list[Artifact]]] = field(default_factory=dict, repr=False)
+    """Each spec by its identity, and the artifacts that it can ask for, whose keys take long to compute."""
 
     @classmethod
     def one(cls, tenant: Trenchcoat, gpus: list[int]) -> Cluster:
@@ -94,8 +97,15 @@ class Cluster:
     @property
     def artifacts(self) -> dict[str, Artifact]:
         for tenant in self.tenants.values():
-            self.asked |= {item.key: item for item in world.artifacts_of(tenant.spec).values()}
+            self.asked |= {item.key: item for item in self._artifacts_of(tenant)}
         return self.asked
+
+    def _artifacts_of(self, tenant: Trenchcoat) -> list[Artifact]:
+        spec = tenant.spec
+        if id(spec) not in self.known:
+            # The spec is kept with them: another may not get its identity.
+            self.known[id(spec)] = spec, list(world.artifacts_of(spec).values())
+        return self.known[id(spec)][1]
 
     def change(self, name: str, **spec: Any) -> None:
         """Change a spec, as a user does."""
@@ -142,7 +152,7 @@ class Cluster:
         )
 
     def _store(self, tenant: Trenchcoat) -> StoreView:
-        wanted = [graph.Work(artifact, ()) for artifact in world.artifacts_of(tenant.spec).values()]
+        wanted = [graph.Work(artifact, ()) for artifact in self._artifacts_of(tenant)]
         former = superseded.works(tenant, graph.Graph(tuple(wanted)))
         keys = {work.key for work in (*wanted, *former)}
         manifests = {key: item for key, item in self.manifests.items() if key in keys}

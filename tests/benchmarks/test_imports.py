@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 TOP = Path(__file__).parents[2]
 
 
+@cache
 def imported() -> list[tuple[str, str, str]]:
     """File, module and name of everything of the product that benchmarks import, wherever in a file."""
     found = []

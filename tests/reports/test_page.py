@@ -2,6 +2,7 @@
 
 import re
 from datetime import timedelta
+from functools import cache
 from html.parser import HTMLParser
 
 import pytest
@@ -56,6 +57,12 @@ def made(name: str) -> Run:
     return RUNS[name]() if name in RUNS else of(live.ALL[name.removeprefix("live ")]())
 
 
+@cache
+def page_of(name: str) -> str:
+    """One of the runs above as it is drawn, which takes a second."""
+    return render(made(name))
+
+
 @pytest.mark.parametrize("name", [*RUNS, *LIVE])
 def test_it_loads_nothing_and_is_small(name: str) -> None:
     page = render(made(name), [samples.large(name=f"former-{number}") for number in range(4)])
@@ -72,12 +79,11 @@ def test_it_loads_nothing_and_is_small(name: str) -> None:
 
 
 def test_the_same_run_gives_the_same_bytes() -> None:
-    assert render(samples.small()) == render(samples.small())
+    assert render(samples.small()) == page_of("small")
 
 
 def test_the_verdict_of_the_run_on_one_machine() -> None:
-    run = samples.small()
-    page = render(run)
+    run, page = samples.small(), page_of("small")
     assert state(run) == ("Complete", "")
     student = next(item for item in run.trenchcoat.status.perplexities if item.name == "stitched")
     teacher = next(item for item in run.trenchcoat.status.perplexities if item.name == "teacher")
@@ -99,8 +105,7 @@ def test_bounds_are_told_one_by_one() -> None:
 
 
 def test_a_run_that_goes_on_says_what_it_waits_for_and_that_it_is_not_final() -> None:
-    run = samples.large(complete=False)
-    page = render(run)
+    run, page = samples.large(complete=False), page_of("going on")
     waits = "waits for GPUs since 2026-01-01T13:42:00Z: 0 of 6 nodes have a free nvidia.com/gpu; ends when "
     assert state(run)[0] == "Running" and state(run)[1].startswith(f"cria: Cria 12 (layers 108-116) {waits}")
     assert page.count(waits) == 3  # at the top, and in the rows of both Crias
@@ -128,12 +133,12 @@ def test_words_of_others_are_never_markup() -> None:
 def test_what_pods_are_given_is_copied_nowhere() -> None:
     run = samples.large()
     assert "hush" in run.trenchcoat.model_dump_json()
-    assert "hush" not in render(run) and "hush" not in run.document()
+    assert "hush" not in page_of("large") and "hush" not in run.document()
     assert "NOT_TO_BE_COPIED" not in render(samples.small(), [run])
 
 
 def test_samples_of_teacher_and_student_stand_side_by_side() -> None:
-    page = render(samples.large())
+    page = page_of("large")
     for words in ("&lt;camelids&gt;", "a cria. It is weaned\nat six months.", "its coat"):
         assert words in page
     assert page.index("<dt>teacher</dt>") < page.index("<dt>student</dt>")

@@ -32,7 +32,7 @@ def render(*options: str, chart: Path = CHART) -> subprocess.CompletedProcess[st
 def template(*settings: str) -> list[dict[str, Any]]:
     made = render(*(word for setting in settings for word in ("--set", setting)))
     assert made.returncode == 0, made.stderr
-    return [document for document in yaml.safe_load_all(made.stdout) if document]
+    return [document for document in yaml.load_all(made.stdout, Loader=yaml.CSafeLoader) if document]
 
 
 def of_kind(documents: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:

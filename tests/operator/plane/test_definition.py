@@ -70,10 +70,10 @@ def operator(plane: ControlPlane, log: Path, *, program: str = "", namespace: st
             process.wait()
 
 
-@pytest.fixture
-def bare(tmp_path: Path) -> Iterator[ControlPlane]:
-    """A control plane of its own, that knows no Trenchcoats."""
-    with control_plane(tmp_path) as made:
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A control plane that knows no Trenchcoats, until the last test here that has it defines them."""
+    with control_plane(tmp_path_factory.mktemp("bare")) as made:
         made.namespace(NAMESPACE)
         yield made
 
@@ -84,6 +84,12 @@ def is_looked_at(plane: ControlPlane, name: str) -> bool:
 
 def body(name: str) -> dict[str, object]:
     return {**BASE, "metadata": {"name": name}}
+
+
+def test_it_ends_when_told_while_it_waits(bare: ControlPlane, tmp_path: Path) -> None:
+    with operator(bare, tmp_path / "operator.log") as running:
+        until(lambda: running.answer("/healthz")[0] == 503, 120, "it waits")
+        running.ends_well()
 
 
 def test_it_is_not_ready_until_trenchcoats_are_served_and_follows_them_then(
@@ -113,12 +119,6 @@ def test_it_is_not_ready_until_trenchcoats_are_served_and_follows_them_then(
         until(lambda: is_looked_at(bare, "late"), SOON, "it is followed again")
         bare.apply(body("early"), NAMESPACE)
         until(lambda: is_looked_at(bare, "early"), SOON, "one of a name that was there before, too")
-        running.ends_well()
-
-
-def test_it_ends_when_told_while_it_waits(bare: ControlPlane, tmp_path: Path) -> None:
-    with operator(bare, tmp_path / "operator.log") as running:
-        until(lambda: running.answer("/healthz")[0] == 503, 120, "it waits")
         running.ends_well()
 
 

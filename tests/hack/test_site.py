@@ -79,7 +79,7 @@ def test_every_word_of_the_status_is_there() -> None:
     # What conditions were seen to say in the cases of the operator's tests.
     seen = set()
     for file in (TOP / "tests" / "operator" / "reconcile" / "data").rglob("*.yaml"):
-        for document in yaml.safe_load_all(file.read_text()):
+        for document in yaml.load_all(file.read_text(), Loader=yaml.CSafeLoader):
             seen |= set(condition_reasons(document))
     assert len(seen) > 5
     known = set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE))

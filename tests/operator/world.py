@@ -7,6 +7,7 @@ of it that stands in names; SPEC[now] and TEMPLATE[cria-02] are hashes of the sp
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ from trenchcoat_operator.works import graph
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 LAYERS = 12
+read_yaml = partial(yaml.load, Loader=yaml.CSafeLoader)
+"""By libyaml: there are a hundred cases, which several files of tests read."""
 SETTINGS = Settings(pods=PodDefaults(image="trainer:1"))
 
 
@@ -168,7 +171,7 @@ class World:
         self.artifacts = artifacts_of(trenchcoat.spec, self.layers)
         self._codes = {artifact.key: name for name, artifact in self.artifacts.items()}
         text = yaml.safe_dump(seen, sort_keys=False)
-        self.seen: dict[str, Any] = yaml.safe_load(self.decode(text))
+        self.seen: dict[str, Any] = read_yaml(self.decode(text))
 
     def decode(self, text: str) -> str:
         """Put hashes where a file names them."""
@@ -292,15 +295,15 @@ def _demand(seen: dict[str, Any]) -> Demand:
 
 def load(folder: Path) -> World:
     """Read a case."""
-    base = yaml.safe_load((folder.parent / "trenchcoat.yaml").read_text())
+    base = read_yaml((folder.parent / "trenchcoat.yaml").read_text())
     change = folder / "trenchcoat.yaml"
-    body = merged(base, yaml.safe_load(change.read_text())) if change.exists() else base
-    seen = yaml.safe_load((folder / "observed.yaml").read_text()) or {}
+    body = merged(base, read_yaml(change.read_text())) if change.exists() else base
+    seen = read_yaml((folder / "observed.yaml").read_text()) or {}
     # The status may name artifacts too, whose keys the spec alone decides.
     world = World(Trenchcoat.from_object({k: v for k, v in body.items() if k != "status"}), seen)
     if "status" in body:
         text = world.decode(yaml.safe_dump(body["status"], sort_keys=False))
-        with_status = Trenchcoat.from_object({**body, "status": yaml.safe_load(text)})
+        with_status = Trenchcoat.from_object({**body, "status": read_yaml(text)})
         world.trenchcoat = with_status
     return world
 

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "trainer" / "students" / "lol
 import attention_problems
 import kernel_checks
 from attention_problems import transfer_loss
+from trenchcoat_trainer.students.lolcats.attention import HybridAttention
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,7 +28,10 @@ def on_the_gpu(monkeypatch):
     monkeypatch.setattr(
         kernel_checks, "problem", functools.partial(attention_problems.problem, device="cuda")
     )
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    products = torch.backends.cuda.matmul
+    before, products.allow_tf32 = products.allow_tf32, False
+    yield
+    products.allow_tf32 = before
 
 
 def shape(tokens, head_dim=128, feature_dim=64, heads=4, kv_heads=2, batch=1):
@@ -97,6 +101,46 @@ def test_distill_loss(window_size, shape, dtype):
 @pytest.mark.parametrize(("window_size", "shape"), SHAPES)
 def test_hybrid_attention(window_size, shape, dtype):
     check(kernel_checks.hybrid_errors(window_size, dtype, **shape), dtype)
+
+
+@pytest.mark.parametrize("map_heads", [4, 2])
+@pytest.mark.parametrize("window_size", [16, 64, 128])
+@pytest.mark.parametrize("head_dim", [32, 64, 128])
+@pytest.mark.parametrize("tokens", [2, 64, 129, 200, 1031])
+def test_a_prompt(tokens, head_dim, window_size, map_heads):
+    sizes = shape(tokens, head_dim) | {"map_heads": map_heads}
+    check(kernel_checks.prompt_errors(window_size, torch.bfloat16, **sizes), torch.bfloat16)
+
+
+@pytest.mark.parametrize("feature_dim", [24, 128])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_prompts_of_unequal_length(head_dim, feature_dim):
+    sizes = shape(1031, head_dim, feature_dim, batch=5)
+    errors = kernel_checks.prompt_errors(64, torch.bfloat16, lengths=[1031, 1, 64, 128, 1000], **sizes)
+    check(errors, torch.bfloat16)
+
+
+@pytest.mark.parametrize("where", ["left", "right", None])
+@torch.no_grad()
+def test_a_padded_prompt_is_decoded_as_on_the_cpu(where):
+    sizes = shape(300, 64, batch=3)
+    *heads, w_q, w_k, factor = attention_problems.problem(**sizes, dtype=torch.float32, device="cuda")
+    parameters = {"w_q": w_q, "w_k": w_k, "window_factor": factor}
+    heads = [x.bfloat16() for x in heads]
+    visible = torch.ones(3, 300, dtype=torch.bool, device="cuda")
+    if where:
+        visible[1, slice(0, 170) if where == "left" else slice(130, None)] = False
+    layer, outputs = HybridAttention(4, 2, 4, 64, 64, 64), []
+    for device, dtype in (("cuda", torch.bfloat16), ("cpu", torch.float64)):
+        state, rows = layer.new_state(), []
+        own = {name: x.to(device) for name, x in parameters.items()}
+        for part in (slice(0, 270), *(slice(n, n + 1) for n in range(270, 300))):
+            seen = visible[:, part].to(device)
+            padding = {} if bool(seen.all()) else {"visible": seen}
+            some = [x[:, :, part].to(device, dtype) for x in heads]
+            rows.append(layer.decode(state, some, own, **padding))
+        outputs.append(torch.cat(rows, 2).cpu() * visible.cpu()[:, None, :, None])
+    assert attention_problems.relative(*outputs) < 1e-2
 
 
 def check(errors, dtype):

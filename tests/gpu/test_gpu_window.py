@@ -11,7 +11,16 @@ from trenchcoat_api.spec import Attention, Form, Wide
 sys.path.insert(0, str(Path(__file__).parents[1] / "trainer" / "students" / "window"))
 from trenchcoat_trainer.models.decoding_trenchcoat import PIECE, attend_from_one
 from trenchcoat_trainer.students import Heads
-from window_checks import attend_errors, decode, decode_error, make_heads, make_layer, make_visible, relative
+from window_checks import (
+    attend_errors,
+    decode,
+    decode_error,
+    kernel_error,
+    make_heads,
+    make_layer,
+    make_visible,
+    relative,
+)
 
 from tests.trainer.helpers.tiny_student import make_student, make_teacher
 
@@ -26,8 +35,11 @@ SIZES = [(128, 4), (64, 0), (1, 4), (1088, 4), (5, 130)]  # window, first tokens
 
 
 @pytest.fixture(autouse=True)
-def in_full_precision(monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+def in_full_precision():
+    products = torch.backends.cuda.matmul
+    before, products.allow_tf32 = products.allow_tf32, False
+    yield
+    products.allow_tf32 = before
 
 
 @DTYPES
@@ -41,6 +53,14 @@ def test_forward_and_gradients(window, first_tokens, tokens, head_dim, dtype):
     )
     errors = attend_errors(layer, heads)
     assert {name: error for name, error in errors.items() if not error < TOLERANCE[dtype]} == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("head_dim", [16, 64, 128, 256])
+@pytest.mark.parametrize("tokens", [2, 133, 1300])
+@pytest.mark.parametrize(("window", "first_tokens"), SIZES)
+def test_a_prompt_by_a_kernel(window, first_tokens, tokens, head_dim, dtype):
+    assert kernel_error(window, first_tokens, tokens, head_dim, "cuda", dtype)["y"] < 1e-2
 
 
 @DTYPES

@@ -27,6 +27,7 @@ def check(top: Path, text: str, name: str = "api/package/module.py") -> str:
         "def f(a, b, c, /, d, e, f, *rest, **named): ...",
         "class A:\n    def f(self, a, b, c, d, e, f): ...",
         "@triton.jit\ndef f(a, b, c, d, e, f, g): ...",
+        "@triton.jit(do_not_specialize=['a'])\ndef f(a, b, c, d, e, f, g): ...",
         "class A:\n    @classmethod\n    async def f(cls, a, b, c, d, e, f): ...",
     ],
 )

@@ -1,12 +1,11 @@
 """What every form must keep to, tried on each that there is and on one that the product does not have."""
 
-import ast
 import importlib
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from transformers.dynamic_module_utils import get_imports, get_relative_imports
 from trenchcoat_trainer.data import Batch
 from trenchcoat_trainer.models import artifacts as model_artifacts
 from trenchcoat_trainer.models import student as student_module
@@ -23,6 +22,8 @@ from tests.trainer.stages.cria.cria_training import make_spec
 from tests.trainer.students.averaging.form import AveragingForm
 
 LAYERS, TOKENS = 3, 43
+NEEDED = {"torch", "transformers", "safetensors"} | set(sys.stdlib_module_names)
+"""What an export may import: safetensors comes with transformers."""
 
 
 @pytest.fixture(params=[*FORMS, AveragingForm.name])
@@ -53,6 +54,16 @@ def heads_of(config):
 
 def held(state):
     return {name: x for name, x in vars(state).items() if isinstance(x, torch.Tensor)}
+
+
+@torch.no_grad()
+def test_a_state_holds_no_more_memory_than_it_shows(form, config):
+    heads = heads_of(config)
+    for index in range(LAYERS):
+        layer, parameters = form.layer(config, index), initial_parameters(config, index, seed=0)
+        state = layer.new_state()
+        layer.decode(state, heads, parameters)
+        assert all(x.untyped_storage().nbytes() == x.numel() * x.dtype.itemsize for x in held(state).values())
 
 
 def test_the_configuration_names_its_form(form, config):
@@ -185,17 +196,14 @@ def test_evaluation_measures_its_parts(form, config):
     assert shares == {} or (sorted(shares) == [0, 1, 2] and all(0 < share < 1 for share in shares.values()))
 
 
-def test_the_exported_file_imports_torch_alone(form):
-    files = [Path(module.__file__) for module in (form.code, *form.companions)]
-    imported = {
-        "." * node.level + node.module if isinstance(node, ast.ImportFrom) else name.name
-        for file in files
-        for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)
-        for name in node.names
-    }  # fmt: skip
-    outside = {name.split(".")[0] for name in imported if not name.startswith(".")}
-    assert outside - set(sys.stdlib_module_names) == {"torch"}
-    assert {name for name in imported if name.startswith(".")} == {f".{file.stem}" for file in files[1:]}
+def test_the_exported_files_need_torch_and_transformers_alone(form, config, tmp_path):
+    files = export.code(config)
+    for name, text in files.items():
+        (tmp_path / name).write_bytes(text)
+    # By what refuses to load an export where a package is missing.
+    assert {package for name in files for package in get_imports(tmp_path / name)} <= NEEDED
+    asked_for = get_relative_imports(tmp_path / "modeling_trenchcoat.py")
+    assert {f"{name}.py" for name in asked_for} == set(files) - {"modeling_trenchcoat.py"}
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ attention computes stands in ``student_attention.py``.
 import inspect
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
@@ -22,7 +23,7 @@ from transformers.models.llama.modeling_llama import (
 from transformers.utils import cached_file
 
 from .configuration_trenchcoat import TrenchcoatLlamaConfig
-from .inference_trenchcoat import TrenchcoatMLP, TrenchcoatRMSNorm, apply_rope
+from .inference_trenchcoat import TrenchcoatMLP, TrenchcoatRMSNorm, apply_rope, is_inference
 from .student_attention import layer_attention
 
 PADDING_REFUSED = (
@@ -173,6 +174,8 @@ class TrenchcoatAttention(LlamaAttention):
         `visible`, bool [B, T], says of which tokens a student's attention may take notice; None: of all.
         """
         past_key_values = kwargs.pop("cache", past_key_values)
+        if self.softmax and self._begins_prompt(hidden_states, attention_mask, past_key_values):
+            return self._attend_to_prompt(hidden_states, position_embeddings, past_key_values), None
         if self.softmax:
             return super().forward(
                 hidden_states=hidden_states,
@@ -189,6 +192,25 @@ class TrenchcoatAttention(LlamaAttention):
             state = past_key_values.layers[self.layer_idx].state
             y = self.student.decode(state, heads, parameters, **padding)
         return self.o_proj(y.transpose(1, 2).flatten(2)), None
+
+    def _begins_prompt(self, hidden_BTE, mask, cache):
+        """Say whether softmax attention is asked for from a whole prompt, for inference, nothing hidden."""
+        return (
+            is_inference(hidden_BTE)
+            and hidden_BTE.shape[1] > 1
+            and mask is None
+            and not self.training
+            and self.config._attn_implementation == "sdpa"
+            and (cache is None or cache.layers[self.layer_idx].get_seq_length() == 0)
+        )
+
+    def _attend_to_prompt(self, hidden_BTE, position_embeddings, cache):
+        """Return softmax attention's output after o_proj: Llama's, with RoPE in one pass over memory."""
+        q, k, v = self.project(hidden_BTE, position_embeddings)
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer_idx)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+        return self.o_proj(y.transpose(1, 2).flatten(2))
 
 
 class TrenchcoatDecoderLayer(LlamaDecoderLayer):

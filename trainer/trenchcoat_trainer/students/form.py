@@ -209,8 +209,11 @@ class StudentForm(Protocol):
     It imports torch and `companions` alone, and its ``layer_attention(config, index)`` returns a
     `LayerAttention`.
     """
-    companions: tuple[ModuleType, ...]
-    """Files of torch alone that the checkpoint carries beside it under their own names; often none."""
+    companions: tuple[str, ...]
+    """Files beside it that the checkpoint carries under their own names; often none.
+
+    They import torch and each other alone; those of kernels Triton too, and nothing imports them elsewhere.
+    """
     has_window_dropout: bool
     """Whether its softmax window can be dropped in attention transfer."""
 

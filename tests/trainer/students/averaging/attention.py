@@ -63,9 +63,9 @@ class Averaging:
         seen = (ahead <= 0) & (ahead > -self.window)
         recent = torch.nn.functional.scaled_dot_product_attention(q, k, v, seen, enable_gqa=True)
         gate = parameters["gate"].sigmoid()[:, None, None] if self.has_gate else 0.5
-        state.total, state.tokens = totals[:, :, -1:], state.tokens + q.shape[2]
+        state.total, state.tokens = totals[:, :, -1:].clone(), state.tokens + q.shape[2]
         first = max(k.shape[2] - self.window + 1, 0)
-        state.keys, state.values = k[:, :, first:], v[:, :, first:]
+        state.keys, state.values = k[:, :, first:].clone(), v[:, :, first:].clone()
         if keep_parts != "both":
             return recent if keep_parts == "window" else means
         return ((1 - gate) * recent + gate * means).to(q.dtype)

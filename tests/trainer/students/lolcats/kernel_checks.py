@@ -12,6 +12,8 @@ from attention_problems import (
     transfer_loss,
     with_gradients,
 )
+from trenchcoat_trainer.students.lolcats import hybrid, prompt_kernel
+from trenchcoat_trainer.students.lolcats.hybrid import HybridInputs
 
 MAPS = ("w_q", "w_k", "window_factor")
 STUDENT = ("q", "k", "v", *MAPS)
@@ -81,3 +83,23 @@ def hybrid_errors(window_size, dtype=torch.float32, wanted=ARGUMENTS, **shape):
         return {"y": y.detach(), **{name: leaves[name].grad for name in wanted}}
 
     return errors(run(tensors, "triton"), run(exact(tensors), "naive"))
+
+
+def prompt_errors(window_size, dtype=torch.float32, lengths=None, **shape):
+    """Errors of a prompt's kernels: the output, and what is folded; `lengths`: each sequence's own tokens."""
+    tensors = as_given(problem(dtype=torch.float32, **shape), dtype)
+    given, truth = (HybridInputs(*some, window_size) for some in (tensors, exact(tensors)))
+    tokens = given.q.shape[2]
+    own = torch.tensor(lengths or [tokens] * given.q.shape[0])
+    leaving = (own // window_size - 1).clamp_min(0) * window_size
+    y, folded = prompt_kernel.attend(given, leaving.to(given.q.device) if lengths else int(leaving[0]))
+    seen = torch.arange(tokens, device=given.q.device)
+    expected = hybrid.fold(truth.k, truth.v, truth.w_k, seen < leaving.to(seen)[:, None])
+    if folded is None:
+        assert int(leaving.max()) == 0
+        folded = hybrid.Folded(*(torch.zeros_like(x) for x in expected))
+    rows = (seen < own.to(seen)[:, None])[:, None, :, None]
+    return errors(
+        {"y": y * rows, **folded._asdict()},
+        {"y": hybrid.attend(truth) * rows, **expected._asdict()},
+    )

@@ -1,26 +1,12 @@
 """The Triton kernels under Triton's interpreter, on the CPU at small shapes."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
+
+from tests.trainer.helpers.interpreted import interpreted
 
 pytestmark = pytest.mark.slow
 
 pytest.importorskip("triton", reason="needs Triton for its interpreter")
-
-ANSWER = """
-import json, sys
-sys.path[:0] = json.loads(sys.argv[1])
-import torch
-import kernel_checks
-torch.set_num_threads(1)
-for line in sys.stdin:
-    check, arguments = json.loads(line)
-    print(json.dumps(getattr(kernel_checks, check)(**arguments)), flush=True)
-"""
 
 CASES = [
     ("transfer_errors", {"tokens": 70, "window_size": 16, "feature_dim": 24}),
@@ -42,28 +28,20 @@ CASES = [
         for check in ("distill_errors", "hybrid_errors")
         for wanted in (["q", "v"], ["v"], ["k"], ["q"], ["k", "w_k"], ["v", "window_factor"])
     ),
+    # A prompt: within its terrace, on a block's edge and off it, blocks of several tiles, shared maps.
+    ("prompt_errors", {"tokens": 30, "window_size": 16}),
+    ("prompt_errors", {"tokens": 64, "window_size": 16, "feature_dim": 24}),
+    ("prompt_errors", {"tokens": 75, "window_size": 16, "heads": 2, "kv_heads": 1, "batch": 2}),
+    ("prompt_errors", {"tokens": 75, "window_size": 32, "heads": 4, "kv_heads": 2, "map_heads": 2}),
+    ("prompt_errors", {"tokens": 400, "window_size": 128, "heads": 2, "kv_heads": 1, "map_heads": 1}),
+    ("prompt_errors", {"tokens": 75, "window_size": 16, "batch": 4, "lengths": [75, 1, 33, 64]}),
 ]
 
 
 @pytest.fixture(scope="module")
 def errors():
-    """Tells a case's errors, in a process of its own: the interpreter is chosen when kernels are imported.
-
-    Workers share a file's cases: each computes only those that it is asked for.
-    """
-    with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", ANSWER, json.dumps(sys.path)],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-
-        def ask(case):
-            process.stdin.write(json.dumps(case) + "\n")
-            process.stdin.flush()
-            return json.loads(process.stdout.readline() or pytest.fail("it died, and said why on stderr"))
-
+    """Workers share a file's cases: each computes only those that it is asked for."""
+    with interpreted("kernel_checks") as ask:
         yield ask
 
 

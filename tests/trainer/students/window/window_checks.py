@@ -2,7 +2,7 @@
 
 import torch
 from trenchcoat_trainer.students import Heads
-from trenchcoat_trainer.students.window import naive
+from trenchcoat_trainer.students.window import naive, prompt_kernel
 from trenchcoat_trainer.students.window.attention import WindowAttention
 
 HEADS, KV_HEADS = 6, 2
@@ -55,6 +55,17 @@ def attend_errors(layer, heads):
         results.append((y, *torch.autograd.grad((y * upstream).sum(), leaves)))
     names = ("output", "q", "k", "v")
     return {name: relative(*pair) for name, *pair in zip(names, *results, strict=True)}
+
+
+@torch.no_grad()
+def kernel_error(window, first_tokens, tokens, head_dim=16, device="cpu", dtype=torch.float32):
+    """Error of a prompt's kernel; what lies behind the last token in memory is no number."""
+    heads = make_heads(tokens, device, dtype, head_dim=head_dim)
+    storage = [torch.full_like(x, torch.nan).repeat(1, 1, 2, 1) for x in heads]
+    for whole, x in zip(storage, heads, strict=True):
+        whole[:, :, :tokens] = x
+    y = prompt_kernel.attend(*(whole[:, :, :tokens] for whole in storage), window, first_tokens)
+    return {"y": relative(y, naive.attend(exact(heads), window, first_tokens))}
 
 
 @torch.no_grad()

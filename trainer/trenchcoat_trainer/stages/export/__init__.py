@@ -13,12 +13,7 @@ from trenchcoat_api.spec import ExportForm, TrenchcoatSpec
 
 from trenchcoat_trainer.checkpoints.shards import TEACHER, teacher_files
 from trenchcoat_trainer.errors import MissingInputError
-from trenchcoat_trainer.models import (
-    configuration_trenchcoat,
-    decoding_trenchcoat,
-    inference_trenchcoat,
-    modeling_trenchcoat,
-)
+from trenchcoat_trainer.models import modeling_trenchcoat
 from trenchcoat_trainer.models.artifacts import load_student_config
 from trenchcoat_trainer.models.configuration_trenchcoat import TrenchcoatLlamaConfig
 from trenchcoat_trainer.runtime.context import StageContext
@@ -30,6 +25,14 @@ from trenchcoat_trainer.stages.export.weights import WRITERS
 from trenchcoat_trainer.students import form_of
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
+OWN_CODE = (
+    "configuration_trenchcoat.py",
+    "modeling_trenchcoat.py",
+    "inference_trenchcoat.py",
+    "fused_trenchcoat.py",
+    "decoding_trenchcoat.py",
+)
+"""Files of `models` that an exported checkpoint carries."""
 AUTO_MAP = {
     "AutoConfig": "configuration_trenchcoat.TrenchcoatLlamaConfig",
     "AutoModelForCausalLM": "modeling_trenchcoat.TrenchcoatLlamaForCausalLM",
@@ -62,16 +65,20 @@ def run(context: StageContext) -> None:
 
 
 def code(config: TrenchcoatLlamaConfig) -> dict[str, bytes]:
-    """Return the files of the exported model's code; they import each other, torch and transformers alone."""
+    """Return the files of the exported model's code; they import each other, torch and transformers alone.
+
+    Those of kernels import Triton too, and are imported where it runs.
+    """
     form = form_of(config)
-    own = (configuration_trenchcoat, modeling_trenchcoat, inference_trenchcoat, decoding_trenchcoat)
-    modules = (*own, *form.companions)
-    files = {Path(module.__file__).name: Path(module.__file__).read_bytes() for module in modules}
-    for module in (decoding_trenchcoat, *form.companions):
-        # Older transformers fetch the files that the model's names, and not those that these name.
-        line = f"from .{Path(module.__file__).stem} import __name__ as _fetched  # noqa: F401\n"
-        files["modeling_trenchcoat.py"] += line.encode()
-    return {**files, "student_attention.py": Path(form.code.__file__).read_bytes()}
+    own, student = Path(modeling_trenchcoat.__file__), Path(form.code.__file__)
+    paths = (*map(own.with_name, OWN_CODE), *map(student.with_name, form.companions))
+    files = {path.name: path.read_bytes() for path in paths}
+    # Older transformers fetch the files that the model's names, and not those that these name. Never called.
+    modeling = files[own.name].decode()
+    names = [path.stem for path in paths if path != own and f"from .{path.stem} import" not in modeling]
+    lines = ["\n\ndef _fetched():", *(f"    from .{name} import __name__  # noqa: F401" for name in names)]
+    files[own.name] = (modeling + "\n".join(lines) + "\n").encode()
+    return {**files, "student_attention.py": student.read_bytes()}
 
 
 def tokenizer_config(teachers: bytes) -> bytes:

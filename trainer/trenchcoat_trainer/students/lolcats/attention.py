@@ -1,7 +1,7 @@
 """LoLCATs' hybrid attention of a layer: its parameters, and decoding with a state of constant size.
 
 An exported checkpoint carries this file as ``student_attention.py``, and beside it ``hybrid.py``, which
-computes, and ``stepping.py``; they import torch alone.
+computes, ``stepping.py``, and for prompts on a GPU with Triton ``prompt_kernel.py``; they import torch alone.
 
 Sequences of one batch may differ in length: blocks are counted from each one's first visible token.
 
@@ -10,6 +10,8 @@ Shape letters as in ``hybrid.py``; L live tokens of a state, X tokens of a state
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -164,7 +166,8 @@ class HybridAttention(FixedHybrid):
 
     def compute(self, x: HybridInputs, keep_parts: str) -> torch.Tensor:
         """Compute `attend` of inputs that were checked, nothing of them hidden."""
-        return attend(x, keep_parts)
+        kernel = _kernel_for(x) if keep_parts == "both" else None
+        return attend(x, keep_parts) if kernel is None else kernel.attend(x)[0]
 
     def new_state(self) -> HybridState:
         """Return what decoding remembers before the first token."""
@@ -217,21 +220,50 @@ def layer_attention(config: Any, index: int) -> HybridAttention:
     )
 
 
+def _kernel_for(x: HybridInputs) -> Any:
+    """Return the kernels that take a whole prompt; None where plain torch must: on a CPU, for gradients."""
+    if not x.q.is_cuda or x.q.shape[2] == 1 or torch.compiler.is_compiling() or not _is_built(x.q.device):
+        return None
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in x[:6]):
+        return None
+    from . import prompt_kernel  # imports Triton: only where it is wanted
+
+    return prompt_kernel if prompt_kernel.takes(x) else None
+
+
+@functools.cache
+def _is_built(device: torch.device) -> bool:
+    """Say whether Triton is there, and the GPU has matrix units for bf16."""
+    has_triton = torch.version.hip is None and importlib.util.find_spec("triton") is not None
+    return has_triton and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def _decode_alike(x: HybridInputs, state: HybridState) -> torch.Tensor:
     """Attend where every sequence has as many tokens as the others."""
-    new_tokens = x.q.shape[2]
+    new_tokens, kernel = x.q.shape[2], None
     if state.keys is not None and state.values is not None:
         x = x._replace(k=torch.cat([state.keys, x.k], dim=2), v=torch.cat([state.values, x.v], dim=2))
-    if new_tokens == 1:
-        y = one_query(x, state.folded)
     else:
-        padded = x._replace(q=F.pad(x.q, (0, 0, x.k.shape[2] - new_tokens, 0)))
-        y = forward(padded, "both", state.folded)[0][:, :, -new_tokens:]
+        kernel = _kernel_for(x)
     leaving = max(x.k.shape[2] // x.window_size - 1, 0) * x.window_size
-    if leaving:
-        _add(state, None, fold(x.k[:, :, :leaving], x.v[:, :, :leaving], x.w_k))
-    state.keys, state.values = x.k[:, :, leaving:], x.v[:, :, leaving:]
+    if kernel is not None:
+        y, folded = kernel.attend(x, leaving)
+    else:
+        if new_tokens == 1:
+            y = one_query(x, state.folded)
+        else:
+            padded = x._replace(q=F.pad(x.q, (0, 0, x.k.shape[2] - new_tokens, 0)))
+            y = forward(padded, "both", state.folded)[0][:, :, -new_tokens:]
+        folded = fold(x.k[:, :, :leaving], x.v[:, :, :leaving], x.w_k) if leaving else None
+    if folded is not None:
+        _add(state, None, folded)
+    state.keys, state.values = (_kept(tensor, leaving) for tensor in (x.k, x.v))
     return y
+
+
+def _kept(tensor: torch.Tensor, leaving: int) -> torch.Tensor:
+    """Return what stays, without the memory of what leaves."""
+    return tensor[:, :, leaving:].clone() if leaving else tensor
 
 
 def _decode_ragged(x: HybridInputs, state: HybridState, visible_BT: torch.Tensor | None) -> torch.Tensor:
@@ -244,6 +276,14 @@ def _decode_ragged(x: HybridInputs, state: HybridState, visible_BT: torch.Tensor
     if visible_BT is not None:
         total_B, order_BT = live_B + visible_BT.sum(1).cpu(), visible_first(visible_BT)
         x = x._replace(**{name: take(getattr(x, name), order_BT) for name in ("q", "k", "v")})
+    kernel = _kernel_for(x) if held == 0 else None
+    if kernel is not None:
+        leaving_B = _leaving(total_B, x.window_size)
+        y, folded = kernel.attend(x, leaving_B.to(device))
+        if int(leaving_B.max()):
+            _add(state, None, folded)
+        _keep_ragged(x, state, total_B, leaving_B)
+        return y if order_BT is None else put_back(y, order_BT)
 
     column_X = torch.arange(int(live_B.max()) + new_tokens, device=device)
     new_BX = column_X - live_B.to(device)[:, None]  # which of the new tokens stands there, if not below 0
@@ -264,16 +304,26 @@ def _decode_ragged(x: HybridInputs, state: HybridState, visible_BT: torch.Tensor
 
 def _remember_ragged(x: HybridInputs, state: HybridState, total_B: torch.Tensor) -> None:
     """Fold each sequence's own blocks, and keep the rest of its first `total_B` tokens."""
-    device, width = x.k.device, x.k.shape[2]
-    leaving_B = (total_B // x.window_size - 1).clamp_min(0) * x.window_size
+    device, leaving_B = x.k.device, _leaving(total_B, x.window_size)
     rows = leaving_B.nonzero()[:, 0]
     if len(rows):
         most, some = int(leaving_B.max()), rows.to(device)
         seen = torch.arange(most, device=device) < leaving_B[rows].to(device)[:, None]
         _add(state, some, fold(x.k[some, :, :most], x.v[some, :, :most], x.w_k, seen), len(total_B))
+    _keep_ragged(x, state, total_B, leaving_B)
+
+
+def _leaving(total_B: torch.Tensor, window_size: int) -> torch.Tensor:
+    """Return how many tokens leave the terrace of sequences of `total_B`: whole blocks."""
+    return (total_B // window_size - 1).clamp_min(0) * window_size
+
+
+def _keep_ragged(x: HybridInputs, state: HybridState, total_B: torch.Tensor, leaving_B: torch.Tensor) -> None:
+    """Keep what is not folded of each sequence's first `total_B` tokens."""
+    device = x.k.device
     state.live = total_B - leaving_B
     kept_L = torch.arange(int(state.live.max()), device=device)
-    index_BL = (kept_L + leaving_B.to(device)[:, None]).clamp_max(width - 1)
+    index_BL = (kept_L + leaving_B.to(device)[:, None]).clamp_max(x.k.shape[2] - 1)
     state.keys, state.values = take(x.k, index_BL), take(x.v, index_BL)
 
 

@@ -15,7 +15,7 @@ from trenchcoat_api import spec
 from trenchcoat_api.layer_kinds import LayerKind
 
 from trenchcoat_trainer.students.form import PUBLISHED, Card, Heads, LossWeights, Parameters, TransferLoss
-from trenchcoat_trainer.students.lolcats import attention, hybrid, stepping
+from trenchcoat_trainer.students.lolcats import attention, hybrid
 from trenchcoat_trainer.students.lolcats.attention import HybridAttention
 from trenchcoat_trainer.students.lolcats.backends import choose_backend
 from trenchcoat_trainer.students.lolcats.hybrid import HybridInputs
@@ -76,7 +76,7 @@ class Lolcats:
 
     name = "lolcats"
     code = attention
-    companions = (hybrid, stepping)
+    companions = ("hybrid.py", "stepping.py", "prompt_kernel.py")
     has_window_dropout = True
 
     def config_fields(self, attention: spec.Attention, kinds: Sequence[LayerKind]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Softmax over the first tokens and a sliding window by itself: full forward and decode, in plain torch.
 
-An exported checkpoint carries this file as ``student_attention.py``; it imports torch and
-its neighbours ``blocks.py``, ``flash.py`` and ``stepping.py``.
+An exported checkpoint carries this file as ``student_attention.py``; it imports torch and its neighbours
+``blocks.py``, ``flash.py``, ``stepping.py`` and, on a GPU with Triton, ``prompt_kernel.py``.
 
 The query at position i of a layer with window w and S first tokens gives softmax weights to the keys at
 
@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from .blocks import Pair
 from .blocks import attend as attend_in_blocks
 from .flash import attend as attend_by_flash
-from .flash import takes
+from .flash import kernel_for, takes
 from .stepping import FixedWindow, Heads
 
 Parameters = Mapping[str, torch.Tensor]
@@ -216,6 +216,9 @@ class WindowAttention(FixedWindow):
                 q, *rest, is_causal=True, enable_gqa=q.shape[1] != rest.k.shape[1]
             )
         if takes(q, start, self.first_tokens):
+            kernel = kernel_for(q, *rest) if q.shape[2] == rest.k.shape[2] else None
+            if kernel is not None:  # of a whole prompt
+                return kernel.attend(q, *rest, self.window, self.first_tokens)
             return attend_by_flash(q, first, rest, start, self.window)
         return attend_in_blocks(q, first, rest, start, self.window, self.first_tokens)
 
@@ -236,7 +239,7 @@ class WindowAttention(FixedWindow):
     def _attend_ragged(self, state: WindowState, heads: Heads, visible_BT: torch.Tensor) -> torch.Tensor:
         """Attend where sequences differ in what is hidden: each one's tokens are moved to the end first."""
         q, k, v = heads
-        batch, kv_heads, new_tokens, head_dim = k.shape
+        batch, _, new_tokens, _ = k.shape
         hidden_B = state.hidden if state.hidden is not None else visible_BT.new_zeros(batch, dtype=torch.long)
         before_B1 = (state.tokens - hidden_B)[:, None]
         after_B1 = before_B1 + visible_BT.sum(1, keepdim=True)
@@ -250,16 +253,22 @@ class WindowAttention(FixedWindow):
             slot_BX = torch.where(position_BX < self.first_tokens, position_BX, self.slot(position_BX))
             old_BX = slot_BX.clamp(0, max(slots - 1, 0))
             index_BX = torch.where(position_BX < before_B1, old_BX, slots + order_BT.gather(1, new_BX))
-            index = index_BX[:, None, :, None].expand(-1, kv_heads, -1, head_dim)
-            return Pair(*(x.gather(2, index) for x in source))
+            return Pair(*(x.gather(2, _index(index_BX, x)) for x in source))
 
         count = torch.arange(self._slots + new_tokens, device=k.device)[None]
-        at_hand = new_tokens + min(slots, self.window)
-        first = gather(count[:, : min(self.first_tokens, state.tokens + new_tokens)].expand(batch, -1))
-        start_B1 = after_B1 - at_hand
-        rest = gather(start_B1 + count[:, :at_hand])
-        order = order_BT[:, None, :, None].expand_as(q)
-        y = self._attend_all(q.gather(2, order), first, rest, start_B1)
+        kernel = kernel_for(q, k, v) if not slots and takes(q, 0, self.first_tokens) else None
+        if kernel is not None:  # the hidden ones come last, where none sees them
+            last_BT = (~visible_BT).long().argsort(dim=1, stable=True)
+            own = (x.gather(2, _index(last_BT, x)) for x in heads)
+            y = kernel.attend(*own, self.window, self.first_tokens)
+            order = _index(last_BT, q)
+        else:
+            at_hand = new_tokens + min(slots, self.window)
+            first = gather(count[:, : min(self.first_tokens, state.tokens + new_tokens)].expand(batch, -1))
+            start_B1 = after_B1 - at_hand
+            rest = gather(start_B1 + count[:, :at_hand])
+            order = _index(order_BT, q)
+            y = self._attend_all(q.gather(2, order), first, rest, start_B1)
 
         slot_1X = count[:, : min(self._slots, state.tokens + new_tokens)]
         state.keys, state.values = gather(self._held(slot_1X, after_B1))
@@ -302,6 +311,11 @@ def _checked(heads: Heads) -> Heads:
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(f"{q.shape[1]} query heads cannot be grouped over {k.shape[1]} key/value heads")
     return q, k, v
+
+
+def _index(index_BX: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Name the same tokens for every head and dimension of `x`, [B, heads, tokens, D]."""
+    return index_BX[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
 
 
 def _write(slots: torch.Tensor, index: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The window by the flash attention that torch carries, on a GPU, forward and backward.
 
-An exported checkpoint carries this file beside ``student_attention.py``, so it must import only torch.
+An exported checkpoint carries this file beside ``student_attention.py``, so it must import only torch and,
+for a whole prompt without gradients, the quicker ``prompt_kernel.py``.
 
 FlashAttention-2 (arXiv 2307.08691) knows sliding windows, and not first tokens. So one call attends to the
 window and another to the first tokens; their outputs y are weighed by what each says of its sum, lse = log
@@ -24,6 +25,7 @@ Shape letters as in ``attention.py``.
 from __future__ import annotations
 
 import functools
+import importlib.util
 from typing import Any
 
 import torch
@@ -48,6 +50,19 @@ def takes(q: torch.Tensor, start: Any, first_tokens: int) -> bool:
         and (start == 0 or start >= first_tokens)
         and _is_built(q.device)
     )
+
+
+def kernel_for(*heads: torch.Tensor) -> Any:
+    """Return the kernel that takes a whole prompt, q, k and v that `takes` took; None where `attend` must.
+
+    It gives no gradients, and needs Triton, which torch for GPUs brings.
+    """
+    wants_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in heads)
+    if wants_gradient or torch.compiler.is_compiling() or not _has_triton():
+        return None
+    from . import prompt_kernel  # imports Triton: only where it is wanted
+
+    return prompt_kernel if prompt_kernel.takes(heads[0]) else None
 
 
 def attend(q: torch.Tensor, first: Pair, rest: Pair, start: int, window: int) -> torch.Tensor:
@@ -180,6 +195,11 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
 
 def _bounds(near: int | None) -> dict[str, int]:
     return {} if near is None else {"window_size_left": near, "window_size_right": 0}
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 @functools.cache

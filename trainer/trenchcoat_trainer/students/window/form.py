@@ -13,7 +13,7 @@ from trenchcoat_api import spec
 from trenchcoat_api.layer_kinds import LayerKind
 
 from trenchcoat_trainer.students.form import PUBLISHED, Card, Heads, LossWeights, Parameters, TransferLoss
-from trenchcoat_trainer.students.window import attention, blocks, flash, stepping
+from trenchcoat_trainer.students.window import attention
 from trenchcoat_trainer.students.window.attention import WindowAttention
 
 
@@ -95,7 +95,7 @@ class Window:
 
     name = "window"
     code = attention
-    companions = (blocks, flash, stepping)
+    companions = ("blocks.py", "flash.py", "stepping.py", "prompt_kernel.py")
     has_window_dropout = False
 
     def config_fields(self, attention: spec.Attention, kinds: Sequence[LayerKind]) -> dict[str, Any]:

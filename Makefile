@@ -57,7 +57,7 @@ test-versions: venv  ## an export under the oldest and newest transformers 4 and
 
 test-tasks: venv  ## lm-evaluation-harness on teacher and student; not part of make test (a minute, 300 MB)
 	hack/python-env tasks
-	.venv-tasks/bin/python -m pytest tests/trainer/stages/evaluate/test_tasks.py
+	.venv-tasks/bin/python -m pytest tests/trainer/stages/evaluate/test_tasks.py tests/benchmarks/test_quality.py
 
 test-release: venv  ## what `make release` leaves, installed where nothing else is, runs the README's commands; not part of make test
 	hack/python-env release

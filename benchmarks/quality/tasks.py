@@ -53,6 +53,10 @@ TASKS: dict[str, dict[str, Any]] = {
         "doc_to_target": "{{number}}",
         "target_delimiter": " ",
         "generation_kwargs": {"until": ["\n"], "max_gen_toks": 8, "do_sample": False},
+        # An answer begins with the space that the question ends without.
+        "filter_list": [
+            {"name": "stripped", "filter": [{"function": "remove_whitespace"}, {"function": "take_first"}]}
+        ],
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     },
 }

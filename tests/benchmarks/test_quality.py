@@ -120,6 +120,37 @@ def test_the_harness_asks_for_what_follows_a_space(texts: list[str], tmp_path: P
     ]
 
 
+def test_an_answer_counts_with_the_space_before_it(texts: list[str], tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: hack/python-env tasks")
+    from lm_eval import simple_evaluate
+    from lm_eval.api.model import LM
+    from lm_eval.tasks import TaskManager
+
+    class Answering(LM):
+        """Answers as models do: with a space first."""
+
+        wrong = False
+
+        def generate_until(self, requests, **_):
+            return [f" {'no number' if self.wrong else request.doc['number']}" for request in requests]
+
+        def loglikelihood(self, requests, **_):
+            raise NotImplementedError
+
+        loglikelihood_rolling = loglikelihood
+
+    monkeypatch.setattr(tasks, "held_out", lambda _: texts)
+    monkeypatch.setattr("sys.argv", ["tasks.py", "--out", str(tmp_path), "--questions", str(DRAWN)])
+    tasks.main()
+    monkeypatch.chdir(tmp_path)
+    known = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    for wrong, score in ((False, 1.0), (True, 0.0)):
+        model = Answering()
+        model.wrong = wrong
+        found = simple_evaluate(model=model, tasks=["lookup"], task_manager=known, bootstrap_iters=0)
+        assert found["results"]["lookup"]["exact_match,stripped"] == score
+
+
 def joining(words: list[str]) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer to which each of `words` is one token."""
     tokenizer = Tokenizer(models.BPE())
@@ -149,12 +180,10 @@ def test_the_committed_table_is_that_of_the_results() -> None:
     assert "| perplexity at 1024 | 13.46 | 10.69 | 10.79 | 13.72 | 10.78 | 13.80 |" in shown
     assert "| bytes of state at 4096 tokens, MB | 94.4 | 94.4 | 26.6 | 26.6 | 10.5 | 10.5 |" in shown
     assert "other text" not in shown
-    texts = FOLDER / "results" / "students_h200_texts.json"
-    assert (
-        texts.with_suffix(".md")
-        .read_text()
-        .endswith(table.table(json.loads(texts.read_text())["students"]) + "\n")
-    )
+    for name in ("texts", "tasks"):
+        told = FOLDER / "results" / f"students_h200_{name}.json"
+        shown = table.table(json.loads(told.read_text())["students"])
+        assert told.with_suffix(".md").read_text().endswith(f"{shown}\n")
 
 
 def test_other_texts_tasks_and_errors_have_lines() -> None:

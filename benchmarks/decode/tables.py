@@ -14,16 +14,17 @@ _COLOURS = {"teacher": "#6b7280", "standard": "#3b7dd8", "window": "#2f9e6e", "l
 
 
 def write(file: Path) -> None:
-    """Write tables of the lines of `file` beside it, and a picture if steps were timed."""
+    """Write tables of the lines of `file` beside it, and a picture where steps have several contexts."""
     cases: dict[tuple[str, int, int], dict[str, dict[str, Any]]] = {}
     for line in file.read_text().splitlines():
         found = json.loads(line)
         key = (found["shape"], found["batch"], found["context"])
         cases.setdefault(key, {}).setdefault(found["model"], {}).update(found)
-    has_steps = any("step_ms" in found for models in cases.values() for found in models.values())
-    parts = [_prefills(cases), *([_steps(cases)] if has_steps else [])]
+    measured = {name for models in cases.values() for found in models.values() for name in found}
+    makers = {"prefill_ms": _prefills, "step_ms": _steps}
+    parts = [make(cases) for name, make in makers.items() if name in measured]
     file.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
-    if has_steps:
+    if "step_ms" in measured:
         _picture(cases, file.with_suffix(".svg"))
 
 
@@ -76,6 +77,8 @@ def _picture(cases: dict[Any, dict[str, dict[str, Any]]], path: Path) -> None:
     for shape, _, context in sorted(timed, key=lambda key: _place((key, None))):
         contexts.setdefault(shape, set()).add(context)
     shapes = [shape for shape, found in contexts.items() if len(found) > 1]
+    if not shapes:
+        return
     with matplotlib.rc_context({"svg.hashsalt": "decode", "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(3.6 * len(shapes), 3.2), layout="constrained")
         panels = figure.subplots(1, len(shapes), squeeze=False, sharey=True)[0]

@@ -23,7 +23,8 @@ except ImportError as error:
 
 LOG2_E = 1.4426950408889634
 FEWEST_FEATURES = 64
-"""E at least: in narrower tiles Triton 3.6's code for an H200 read shared memory beyond its end."""
+"""E at least: of narrower tiles ptxas 12.8 (Triton 3.6.0, 3.7.1) makes code that reads beyond shared memory
+on an H200, or gives other numbers (`test_compiled_for_hopper`)."""
 HOPPERS_BYTES = 200_000
 """Shared memory of a multiprocessor that the tiles of an H200 need."""
 

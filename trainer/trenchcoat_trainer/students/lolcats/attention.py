@@ -240,21 +240,21 @@ def _is_built(device: torch.device) -> bool:
 
 def _decode_alike(x: HybridInputs, state: HybridState) -> torch.Tensor:
     """Attend where every sequence has as many tokens as the others."""
-    new_tokens, kernel = x.q.shape[2], None
+    new_tokens = x.q.shape[2]
+    kernel = _kernel_for(x) if state.keys is None else None
     if state.keys is not None and state.values is not None:
         x = x._replace(k=torch.cat([state.keys, x.k], dim=2), v=torch.cat([state.values, x.v], dim=2))
-    else:
-        kernel = _kernel_for(x)
     leaving = max(x.k.shape[2] // x.window_size - 1, 0) * x.window_size
+    folded = None
     if kernel is not None:
         y, folded = kernel.attend(x, leaving)
+    elif new_tokens == 1:
+        y = one_query(x, state.folded)
     else:
-        if new_tokens == 1:
-            y = one_query(x, state.folded)
-        else:
-            padded = x._replace(q=F.pad(x.q, (0, 0, x.k.shape[2] - new_tokens, 0)))
-            y = forward(padded, "both", state.folded)[0][:, :, -new_tokens:]
-        folded = fold(x.k[:, :, :leaving], x.v[:, :, :leaving], x.w_k) if leaving else None
+        padded = x._replace(q=F.pad(x.q, (0, 0, x.k.shape[2] - new_tokens, 0)))
+        y = forward(padded, "both", state.folded)[0][:, :, -new_tokens:]
+    if kernel is None and leaving:
+        folded = fold(x.k[:, :, :leaving], x.v[:, :, :leaving], x.w_k)
     if folded is not None:
         _add(state, None, folded)
     state.keys, state.values = (_kept(tensor, leaving) for tensor in (x.k, x.v))

@@ -13,7 +13,7 @@ from tests.waiting import until
 NAME = "restarted"
 NODE = "node-2"
 """The other one has MinIO and the training operator."""
-TOKENS = 512 * random.randrange(300, 400)
+TOKENS = 512 * random.randrange(321, 400)
 """No other test, nor this one on a cluster that was kept, has a tokenize stage of so many in the store."""
 
 

@@ -6,6 +6,7 @@ import re
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,18 +79,24 @@ def test_a_border_is_one_space(texts: list[str]) -> None:
             assert row["before"] == row["before"].rstrip()
 
 
-def test_the_harness_asks_for_what_follows_a_space(texts: list[str], tmp_path: Path, monkeypatch) -> None:
-    """Also where the tokenizer has one token for the words on both sides of the border, without the space."""
-    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: hack/python-env tasks")
-    from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
+@pytest.fixture
+def known(texts: list[str], tmp_path: Path, monkeypatch) -> Any:
+    """The harness's own reading of the tasks, which are written below `tmp_path`."""
+    reason = "lm-evaluation-harness is not installed: hack/python-env tasks"
+    manager = pytest.importorskip("lm_eval.tasks", reason=reason).TaskManager
     monkeypatch.setattr(tasks, "held_out", lambda _: texts)
     monkeypatch.setattr("sys.argv", ["tasks.py", "--out", str(tmp_path), "--questions", str(DRAWN)])
     tasks.main()
     # A relative path of a task's questions is looked for in the working directory.
     monkeypatch.chdir(tmp_path)
+    return manager(include_path=str(tmp_path), include_defaults=False)
+
+
+def test_the_harness_asks_for_what_follows_a_space(known: Any, tmp_path: Path) -> None:
+    """Also where the tokenizer has one token for the words on both sides of the border, without the space."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
     asked = {
         name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
         for name in ("continuation", "last_word")
@@ -110,7 +117,7 @@ def test_the_harness_asks_for_what_follows_a_space(texts: list[str], tmp_path: P
     found = simple_evaluate(
         model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4),
         tasks=list(asked),
-        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        task_manager=known,
         bootstrap_iters=0,
     )
     samples = {name: [sample["arguments"] for sample in found["samples"][name]] for name in asked}
@@ -120,11 +127,9 @@ def test_the_harness_asks_for_what_follows_a_space(texts: list[str], tmp_path: P
     ]
 
 
-def test_an_answer_counts_with_the_space_before_it(texts: list[str], tmp_path: Path, monkeypatch) -> None:
-    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: hack/python-env tasks")
+def test_an_answer_counts_with_the_space_before_it(known: Any) -> None:
     from lm_eval import simple_evaluate
     from lm_eval.api.model import LM
-    from lm_eval.tasks import TaskManager
 
     class Answering(LM):
         """Answers as models do: with a space first."""
@@ -139,11 +144,6 @@ def test_an_answer_counts_with_the_space_before_it(texts: list[str], tmp_path: P
 
         loglikelihood_rolling = loglikelihood
 
-    monkeypatch.setattr(tasks, "held_out", lambda _: texts)
-    monkeypatch.setattr("sys.argv", ["tasks.py", "--out", str(tmp_path), "--questions", str(DRAWN)])
-    tasks.main()
-    monkeypatch.chdir(tmp_path)
-    known = TaskManager(include_path=str(tmp_path), include_defaults=False)
     for wrong, score in ((False, 1.0), (True, 0.0)):
         model = Answering()
         model.wrong = wrong

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-try:
+try:  # transformers asks for what stands outside of one before it loads an export, on a CPU too
     import triton
     import triton.language as tl
 except ImportError as error:

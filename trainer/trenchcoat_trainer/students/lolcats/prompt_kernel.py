@@ -15,7 +15,7 @@ import torch
 
 from .hybrid import PHI_MIN, Folded, HybridInputs
 
-try:
+try:  # transformers asks for what stands outside of one before it loads an export, on a CPU too
     import triton
     import triton.language as tl
 except ImportError as error:

@@ -202,6 +202,11 @@ def test_the_exported_files_need_torch_and_transformers_alone(form, config, tmp_
         (tmp_path / name).write_bytes(text)
     # By what refuses to load an export where a package is missing.
     assert {package for name in files for package in get_imports(tmp_path / name)} <= NEEDED
+    forms = {"student_attention.py", *form.companions}
+    packages = {package for name in forms for package in get_imports(tmp_path / name)}
+    assert packages - set(sys.stdlib_module_names) == {"torch"}
+    named = {f"{other}.py" for name in forms for other in get_relative_imports(tmp_path / name)}
+    assert named == {name for name in form.companions if not name.endswith("_kernel.py")}
     asked_for = get_relative_imports(tmp_path / "modeling_trenchcoat.py")
     assert {f"{name}.py" for name in asked_for} == set(files) - {"modeling_trenchcoat.py"}
 
